@@ -1,0 +1,986 @@
+"""ViP²-CLIP for anomaly detection.
+
+The data flow, one public method a stage:
+
+    pixel_values -> get_vision_features -> image_embeds, patch_embeds
+    image_embeds -> get_prompt_embeds   -> text_embeds
+    text_embeds, patch_embeds -> align  -> layer maps, logits, scores
+    layer maps   -> resize_maps         -> anomaly maps
+
+Section, equation and table numbers are those of the paper (arXiv:2505.17692). In comments on shapes B is the batch, L
+the number of feature layers, P the number of patches, D the size of CLIP's joint space, C the width of the text tower.
+"""
+
+import contextlib
+import copy
+import hashlib
+import logging as python_logging
+import math
+import os
+from dataclasses import dataclass
+from functools import lru_cache, partial
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import nn
+from transformers import AutoTokenizer, CLIPConfig, CLIPModel, PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
+from transformers.masking_utils import create_causal_mask
+from transformers.models.clip.modeling_clip import CLIPVisionEmbeddings
+from transformers.utils import ModelOutput, cached_file, logging
+
+from .configuration_vip2clip import STATE_WORD_TOKEN_IDS, ViP2ClipConfig
+from .loss_vip2clip import vip2clip_loss
+
+
+logger = logging.get_logger(__name__)
+
+WEIGHTS_NAME = "model.safetensors"
+BACKBONE_PREFIX = "clip."
+HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+
+
+@dataclass
+class ViP2ClipAlignmentOutput(ModelOutput):
+    """
+    Output of [`ViP2ClipForAnomalyDetection.align`]. All float32 (float64 where the inputs are).
+
+    Args:
+        layer_maps (`torch.FloatTensor` of shape `(batch_size, num_layers, 2, grid, grid)`):
+            Probabilities [normal, anomalous] of every patch at every feature layer, in [0, 1].
+        logits (`torch.FloatTensor` of shape `(batch_size, 2)`):
+            [normal, anomalous] of the image; `softmax(logits)[:, 1]` is `scores`.
+        scores (`torch.FloatTensor` of shape `(batch_size,)`):
+            Probability that the image is anomalous, in [0, 1].
+        text_embeds (`torch.FloatTensor` of shape `(batch_size, num_layers, 2, projection_dim)`):
+            Prompts refined at every layer (eq. 6), L2-normalised.
+        layer_logits (`torch.FloatTensor` of shape `(batch_size, num_layers, 2)`, *optional*):
+            Similarity of the top-k patches to [normal, anomalous] at every layer, divided by the temperature. Absent
+            with `alignment="dual"`.
+        attentions (`tuple[torch.FloatTensor]`, *optional*):
+            Per layer, attention of the prompts over the patches, `(batch_size, num_heads, 2, num_patches)`.
+    """
+
+    layer_maps: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    scores: torch.FloatTensor | None = None
+    text_embeds: torch.FloatTensor | None = None
+    layer_logits: torch.FloatTensor | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+@dataclass
+class ViP2ClipAnomalyDetectionOutput(ModelOutput):
+    """
+    Output of [`ViP2ClipForAnomalyDetection`].
+
+    Args:
+        loss (`torch.FloatTensor` of shape `()`, returned when `labels` or `mask_labels` are given):
+            Training loss (eq. 9).
+        loss_components (`dict[str, torch.FloatTensor]`, returned with `loss`):
+            `image`, `focal`, `dice_anomalous` and `dice_normal`; the last three summed over layers and not yet
+            multiplied by `local_loss_weight`.
+        logits (`torch.FloatTensor` of shape `(batch_size, 2)`):
+            [normal, anomalous] of the image; `softmax(logits)[:, 1]` is `scores`.
+        scores (`torch.FloatTensor` of shape `(batch_size,)`):
+            Probability that the image is anomalous, in [0, 1].
+        anomaly_maps (`torch.FloatTensor` of shape `(batch_size, image_size, image_size)`):
+            Smoothed anomaly map (eq. 11), in [0, 1].
+        layer_maps (`torch.FloatTensor` of shape `(batch_size, num_layers, 2, grid, grid)`):
+            Probabilities [normal, anomalous] of every patch at every feature layer, before upsampling.
+        text_embeds (`torch.FloatTensor` of shape `(batch_size, num_layers, 2, projection_dim)`):
+            Prompts refined at every layer, L2-normalised.
+        image_embeds (`torch.FloatTensor` of shape `(batch_size, projection_dim)`):
+            Projected class token, L2-normalised.
+        attentions (`tuple[torch.FloatTensor]`, returned with `output_attentions=True`):
+            Per layer, attention of the prompts over the patches, `(batch_size, num_heads, 2, num_patches)`: the maps
+            of the paper's Fig. 3.
+    """
+
+    loss: torch.FloatTensor | None = None
+    loss_components: dict[str, torch.FloatTensor] | None = None
+    logits: torch.FloatTensor | None = None
+    scores: torch.FloatTensor | None = None
+    anomaly_maps: torch.FloatTensor | None = None
+    layer_maps: torch.FloatTensor | None = None
+    text_embeds: torch.FloatTensor | None = None
+    image_embeds: torch.FloatTensor | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+def _bilinear_matrix(in_size: int, out_size: int) -> np.ndarray:
+    """Bilinear interpolation along one axis (align_corners=False) as a matrix of shape (out_size, in_size)."""
+    position = np.clip((np.arange(out_size) + 0.5) * in_size / out_size - 0.5, 0, in_size - 1)
+    low = np.minimum(position.astype(np.int64), in_size - 1)
+    high = np.minimum(low + 1, in_size - 1)
+    matrix = np.zeros((out_size, in_size))
+    rows = np.arange(out_size)
+    np.add.at(matrix, (rows, low), 1 - (position - low))
+    np.add.at(matrix, (rows, high), position - low)
+    return matrix
+
+
+def _gaussian_matrix(size: int, sigma: float, truncate: float = 4.0) -> np.ndarray:
+    """scipy's `gaussian_filter1d` with mode "reflect" along one axis as a matrix of shape (size, size)."""
+    radius = int(truncate * sigma + 0.5)
+    offsets = np.arange(-radius, radius + 1)
+    weights = np.exp(-0.5 / sigma**2 * offsets**2) if radius else np.ones(1)
+    weights /= weights.sum()
+    # Reflection about the edge of the border pixel, d c b a | a b c d | d c b a, repeated where the kernel is longer.
+    source = (np.arange(size)[:, None] + offsets) % (2 * size)
+    source = np.where(source < size, source, 2 * size - 1 - source)
+    matrix = np.zeros((size, size))
+    np.add.at(matrix, (np.arange(size)[:, None], source), weights)
+    return matrix
+
+
+@lru_cache(maxsize=32)
+def _resize_and_smooth_matrix(in_size: int, out_size: int, sigma: float) -> np.ndarray:
+    """Bilinear resize, then Gaussian smoothing, as one matrix of shape (out_size, in_size)."""
+    matrix = _bilinear_matrix(in_size, out_size)
+    return _gaussian_matrix(out_size, sigma) @ matrix if sigma > 0 else matrix
+
+
+def resize_maps(maps: torch.Tensor, size: int | tuple[int, int], sigma: float = 0.0) -> torch.Tensor:
+    """
+    Resize maps bilinearly (align_corners=False, no antialiasing), then smooth them with a Gaussian as
+    `scipy.ndimage.gaussian_filter(map, sigma)` does (mode "reflect", truncate 4). Both are linear and separable, so
+    that one small matrix product per axis does the work on whatever device the maps are.
+
+    Args:
+        maps (`torch.FloatTensor` of shape `(..., height, width)`):
+            Any number of maps.
+        size (`int` or `tuple[int, int]`):
+            Height and width wanted; one number for a square.
+        sigma (`float`, defaults to 0.0):
+            Standard deviation of the Gaussian in pixels of the result; 0 leaves it out.
+
+    Returns:
+        `torch.FloatTensor` of shape `(..., size[0], size[1])`.
+    """
+    height, width = (size, size) if isinstance(size, int) else size
+    # Matrices are built from Python numbers at each call: a tensor kept on the module would be uninitialised after
+    # from_pretrained, one kept in a cache could have been made under inference_mode.
+    rows, columns = (
+        torch.from_numpy(_resize_and_smooth_matrix(maps.shape[axis], out, float(sigma))).to(maps.dtype).to(maps.device)
+        for axis, out in ((-2, height), (-1, width))
+    )
+    return rows @ maps @ columns.T
+
+
+def _upcast(tensor: torch.Tensor) -> torch.Tensor:
+    """Half precision to float32; float32 and float64 stay."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def backbone_checksum(state_dict: dict[str, torch.Tensor], dtype: torch.dtype) -> str:
+    """
+    SHA-256 over names, shapes and values of a CLIPModel's weights in `dtype`. Independent of file format, sharding
+    and of the precision the file happens to hold, as long as the conversion to `dtype` gives the same values.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(state_dict):
+        tensor = state_dict[name].detach().to(device="cpu", dtype=dtype).contiguous()
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return f"sha256:{digest.hexdigest()}"
+
+
+class ViP2ClipVisionEmbeddings(CLIPVisionEmbeddings):
+    """CLIP's patch and position embeddings with a choice of how the position table is resized."""
+
+    def __init__(self, config, position_interpolation: str):
+        super().__init__(config)
+        self.position_interpolation = position_interpolation
+
+    def interpolate_pos_encoding(self, embeddings: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        """The position table for an image of `height` x `width` pixels, `(1, 1 + num_patches, hidden_size)`. The
+        stored table keeps its native size: resizing it in place would compound with the next size."""
+        table = self.position_embedding.weight  # (1 + native * native, hidden)
+        native = math.isqrt(table.shape[0] - 1)
+        grid = (height // self.patch_size, width // self.patch_size)
+        if grid == (native, native):
+            return table[None]
+        patches = _upcast(table[1:]).T.reshape(1, -1, native, native)
+        patches = F.interpolate(patches, size=grid, mode=self.position_interpolation, align_corners=False)
+        return torch.cat([table[:1], patches.flatten(2)[0].T.to(table.dtype)])[None]  # (1, 1 + grid * grid, hidden)
+
+
+class ViP2ClipPromptLearner(nn.Module):
+    """The learned vectors of the prompts (eqs. 2 and 3): v (normal), w (anomalous) and o (image tokens)."""
+
+    def __init__(self, config: ViP2ClipConfig):
+        super().__init__()
+        width = config.clip_config.text_config.hidden_size
+        self.normal_context = nn.Parameter(torch.empty(config.num_context_tokens, width))
+        self.anomalous_context = nn.Parameter(torch.empty(config.num_context_tokens, width))
+        self.image_tokens = nn.Parameter(torch.empty(config.num_image_tokens, width))
+
+
+class ViP2ClipImageConditionedAdapter(nn.Module):
+    """
+    ICA: maps the image embedding to one offset a_i per image token, z_i = o_i + a_i (eqs. 4 and 5), through one
+    Meta-Net (Linear, ReLU, Linear) per token. The vector added to the input of all Meta-Nets is not in the paper; it
+    is in the released code and counted in Table 3.
+    """
+
+    def __init__(self, config: ViP2ClipConfig):
+        super().__init__()
+        self.enabled = config.use_image_conditioning
+        if self.enabled:
+            embed_dim, hidden = config.clip_config.projection_dim, config.meta_net_hidden_size
+            width = config.clip_config.text_config.hidden_size
+            self.input_bias = nn.Parameter(torch.empty(embed_dim))
+            self.meta_nets = nn.ModuleList(
+                nn.Sequential(nn.Linear(embed_dim, hidden), nn.ReLU(), nn.Linear(hidden, width))
+                for _ in range(config.num_image_tokens)
+            )
+
+    def forward(self, image_embeds: torch.Tensor, image_tokens: torch.Tensor) -> torch.Tensor:
+        """`image_embeds` (B, D), `image_tokens` (r, C) -> (B, r, C)."""
+        if not self.enabled:
+            return image_tokens.expand(len(image_embeds), -1, -1)
+        shifted = image_embeds.to(self.input_bias.dtype) + self.input_bias
+        return image_tokens + torch.stack([net(shifted) for net in self.meta_nets], dim=1)
+
+
+class ViP2ClipFineGrainedPerception(nn.Module):
+    """
+    FGP: attention of the two prompts over the patches of one layer (eq. 6), the same weights at every layer.
+
+    The key projection is folded into the queries and the value projection applied after the patches have been
+    averaged, so that the patches themselves are never projected: q (W_k f + b_k) = (q W_k) f + const, and attention
+    weights sum to one. Exact up to rounding, and the products with P patches shrink from D x D to heads x D.
+    """
+
+    def __init__(self, config: ViP2ClipConfig):
+        super().__init__()
+        self.enabled = config.use_fine_grained_perception
+        self.num_heads = config.perception_num_heads
+        if self.enabled:
+            embed_dim = config.clip_config.projection_dim
+            self.head_dim = embed_dim // self.num_heads
+            self.scale = self.head_dim**-0.5 if config.perception_scaled else 1.0
+            self.q_proj = nn.Linear(embed_dim, embed_dim)
+            self.k_proj = nn.Linear(embed_dim, embed_dim)
+            self.v_proj = nn.Linear(embed_dim, embed_dim)
+            self.out_proj = nn.Linear(embed_dim, embed_dim)
+
+    def forward(
+        self, text_embeds: torch.Tensor, patch_embeds: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """
+        Args:
+            text_embeds (`torch.FloatTensor` of shape `(batch_size, 2, projection_dim)`): prompt embeddings.
+            patch_embeds (`torch.FloatTensor` of shape `(batch_size, num_layers, num_patches, projection_dim)`).
+
+        Returns:
+            `tuple`: refined prompts `(batch_size, num_layers, 2, projection_dim)`, not normalised, and attention
+            weights `(batch_size, num_layers, num_heads, 2, num_patches)`, None when the module is disabled.
+        """
+        num_layers = patch_embeds.shape[1]
+        if not self.enabled:
+            return text_embeds[:, None].expand(-1, num_layers, -1, -1), None
+        dtype, heads = patch_embeds.dtype, self.num_heads
+
+        def parameters_of(projection: nn.Linear) -> tuple[torch.Tensor, torch.Tensor]:
+            return projection.weight.to(dtype), projection.bias.to(dtype)
+
+        key_weight, key_bias = parameters_of(self.k_proj)
+        value_weight, value_bias = parameters_of(self.v_proj)
+        key_weight = key_weight.unflatten(0, (heads, -1))  # (heads, head_dim, D)
+        value_weight = value_weight.unflatten(0, (heads, -1))
+
+        queries = F.linear(text_embeds, *parameters_of(self.q_proj)).unflatten(-1, (heads, -1))  # (B, 2, heads, hd)
+        # The key bias adds a constant to all logits of a query and cancels in the softmax. Zero times the bias keeps
+        # it in the graph with a gradient of exact zeros, which distributed training needs and rounding would spoil.
+        queries = queries + 0.0 * key_bias.unflatten(0, (heads, -1))
+        folded = torch.einsum("bthk,hkd->bhtd", queries, key_weight)  # (B, heads, 2, D)
+        logits = torch.matmul(folded.flatten(1, 2)[:, None], patch_embeds.mT) * self.scale  # (B, L, heads * 2, P)
+        attention = logits.softmax(dim=-1)
+        pooled = torch.matmul(attention, patch_embeds).unflatten(2, (heads, 2))  # (B, L, heads, 2, D)
+        values = torch.einsum("blhtd,hkd->blthk", pooled, value_weight).flatten(-2) + value_bias  # (B, L, 2, D)
+        return F.linear(values, *parameters_of(self.out_proj)), attention.unflatten(2, (heads, 2))
+
+
+class ViP2ClipPreTrainedModel(PreTrainedModel):
+    config: ViP2ClipConfig
+    config_class = ViP2ClipConfig
+    base_model_prefix = "clip"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    # forward does not normalise the loss by a number of items; without this the Trainer scales it by the number of
+    # accumulation steps and processes.
+    accepts_loss_kwargs = False
+    _no_split_modules = [
+        "CLIPEncoderLayer",
+        "CLIPTextEmbeddings",
+        "ViP2ClipVisionEmbeddings",
+        "ViP2ClipFineGrainedPerception",
+        "ViP2ClipImageConditionedAdapter",
+    ]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        """Initialisation of the released code: vectors normal, projections as PyTorch's Linear does by default.
+        CLIP, a model of its own, initialises itself."""
+        if isinstance(module, nn.Linear):
+            init.kaiming_uniform_(module.weight, a=math.sqrt(5))
+            bound = module.in_features**-0.5
+            init.uniform_(module.bias, -bound, bound)
+        elif isinstance(module, (ViP2ClipPromptLearner, ViP2ClipImageConditionedAdapter)):
+            for parameter in module.parameters(recurse=False):
+                init.normal_(parameter, mean=0.0, std=self.config.initializer_range)
+
+
+class ViP2ClipForAnomalyDetection(ViP2ClipPreTrainedModel):
+    r"""
+    Zero-shot anomaly detection with a frozen CLIP, image-conditioned prompts (ICA), prompts refined by the patches of
+    every layer (FGP) and one text-patch alignment for image score and map (UTPA).
+
+    CLIP stays frozen and in eval mode whatever is called; what is trained are `prompt_learner`,
+    `image_conditioned_adapter` and `fine_grained_perception`.
+
+    Example:
+
+    ```python
+    >>> from vip2clip_hf import ViP2ClipForAnomalyDetection, ViP2ClipImageProcessor
+
+    >>> model = ViP2ClipForAnomalyDetection.from_pretrained("path/to/checkpoint")
+    >>> processor = ViP2ClipImageProcessor.from_pretrained("path/to/checkpoint")
+    >>> inputs = processor("photo.jpg", return_tensors="pt")
+    >>> with torch.inference_mode():
+    ...     outputs = model(**inputs)
+    >>> result = processor.post_process_anomaly_detection(outputs, target_sizes=[(1200, 1600)])[0]
+    >>> result["score"], result["label"], result["anomaly_map"].shape
+    ```
+    """
+
+    def __init__(self, config: ViP2ClipConfig):
+        config.validate()
+        super().__init__(config)
+        self.clip = CLIPModel._from_config(config.clip_config)
+        self.clip.vision_model.embeddings = ViP2ClipVisionEmbeddings(
+            config.clip_config.vision_config, config.position_interpolation
+        )
+        self.prompt_learner = ViP2ClipPromptLearner(config)
+        self.image_conditioned_adapter = ViP2ClipImageConditionedAdapter(config)
+        self.fine_grained_perception = ViP2ClipFineGrainedPerception(config)
+        self.gradient_checkpointing = False
+        self.post_init()
+        self.freeze_backbone()
+
+    # Building and loading
+
+    def freeze_backbone(self):
+        """Take CLIP out of training: no gradients, eval mode."""
+        self.clip.requires_grad_(False)
+        self.clip.eval()
+
+    def train(self, mode: bool = True):
+        """Switch the adapters between training and evaluation. CLIP is frozen again: loading gives its parameters
+        their gradients back, and ends with a call of eval()."""
+        super().train(mode)
+        self.freeze_backbone()
+        return self
+
+    def adapter_state_dict(self) -> dict[str, torch.Tensor]:
+        """The trained part of the state dict, without the frozen CLIP."""
+        return {k: v for k, v in self.state_dict().items() if not k.startswith(BACKBONE_PREFIX)}
+
+    @classmethod
+    def from_clip(
+        cls,
+        clip: CLIPModel | str | os.PathLike,
+        tokenizer=None,
+        *,
+        variant: str = "paper",
+        dtype: torch.dtype | str = torch.float32,
+        attn_implementation: str | None = None,
+        revision: str = "main",
+        token: str | bool | None = None,
+        cache_dir: str | os.PathLike | None = None,
+        local_files_only: bool = False,
+        **config_overrides,
+    ) -> "ViP2ClipForAnomalyDetection":
+        """
+        New, untrained adapters on a CLIP checkpoint.
+
+        Args:
+            clip (`CLIPModel`, `str` or `os.PathLike`):
+                The backbone: a model (its weights are copied), a folder or a Hub id.
+            tokenizer (tokenizer, `str` or `os.PathLike`, *optional*):
+                Only needed for state words other than those of the paper's Table 6, whose token ids are known.
+            variant (`"paper"` or `"release"`, defaults to `"paper"`):
+                See [`ViP2ClipConfig.from_variant`].
+            dtype (`torch.dtype` or `str`, defaults to `torch.float32`):
+                Precision of the model, whatever the checkpoint holds.
+            attn_implementation (`str`, *optional*):
+                `"eager"`, `"sdpa"`, ... of CLIP's towers.
+            revision, token, cache_dir, local_files_only:
+                As for any `from_pretrained`.
+            config_overrides:
+                Fields of [`ViP2ClipConfig`].
+
+        Raises:
+            ValueError: the checkpoint is no CLIP.
+            OSError: it cannot be found or reached.
+            RuntimeError: it lacks weights.
+        """
+        hub_kwargs = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
+        source = None if isinstance(clip, CLIPModel) else os.fspath(clip)
+        clip, origin = load_clip(clip, revision=revision, **hub_kwargs)
+        # A model that was given stays the caller's: its weights are copied.
+        weights = {BACKBONE_PREFIX + k: v if source else v.clone() for k, v in clip.state_dict().items()}
+        config_overrides = {**origin, **config_overrides}
+
+        if tokenizer is not None or _needs_tokenizer(config_overrides):
+            tokenizer = _load_tokenizer(tokenizer, source, revision=revision, **hub_kwargs)
+        if tokenizer is not None:
+            config_overrides = {**_token_ids(tokenizer, variant, config_overrides), **config_overrides}
+        clip_config = CLIPConfig.from_dict(clip.config.to_dict())
+        config = ViP2ClipConfig.from_variant(variant, clip_config=clip_config, **config_overrides)
+        kwargs = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
+        # The adapters are meant to be new; a table of missing weights would only frighten.
+        with _quiet_loading():
+            return super().from_pretrained(None, config=config, state_dict=weights, dtype=dtype, **kwargs)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike | None,
+        *model_args,
+        config: PreTrainedConfig | str | os.PathLike | None = None,
+        backbone: CLIPModel | str | os.PathLike | None = None,
+        output_loading_info: bool = False,
+        **kwargs,
+    ):
+        """
+        Load a checkpoint, with its own CLIP or with adapters only.
+
+        Args:
+            pretrained_model_name_or_path (`str` or `os.PathLike`):
+                Folder or Hub id.
+            config (`ViP2ClipConfig`, `str` or `os.PathLike`, *optional*):
+                Configuration to use instead of the checkpoint's.
+            backbone (`CLIPModel`, `str` or `os.PathLike`, *optional*):
+                For a checkpoint of adapters only: where its CLIP is, instead of the Hub id it names. Its weights must
+                have the checksum the checkpoint states.
+            kwargs:
+                As for any `from_pretrained`: `dtype`, `device_map`, `attn_implementation`, fields of the
+                configuration, ...
+
+        Raises:
+            ValueError: the checkpoint is of another model type, or its backbone is another one than it was trained
+                with.
+            OSError: checkpoint or backbone cannot be found or reached.
+            RuntimeError: weights are missing. Nothing is ever filled with random numbers.
+        """
+        if pretrained_model_name_or_path is None:
+            return super().from_pretrained(
+                None, *model_args, config=config, output_loading_info=output_loading_info, **kwargs
+            )
+        hub_kwargs = {name: kwargs[name] for name in HUB_KWARGS if name in kwargs}
+        if not isinstance(config, PreTrainedConfig):
+            overrides = {
+                name: kwargs.pop(name)
+                for name in list(kwargs)
+                if name in cls.config_class.__dataclass_fields__ and name not in ("dtype", *HUB_KWARGS)
+            }
+            config = cls.config_class.from_pretrained(
+                pretrained_model_name_or_path if config is None else config, **hub_kwargs, **overrides
+            )
+        if config.adapters_only or backbone is not None:
+            config, weights = _merge_adapters_with_backbone(
+                pretrained_model_name_or_path, config, backbone, hub_kwargs
+            )
+            kwargs = {name: value for name, value in kwargs.items() if name not in HUB_KWARGS}
+            model, info = super().from_pretrained(
+                None, *model_args, config=config, state_dict=weights, output_loading_info=True, **kwargs
+            )
+            model.config.name_or_path = str(pretrained_model_name_or_path)
+        else:
+            model, info = super().from_pretrained(
+                pretrained_model_name_or_path, *model_args, config=config, output_loading_info=True, **kwargs
+            )
+        missing = sorted(info["missing_keys"])
+        if missing:
+            raise RuntimeError(
+                f"{pretrained_model_name_or_path} lacks {len(missing)} of the model's weights "
+                f"({', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}), which would have been filled with "
+                "random numbers. A checkpoint of adapters only needs `backbone=`; to put new adapters on a CLIP "
+                "checkpoint use ViP2ClipForAnomalyDetection.from_clip."
+            )
+        return (model, info) if output_loading_info else model
+
+    # Stages
+
+    def get_vision_features(self, pixel_values: torch.FloatTensor) -> tuple[torch.FloatTensor, torch.FloatTensor]:
+        """
+        Image and patch embeddings of the frozen vision tower (section 3). Of the hidden states only the feature
+        layers are kept.
+
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, 3, height, width)`):
+                Square images from [`ViP2ClipImageProcessor`], their side a multiple of the patch.
+
+        Returns:
+            `tuple`: image embeddings `(batch_size, projection_dim)`, from the class token of the last block, and
+            patch embeddings `(batch_size, num_layers, num_patches, projection_dim)`, blocks `feature_layers` through
+            post layer norm and projection, row-major. Both L2-normalised.
+
+        Raises:
+            ValueError: another shape, or values that are not finite.
+        """
+        self._check_pixel_values(pixel_values)
+        vision = self.clip.vision_model
+        hidden = vision.embeddings(pixel_values, interpolate_pos_encoding=True)
+        hidden = vision.pre_layrnorm(hidden)  # (B, 1 + P, width)
+        patch_embeds = []
+        for number, block in enumerate(vision.encoder.layers, start=1):
+            hidden = block(hidden, None)
+            if number in self.config.feature_layers:
+                projected = self.clip.visual_projection(vision.post_layernorm(hidden[:, 1:]))  # (B, P, D)
+                patch_embeds.append(F.normalize(projected, dim=-1))
+        class_token = hidden[:, 0]
+        if self.config.image_embeds_layernorm:
+            class_token = vision.post_layernorm(class_token)
+        image_embeds = F.normalize(self.clip.visual_projection(class_token), dim=-1)  # (B, D)
+        return image_embeds, torch.stack(patch_embeds, dim=1)  # (B, L, P, D)
+
+    def get_prompts(self, image_embeds: torch.FloatTensor) -> torch.FloatTensor:
+        """
+        The prompts of eqs. 4 and 5 as input embeddings of the text tower, without position embeddings:
+        [start] [context] [state word] [image tokens] [end].
+
+        Args:
+            image_embeds (`torch.FloatTensor` of shape `(batch_size, projection_dim)`):
+                L2-normalised image embeddings.
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch_size, 2, prompt_length, text_width)`, order [normal, anomalous]. When
+            the state words differ in length the shorter prompt is padded with end tokens.
+        """
+        config, learned = self.config, self.prompt_learner
+        image_tokens = self.image_conditioned_adapter(image_embeds, learned.image_tokens)  # (B, r, C)
+        batch_size, longest = len(image_tokens), max(config.prompt_lengths)
+        prompts = []
+        for context, word_ids, length in zip(
+            (learned.normal_context, learned.anomalous_context),
+            (config.normal_token_ids, config.anomalous_token_ids),
+            config.prompt_lengths,
+        ):
+            fixed_ids = [config.bos_token_id, *word_ids, config.eos_token_id]
+            fixed = self.clip.text_model.embeddings.token_embedding(
+                torch.tensor(fixed_ids, device=context.device)
+            )  # (2 + words, C)
+            prefix = torch.cat([fixed[:1], context, fixed[1:-1]]).expand(batch_size, -1, -1)
+            suffix = fixed[-1:].expand(batch_size, 1 + longest - length, -1)
+            prompts.append(torch.cat([prefix, image_tokens, suffix], dim=1))
+        return torch.stack(prompts, dim=1)  # (B, 2, T, C)
+
+    def encode_prompts(self, prompts: torch.FloatTensor) -> torch.FloatTensor:
+        """
+        Run prompts from [`get_prompts`] through the text tower and read their end tokens. Attention is causal, so
+        that nothing behind the end token counts and prompts are not padded to 77 positions.
+
+        Args:
+            prompts (`torch.FloatTensor` of shape `(batch_size, 2, prompt_length, text_width)`).
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch_size, 2, projection_dim)`, not normalised.
+        """
+        text = self.clip.text_model
+        hidden = text.embeddings(inputs_embeds=prompts.flatten(0, 1))  # (B * 2, T, C)
+        # sdpa gets no mask and goes by is_causal, eager goes by the mask: both are needed.
+        mask = create_causal_mask(config=text.config, inputs_embeds=hidden, attention_mask=None, past_key_values=None)
+        for block in text.encoder.layers:
+            run = partial(block, attention_mask=mask, is_causal=True)
+            # The library's layers checkpoint themselves in training mode only, and CLIP never is.
+            if self.gradient_checkpointing and self.training:
+                hidden = self._gradient_checkpointing_func(run, hidden)
+            else:
+                hidden = run(hidden)
+        hidden = hidden.unflatten(0, (-1, 2))
+        ends = torch.stack([hidden[:, i, n - 1] for i, n in enumerate(self.config.prompt_lengths)], dim=1)  # (B, 2, C)
+        return self.clip.text_projection(text.final_layer_norm(ends))
+
+    def get_prompt_embeds(self, image_embeds: torch.FloatTensor) -> torch.FloatTensor:
+        """
+        Embeddings of the image-conditioned prompts (section 4.1, ICA).
+
+        Args:
+            image_embeds (`torch.FloatTensor` of shape `(batch_size, projection_dim)`):
+                L2-normalised image embeddings.
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch_size, 2, projection_dim)`, order [normal, anomalous], L2-normalised.
+        """
+        batch_size = len(image_embeds)
+        if not self.config.use_image_conditioning:
+            image_embeds = image_embeds[:1]  # the same prompts for every image
+        text_embeds = F.normalize(self.encode_prompts(self.get_prompts(image_embeds)), dim=-1)
+        return text_embeds.expand(batch_size, -1, -1)
+
+    def align(
+        self,
+        text_embeds: torch.FloatTensor,
+        patch_embeds: torch.FloatTensor,
+        image_embeds: torch.FloatTensor | None = None,
+        *,
+        top_k: int | None = None,
+        output_attentions: bool = False,
+    ) -> ViP2ClipAlignmentOutput:
+        """
+        Refine the prompts with the patches of every layer (FGP, eq. 6) and align both (UTPA, section 4.2). Computed
+        in float32 whatever the precision of the model; float64 stays float64.
+
+        Args:
+            text_embeds (`torch.FloatTensor` of shape `(batch_size, 2, projection_dim)`):
+                Prompt embeddings [normal, anomalous]. All embeddings are L2-normalised first.
+            patch_embeds (`torch.FloatTensor` of shape `(batch_size, num_layers, num_patches, projection_dim)`):
+                Patch embeddings on a square grid, row-major.
+            image_embeds (`torch.FloatTensor` of shape `(batch_size, projection_dim)`, *optional*):
+                Only used, and then required, with `alignment="dual"`.
+            top_k (`int`, *optional*):
+                Patches per layer that stand for the image, instead of the configuration's.
+            output_attentions (`bool`, defaults to `False`):
+                Whether to return the attention of the prompts.
+
+        Raises:
+            ValueError: patches that form no square, more top-k patches than there are, or no image embeddings where
+                they are needed.
+        """
+        config = self.config
+        num_patches = patch_embeds.shape[2]
+        grid = math.isqrt(num_patches)
+        if grid * grid != num_patches:
+            raise ValueError(f"patch_embeds has {num_patches} patches; expected a square number of them.")
+        top_k = config.top_k if top_k is None else top_k
+        if not 1 <= top_k <= num_patches:
+            raise ValueError(f"top_k is {top_k}; expected between 1 and {num_patches}, the number of patches given.")
+
+        with torch.autocast(device_type=patch_embeds.device.type, enabled=False):
+            text_embeds = F.normalize(_upcast(text_embeds), dim=-1)  # (B, 2, D)
+            patch_embeds = F.normalize(_upcast(patch_embeds), dim=-1)  # (B, L, P, D)
+            refined, attention = self.fine_grained_perception(text_embeds, patch_embeds)
+            refined = F.normalize(refined, dim=-1)  # (B, L, 2, D)
+
+            cosines = patch_embeds @ refined.mT  # (B, L, P, 2)
+            probabilities = (cosines / config.temperature).softmax(dim=-1)
+            layer_maps = probabilities.mT.unflatten(-1, (grid, grid))  # (B, L, 2, grid, grid)
+
+            layer_logits = None
+            if config.alignment == "dual":
+                if image_embeds is None:
+                    raise ValueError('alignment="dual" scores the image embedding; pass image_embeds to align.')
+                image_embeds = F.normalize(_upcast(image_embeds), dim=-1)
+                logits = (text_embeds @ image_embeds[..., None])[..., 0] / config.temperature  # (B, 2)
+            else:
+                pooled = self.pool_patches(patch_embeds, cosines, top_k)  # (B, L, D)
+                if config.image_score == "pooled_features":
+                    pooled = F.normalize(pooled, dim=-1)
+                # Not normalised, the product with the prompts is the mean of the patches' cosines (mean_logits).
+                layer_logits = (refined @ pooled[..., None])[..., 0] / config.temperature  # (B, L, 2)
+                if config.image_score == "pooled_features":  # log of the mean over layers of the probabilities
+                    logits = layer_logits.log_softmax(dim=-1).logsumexp(dim=1) - math.log(layer_logits.shape[1])
+                else:
+                    logits = layer_logits.mean(dim=1)
+            scores = logits.softmax(dim=-1)[:, 1]
+        return ViP2ClipAlignmentOutput(
+            layer_maps=layer_maps,
+            logits=logits,
+            scores=scores,
+            text_embeds=refined,
+            layer_logits=layer_logits,
+            attentions=attention.unbind(1) if output_attentions and attention is not None else None,
+        )
+
+    def pool_patches(
+        self, patch_embeds: torch.FloatTensor, cosines: torch.FloatTensor, top_k: int
+    ) -> torch.FloatTensor:
+        """
+        The feature that stands for the image at every layer (eq. 8): the mean of its most anomalous patches.
+
+        Args:
+            patch_embeds (`torch.FloatTensor` of shape `(batch_size, num_layers, num_patches, projection_dim)`):
+                L2-normalised patch embeddings.
+            cosines (`torch.FloatTensor` of shape `(batch_size, num_layers, num_patches, 2)`):
+                Their cosines with the refined prompts [normal, anomalous].
+            top_k (`int`):
+                Patches to average.
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch_size, num_layers, projection_dim)`, not normalised.
+        """
+        # Ranking by the margin is ranking by the anomalous probability, but does not saturate.
+        margin = cosines[..., 1] - cosines[..., 0]  # (B, L, P)
+        chosen = margin.topk(top_k, dim=-1).indices[..., None].expand(-1, -1, -1, patch_embeds.shape[-1])
+        return patch_embeds.gather(2, chosen).mean(dim=2)  # (B, L, D)
+
+    def get_anomaly_maps(self, layer_maps: torch.FloatTensor) -> torch.FloatTensor:
+        """
+        The anomaly map of eq. 11: mean over layers, upsampled to `image_size` and smoothed.
+
+        Args:
+            layer_maps (`torch.FloatTensor` of shape `(batch_size, num_layers, 2, grid, grid)`).
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch_size, image_size, image_size)`, in [0, 1].
+        """
+        # Normal and anomalous probability sum to one, so that (1 - M_n + M_a) / 2 is M_a.
+        maps = resize_maps(layer_maps[:, :, 1].mean(dim=1), self.config.image_size, self.config.smoothing_sigma)
+        return maps.clamp(0, 1)
+
+    def forward(
+        self,
+        pixel_values: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        mask_labels: torch.Tensor | None = None,
+        image_embeds: torch.FloatTensor | None = None,
+        patch_embeds: torch.FloatTensor | None = None,
+        output_attentions: bool | None = None,
+        mask_label_valid: torch.BoolTensor | None = None,
+        top_k: int | None = None,
+        return_dict: bool | None = None,
+    ) -> ViP2ClipAnomalyDetectionOutput | tuple:
+        """
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, 3, image_size, image_size)`, *optional*):
+                Images from [`ViP2ClipImageProcessor`].
+            labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
+                0 normal, 1 anomalous; gives the image loss.
+            mask_labels (`torch.Tensor` of shape `(batch_size, image_size, image_size)`, *optional*):
+                1 for anomalous pixels, 0 for the others; gives the pixel losses.
+            image_embeds, patch_embeds (*optional*):
+                Output of [`get_vision_features`] computed before, in place of `pixel_values`.
+            output_attentions (`bool`, *optional*):
+                Whether to return the attention of the prompts over the patches.
+            mask_label_valid (`torch.BoolTensor` of shape `(batch_size,)`, *optional*):
+                False for images whose pixels are not annotated: they count in the image loss only.
+            top_k (`int`, *optional*):
+                Patches per layer that stand for the image (eq. 8), instead of the configuration's.
+            return_dict (`bool`, *optional*):
+                `False` for a plain tuple.
+
+        Raises:
+            ValueError: inputs missing or of the wrong shape, pixels that are not finite, labels or masks with other
+                values than 0 and 1.
+        """
+        if pixel_values is not None:
+            if image_embeds is not None or patch_embeds is not None:
+                raise ValueError("Give either pixel_values, or image_embeds and patch_embeds, not both.")
+            image_embeds, patch_embeds = self.get_vision_features(pixel_values)
+        elif image_embeds is None or patch_embeds is None:
+            raise ValueError("Give pixel_values, or both image_embeds and patch_embeds from get_vision_features.")
+        self._check_labels(len(patch_embeds), labels, mask_labels, mask_label_valid)
+        if output_attentions is None:
+            output_attentions = self.config.output_attentions
+
+        text_embeds = self.get_prompt_embeds(image_embeds)
+        aligned = self.align(
+            text_embeds, patch_embeds, image_embeds, top_k=top_k, output_attentions=bool(output_attentions)
+        )
+
+        loss, parts = None, None
+        if labels is not None or mask_labels is not None:
+            per_layer = self.config.image_score == "pooled_features" and aligned.layer_logits is not None
+            loss, parts = vip2clip_loss(
+                logits=aligned.layer_logits if per_layer else aligned.logits,
+                labels=labels,
+                layer_maps=None if mask_labels is None else resize_maps(aligned.layer_maps, self.config.image_size),
+                mask_labels=mask_labels,
+                mask_label_valid=mask_label_valid,
+                local_loss_weight=self.config.local_loss_weight,
+                focal_gamma=self.config.focal_gamma,
+                focal_smooth=self.config.focal_smooth,
+            )
+        output = ViP2ClipAnomalyDetectionOutput(
+            loss=loss,
+            loss_components=parts,
+            logits=aligned.logits,
+            scores=aligned.scores,
+            anomaly_maps=self.get_anomaly_maps(aligned.layer_maps),
+            layer_maps=aligned.layer_maps,
+            text_embeds=aligned.text_embeds,
+            image_embeds=image_embeds,
+            attentions=aligned.attentions,
+        )
+        return output.to_tuple() if return_dict is False else output
+
+    # Checks. They read values, which a traced or compiled graph cannot.
+
+    def _check_pixel_values(self, pixel_values: torch.Tensor):
+        patch = self.config.clip_config.vision_config.patch_size
+        shape = tuple(pixel_values.shape)
+        if len(shape) != 4 or shape[2] != shape[3] or shape[2] % patch or shape[2] == 0:
+            raise ValueError(
+                f"pixel_values has shape {shape}; expected (batch_size, 3, side, side) with a side that is a multiple "
+                f"of {patch}, such as the {self.config.image_size} of this model. Use ViP2ClipImageProcessor."
+            )
+        if _reads_values() and not torch.isfinite(pixel_values).all():
+            bad = (~torch.isfinite(pixel_values).flatten(1).all(dim=1)).nonzero().flatten().tolist()
+            raise ValueError(f"pixel_values has NaN or infinite values in the images at positions {bad} of the batch.")
+
+    def _check_labels(self, batch_size, labels, mask_labels, mask_label_valid):
+        size = self.config.image_size
+        for name, tensor, shape in (
+            ("labels", labels, (batch_size,)),
+            ("mask_labels", mask_labels, (batch_size, size, size)),
+            ("mask_label_valid", mask_label_valid, (batch_size,)),
+        ):
+            if tensor is None:
+                continue
+            if tuple(tensor.shape) != shape:
+                raise ValueError(f"{name} has shape {tuple(tensor.shape)}; expected {shape}.")
+            if _reads_values() and tensor.dtype != torch.bool and not ((tensor == 0) | (tensor == 1)).all():
+                found = torch.unique(tensor[(tensor != 0) & (tensor != 1)])[:5].tolist()
+                raise ValueError(f"{name} has the values {found}; expected only 0 (normal) and 1 (anomalous).")
+
+
+def _reads_values() -> bool:
+    return not (torch.compiler.is_compiling() or torch.jit.is_tracing())
+
+
+@contextlib.contextmanager
+def _quiet_loading():
+    """Keep the library's report of missing weights out of the log. A filter, not a level: on its level the library
+    makes other messages depend."""
+    loader = python_logging.getLogger("transformers.modeling_utils")
+
+    def only_errors(record):
+        return record.levelno >= python_logging.ERROR
+
+    loader.addFilter(only_errors)
+    try:
+        yield
+    finally:
+        loader.removeFilter(only_errors)
+
+
+def load_clip(clip: CLIPModel | str | os.PathLike, **hub_kwargs) -> tuple[CLIPModel, dict[str, str]]:
+    """
+    A whole CLIP and where it is from.
+
+    Args:
+        clip (`CLIPModel`, `str` or `os.PathLike`): a model, a folder or a Hub id.
+        hub_kwargs: `revision`, `token`, `cache_dir`, ... as for any `from_pretrained`.
+
+    Returns:
+        `tuple`: the model, in the precision of its file, and `backbone_id` and `backbone_revision` of a Hub
+        checkpoint (empty for a folder: a path means nothing elsewhere).
+
+    Raises:
+        OSError: nothing there. ValueError: something else than a CLIP. RuntimeError: weights are missing.
+    """
+    if isinstance(clip, CLIPModel):
+        return clip, {}
+    source = os.fspath(clip)
+    config_dict, _ = CLIPConfig.get_config_dict(source, **hub_kwargs)
+    if config_dict.get("model_type") != "clip":
+        raise ValueError(
+            f"Expected a CLIP checkpoint (model_type 'clip') in {source!r}, found model_type "
+            f"{config_dict.get('model_type')!r}."
+        )
+    clip, info = CLIPModel.from_pretrained(source, dtype="auto", output_loading_info=True, **hub_kwargs)
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise RuntimeError(
+            f"The CLIP checkpoint {source!r} lacks {len(missing)} weights ({', '.join(missing[:3])}, ...); expected "
+            "a complete one."
+        )
+    if os.path.isdir(source):
+        return clip, {}
+    # The folder of the cache a file lies in is named after the commit.
+    commit = os.path.basename(os.path.dirname(cached_file(source, "config.json", **hub_kwargs)))
+    revision = commit if len(commit) == 40 else hub_kwargs.get("revision", "main")
+    return clip, {"backbone_id": source, "backbone_revision": revision}
+
+
+def _needs_tokenizer(config_overrides: dict) -> bool:
+    return any(
+        config_overrides.get(f"{kind}_word") not in (None, *STATE_WORD_TOKEN_IDS)
+        and config_overrides.get(f"{kind}_token_ids") is None
+        for kind in ("normal", "anomalous")
+    )
+
+
+def _load_tokenizer(tokenizer, source: str | None, **hub_kwargs):
+    if tokenizer is None and source is None:
+        raise ValueError(
+            "The token ids of the state words are not known: pass tokenizer=, or normal_token_ids= and "
+            f"anomalous_token_ids=. Ids are known for {', '.join(STATE_WORD_TOKEN_IDS)}."
+        )
+    if tokenizer is None or isinstance(tokenizer, (str, os.PathLike)):
+        tokenizer = AutoTokenizer.from_pretrained(source if tokenizer is None else tokenizer, **hub_kwargs)
+    return tokenizer
+
+
+def _token_ids(tokenizer, variant: str, config_overrides: dict) -> dict:
+    """Ids of the state words and of start and end, as the tokenizer has them."""
+    # The words of the variant are known without a backbone.
+    words = ViP2ClipConfig.from_variant(variant)
+    ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    for kind in ("normal", "anomalous"):
+        word = config_overrides.get(f"{kind}_word", getattr(words, f"{kind}_word"))
+        if word is not None:
+            ids[f"{kind}_token_ids"] = tuple(tokenizer(word, add_special_tokens=False)["input_ids"])
+    return {name: value for name, value in ids.items() if value is not None}
+
+
+def _merge_adapters_with_backbone(
+    checkpoint: str | os.PathLike, config: PreTrainedConfig, backbone, hub_kwargs: dict
+) -> tuple[PreTrainedConfig, dict[str, torch.Tensor]]:
+    """The whole state dict of a checkpoint of adapters only, after the backbone's checksum has been compared."""
+    if backbone is None and config.backbone_id is None:
+        raise OSError(
+            f"{checkpoint} holds adapters only and names no Hub id for its CLIP backbone. Pass backbone= with the "
+            "folder, Hub id or CLIPModel it was trained on."
+        )
+    if not isinstance(backbone, CLIPModel):
+        source, options = backbone, {}
+        if backbone is None:
+            source, options["revision"] = config.backbone_id, config.backbone_revision or "main"
+        options.update({k: v for k, v in hub_kwargs.items() if k not in ("revision", "subfolder")})
+        try:
+            backbone, _ = load_clip(source, **options)
+        except OSError as error:
+            raise OSError(
+                f"{checkpoint} holds adapters only, and its CLIP backbone {source!r} could not be loaded: {error} "
+                "Connect to the Hub, or pass backbone= with the folder that holds it."
+            ) from error
+    weights = backbone.state_dict()
+    if config.backbone_checksum is None:
+        logger.warning(f"{checkpoint} states no checksum of its CLIP backbone; it could not be verified.")
+    else:
+        found = backbone_checksum(weights, getattr(torch, config.backbone_dtype or "float32"))
+        if found != config.backbone_checksum:
+            raise ValueError(
+                f"The backbone given is not the one {checkpoint} was trained on: expected weights with checksum "
+                f"{config.backbone_checksum}, found {found}. Expected backbone: "
+                f"{config.backbone_id or 'not on the Hub'}"
+                f"{f' at revision {config.backbone_revision}' if config.backbone_revision else ''}."
+            )
+    config = copy.deepcopy(config)
+    config.adapters_only = False
+    adapters = load_file(cached_file(checkpoint, WEIGHTS_NAME, **hub_kwargs))
+    return config, {**{BACKBONE_PREFIX + k: v for k, v in weights.items()}, **adapters}
+
+
+__all__ = [
+    "HUB_KWARGS",
+    "ViP2ClipAlignmentOutput",
+    "ViP2ClipAnomalyDetectionOutput",
+    "ViP2ClipForAnomalyDetection",
+    "ViP2ClipPreTrainedModel",
+    "backbone_checksum",
+    "load_clip",
+    "resize_maps",
+]
