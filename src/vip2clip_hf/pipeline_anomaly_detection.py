@@ -1,0 +1,234 @@
+"""The "anomaly-detection" pipeline."""
+
+import os
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from transformers import AutoImageProcessor, AutoModel
+from transformers.pipelines.base import Pipeline
+
+from .image_processing_vip2clip import list_images, load_image
+
+
+# Colours of the heatmap at 0, 1/3, 2/3 and 1: yellow over orange and red to dark red. How much of it covers the
+# photo grows with the value as well, so that a normal image looks like itself.
+HEATMAP_COLORS = np.array([(255, 255, 130), (255, 190, 40), (235, 60, 30), (140, 0, 40)], dtype=np.float32)
+HEATMAP_OPACITY = 0.85
+
+
+def draw_heatmap(image: Image.Image, anomaly_map: np.ndarray) -> Image.Image:
+    """
+    A photo with its anomaly map over it, on a fixed scale: 0 leaves the photo as it is, 1 covers it dark red,
+    whatever the largest value of the map.
+
+    Args:
+        image (`PIL.Image.Image`):
+            The photo.
+        anomaly_map (`np.ndarray` of shape `(height, width)`):
+            Values in [0, 1], of the size of the photo.
+
+    Returns:
+        `PIL.Image.Image`: mode RGB, of the same size.
+
+    Raises:
+        ValueError: a map of another size than the photo.
+    """
+    anomaly_map = np.asarray(anomaly_map, dtype=np.float32)
+    if anomaly_map.shape != (image.height, image.width):
+        raise ValueError(
+            f"anomaly_map has shape {anomaly_map.shape}; expected {(image.height, image.width)}, height and width of "
+            "the image."
+        )
+    # 256 steps are all an 8-bit picture shows, and a table is much faster than interpolating every pixel.
+    steps = np.linspace(0, 1, 256, dtype=np.float32)
+    knots = np.linspace(0, 1, len(HEATMAP_COLORS))
+    table = np.stack([np.interp(steps, knots, channel) for channel in HEATMAP_COLORS.T], axis=-1)
+    level = np.rint(anomaly_map.clip(0, 1) * 255).astype(np.uint8)
+    colors = Image.fromarray(np.rint(table).astype(np.uint8)[level])
+    cover = Image.fromarray(np.rint(steps * HEATMAP_OPACITY * 255).astype(np.uint8)[level])
+    return Image.composite(colors, image.convert("RGB"), cover)
+
+
+class AnomalyDetectionPipeline(Pipeline):
+    """
+    Anomaly detection on photos: score, decision, map and mask at the size of each photo.
+
+    Example:
+
+    ```python
+    >>> from vip2clip_hf import AnomalyDetectionPipeline
+
+    >>> detector = AnomalyDetectionPipeline.from_pretrained("path/to/checkpoint")
+    >>> result = detector("photo.jpg", heatmap=True)
+    >>> result["score"], result["label"]
+    >>> result["heatmap"].save("heatmap.png")
+    ```
+
+    Call arguments, which can also be given when the pipeline is made:
+
+    - `batch_size` (`int`, defaults to 1): images that go through the model together.
+    - `threshold` (`float` or `tuple[float, float]`, defaults to those of the model's configuration): an image or
+      pixel is anomalous when its value is greater than this; a pair gives image and pixel threshold apart.
+    - `top_k` (`int`, defaults to that of the configuration): patches per layer that stand for the image (eq. 8).
+    - `heatmap` (`bool`, defaults to `False`): whether to draw the map over the photo.
+    - `timeout` (`float`, *optional*): seconds to wait for a URL.
+    """
+
+    _load_processor = False
+    _load_image_processor = True
+    _load_video_processor = False
+    _load_feature_extractor = False
+    _load_tokenizer = False
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike,
+        *,
+        device: int | str | torch.device | None = None,
+        batch_size: int | None = None,
+        **kwargs,
+    ) -> "AnomalyDetectionPipeline":
+        """
+        Pipeline from a folder or Hub id. With vip2clip_hf imported no code of the checkpoint is run.
+
+        Args:
+            pretrained_model_name_or_path (`str` or `os.PathLike`):
+                Folder or Hub id of a complete checkpoint: model and image processor.
+            device (*optional*):
+                Where to run; the first accelerator when not given.
+            batch_size (`int`, *optional*):
+                Default of the call argument.
+            kwargs:
+                Passed to the model's `from_pretrained`: `dtype`, `revision`, `token`, `backbone`, ...
+        """
+        shared = {
+            name: kwargs[name]
+            for name in (
+                "cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token",
+                "trust_remote_code",
+            )
+            if name in kwargs
+        }  # fmt: skip
+        image_processor = AutoImageProcessor.from_pretrained(pretrained_model_name_or_path, **shared)
+        model = AutoModel.from_pretrained(pretrained_model_name_or_path, **kwargs)
+        return cls(
+            model=model,
+            image_processor=image_processor,
+            task="anomaly-detection",
+            device=device,
+            batch_size=batch_size,
+        )
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        # By name, not by class: from a folder, configuration and model files are loaded as separate copies.
+        found = getattr(self.model.config, "model_type", None)
+        if found != "vip2clip":
+            raise ValueError(f"Expected a model with model_type 'vip2clip', found model_type {found!r}.")
+        if self.image_processor is None:
+            raise ValueError(
+                "The pipeline needs an image processor; pass image_processor=, for example "
+                "ViP2ClipImageProcessor(size=model.config.image_size)."
+            )
+
+    def __call__(self, inputs: Any, **kwargs: Any) -> dict[str, Any] | list[dict[str, Any]] | Iterable[dict[str, Any]]:
+        """
+        Args:
+            inputs:
+                One image (path, http(s) URL, PIL image or array; see `ViP2ClipImageProcessor`), or several: a list, a
+                folder, an array with four axes, a generator or a dataset. Rows of a dataset are read at `"image"`.
+            kwargs:
+                See the class.
+
+        Returns:
+            For one image a dict, for a list, a folder or an array a list of dicts, for a generator or a dataset an
+            iterator of dicts, which never holds more than one batch:
+
+            - `score` (`float`): probability that the image is anomalous, in [0, 1].
+            - `label` (`str`): "normal" or "anomalous".
+            - `anomaly_map` (`np.ndarray` of shape `(height, width)`): float32 in [0, 1], at the size of the photo.
+            - `mask` (`np.ndarray` of shape `(height, width)`): bool, True for anomalous pixels.
+            - `heatmap` (`PIL.Image.Image`): only with `heatmap=True`.
+
+        Raises:
+            OSError: an image that cannot be read.
+            ValueError: an input of another kind, a folder or list without images, or a threshold outside [0, 1].
+        """
+        if isinstance(inputs, (str, os.PathLike)) and os.path.isdir(inputs):
+            inputs = list_images(inputs)
+        elif isinstance(inputs, (np.ndarray, torch.Tensor)) and inputs.ndim == 4:
+            inputs = list(inputs)
+        elif isinstance(inputs, tuple):
+            inputs = list(inputs)
+        elif not isinstance(inputs, (str, os.PathLike, Image.Image, np.ndarray, torch.Tensor, dict, list)):
+            # Datasets of any library, and generators. The base class only streams torch's datasets and generators.
+            if not hasattr(inputs, "__iter__") and not hasattr(inputs, "__getitem__"):
+                raise ValueError(f"Expected an image or several, found {type(inputs).__name__}.")
+            inputs = (row for row in inputs)
+        if isinstance(inputs, list) and not inputs:
+            raise ValueError("Expected at least one image, found an empty list.")
+        return super().__call__(inputs, **kwargs)
+
+    def _sanitize_parameters(self, threshold=None, top_k=None, heatmap=None, timeout=None, **kwargs):
+        if kwargs:
+            raise TypeError(
+                f"Unknown arguments {', '.join(sorted(kwargs))}; the pipeline takes batch_size, heatmap, num_workers, "
+                "threshold, timeout and top_k."
+            )
+        preprocess, forward, postprocess = {}, {}, {}
+        if timeout is not None:
+            preprocess["timeout"] = timeout
+        if heatmap is not None:
+            preprocess["heatmap"] = heatmap
+        if top_k is not None:
+            forward["top_k"] = top_k
+        if threshold is not None:
+            postprocess["threshold"] = threshold
+        return preprocess, forward, postprocess
+
+    def preprocess(self, image: Any, timeout: float | None = None, heatmap: bool = False) -> dict[str, Any]:
+        if isinstance(image, dict):
+            if "image" not in image:
+                raise ValueError(f"Expected rows with a column 'image', found the columns {sorted(image)}.")
+            image = image["image"]
+        image = load_image(image, timeout=timeout)
+        model_inputs = self.image_processor(image, return_tensors="pt").to(self.dtype)
+        return {
+            "pixel_values": model_inputs["pixel_values"],
+            "target_size": (image.height, image.width),
+            "image": image if heatmap else None,
+        }
+
+    def _forward(self, model_inputs: dict[str, Any], top_k: int | None = None) -> dict[str, Any]:
+        outputs = self.model(pixel_values=model_inputs["pixel_values"], top_k=top_k)
+        return {
+            "scores": outputs["scores"],
+            "anomaly_maps": outputs["anomaly_maps"],
+            "target_size": model_inputs["target_size"],
+            "image": model_inputs["image"],
+        }
+
+    def postprocess(
+        self, model_outputs: dict[str, Any], threshold: float | tuple[float, float] | None = None
+    ) -> dict[str, Any]:
+        config = self.model.config
+        if threshold is None:
+            threshold = (config.image_threshold, config.pixel_threshold)
+        result = self.image_processor.post_process_anomaly_detection(
+            model_outputs, target_sizes=[model_outputs["target_size"]], threshold=threshold
+        )[0]
+        result = {
+            **result,
+            "anomaly_map": result["anomaly_map"].cpu().numpy(),
+            "mask": result["mask"].cpu().numpy(),
+        }
+        if model_outputs["image"] is not None:
+            result["heatmap"] = draw_heatmap(model_outputs["image"], result["anomaly_map"])
+        return result
+
+
+__all__ = ["AnomalyDetectionPipeline", "draw_heatmap"]
