@@ -1,6 +1,7 @@
 """Configuration of ViP²-CLIP."""
 
 import copy
+import itertools
 import math
 from typing import Any, Literal
 
@@ -194,10 +195,11 @@ class ViP2ClipConfig(PreTrainedConfig):
             nested.name_or_path = ""
         # JSON knows no tuples.
         self.feature_layers = tuple(self.feature_layers)
+        known = STATE_WORD_TOKEN_IDS if self.clip_config.text_config.vocab_size == CLIP_VOCAB_SIZE else {}
         for kind in ("normal", "anomalous"):
-            word, ids = getattr(self, f"{kind}_word"), getattr(self, f"{kind}_token_ids")
-            if ids is None and word is not None:
-                ids = STATE_WORD_TOKEN_IDS.get(word)
+            ids = getattr(self, f"{kind}_token_ids")
+            if ids is None:
+                ids = known.get(getattr(self, f"{kind}_word"))
             setattr(self, f"{kind}_token_ids", None if ids is None else tuple(ids))
         if self.id2label is None:
             self.id2label = {0: "normal", 1: "anomalous"}
@@ -269,7 +271,7 @@ class ViP2ClipConfig(PreTrainedConfig):
             "feature_layers",
             len(layers) > 0
             and all(1 <= layer <= depth for layer in layers)
-            and all(a < b for a, b in zip(layers, layers[1:])),
+            and all(a < b for a, b in itertools.pairwise(layers)),
             f"increasing 1-based block numbers between 1 and {depth}, the depth of the backbone",
         )
 
@@ -308,9 +310,9 @@ class ViP2ClipConfig(PreTrainedConfig):
             word, ids = getattr(self, f"{kind}_word"), getattr(self, f"{kind}_token_ids")
             if not ids:
                 raise ValueError(
-                    f"{kind}_token_ids is {ids!r} and {kind}_word is {word!r}; expected at least one token id. Ids are "
-                    f"known for {', '.join(STATE_WORD_TOKEN_IDS)}; for another word give {kind}_token_ids, or pass a "
-                    "tokenizer to ViP2ClipForAnomalyDetection.from_clip."
+                    f"{kind}_token_ids is {ids!r} and {kind}_word is {word!r}; expected at least one token id. With "
+                    f"CLIP's vocabulary they are known for {', '.join(STATE_WORD_TOKEN_IDS)}; otherwise give "
+                    f"{kind}_token_ids, or pass a tokenizer to ViP2ClipForAnomalyDetection.from_clip."
                 )
             if not all(0 <= i < vocab_size for i in ids):
                 raise ValueError(

@@ -12,8 +12,9 @@ import torch
 from transformers import CLIPModel
 from transformers.utils import logging
 
+from .backbone_vip2clip import HUB_KWARGS, load_clip
 from .configuration_vip2clip import CLIP_VOCAB_SIZE, STATE_WORD_TOKEN_IDS
-from .modeling_vip2clip import HUB_KWARGS, ViP2ClipForAnomalyDetection, load_clip
+from .modeling_vip2clip import ViP2ClipForAnomalyDetection
 
 
 logger = logging.get_logger(__name__)

@@ -10,21 +10,23 @@ from pathlib import Path
 
 from huggingface_hub import HfApi
 
-from . import configuration_vip2clip, image_processing_vip2clip, loss_vip2clip, modeling_vip2clip
-from . import pipeline_anomaly_detection as pipeline_file
+from .backbone_vip2clip import backbone_checksum
 from .image_processing_vip2clip import ViP2ClipImageProcessor
-from .modeling_vip2clip import ViP2ClipForAnomalyDetection, backbone_checksum
+from .modeling_vip2clip import ViP2ClipForAnomalyDetection
 
 
 # The files that make a checkpoint work where this package is not installed.
 CODE_FILES = tuple(
-    Path(module.__file__)
-    for module in (
-        configuration_vip2clip,
-        image_processing_vip2clip,
-        loss_vip2clip,
-        modeling_vip2clip,
-        pipeline_file,
+    Path(__file__).with_name(f"{name}.py")
+    for name in (
+        "adapters_vip2clip",
+        "backbone_vip2clip",
+        "configuration_vip2clip",
+        "image_processing_vip2clip",
+        "loss_vip2clip",
+        "maps_vip2clip",
+        "modeling_vip2clip",
+        "pipeline_anomaly_detection",
     )
 )
 AUTO_MAP = {
@@ -146,6 +148,8 @@ def _write(model, image_processor, folder: Path, adapters_only: bool, max_shard_
     _add_to_json(folder / "preprocessor_config.json", {"auto_map": PROCESSOR_AUTO_MAP})
     for path in CODE_FILES:
         shutil.copyfile(path, folder / path.name)
+    for path in folder.iterdir():  # some writers make files that only their owner can read
+        path.chmod(0o666 & ~_umask())
     config = copy.deepcopy(model.config)
     config.adapters_only = adapters_only
     (folder / "README.md").write_text(model_card(config), encoding="utf-8")
@@ -162,7 +166,7 @@ def model_card(config) -> str:
     base_model = f"base_model: {config.backbone_id}\n" if config.backbone_id else ""
     layers = ", ".join(map(str, config.feature_layers))
     content = (
-        f"The folder holds the adapters only; the frozen backbone is {backbone} and is fetched when the model is loaded."
+        f"The folder holds the adapters only; the frozen backbone, {backbone}, is fetched when the model is loaded."
         if config.adapters_only
         else f"The folder holds the adapters and the frozen backbone, {backbone}."
     )

@@ -17,7 +17,8 @@ from transformers.processing_utils import ImagesKwargs, Unpack
 
 LABELS = ("normal", "anomalous")
 IMAGE_EXTENSIONS = frozenset(
-    ".bmp .gif .jfif .jp2 .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm .tga .tif .tiff .webp".split()
+    {".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga"}
+    | {".tif", ".tiff", ".webp"}
 )
 
 

@@ -11,35 +11,36 @@ Section, equation and table numbers are those of the paper (arXiv:2505.17692). I
 the number of feature layers, P the number of patches, D the size of CLIP's joint space, C the width of the text tower.
 """
 
-import contextlib
-import copy
-import hashlib
-import logging as python_logging
 import math
 import os
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoTokenizer, CLIPConfig, CLIPModel, PreTrainedConfig, PreTrainedModel
+from transformers import CLIPConfig, CLIPModel, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.masking_utils import create_causal_mask
 from transformers.models.clip.modeling_clip import CLIPVisionEmbeddings
-from transformers.utils import ModelOutput, cached_file, logging
+from transformers.utils import ModelOutput
 
-from .configuration_vip2clip import STATE_WORD_TOKEN_IDS, ViP2ClipConfig
+from .adapters_vip2clip import (
+    ViP2ClipFineGrainedPerception,
+    ViP2ClipImageConditionedAdapter,
+    ViP2ClipPromptLearner,
+)
+from .backbone_vip2clip import (
+    BACKBONE_PREFIX,
+    HUB_KWARGS,
+    load_clip,
+    merge_adapters_with_backbone,
+    quiet_loading,
+    token_settings,
+)
+from .configuration_vip2clip import ViP2ClipConfig
 from .loss_vip2clip import vip2clip_loss
-
-
-logger = logging.get_logger(__name__)
-
-WEIGHTS_NAME = "model.safetensors"
-BACKBONE_PREFIX = "clip."
-HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+from .maps_vip2clip import resize_maps
 
 
 @dataclass
@@ -110,82 +111,9 @@ class ViP2ClipAnomalyDetectionOutput(ModelOutput):
     attentions: tuple[torch.FloatTensor, ...] | None = None
 
 
-def _bilinear_matrix(in_size: int, out_size: int) -> np.ndarray:
-    """Bilinear interpolation along one axis (align_corners=False) as a matrix of shape (out_size, in_size)."""
-    position = np.clip((np.arange(out_size) + 0.5) * in_size / out_size - 0.5, 0, in_size - 1)
-    low = np.minimum(position.astype(np.int64), in_size - 1)
-    high = np.minimum(low + 1, in_size - 1)
-    matrix = np.zeros((out_size, in_size))
-    rows = np.arange(out_size)
-    np.add.at(matrix, (rows, low), 1 - (position - low))
-    np.add.at(matrix, (rows, high), position - low)
-    return matrix
-
-
-def _gaussian_matrix(size: int, sigma: float, truncate: float = 4.0) -> np.ndarray:
-    """scipy's `gaussian_filter1d` with mode "reflect" along one axis as a matrix of shape (size, size)."""
-    radius = int(truncate * sigma + 0.5)
-    offsets = np.arange(-radius, radius + 1)
-    weights = np.exp(-0.5 / sigma**2 * offsets**2) if radius else np.ones(1)
-    weights /= weights.sum()
-    # Reflection about the edge of the border pixel, d c b a | a b c d | d c b a, repeated where the kernel is longer.
-    source = (np.arange(size)[:, None] + offsets) % (2 * size)
-    source = np.where(source < size, source, 2 * size - 1 - source)
-    matrix = np.zeros((size, size))
-    np.add.at(matrix, (np.arange(size)[:, None], source), weights)
-    return matrix
-
-
-@lru_cache(maxsize=32)
-def _resize_and_smooth_matrix(in_size: int, out_size: int, sigma: float) -> np.ndarray:
-    """Bilinear resize, then Gaussian smoothing, as one matrix of shape (out_size, in_size)."""
-    matrix = _bilinear_matrix(in_size, out_size)
-    return _gaussian_matrix(out_size, sigma) @ matrix if sigma > 0 else matrix
-
-
-def resize_maps(maps: torch.Tensor, size: int | tuple[int, int], sigma: float = 0.0) -> torch.Tensor:
-    """
-    Resize maps bilinearly (align_corners=False, no antialiasing), then smooth them with a Gaussian as
-    `scipy.ndimage.gaussian_filter(map, sigma)` does (mode "reflect", truncate 4). Both are linear and separable, so
-    that one small matrix product per axis does the work on whatever device the maps are.
-
-    Args:
-        maps (`torch.FloatTensor` of shape `(..., height, width)`):
-            Any number of maps.
-        size (`int` or `tuple[int, int]`):
-            Height and width wanted; one number for a square.
-        sigma (`float`, defaults to 0.0):
-            Standard deviation of the Gaussian in pixels of the result; 0 leaves it out.
-
-    Returns:
-        `torch.FloatTensor` of shape `(..., size[0], size[1])`.
-    """
-    height, width = (size, size) if isinstance(size, int) else size
-    # Matrices are built from Python numbers at each call: a tensor kept on the module would be uninitialised after
-    # from_pretrained, one kept in a cache could have been made under inference_mode.
-    rows, columns = (
-        torch.from_numpy(_resize_and_smooth_matrix(maps.shape[axis], out, float(sigma))).to(maps.dtype).to(maps.device)
-        for axis, out in ((-2, height), (-1, width))
-    )
-    return rows @ maps @ columns.T
-
-
 def _upcast(tensor: torch.Tensor) -> torch.Tensor:
     """Half precision to float32; float32 and float64 stay."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-
-
-def backbone_checksum(state_dict: dict[str, torch.Tensor], dtype: torch.dtype) -> str:
-    """
-    SHA-256 over names, shapes and values of a CLIPModel's weights in `dtype`. Independent of file format, sharding
-    and of the precision the file happens to hold, as long as the conversion to `dtype` gives the same values.
-    """
-    digest = hashlib.sha256()
-    for name in sorted(state_dict):
-        tensor = state_dict[name].detach().to(device="cpu", dtype=dtype).contiguous()
-        digest.update(f"{name}{tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return f"sha256:{digest.hexdigest()}"
 
 
 class ViP2ClipVisionEmbeddings(CLIPVisionEmbeddings):
@@ -206,103 +134,6 @@ class ViP2ClipVisionEmbeddings(CLIPVisionEmbeddings):
         patches = _upcast(table[1:]).T.reshape(1, -1, native, native)
         patches = F.interpolate(patches, size=grid, mode=self.position_interpolation, align_corners=False)
         return torch.cat([table[:1], patches.flatten(2)[0].T.to(table.dtype)])[None]  # (1, 1 + grid * grid, hidden)
-
-
-class ViP2ClipPromptLearner(nn.Module):
-    """The learned vectors of the prompts (eqs. 2 and 3): v (normal), w (anomalous) and o (image tokens)."""
-
-    def __init__(self, config: ViP2ClipConfig):
-        super().__init__()
-        width = config.clip_config.text_config.hidden_size
-        self.normal_context = nn.Parameter(torch.empty(config.num_context_tokens, width))
-        self.anomalous_context = nn.Parameter(torch.empty(config.num_context_tokens, width))
-        self.image_tokens = nn.Parameter(torch.empty(config.num_image_tokens, width))
-
-
-class ViP2ClipImageConditionedAdapter(nn.Module):
-    """
-    ICA: maps the image embedding to one offset a_i per image token, z_i = o_i + a_i (eqs. 4 and 5), through one
-    Meta-Net (Linear, ReLU, Linear) per token. The vector added to the input of all Meta-Nets is not in the paper; it
-    is in the released code and counted in Table 3.
-    """
-
-    def __init__(self, config: ViP2ClipConfig):
-        super().__init__()
-        self.enabled = config.use_image_conditioning
-        if self.enabled:
-            embed_dim, hidden = config.clip_config.projection_dim, config.meta_net_hidden_size
-            width = config.clip_config.text_config.hidden_size
-            self.input_bias = nn.Parameter(torch.empty(embed_dim))
-            self.meta_nets = nn.ModuleList(
-                nn.Sequential(nn.Linear(embed_dim, hidden), nn.ReLU(), nn.Linear(hidden, width))
-                for _ in range(config.num_image_tokens)
-            )
-
-    def forward(self, image_embeds: torch.Tensor, image_tokens: torch.Tensor) -> torch.Tensor:
-        """`image_embeds` (B, D), `image_tokens` (r, C) -> (B, r, C)."""
-        if not self.enabled:
-            return image_tokens.expand(len(image_embeds), -1, -1)
-        shifted = image_embeds.to(self.input_bias.dtype) + self.input_bias
-        return image_tokens + torch.stack([net(shifted) for net in self.meta_nets], dim=1)
-
-
-class ViP2ClipFineGrainedPerception(nn.Module):
-    """
-    FGP: attention of the two prompts over the patches of one layer (eq. 6), the same weights at every layer.
-
-    The key projection is folded into the queries and the value projection applied after the patches have been
-    averaged, so that the patches themselves are never projected: q (W_k f + b_k) = (q W_k) f + const, and attention
-    weights sum to one. Exact up to rounding, and the products with P patches shrink from D x D to heads x D.
-    """
-
-    def __init__(self, config: ViP2ClipConfig):
-        super().__init__()
-        self.enabled = config.use_fine_grained_perception
-        self.num_heads = config.perception_num_heads
-        if self.enabled:
-            embed_dim = config.clip_config.projection_dim
-            self.head_dim = embed_dim // self.num_heads
-            self.scale = self.head_dim**-0.5 if config.perception_scaled else 1.0
-            self.q_proj = nn.Linear(embed_dim, embed_dim)
-            self.k_proj = nn.Linear(embed_dim, embed_dim)
-            self.v_proj = nn.Linear(embed_dim, embed_dim)
-            self.out_proj = nn.Linear(embed_dim, embed_dim)
-
-    def forward(
-        self, text_embeds: torch.Tensor, patch_embeds: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """
-        Args:
-            text_embeds (`torch.FloatTensor` of shape `(batch_size, 2, projection_dim)`): prompt embeddings.
-            patch_embeds (`torch.FloatTensor` of shape `(batch_size, num_layers, num_patches, projection_dim)`).
-
-        Returns:
-            `tuple`: refined prompts `(batch_size, num_layers, 2, projection_dim)`, not normalised, and attention
-            weights `(batch_size, num_layers, num_heads, 2, num_patches)`, None when the module is disabled.
-        """
-        num_layers = patch_embeds.shape[1]
-        if not self.enabled:
-            return text_embeds[:, None].expand(-1, num_layers, -1, -1), None
-        dtype, heads = patch_embeds.dtype, self.num_heads
-
-        def parameters_of(projection: nn.Linear) -> tuple[torch.Tensor, torch.Tensor]:
-            return projection.weight.to(dtype), projection.bias.to(dtype)
-
-        key_weight, key_bias = parameters_of(self.k_proj)
-        value_weight, value_bias = parameters_of(self.v_proj)
-        key_weight = key_weight.unflatten(0, (heads, -1))  # (heads, head_dim, D)
-        value_weight = value_weight.unflatten(0, (heads, -1))
-
-        queries = F.linear(text_embeds, *parameters_of(self.q_proj)).unflatten(-1, (heads, -1))  # (B, 2, heads, hd)
-        # The key bias adds a constant to all logits of a query and cancels in the softmax. Zero times the bias keeps
-        # it in the graph with a gradient of exact zeros, which distributed training needs and rounding would spoil.
-        queries = queries + 0.0 * key_bias.unflatten(0, (heads, -1))
-        folded = torch.einsum("bthk,hkd->bhtd", queries, key_weight)  # (B, heads, 2, D)
-        logits = torch.matmul(folded.flatten(1, 2)[:, None], patch_embeds.mT) * self.scale  # (B, L, heads * 2, P)
-        attention = logits.softmax(dim=-1)
-        pooled = torch.matmul(attention, patch_embeds).unflatten(2, (heads, 2))  # (B, L, heads, 2, D)
-        values = torch.einsum("blhtd,hkd->blthk", pooled, value_weight).flatten(-2) + value_bias  # (B, L, 2, D)
-        return F.linear(values, *parameters_of(self.out_proj)), attention.unflatten(2, (heads, 2))
 
 
 class ViP2ClipPreTrainedModel(PreTrainedModel):
@@ -435,21 +266,27 @@ class ViP2ClipForAnomalyDetection(ViP2ClipPreTrainedModel):
             RuntimeError: it lacks weights.
         """
         hub_kwargs = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
+        defaults = ViP2ClipConfig.from_variant(variant)
         source = None if isinstance(clip, CLIPModel) else os.fspath(clip)
         clip, origin = load_clip(clip, revision=revision, **hub_kwargs)
+        words = {
+            kind: config_overrides.get(f"{kind}_word", getattr(defaults, f"{kind}_word"))
+            for kind in ("normal", "anomalous")
+            if config_overrides.get(f"{kind}_token_ids") is None
+        }
+        vocab_size = clip.config.text_config.vocab_size
+        settings = {
+            "clip_config": CLIPConfig.from_dict(clip.config.to_dict()),
+            **origin,
+            **token_settings(words, vocab_size, tokenizer, source, revision=revision, **hub_kwargs),
+            **config_overrides,
+        }
+        config = ViP2ClipConfig.from_variant(variant, **settings)
         # A model that was given stays the caller's: its weights are copied.
         weights = {BACKBONE_PREFIX + k: v if source else v.clone() for k, v in clip.state_dict().items()}
-        config_overrides = {**origin, **config_overrides}
-
-        if tokenizer is not None or _needs_tokenizer(config_overrides):
-            tokenizer = _load_tokenizer(tokenizer, source, revision=revision, **hub_kwargs)
-        if tokenizer is not None:
-            config_overrides = {**_token_ids(tokenizer, variant, config_overrides), **config_overrides}
-        clip_config = CLIPConfig.from_dict(clip.config.to_dict())
-        config = ViP2ClipConfig.from_variant(variant, clip_config=clip_config, **config_overrides)
         kwargs = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
         # The adapters are meant to be new; a table of missing weights would only frighten.
-        with _quiet_loading():
+        with quiet_loading():
             return super().from_pretrained(None, config=config, state_dict=weights, dtype=dtype, **kwargs)
 
     @classmethod
@@ -498,9 +335,7 @@ class ViP2ClipForAnomalyDetection(ViP2ClipPreTrainedModel):
                 pretrained_model_name_or_path if config is None else config, **hub_kwargs, **overrides
             )
         if config.adapters_only or backbone is not None:
-            config, weights = _merge_adapters_with_backbone(
-                pretrained_model_name_or_path, config, backbone, hub_kwargs
-            )
+            config, weights = merge_adapters_with_backbone(pretrained_model_name_or_path, config, backbone, hub_kwargs)
             kwargs = {name: value for name, value in kwargs.items() if name not in HUB_KWARGS}
             model, info = super().from_pretrained(
                 None, *model_args, config=config, state_dict=weights, output_loading_info=True, **kwargs
@@ -849,138 +684,9 @@ def _reads_values() -> bool:
     return not (torch.compiler.is_compiling() or torch.jit.is_tracing())
 
 
-@contextlib.contextmanager
-def _quiet_loading():
-    """Keep the library's report of missing weights out of the log. A filter, not a level: on its level the library
-    makes other messages depend."""
-    loader = python_logging.getLogger("transformers.modeling_utils")
-
-    def only_errors(record):
-        return record.levelno >= python_logging.ERROR
-
-    loader.addFilter(only_errors)
-    try:
-        yield
-    finally:
-        loader.removeFilter(only_errors)
-
-
-def load_clip(clip: CLIPModel | str | os.PathLike, **hub_kwargs) -> tuple[CLIPModel, dict[str, str]]:
-    """
-    A whole CLIP and where it is from.
-
-    Args:
-        clip (`CLIPModel`, `str` or `os.PathLike`): a model, a folder or a Hub id.
-        hub_kwargs: `revision`, `token`, `cache_dir`, ... as for any `from_pretrained`.
-
-    Returns:
-        `tuple`: the model, in the precision of its file, and `backbone_id` and `backbone_revision` of a Hub
-        checkpoint (empty for a folder: a path means nothing elsewhere).
-
-    Raises:
-        OSError: nothing there. ValueError: something else than a CLIP. RuntimeError: weights are missing.
-    """
-    if isinstance(clip, CLIPModel):
-        return clip, {}
-    source = os.fspath(clip)
-    config_dict, _ = CLIPConfig.get_config_dict(source, **hub_kwargs)
-    if config_dict.get("model_type") != "clip":
-        raise ValueError(
-            f"Expected a CLIP checkpoint (model_type 'clip') in {source!r}, found model_type "
-            f"{config_dict.get('model_type')!r}."
-        )
-    clip, info = CLIPModel.from_pretrained(source, dtype="auto", output_loading_info=True, **hub_kwargs)
-    missing = sorted(info["missing_keys"])
-    if missing:
-        raise RuntimeError(
-            f"The CLIP checkpoint {source!r} lacks {len(missing)} weights ({', '.join(missing[:3])}, ...); expected "
-            "a complete one."
-        )
-    if os.path.isdir(source):
-        return clip, {}
-    # The folder of the cache a file lies in is named after the commit.
-    commit = os.path.basename(os.path.dirname(cached_file(source, "config.json", **hub_kwargs)))
-    revision = commit if len(commit) == 40 else hub_kwargs.get("revision", "main")
-    return clip, {"backbone_id": source, "backbone_revision": revision}
-
-
-def _needs_tokenizer(config_overrides: dict) -> bool:
-    return any(
-        config_overrides.get(f"{kind}_word") not in (None, *STATE_WORD_TOKEN_IDS)
-        and config_overrides.get(f"{kind}_token_ids") is None
-        for kind in ("normal", "anomalous")
-    )
-
-
-def _load_tokenizer(tokenizer, source: str | None, **hub_kwargs):
-    if tokenizer is None and source is None:
-        raise ValueError(
-            "The token ids of the state words are not known: pass tokenizer=, or normal_token_ids= and "
-            f"anomalous_token_ids=. Ids are known for {', '.join(STATE_WORD_TOKEN_IDS)}."
-        )
-    if tokenizer is None or isinstance(tokenizer, (str, os.PathLike)):
-        tokenizer = AutoTokenizer.from_pretrained(source if tokenizer is None else tokenizer, **hub_kwargs)
-    return tokenizer
-
-
-def _token_ids(tokenizer, variant: str, config_overrides: dict) -> dict:
-    """Ids of the state words and of start and end, as the tokenizer has them."""
-    # The words of the variant are known without a backbone.
-    words = ViP2ClipConfig.from_variant(variant)
-    ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-    for kind in ("normal", "anomalous"):
-        word = config_overrides.get(f"{kind}_word", getattr(words, f"{kind}_word"))
-        if word is not None:
-            ids[f"{kind}_token_ids"] = tuple(tokenizer(word, add_special_tokens=False)["input_ids"])
-    return {name: value for name, value in ids.items() if value is not None}
-
-
-def _merge_adapters_with_backbone(
-    checkpoint: str | os.PathLike, config: PreTrainedConfig, backbone, hub_kwargs: dict
-) -> tuple[PreTrainedConfig, dict[str, torch.Tensor]]:
-    """The whole state dict of a checkpoint of adapters only, after the backbone's checksum has been compared."""
-    if backbone is None and config.backbone_id is None:
-        raise OSError(
-            f"{checkpoint} holds adapters only and names no Hub id for its CLIP backbone. Pass backbone= with the "
-            "folder, Hub id or CLIPModel it was trained on."
-        )
-    if not isinstance(backbone, CLIPModel):
-        source, options = backbone, {}
-        if backbone is None:
-            source, options["revision"] = config.backbone_id, config.backbone_revision or "main"
-        options.update({k: v for k, v in hub_kwargs.items() if k not in ("revision", "subfolder")})
-        try:
-            backbone, _ = load_clip(source, **options)
-        except OSError as error:
-            raise OSError(
-                f"{checkpoint} holds adapters only, and its CLIP backbone {source!r} could not be loaded: {error} "
-                "Connect to the Hub, or pass backbone= with the folder that holds it."
-            ) from error
-    weights = backbone.state_dict()
-    if config.backbone_checksum is None:
-        logger.warning(f"{checkpoint} states no checksum of its CLIP backbone; it could not be verified.")
-    else:
-        found = backbone_checksum(weights, getattr(torch, config.backbone_dtype or "float32"))
-        if found != config.backbone_checksum:
-            raise ValueError(
-                f"The backbone given is not the one {checkpoint} was trained on: expected weights with checksum "
-                f"{config.backbone_checksum}, found {found}. Expected backbone: "
-                f"{config.backbone_id or 'not on the Hub'}"
-                f"{f' at revision {config.backbone_revision}' if config.backbone_revision else ''}."
-            )
-    config = copy.deepcopy(config)
-    config.adapters_only = False
-    adapters = load_file(cached_file(checkpoint, WEIGHTS_NAME, **hub_kwargs))
-    return config, {**{BACKBONE_PREFIX + k: v for k, v in weights.items()}, **adapters}
-
-
 __all__ = [
-    "HUB_KWARGS",
     "ViP2ClipAlignmentOutput",
     "ViP2ClipAnomalyDetectionOutput",
     "ViP2ClipForAnomalyDetection",
     "ViP2ClipPreTrainedModel",
-    "backbone_checksum",
-    "load_clip",
-    "resize_maps",
 ]

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from transformers import AutoImageProcessor, AutoModel
 from transformers.pipelines.base import Pipeline
 
@@ -160,9 +160,7 @@ class AnomalyDetectionPipeline(Pipeline):
         """
         if isinstance(inputs, (str, os.PathLike)) and os.path.isdir(inputs):
             inputs = list_images(inputs)
-        elif isinstance(inputs, (np.ndarray, torch.Tensor)) and inputs.ndim == 4:
-            inputs = list(inputs)
-        elif isinstance(inputs, tuple):
+        elif isinstance(inputs, tuple) or (isinstance(inputs, (np.ndarray, torch.Tensor)) and inputs.ndim == 4):
             inputs = list(inputs)
         elif not isinstance(inputs, (str, os.PathLike, Image.Image, np.ndarray, torch.Tensor, dict, list)):
             # Datasets of any library, and generators. The base class only streams torch's datasets and generators.

@@ -1,0 +1,41 @@
+# The two commands of the README: `make demo` and `make test`. Each makes its own environment in .venv when needed.
+# Other Pythons or builds of torch: make test PYTHON=python3.12 TORCH=torch==2.11.0
+PYTHON ?= python3
+# Pinned because the newest build pulls several gigabytes of CUDA on Linux.
+TORCH ?= torch==2.13.0
+VENV ?= .venv
+
+ifeq ($(OS),Windows_NT)
+BIN := $(VENV)/Scripts
+else
+BIN := $(VENV)/bin
+endif
+
+.PHONY: demo test test-all lint format clean
+
+# Made anew when the dependencies change.
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	$(BIN)/python -c "open('$(VENV)/.installed', 'w').close()"
+
+demo: $(VENV)/.installed
+	$(BIN)/python training/demo.py
+
+test: lint
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: lint
+	$(BIN)/python -m pytest --durations=10
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/.installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) demo_output outputs

@@ -1,0 +1,180 @@
+"""Where the frozen CLIP comes from: loading it whole, checking that it is the right one, its token ids."""
+
+import contextlib
+import copy
+import hashlib
+import logging as python_logging
+import os
+
+import torch
+from safetensors.torch import load_file
+from transformers import AutoTokenizer, CLIPConfig, CLIPModel, PreTrainedConfig
+from transformers.utils import cached_file, logging
+
+from .configuration_vip2clip import CLIP_VOCAB_SIZE, STATE_WORD_TOKEN_IDS
+
+
+logger = logging.get_logger(__name__)
+
+WEIGHTS_NAME = "model.safetensors"
+BACKBONE_PREFIX = "clip."
+HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+
+
+def load_clip(clip: CLIPModel | str | os.PathLike, **hub_kwargs) -> tuple[CLIPModel, dict[str, str]]:
+    """
+    A whole CLIP and where it is from.
+
+    Args:
+        clip (`CLIPModel`, `str` or `os.PathLike`): a model, a folder or a Hub id.
+        hub_kwargs: `revision`, `token`, `cache_dir`, ... as for any `from_pretrained`.
+
+    Returns:
+        `tuple`: the model, in the precision of its file, and `backbone_id` and `backbone_revision` of a Hub
+        checkpoint (empty for a folder: a path means nothing elsewhere).
+
+    Raises:
+        OSError: nothing there. ValueError: something else than a CLIP. RuntimeError: weights are missing.
+    """
+    if isinstance(clip, CLIPModel):
+        return clip, {}
+    source = os.fspath(clip)
+    config_dict, _ = CLIPConfig.get_config_dict(source, **hub_kwargs)
+    if config_dict.get("model_type") != "clip":
+        raise ValueError(
+            f"Expected a CLIP checkpoint (model_type 'clip') in {source!r}, found model_type "
+            f"{config_dict.get('model_type')!r}."
+        )
+    clip, info = CLIPModel.from_pretrained(source, dtype="auto", output_loading_info=True, **hub_kwargs)
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise RuntimeError(
+            f"The CLIP checkpoint {source!r} lacks {len(missing)} weights ({', '.join(missing[:3])}, ...); expected "
+            "a complete one."
+        )
+    if os.path.isdir(source):
+        return clip, {}
+    # The folder of the cache a file lies in is named after the commit.
+    commit = os.path.basename(os.path.dirname(cached_file(source, "config.json", **hub_kwargs)))
+    revision = commit if len(commit) == 40 else hub_kwargs.get("revision", "main")
+    return clip, {"backbone_id": source, "backbone_revision": revision}
+
+
+@contextlib.contextmanager
+def quiet_loading():
+    """Keep the library's report of missing weights out of the log. A filter, not a level: on its level the library
+    makes other messages depend."""
+    loader = python_logging.getLogger("transformers.modeling_utils")
+
+    def only_errors(record):
+        return record.levelno >= python_logging.ERROR
+
+    loader.addFilter(only_errors)
+    try:
+        yield
+    finally:
+        loader.removeFilter(only_errors)
+
+
+def backbone_checksum(state_dict: dict[str, torch.Tensor], dtype: torch.dtype) -> str:
+    """
+    SHA-256 over names, shapes and values of a CLIPModel's weights in `dtype`. Independent of file format, sharding
+    and of the precision the file happens to hold, as long as the conversion to `dtype` gives the same values.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(state_dict):
+        tensor = state_dict[name].detach().to(device="cpu", dtype=dtype).contiguous()
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return f"sha256:{digest.hexdigest()}"
+
+
+def merge_adapters_with_backbone(
+    checkpoint: str | os.PathLike, config: PreTrainedConfig, backbone, hub_kwargs: dict
+) -> tuple[PreTrainedConfig, dict[str, torch.Tensor]]:
+    """
+    The whole state dict of a checkpoint of adapters only, after the backbone's checksum has been compared.
+
+    Args:
+        checkpoint (`str` or `os.PathLike`): folder or Hub id of the adapters.
+        config ([`ViP2ClipConfig`]): its configuration.
+        backbone (`CLIPModel`, `str` or `os.PathLike`, *optional*): instead of the Hub id the configuration names.
+        hub_kwargs (`dict`): `revision`, `token`, `cache_dir`, ... of the checkpoint.
+
+    Returns:
+        `tuple`: the configuration of the whole model, and its weights.
+
+    Raises:
+        OSError: the backbone is not named or cannot be found. ValueError: it is another one.
+    """
+    if backbone is None and config.backbone_id is None:
+        raise OSError(
+            f"{checkpoint} holds adapters only and names no Hub id for its CLIP backbone. Pass backbone= with the "
+            "folder, Hub id or CLIPModel it was trained on."
+        )
+    if not isinstance(backbone, CLIPModel):
+        source, options = backbone, {}
+        if backbone is None:
+            source, options["revision"] = config.backbone_id, config.backbone_revision or "main"
+        options.update({k: v for k, v in hub_kwargs.items() if k not in ("revision", "subfolder")})
+        try:
+            backbone, _ = load_clip(source, **options)
+        except OSError as error:
+            raise OSError(
+                f"{checkpoint} holds adapters only, and its CLIP backbone {source!r} could not be loaded: {error} "
+                "Connect to the Hub, or pass backbone= with the folder that holds it."
+            ) from error
+    weights = backbone.state_dict()
+    if config.backbone_checksum is None:
+        logger.warning(f"{checkpoint} states no checksum of its CLIP backbone; it could not be verified.")
+    else:
+        found = backbone_checksum(weights, getattr(torch, config.backbone_dtype or "float32"))
+        if found != config.backbone_checksum:
+            raise ValueError(
+                f"The backbone given is not the one {checkpoint} was trained on: expected weights with checksum "
+                f"{config.backbone_checksum}, found {found}. Expected backbone: "
+                f"{config.backbone_id or 'not on the Hub'}"
+                f"{f' at revision {config.backbone_revision}' if config.backbone_revision else ''}."
+            )
+    config = copy.deepcopy(config)
+    config.adapters_only = False
+    adapters = load_file(cached_file(checkpoint, WEIGHTS_NAME, **hub_kwargs))
+    return config, {**{BACKBONE_PREFIX + k: v for k, v in weights.items()}, **adapters}
+
+
+def token_settings(
+    words: dict[str, str | None], vocab_size: int, tokenizer=None, source: str | None = None, **hub_kwargs
+) -> dict[str, int | tuple[int, ...]]:
+    """
+    Token ids as entries of the configuration. A tokenizer is only loaded when one is named or a word is not known.
+
+    Args:
+        words (`dict[str, str | None]`): by `"normal"` and `"anomalous"`, the state words whose ids are wanted.
+        vocab_size (`int`): size of the backbone's vocabulary.
+        tokenizer (tokenizer, `str` or `os.PathLike`, *optional*): a tokenizer, or where it is.
+        source (`str`, *optional*): folder or Hub id of the backbone, which usually holds the tokenizer as well.
+        hub_kwargs: `revision`, `token`, `cache_dir`, ... as for any `from_pretrained`.
+
+    Raises:
+        ValueError: a word whose ids are not known, and no tokenizer.
+    """
+    known = STATE_WORD_TOKEN_IDS if vocab_size == CLIP_VOCAB_SIZE else {}
+    unknown = [word for word in words.values() if word is not None and word not in known]
+    if tokenizer is None and not unknown:
+        return {}
+    if tokenizer is None and source is None:
+        raise ValueError(
+            f"The token ids of {', '.join(map(repr, unknown))} are not known: pass tokenizer=, or normal_token_ids= "
+            f"and anomalous_token_ids=. With CLIP's vocabulary of {CLIP_VOCAB_SIZE} tokens ids are known for "
+            f"{', '.join(STATE_WORD_TOKEN_IDS)}."
+        )
+    if tokenizer is None or isinstance(tokenizer, (str, os.PathLike)):
+        tokenizer = AutoTokenizer.from_pretrained(source if tokenizer is None else tokenizer, **hub_kwargs)
+    ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    for kind, word in words.items():
+        if word is not None:
+            ids[f"{kind}_token_ids"] = tuple(tokenizer(word, add_special_tokens=False)["input_ids"])
+    return {name: value for name, value in ids.items() if value is not None}
+
+
+__all__ = ["backbone_checksum", "load_clip", "merge_adapters_with_backbone", "quiet_loading", "token_settings"]
