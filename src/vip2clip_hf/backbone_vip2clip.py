@@ -39,13 +39,15 @@ def load_clip(clip: CLIPModel | str | os.PathLike, **hub_kwargs) -> tuple[CLIPMo
     if isinstance(clip, CLIPModel):
         return clip, {}
     source = os.fspath(clip)
-    config_dict, _ = CLIPConfig.get_config_dict(source, **hub_kwargs)
+    with naming("CLIP checkpoint", source):
+        config_dict, _ = CLIPConfig.get_config_dict(source, **hub_kwargs)
     if config_dict.get("model_type") != "clip":
         raise ValueError(
             f"Expected a CLIP checkpoint (model_type 'clip') in {source!r}, found model_type "
             f"{config_dict.get('model_type')!r}."
         )
-    clip, info = CLIPModel.from_pretrained(source, dtype="auto", output_loading_info=True, **hub_kwargs)
+    with naming("CLIP checkpoint", source):
+        clip, info = CLIPModel.from_pretrained(source, dtype="auto", output_loading_info=True, **hub_kwargs)
     missing = sorted(info["missing_keys"])
     if missing:
         raise RuntimeError(
@@ -58,6 +60,16 @@ def load_clip(clip: CLIPModel | str | os.PathLike, **hub_kwargs) -> tuple[CLIPMo
     commit = os.path.basename(os.path.dirname(cached_file(source, "config.json", **hub_kwargs)))
     revision = commit if len(commit) == 40 else hub_kwargs.get("revision", "main")
     return clip, {"backbone_id": source, "backbone_revision": revision}
+
+
+@contextlib.contextmanager
+def naming(what: str, source: str | os.PathLike):
+    """Say what could not be loaded from where: the library's message for an unreachable Hub does not."""
+    try:
+        yield
+    except OSError as error:
+        where = "" if os.path.isdir(source) else "There is no such folder on this machine; as a Hub id: "
+        raise OSError(f"{what} {os.fspath(source)!r} could not be loaded. {where}{error}") from error
 
 
 @contextlib.contextmanager
@@ -117,13 +129,8 @@ def merge_adapters_with_backbone(
         if backbone is None:
             source, options["revision"] = config.backbone_id, config.backbone_revision or "main"
         options.update({k: v for k, v in hub_kwargs.items() if k not in ("revision", "subfolder")})
-        try:
+        with naming(f"{checkpoint} holds adapters only: pass backbone= with the folder of its CLIP. Backbone", source):
             backbone, _ = load_clip(source, **options)
-        except OSError as error:
-            raise OSError(
-                f"{checkpoint} holds adapters only, and its CLIP backbone {source!r} could not be loaded: {error} "
-                "Connect to the Hub, or pass backbone= with the folder that holds it."
-            ) from error
     weights = backbone.state_dict()
     if config.backbone_checksum is None:
         logger.warning(f"{checkpoint} states no checksum of its CLIP backbone; it could not be verified.")
@@ -177,4 +184,11 @@ def token_settings(
     return {name: value for name, value in ids.items() if value is not None}
 
 
-__all__ = ["backbone_checksum", "load_clip", "merge_adapters_with_backbone", "quiet_loading", "token_settings"]
+__all__ = [
+    "backbone_checksum",
+    "load_clip",
+    "merge_adapters_with_backbone",
+    "naming",
+    "quiet_loading",
+    "token_settings",
+]

@@ -35,6 +35,7 @@ from .backbone_vip2clip import (
     HUB_KWARGS,
     load_clip,
     merge_adapters_with_backbone,
+    naming,
     quiet_loading,
     token_settings,
 )
@@ -331,16 +332,16 @@ class ViP2ClipForAnomalyDetection(ViP2ClipPreTrainedModel):
                 for name in list(kwargs)
                 if name in cls.config_class.__dataclass_fields__ and name not in ("dtype", *HUB_KWARGS)
             }
-            config = cls.config_class.from_pretrained(
-                pretrained_model_name_or_path if config is None else config, **hub_kwargs, **overrides
-            )
+            source = pretrained_model_name_or_path if config is None else config
+            with naming("Checkpoint", source):
+                config = cls.config_class.from_pretrained(source, **hub_kwargs, **overrides)
         if config.adapters_only or backbone is not None:
             config, weights = merge_adapters_with_backbone(pretrained_model_name_or_path, config, backbone, hub_kwargs)
             kwargs = {name: value for name, value in kwargs.items() if name not in HUB_KWARGS}
             model, info = super().from_pretrained(
                 None, *model_args, config=config, state_dict=weights, output_loading_info=True, **kwargs
             )
-            model.config.name_or_path = str(pretrained_model_name_or_path)
+            model.name_or_path = model.config.name_or_path = str(pretrained_model_name_or_path)
         else:
             model, info = super().from_pretrained(
                 pretrained_model_name_or_path, *model_args, config=config, output_loading_info=True, **kwargs

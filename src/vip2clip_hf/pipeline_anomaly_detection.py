@@ -10,6 +10,7 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModel
 from transformers.pipelines.base import Pipeline
 
+from .backbone_vip2clip import naming
 from .image_processing_vip2clip import list_images, load_image
 
 
@@ -113,8 +114,9 @@ class AnomalyDetectionPipeline(Pipeline):
             )
             if name in kwargs
         }  # fmt: skip
-        image_processor = AutoImageProcessor.from_pretrained(pretrained_model_name_or_path, **shared)
-        model = AutoModel.from_pretrained(pretrained_model_name_or_path, **kwargs)
+        with naming("Checkpoint", pretrained_model_name_or_path):
+            model = AutoModel.from_pretrained(pretrained_model_name_or_path, **kwargs)
+            image_processor = AutoImageProcessor.from_pretrained(pretrained_model_name_or_path, **shared)
         return cls(
             model=model,
             image_processor=image_processor,

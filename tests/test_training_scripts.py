@@ -1,0 +1,265 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import Trainer
+
+from conftest import TINY
+from vip2clip_hf import AnomalyDetectionPipeline, ViP2ClipForAnomalyDetection
+from vip2clip_hf.data import load_folder
+from vip2clip_hf.synthetic import write_dataset
+
+
+TRAINING = Path(__file__).parents[1] / "training"
+sys.path.insert(0, str(TRAINING))
+
+import train as train_script  # noqa: E402
+from arguments import AdapterTrainingArguments, parse_arguments  # noqa: E402
+
+
+@pytest.fixture
+def roots(tmp_path):
+    return (
+        write_dataset(tmp_path / "train", ("stripes", "weave"), num_normal=3, num_anomalous=1, size=48),
+        write_dataset(tmp_path / "eval", ("waves",), num_normal=3, num_anomalous=1, size=48, seed=1),
+    )
+
+
+def arguments_for(tmp_path, **overrides) -> AdapterTrainingArguments:
+    return AdapterTrainingArguments(
+        output_dir=str(tmp_path / "run"), disable_tqdm=True, use_cpu=True, num_train_epochs=1, **overrides
+    )
+
+
+def test_main(roots, clip_folder, tmp_path, capsys):
+    config = {**{k: TINY[k] for k in ("image_size", "top_k")}, "feature_layers": [1, 2, 4], "variant": "release"}
+    (tmp_path / "config.json").write_text(json.dumps({**config, "num_train_epochs": 1, "disable_tqdm": True}))
+    report = train_script.main(
+        [
+            str(tmp_path / "config.json"), "--clip", str(clip_folder), "--train_root", str(roots[0]), "--eval_root",
+            str(roots[1]), "--output_dir", str(tmp_path / "out"), "--num_train_epochs", "2", "--use_cpu", "true",
+        ]
+    )  # fmt: skip
+    assert len(report["losses"]) == 2  # the command line wins over the file
+    assert report["losses"][1] < report["losses"][0]
+    assert set(report["categories"]) == {"waves"}
+    assert report["categories"]["waves"]["images"] == 6
+    assert 0 <= report["mean"]["image_auroc"] <= 1
+    assert 0 <= report["mean"]["pixel_auroc"] <= 1
+    assert json.loads((tmp_path / "out" / "results.json").read_text()) == report
+    assert "pixel AUROC" in capsys.readouterr().out
+    detector = AnomalyDetectionPipeline.from_pretrained(tmp_path / "out", device="cpu")
+    assert 0 <= detector(np.zeros((20, 30), np.uint8))["score"] <= 1
+
+
+def test_training_is_deterministic(roots, clip, tmp_path, image_processor):
+    losses = []
+    for _ in range(2):
+        torch.manual_seed(5)
+        model = ViP2ClipForAnomalyDetection.from_clip(clip, **TINY)
+        trainer = train_script.build_trainer(model, image_processor, load_folder(roots[0]), arguments_for(tmp_path))
+        losses.append(trainer.train().training_loss)
+    assert losses[0] == losses[1]
+
+
+def test_two_learning_rates_and_a_frozen_clip(roots, clip, tmp_path, image_processor):
+    model = ViP2ClipForAnomalyDetection.from_clip(clip, **TINY)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    arguments = arguments_for(tmp_path, learning_rate=1e-3, perception_learning_rate=1e-5)
+    trainer = train_script.build_trainer(model, image_processor, load_folder(roots[0]), arguments)
+    assert isinstance(trainer.optimizer, torch.optim.Adam)
+    assert trainer.model_accepts_loss_kwargs is False
+    steps = trainer.train().global_step
+    moved = {name: (tensor - before[name]).abs().max().item() for name, tensor in model.state_dict().items()}
+    assert all(value == 0 for name, value in moved.items() if name.startswith("clip."))
+    assert moved["fine_grained_perception.k_proj.bias"] == 0
+    # Adam moves a weight by about its learning rate a step.
+    assert 0 < moved["fine_grained_perception.q_proj.weight"] <= 1.5e-5 * steps
+    assert 5e-4 < moved["prompt_learner.normal_context"] <= 1.5e-3 * steps
+
+
+def test_gradient_accumulation_equals_a_large_batch(roots, clip, tmp_path, image_processor):
+    """With complete masks in every image. The Trainer would otherwise scale the loss by the number of steps."""
+    weights = []
+    for batch_size, accumulate in ((4, 1), (2, 2)):
+        torch.manual_seed(5)
+        model = ViP2ClipForAnomalyDetection.from_clip(clip, **TINY)
+        trainer = train_script.build_trainer(
+            model,
+            image_processor,
+            load_folder(roots[0]).select(range(4)),
+            arguments_for(
+                tmp_path, per_device_train_batch_size=batch_size, gradient_accumulation_steps=accumulate, max_steps=1
+            ),
+        )
+        trainer.optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0)
+        trainer.train()
+        weights.append(model.adapter_state_dict())
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(tensor, weights[1][name], rtol=0, atol=1e-5, msg=name)
+
+
+def test_data_without_masks_trains_on_labels(roots, clip, tmp_path, image_processor):
+    for path in roots[0].rglob("*_mask.png"):
+        path.unlink()
+    dataset = load_folder(roots[0])
+    assert not train_script.has_masks(dataset)
+    assert train_script.has_masks(load_folder(roots[1]))
+    model = ViP2ClipForAnomalyDetection.from_clip(clip, **TINY)
+    trainer = train_script.build_trainer(model, image_processor, dataset, arguments_for(tmp_path))
+    assert set(trainer.data_collator([dataset[0]])) == {"pixel_values", "labels"}
+    assert np.isfinite(trainer.train().training_loss)
+
+
+def test_evaluation_equals_scikit_learn(roots, clip, tmp_path, image_processor):
+    from sklearn.metrics import roc_auc_score
+
+    model = ViP2ClipForAnomalyDetection.from_clip(clip, **TINY)
+    dataset = load_folder(roots[0])
+    trainer = train_script.build_trainer(model, image_processor, dataset, arguments_for(tmp_path))
+    results = train_script.evaluate(trainer, image_processor, dataset)
+    image, pixel = [], []
+    for category in ("stripes", "weave"):
+        scores, maps, labels, masks = [], [], [], []
+        for row in load_folder(roots[0], categories=[category]):
+            inputs = image_processor(row["image"], segmentation_maps=[row["mask"]], return_tensors="pt")
+            masks.append(inputs.pop("mask_labels").numpy())
+            with torch.no_grad():
+                output = model(**inputs)
+            scores.append(output.scores.item())
+            maps.append(output.anomaly_maps.numpy())
+            labels.append(row["label"])
+        image.append(roc_auc_score(labels, scores))
+        pixel.append(roc_auc_score(np.ravel(masks), np.ravel(maps)))
+    assert results["mean"]["image_auroc"] == pytest.approx(np.mean(image), abs=1e-6)
+    assert results["mean"]["pixel_auroc"] == pytest.approx(np.mean(pixel), abs=1e-4)
+
+
+def test_undefined_is_nan(roots, clip, tmp_path, image_processor):
+    model = ViP2ClipForAnomalyDetection.from_clip(clip, **TINY)
+    dataset = load_folder(roots[0])
+    trainer = train_script.build_trainer(model, image_processor, None, arguments_for(tmp_path))
+    normal_only = dataset.select([i for i, label in enumerate(dataset["label"]) if label == 0])
+    results = train_script.evaluate(trainer, image_processor, normal_only)
+    assert np.isnan(results["mean"]["image_auroc"])
+    assert np.isnan(results["mean"]["pixel_auroc"])
+
+
+def test_bad_arguments(tmp_path, roots):
+    with pytest.raises(OSError, match=r"absent\.json' not found"):
+        parse_arguments(["absent.json"])
+    (tmp_path / "config.json").write_text('{"train_rot": "x"}')
+    with pytest.raises(ValueError, match=r"unknown key 'train_rot'; did you mean 'train_root'\?"):
+        parse_arguments([str(tmp_path / "config.json")])
+    (tmp_path / "config.json").write_text("[1]")
+    with pytest.raises(ValueError, match="holds a list; expected an object"):
+        parse_arguments([str(tmp_path / "config.json")])
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match="is no JSON file"):
+        parse_arguments([str(tmp_path / "config.json")])
+    with pytest.raises(ValueError, match="--train_root is missing"):
+        train_script.main([])
+    with pytest.raises(ValueError, match="--clip is missing"):
+        train_script.main(["--train_root", str(roots[0])])
+
+
+@pytest.mark.parametrize("config", sorted((TRAINING / "configs").glob("*.json")))
+def test_configs_are_valid(config, tmp_path):
+    model_arguments, _, arguments = parse_arguments([str(config), "--output_dir", str(tmp_path)])
+    assert arguments.per_device_train_batch_size == 8
+    assert model_arguments.variant in ("paper", "release")
+
+
+def test_a_plain_trainer_works(roots, clip, tmp_path, image_processor):
+    """Without any of our training code: labels are found by their names, predictions are small."""
+    from transformers import TrainingArguments
+
+    from vip2clip_hf.data import ViP2ClipCollator
+
+    dataset = load_folder(roots[0])
+    trainer = Trainer(
+        model=ViP2ClipForAnomalyDetection.from_clip(clip, **TINY),
+        args=TrainingArguments(
+            output_dir=str(tmp_path / "run"), remove_unused_columns=False, report_to="none", use_cpu=True,
+            num_train_epochs=1, disable_tqdm=True, per_device_train_batch_size=5,
+        ),
+        train_dataset=dataset,
+        eval_dataset=dataset,
+        data_collator=ViP2ClipCollator(image_processor),
+    )  # fmt: skip
+    trainer.train()
+    output = trainer.predict(dataset)
+    assert "test_loss" in output.metrics
+    logits, scores, maps = output.predictions
+    assert (logits.shape, scores.shape, maps.shape) == ((12, 2), (12,), (12, 48, 48))
+    labels, masks, valid = output.label_ids
+    assert (labels.shape, masks.shape, valid.shape) == ((12,), (12, 48, 48), (12,))
+
+
+# Whole programs
+
+
+def program(*command, cwd, **environment) -> str:
+    done = subprocess.run(
+        [sys.executable, *map(str, command)], cwd=cwd, capture_output=True, text=True, timeout=600, check=False,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", **environment},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_launch_from_the_command_line(roots, tmp_path):
+    """As the README has it, on a bare machine: no backbone is needed to see the script run."""
+    out = program(
+        "-m", "accelerate.commands.launch", TRAINING / "train.py", TRAINING / "configs" / "tiny.json", "--train_root",
+        roots[0], "--eval_root", roots[1], "--output_dir", tmp_path / "out", "--num_train_epochs", "1",
+        "--image_size", "64", "--top_k", "3", "--disable_tqdm", "true", cwd=tmp_path,
+    )  # fmt: skip
+    assert "pixel AUROC" in out
+    assert (tmp_path / "out" / "model.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_demo(tmp_path):
+    out = program(TRAINING / "demo.py", "--output", tmp_path / "demo", cwd=tmp_path)
+    after = [float(line.split(",")[1].split()[0]) for line in out.splitlines() if "after training" in line]
+    assert min(after) > 0.9
+    for name in ("sheet.png", "damaged_heatmap.png", "normal_heatmap.png"):
+        assert (tmp_path / "demo" / name).stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_two_processes_find_no_unused_parameter(tmp_path):
+    """DistributedDataParallel over gloo raises on the second step when a parameter got no gradient in the first."""
+    (tmp_path / "ddp.py").write_text(
+        f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import torch
+import torch.distributed as dist
+from conftest import tiny_config
+from vip2clip_hf import ViP2ClipForAnomalyDetection
+
+dist.init_process_group("gloo")
+torch.manual_seed(0)
+model = torch.nn.parallel.DistributedDataParallel(ViP2ClipForAnomalyDetection(tiny_config()).train())
+torch.manual_seed(dist.get_rank())
+for step in range(3):
+    masks = torch.zeros(2, 48, 48)
+    masks[1, :9] = 1
+    valid = torch.tensor([step != 1, step != 1])
+    loss = model(torch.randn(2, 3, 48, 48), labels=torch.tensor([0, 1]), mask_labels=masks,
+                 mask_label_valid=valid).loss
+    loss.backward()
+print("steps done")
+dist.destroy_process_group()
+"""
+    )
+    out = program("-m", "torch.distributed.run", "--nproc_per_node", "2", tmp_path / "ddp.py", cwd=tmp_path)
+    assert out.count("steps done") == 2
