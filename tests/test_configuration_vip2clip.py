@@ -81,6 +81,11 @@ def test_no_local_path_is_saved(tmp_path):
         ({"normal_token_ids": ()}, "normal_token_ids"),
         ({"normal_word": "flawless", "normal_token_ids": (886,)}, r"'flawless'.*\(15531,\).*\(886,\)"),
         ({"anomalous_token_ids": (50000,), "anomalous_word": None}, "between 0 and 49407"),
+        (
+            {"backbone_id": "/home/someone/clip"},
+            "backbone_id is '/home/someone/clip'; expected a Hub id .* never a path",
+        ),
+        ({"backbone_id": "../clip"}, "backbone_id"),
         ({"eos_token_id": -1}, "eos_token_id is -1"),
         ({"image_score": "maximum"}, "image_score.*pooled_features.*mean_logits.*maximum"),
         ({"position_interpolation": "nearest"}, "position_interpolation"),

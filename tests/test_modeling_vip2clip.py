@@ -201,8 +201,11 @@ def test_precomputed_features_replace_pixels(model, batch):
         batch.pop("pixel_values")
         actual = model(**batch, image_embeds=image_embeds, patch_embeds=patch_embeds)
         half = model(image_embeds=image_embeds.half(), patch_embeds=patch_embeds.half())
-    assert torch.equal(actual.scores, expected.scores)
-    assert torch.equal(actual.loss, expected.loss)
+        scaled = model(image_embeds=3 * image_embeds, patch_embeds=5 * patch_embeds)
+    torch.testing.assert_close(actual.scores, expected.scores)
+    torch.testing.assert_close(actual.loss, expected.loss)
+    torch.testing.assert_close(scaled.scores, expected.scores)
+    torch.testing.assert_close(scaled.image_embeds, expected.image_embeds)
     torch.testing.assert_close(half.scores, expected.scores, rtol=0, atol=1e-2)
 
 
@@ -239,6 +242,19 @@ def test_autocast_keeps_alignment_and_loss_in_float32(model, batch):
     assert output.scores.dtype == output.loss.dtype == torch.float32
     output.loss.backward()
     assert all(torch.isfinite(p.grad).all() for p in adapters(model).values())
+
+
+def test_shapes_on_the_meta_device():
+    with torch.device("meta"):
+        model = ViP2ClipForAnomalyDetection(tiny_config()).eval()
+        output = model(torch.empty(2, 3, 48, 48), labels=torch.zeros(2, dtype=torch.long))
+    assert output.anomaly_maps.shape == (2, 48, 48)
+
+
+def test_export_gives_the_same_numbers(model, pixel_values):
+    program = torch.export.export(model, (pixel_values,), strict=False)
+    with torch.no_grad():
+        torch.testing.assert_close(program.module()(pixel_values).scores, model(pixel_values).scores)
 
 
 # Ablations

@@ -6,6 +6,8 @@ import math
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from transformers import CLIPConfig, PreTrainedConfig
 
 
@@ -298,6 +300,15 @@ class ViP2ClipConfig(PreTrainedConfig):
         check("focal_smooth", 0 <= self.focal_smooth < 0.5, "a number in [0, 0.5)")
         for name in ("image_threshold", "pixel_threshold"):
             check(name, 0 <= getattr(self, name) <= 1, "a number in [0, 1]")
+
+        if self.backbone_id is not None:
+            try:
+                validate_repo_id(self.backbone_id)
+            except HFValidationError as error:
+                raise ValueError(
+                    f"backbone_id is {self.backbone_id!r}; expected a Hub id such as 'openai/clip-vit-base-patch16', "
+                    "never a path."
+                ) from error
 
     def _validate_token_ids(self, vocab_size: int):
         for name in ("bos_token_id", "eos_token_id"):

@@ -15,6 +15,7 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, ImageInp
 from transformers.processing_utils import ImagesKwargs, Unpack
 
 
+DEFAULT_TIMEOUT = 60.0
 LABELS = ("normal", "anomalous")
 IMAGE_EXTENSIONS = frozenset(
     {".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga"}
@@ -39,7 +40,7 @@ def _describe(image: Any) -> str:
     return repr(image)
 
 
-def load_image(image: Any, timeout: float | None = None) -> Image.Image:
+def load_image(image: Any, timeout: float | None = DEFAULT_TIMEOUT) -> Image.Image:
     """
     Anything that shows one image as an upright 8-bit RGB image.
 
@@ -50,8 +51,8 @@ def load_image(image: Any, timeout: float | None = None) -> Image.Image:
             Path, http(s) URL, image, or array of shape (height, width), (height, width, channels) or (channels,
             height, width) with 1, 3 or 4 channels. Arrays hold 8-bit values in an integer type, 16-bit values in
             uint16, booleans, or floats in [0, 1].
-        timeout (`float`, *optional*):
-            Seconds to wait for a URL.
+        timeout (`float`, *optional*, defaults to 60):
+            Seconds to wait for a URL; `None` waits forever.
 
     Returns:
         `PIL.Image.Image`: mode RGB.
@@ -180,7 +181,7 @@ def list_images(folder: str | os.PathLike) -> list[str]:
 def _mask_to_array(mask: Any) -> np.ndarray:
     """A mask as it is stored, one value a pixel: (height, width) in whatever type."""
     if isinstance(mask, (str, os.PathLike)):
-        mask = _open(os.fspath(mask), None)
+        mask = _open(os.fspath(mask), DEFAULT_TIMEOUT)
     if isinstance(mask, Image.Image):
         mask = ImageOps.exif_transpose(mask)
         if not (mask.mode.startswith("I") or mask.mode == "F"):
@@ -377,4 +378,4 @@ def _flatten(images: Any) -> list:
     return [images]
 
 
-__all__ = ["IMAGE_EXTENSIONS", "ViP2ClipImageProcessor", "list_images", "load_image"]
+__all__ = ["DEFAULT_TIMEOUT", "IMAGE_EXTENSIONS", "ViP2ClipImageProcessor", "list_images", "load_image"]

@@ -11,6 +11,7 @@ Section, equation and table numbers are those of the paper (arXiv:2505.17692). I
 the number of feature layers, P the number of patches, D the size of CLIP's joint space, C the width of the text tower.
 """
 
+import contextlib
 import math
 import os
 from dataclasses import dataclass
@@ -110,6 +111,13 @@ class ViP2ClipAnomalyDetectionOutput(ModelOutput):
     text_embeds: torch.FloatTensor | None = None
     image_embeds: torch.FloatTensor | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+def _without_autocast(device_type: str):
+    """Mixed precision off for what follows; a no-op where the device knows none (meta)."""
+    if torch.amp.is_autocast_available(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return contextlib.nullcontext()
 
 
 def _upcast(tensor: torch.Tensor) -> torch.Tensor:
@@ -330,7 +338,8 @@ class ViP2ClipForAnomalyDetection(ViP2ClipPreTrainedModel):
             overrides = {
                 name: kwargs.pop(name)
                 for name in list(kwargs)
-                if name in cls.config_class.__dataclass_fields__ and name not in ("dtype", *HUB_KWARGS)
+                if name == "output_attentions"
+                or (name in cls.config_class.__dataclass_fields__ and name not in ("dtype", *HUB_KWARGS))
             }
             source = pretrained_model_name_or_path if config is None else config
             with naming("Checkpoint", source):
@@ -398,13 +407,14 @@ class ViP2ClipForAnomalyDetection(ViP2ClipPreTrainedModel):
 
         Args:
             image_embeds (`torch.FloatTensor` of shape `(batch_size, projection_dim)`):
-                L2-normalised image embeddings.
+                Image embeddings; L2-normalised first.
 
         Returns:
             `torch.FloatTensor` of shape `(batch_size, 2, prompt_length, text_width)`, order [normal, anomalous]. When
             the state words differ in length the shorter prompt is padded with end tokens.
         """
         config, learned = self.config, self.prompt_learner
+        image_embeds = F.normalize(image_embeds, dim=-1)
         image_tokens = self.image_conditioned_adapter(image_embeds, learned.image_tokens)  # (B, r, C)
         batch_size, longest = len(image_tokens), max(config.prompt_lengths)
         prompts = []
@@ -454,7 +464,7 @@ class ViP2ClipForAnomalyDetection(ViP2ClipPreTrainedModel):
 
         Args:
             image_embeds (`torch.FloatTensor` of shape `(batch_size, projection_dim)`):
-                L2-normalised image embeddings.
+                Image embeddings; L2-normalised first.
 
         Returns:
             `torch.FloatTensor` of shape `(batch_size, 2, projection_dim)`, order [normal, anomalous], L2-normalised.
@@ -503,7 +513,7 @@ class ViP2ClipForAnomalyDetection(ViP2ClipPreTrainedModel):
         if not 1 <= top_k <= num_patches:
             raise ValueError(f"top_k is {top_k}; expected between 1 and {num_patches}, the number of patches given.")
 
-        with torch.autocast(device_type=patch_embeds.device.type, enabled=False):
+        with _without_autocast(patch_embeds.device.type):
             text_embeds = F.normalize(_upcast(text_embeds), dim=-1)  # (B, 2, D)
             patch_embeds = F.normalize(_upcast(patch_embeds), dim=-1)  # (B, L, P, D)
             refined, attention = self.fine_grained_perception(text_embeds, patch_embeds)
@@ -646,7 +656,7 @@ class ViP2ClipForAnomalyDetection(ViP2ClipPreTrainedModel):
             anomaly_maps=self.get_anomaly_maps(aligned.layer_maps),
             layer_maps=aligned.layer_maps,
             text_embeds=aligned.text_embeds,
-            image_embeds=image_embeds,
+            image_embeds=F.normalize(image_embeds, dim=-1),
             attentions=aligned.attentions,
         )
         return output.to_tuple() if return_dict is False else output
@@ -661,7 +671,7 @@ class ViP2ClipForAnomalyDetection(ViP2ClipPreTrainedModel):
                 f"pixel_values has shape {shape}; expected (batch_size, 3, side, side) with a side that is a multiple "
                 f"of {patch}, such as the {self.config.image_size} of this model. Use ViP2ClipImageProcessor."
             )
-        if _reads_values() and not torch.isfinite(pixel_values).all():
+        if _reads_values(pixel_values) and not torch.isfinite(pixel_values).all():
             bad = (~torch.isfinite(pixel_values).flatten(1).all(dim=1)).nonzero().flatten().tolist()
             raise ValueError(f"pixel_values has NaN or infinite values in the images at positions {bad} of the batch.")
 
@@ -676,13 +686,13 @@ class ViP2ClipForAnomalyDetection(ViP2ClipPreTrainedModel):
                 continue
             if tuple(tensor.shape) != shape:
                 raise ValueError(f"{name} has shape {tuple(tensor.shape)}; expected {shape}.")
-            if _reads_values() and tensor.dtype != torch.bool and not ((tensor == 0) | (tensor == 1)).all():
+            if _reads_values(tensor) and tensor.dtype != torch.bool and not ((tensor == 0) | (tensor == 1)).all():
                 found = torch.unique(tensor[(tensor != 0) & (tensor != 1)])[:5].tolist()
                 raise ValueError(f"{name} has the values {found}; expected only 0 (normal) and 1 (anomalous).")
 
 
-def _reads_values() -> bool:
-    return not (torch.compiler.is_compiling() or torch.jit.is_tracing())
+def _reads_values(tensor: torch.Tensor) -> bool:
+    return not (torch.compiler.is_compiling() or torch.jit.is_tracing() or tensor.is_meta)
 
 
 __all__ = [

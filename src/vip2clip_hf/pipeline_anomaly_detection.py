@@ -11,7 +11,7 @@ from transformers import AutoImageProcessor, AutoModel
 from transformers.pipelines.base import Pipeline
 
 from .backbone_vip2clip import naming
-from .image_processing_vip2clip import list_images, load_image
+from .image_processing_vip2clip import DEFAULT_TIMEOUT, list_images, load_image
 
 
 # Colours of the heatmap at 0, 1/3, 2/3 and 1: yellow over orange and red to dark red. How much of it covers the
@@ -75,7 +75,7 @@ class AnomalyDetectionPipeline(Pipeline):
       pixel is anomalous when its value is greater than this; a pair gives image and pixel threshold apart.
     - `top_k` (`int`, defaults to that of the configuration): patches per layer that stand for the image (eq. 8).
     - `heatmap` (`bool`, defaults to `False`): whether to draw the map over the photo.
-    - `timeout` (`float`, *optional*): seconds to wait for a URL.
+    - `timeout` (`float`, defaults to 60): seconds to wait for a URL.
     """
 
     _load_processor = False
@@ -190,7 +190,7 @@ class AnomalyDetectionPipeline(Pipeline):
             postprocess["threshold"] = threshold
         return preprocess, forward, postprocess
 
-    def preprocess(self, image: Any, timeout: float | None = None, heatmap: bool = False) -> dict[str, Any]:
+    def preprocess(self, image: Any, timeout: float | None = DEFAULT_TIMEOUT, heatmap: bool = False) -> dict[str, Any]:
         if isinstance(image, dict):
             if "image" not in image:
                 raise ValueError(f"Expected rows with a column 'image', found the columns {sorted(image)}.")
