@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import nn
-from transformers import CLIPConfig, CLIPModel, set_seed
+from transformers import CLIPConfig, CLIPModel, PrinterCallback, set_seed
 
 from arguments import AdapterTrainingArguments
 from train import build_trainer, evaluate
@@ -102,6 +102,7 @@ def main():
             logging_strategy="no",
         )
         trainer = build_trainer(model, image_processor, train_dataset, arguments)
+        trainer.remove_callback(PrinterCallback)
         before = evaluate(trainer, image_processor, eval_dataset)["mean"]
         print(f"Freezing it, training the adapters on {len(train_dataset)} pictures ...")
         trainer.train()
