@@ -65,6 +65,7 @@ def test_no_local_path_in_any_file(trained, image_processor, tmp_path, clip_fold
 @pytest.mark.parametrize("kind", ["folder", "model"])
 def test_adapters_only(trained, image_processor, tmp_path, clip_folder, clip, dtype, kind, pixel_values):
     trained.to(dtype)
+    reference = backbone_checksum(clip.state_dict(), torch.float32)
     folder = save_checkpoint(trained, image_processor, tmp_path / "ad", adapters_only=True)
     weights = load_file(folder / "model.safetensors")
     assert set(weights) == set(trained.adapter_state_dict())
@@ -78,6 +79,10 @@ def test_adapters_only(trained, image_processor, tmp_path, clip_folder, clip, dt
     assert {p.dtype for p in loaded.parameters()} == {dtype}
     assert loaded.config.adapters_only is False
     assert not any(p.requires_grad for p in loaded.clip.parameters())
+    assert all(p.requires_grad for p in clip.parameters())
+    change_weights(loaded.clip)  # a model that was given is not changed with it
+    assert backbone_checksum(clip.state_dict(), torch.float32) == reference
+    loaded = AutoModel.from_pretrained(folder, backbone=backbone)
     loaded.save_pretrained(tmp_path / "again")  # a full checkpoint again
     assert_same_weights(AutoModel.from_pretrained(tmp_path / "again"), trained)
     detector = AnomalyDetectionPipeline.from_pretrained(folder, backbone=backbone, device="cpu")
@@ -128,6 +133,12 @@ def test_another_backbone_is_refused(trained, image_processor, tmp_path, clip):
     with torch.no_grad():
         clip.text_projection.weight[0, 0] += 1e-4
     with pytest.raises(ValueError, match=r"not the one .* was trained on: expected .* checksum sha256:\w+, found sha"):
+        AutoModel.from_pretrained(folder, backbone=clip)
+
+
+def test_a_whole_checkpoint_takes_no_backbone(trained, image_processor, tmp_path, clip):
+    folder = save_checkpoint(trained, image_processor, tmp_path / "full")
+    with pytest.raises(ValueError, match="holds a CLIP of its own"):
         AutoModel.from_pretrained(folder, backbone=clip)
 
 

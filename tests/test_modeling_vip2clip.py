@@ -564,6 +564,8 @@ def test_bad_pixels(model, pixel_values):
         model(torch.zeros(1, 3, 48, 40))
     with pytest.raises(ValueError, match="multiple of 8"):
         model(torch.zeros(1, 3, 50, 50))
+    with pytest.raises(ValueError, match=r"\(batch_size, 3, side, side\)"):
+        model(torch.zeros(1, 1, 48, 48))
     with pytest.raises(ValueError, match=r"shape \(3, 48, 48\)"):
         model(torch.zeros(3, 48, 48))
     pixel_values[1, 0, 0, 0] = float("nan")

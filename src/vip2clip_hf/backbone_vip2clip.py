@@ -124,7 +124,8 @@ def merge_adapters_with_backbone(
             f"{checkpoint} holds adapters only and names no Hub id for its CLIP backbone. Pass backbone= with the "
             "folder, Hub id or CLIPModel it was trained on."
         )
-    if not isinstance(backbone, CLIPModel):
+    given = isinstance(backbone, CLIPModel)
+    if not given:
         source, options = backbone, {}
         if backbone is None:
             source, options["revision"] = config.backbone_id, config.backbone_revision or "main"
@@ -146,7 +147,10 @@ def merge_adapters_with_backbone(
     config = copy.deepcopy(config)
     config.adapters_only = False
     adapters = load_file(cached_file(checkpoint, WEIGHTS_NAME, **hub_kwargs))
-    return config, {**{BACKBONE_PREFIX + k: v for k, v in weights.items()}, **adapters}
+    if any(name.startswith(BACKBONE_PREFIX) for name in adapters):
+        raise ValueError(f"{checkpoint} holds a CLIP of its own; backbone= is for checkpoints of adapters only.")
+    # A model that was given stays the caller's: its weights are copied.
+    return config, {**{BACKBONE_PREFIX + k: v.clone() if given else v for k, v in weights.items()}, **adapters}
 
 
 def token_settings(

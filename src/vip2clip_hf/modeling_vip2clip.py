@@ -664,12 +664,12 @@ class ViP2ClipForAnomalyDetection(ViP2ClipPreTrainedModel):
     # Checks. They read values, which a traced or compiled graph cannot.
 
     def _check_pixel_values(self, pixel_values: torch.Tensor):
-        patch = self.config.clip_config.vision_config.patch_size
-        shape = tuple(pixel_values.shape)
-        if len(shape) != 4 or shape[2] != shape[3] or shape[2] % patch or shape[2] == 0:
+        vision, shape = self.config.clip_config.vision_config, tuple(pixel_values.shape)
+        patch, channels = vision.patch_size, vision.num_channels
+        if len(shape) != 4 or shape[1] != channels or shape[2] != shape[3] or shape[2] % patch or shape[2] == 0:
             raise ValueError(
-                f"pixel_values has shape {shape}; expected (batch_size, 3, side, side) with a side that is a multiple "
-                f"of {patch}, such as the {self.config.image_size} of this model. Use ViP2ClipImageProcessor."
+                f"pixel_values has shape {shape}; expected (batch_size, {channels}, side, side) with a side that is a "
+                f"multiple of {patch}, such as the {self.config.image_size} of this model. Use ViP2ClipImageProcessor."
             )
         if _reads_values(pixel_values) and not torch.isfinite(pixel_values).all():
             bad = (~torch.isfinite(pixel_values).flatten(1).all(dim=1)).nonzero().flatten().tolist()
