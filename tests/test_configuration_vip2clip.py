@@ -1,7 +1,7 @@
 import json
 
 import pytest
-from huggingface_hub.errors import StrictDataclassError
+from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDataclassError
 from transformers import AutoConfig, BertConfig, CLIPConfig
 
 from conftest import tiny_clip_config, tiny_config
@@ -58,8 +58,7 @@ def test_no_local_path_is_saved(tmp_path):
         ({"image_size": 0}, "image_size is 0"),
         ({"feature_layers": (2, 5)}, r"feature_layers is \(2, 5\); expected .* between 1 and 4"),
         ({"feature_layers": (0, 1)}, "feature_layers"),
-        ({"feature_layers": (2, 1)}, "increasing"),
-        ({"feature_layers": (2, 2)}, "increasing"),
+        ({"feature_layers": (2, 2)}, "different 1-based block numbers"),
         ({"feature_layers": ()}, "feature_layers"),
         ({"num_context_tokens": 0}, "num_context_tokens is 0; expected an integer of at least 1"),
         ({"num_image_tokens": 0}, "num_image_tokens"),
@@ -68,10 +67,12 @@ def test_no_local_path_is_saved(tmp_path):
         ({"perception_num_heads": 3}, "perception_num_heads is 3; expected a divisor of the projection size 16"),
         ({"top_k": 37}, "top_k is 37; expected between 1 and 36"),
         ({"top_k": 0}, "top_k is 0"),
-        ({"temperature": 0.0}, "temperature is 0.0; expected a positive number"),
+        ({"temperature": 0.0}, "temperature is 0.0; expected a number of at least 0.0001"),
         ({"temperature": float("nan")}, "temperature is nan"),
         ({"smoothing_sigma": -1.0}, "smoothing_sigma"),
         ({"smoothing_sigma": float("inf")}, "smoothing_sigma"),
+        ({"smoothing_sigma": 49.0}, "between 0 and 48"),
+        ({"backbone_dtype": "int4"}, "backbone_dtype is 'int4'; expected one of float32"),
         ({"local_loss_weight": -1.0}, "local_loss_weight"),
         ({"focal_gamma": -1.0}, "focal_gamma"),
         ({"focal_smooth": 0.5}, "focal_smooth"),
@@ -103,10 +104,61 @@ def test_refusals_name_field_value_and_what_is_allowed(overrides, message):
 def test_overrides_on_loading_are_checked(tmp_path):
     tiny_config().save_pretrained(tmp_path)
     assert ViP2ClipConfig.from_pretrained(tmp_path, top_k=3).top_k == 3
-    with pytest.raises(StrictDataclassError, match="top_k is 99"):
+    loaded, unused = ViP2ClipConfig.from_pretrained(
+        tmp_path, feature_layers=[3, 1], other=5, return_unused_kwargs=True
+    )
+    assert loaded.feature_layers == (1, 3)
+    assert unused == {"other": 5}
+    with pytest.raises(ValueError, match="top_k is 99"):
         ViP2ClipConfig.from_pretrained(tmp_path, top_k=99)
-    with pytest.raises(StrictDataclassError, match="flawless"):
-        ViP2ClipConfig.from_pretrained(tmp_path, normal_word="flawless")
+    with pytest.raises(ValueError, match=r"image_size is 48; expected a positive multiple .* 32"):
+        ViP2ClipConfig.from_pretrained(tmp_path, clip_config={"vision_config": {"patch_size": 32}})
+
+
+def test_word_and_ids_are_overridden_together(tmp_path):
+    tiny_config().save_pretrained(tmp_path)
+    loaded = ViP2ClipConfig.from_pretrained(tmp_path, normal_word="flawless")
+    assert (loaded.normal_word, loaded.normal_token_ids) == ("flawless", (15531,))
+    assert (loaded.anomalous_word, loaded.anomalous_token_ids) == ("damaged", (13568,))
+    loaded = ViP2ClipConfig.from_pretrained(tmp_path, anomalous_token_ids=[5, 6])
+    assert (loaded.anomalous_word, loaded.anomalous_token_ids) == (None, (5, 6))
+    with pytest.raises(ValueError, match="normal_word is 'zebra'"):
+        ViP2ClipConfig.from_pretrained(tmp_path, normal_word="zebra")
+    config = tiny_config(normal_token_ids=(5,))
+    assert (config.normal_word, config.normal_token_ids) == (None, (5,))
+
+
+def test_layers_are_kept_in_the_order_of_depth():
+    assert tiny_config(feature_layers=[4, 1, 2]).feature_layers == (1, 2, 4)
+
+
+def test_refusals_are_value_errors_as_well():
+    with pytest.raises(ValueError, match="top_k is 99"):
+        tiny_config(top_k=99)
+    with pytest.raises(StrictDataclassClassValidationError, match="top_k is 99"):
+        tiny_config(top_k=99)
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(ValueError, match=r"'topk' is no field of the configuration; did you mean 'top_k'\?"):
+        ViP2ClipConfig.from_variant("release", topk=5)
+
+
+def test_a_folder_without_configuration_is_refused(tmp_path):
+    """The library would read an empty file as the defaults, a ViT-L/14 in the paper variant."""
+    with pytest.raises(ValueError, match="found model_type None"):
+        ViP2ClipConfig.from_pretrained(tmp_path)
+
+
+def test_entries_for_remote_code_are_dropped_where_the_package_is_imported(tmp_path):
+    tiny_config().save_pretrained(tmp_path)
+    content = json.loads((tmp_path / "config.json").read_text())
+    content["auto_map"] = {"AutoConfig": "configuration_vip2clip.ViP2ClipConfig"}
+    content["custom_pipelines"] = {"anomaly-detection": {}}
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    loaded = ViP2ClipConfig.from_pretrained(tmp_path)
+    assert not hasattr(loaded, "auto_map")
+    assert not hasattr(loaded, "custom_pipelines")
 
 
 def test_assignment_is_type_checked():

@@ -1,3 +1,4 @@
+import copy
 import pickle
 
 import pytest
@@ -50,9 +51,11 @@ def test_half_precision_backbone(release_clip, tmp_path):
 def test_another_backbone_is_refused(content, release_clip, clip):
     with pytest.raises(ValueError, match="joint space of 64 dimensions, the backbone in one of 16"):
         convert_release_checkpoint(content, clip)
-    content["prompt_learner"]["token_middle_pos"] += 1.0
-    with pytest.raises(ValueError, match="normal state word is no row of the backbone's token table"):
-        convert_release_checkpoint(content, release_clip, **SETTINGS)
+    for factor in (1.005, 2.0, float("nan")):  # also one that was only trained a little further
+        changed = copy.deepcopy(content)
+        changed["prompt_learner"]["token_middle_pos"] *= factor
+        with pytest.raises(ValueError, match="normal state word is no row of the backbone's token table"):
+            convert_release_checkpoint(changed, release_clip, **SETTINGS)
 
 
 def test_incomplete_checkpoints(content, release_clip, tmp_path):
@@ -70,6 +73,30 @@ def test_incomplete_checkpoints(content, release_clip, tmp_path):
     del content["Zero_try"]["q_proj_pre.bias"]
     with pytest.raises(ValueError, match=r"lacks Zero_try\.q_proj_pre\.bias"):
         convert_release_checkpoint(content, release_clip)
+
+
+def test_damaged_tensors(content, release_clip):
+    def changed(name, tensor):
+        copied = copy.deepcopy(content)
+        copied["prompt_learner"][name] = tensor
+        return copied
+
+    learned = content["prompt_learner"]
+    for damaged, message in (
+        (changed("ctx_pos", learned["ctx_pos"] * float("nan")), r"not finite in prompt_learner\.ctx_pos"),
+        (changed("cls_prompter.fc.0.2.weight", learned["cls_prompter.fc.0.2.weight"].T), r"meta_nets\.0\.2\.weight"),
+        (changed("cls_ctx", learned["cls_ctx"][:2]), r"2 image tokens but also holds .*fc\.2\.0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            convert_release_checkpoint(damaged, release_clip, **SETTINGS)
+
+
+def test_settings_the_file_decides(release_clip):
+    for setting in ({"variant": "paper"}, {"num_context_tokens": 5}, {"use_fine_grained_perception": False}):
+        with pytest.raises(ValueError, match=f"{next(iter(setting))} cannot be chosen"):
+            convert_release_checkpoint(CHECKPOINT, release_clip, **setting)
+    with pytest.raises(ValueError, match=r"'topk' is no field .* did you mean 'top_k'"):
+        convert_release_checkpoint(CHECKPOINT, release_clip, topk=5)
 
 
 class Evil:
@@ -118,6 +145,8 @@ def test_command(monkeypatch, capsys, release_clip, release_model, tmp_path, ada
     [
         (("--checkpoint", "absent.pth"), "'absent.pth' not found"),
         (("--checkpoint", CHECKPOINT, "--set", "top_k"), "expected NAME=VALUE"),
+        (("--checkpoint", CHECKPOINT, "--set", "=3"), "expected NAME=VALUE"),
+        (("--checkpoint", CHECKPOINT, "--set", "topk=3"), "did you mean 'top_k'"),
         (("--checkpoint", CHECKPOINT, "--clip", "org/absent"), "org/absent"),
     ],
 )
@@ -130,6 +159,13 @@ def test_command_errors_are_one_line_without_traceback(monkeypatch, capsys, tmp_
     assert message in error
     assert "Traceback" not in error
     assert not (tmp_path / "out").exists()
+
+
+def test_command_notices_a_bad_target_first(monkeypatch, capsys, tmp_path):
+    (tmp_path / "out").write_text("a file")
+    code = run(monkeypatch, "convert", "--checkpoint", "absent", "--clip", "absent", "--output", tmp_path / "out")
+    assert code == 1
+    assert "is a file; expected a folder" in capsys.readouterr().err
 
 
 def test_version_and_help(monkeypatch, capsys):

@@ -1,3 +1,5 @@
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -41,6 +43,9 @@ def test_masks_are_paired_by_stem(root):
     (masks / "001_mask.png").rename(masks / "001.png")
     (root / "grains" / "test" / "blob" / "Thumbs.db").write_bytes(b"")
     (root / "grains" / "test" / "blob" / "._000.png").write_bytes(b"")
+    (root / "grains" / "test" / ".ipynb_checkpoints").mkdir()
+    shutil.copy(root / "grains" / "test" / "good" / "000.png", root / "grains" / "test" / ".ipynb_checkpoints")
+    assert len(load_folder(root / "grains")) == 9
     rows = [row for row in load_folder(root / "grains") if row["defect"] == "blob"]
     assert [row["mask"] is None for row in rows] == [True, False]
     (masks / "001_mask.png").write_bytes((masks / "001.png").read_bytes())
@@ -54,6 +59,19 @@ def test_names_with_pattern_characters(tmp_path):
         (tmp_path / "c" / folder / "x").mkdir(parents=True)
         picture.save(tmp_path / "c" / folder / "x" / name)
     assert load_folder(tmp_path)[0]["mask"] is not None
+
+
+def test_a_stem_that_begins_another(tmp_path):
+    image, mask = generate_image("weave", "patch", 32)
+    for folder in ("test", "ground_truth"):
+        (tmp_path / "c" / folder / "x").mkdir(parents=True)
+    for name in ("crop.png", "crop.flip.png"):
+        image.save(tmp_path / "c" / "test" / "x" / name)
+    mask.save(tmp_path / "c" / "ground_truth" / "x" / "crop.flip.png")
+    assert {row["image_id"]: row["mask"] is not None for row in load_folder(tmp_path)} == {
+        "c/test/x/crop.png": False,
+        "c/test/x/crop.flip.png": True,
+    }
 
 
 def test_bad_folders(root, tmp_path):
@@ -82,6 +100,17 @@ def test_collator(root, image_processor, model):
         assert torch.isfinite(model(**batch).loss)
     batch = ViP2ClipCollator(image_processor, pixel_labels=False)([dataset[0]])
     assert set(batch) == {"pixel_values", "labels"}
+
+
+def test_collator_errors_name_the_images(root, image_processor):
+    dataset = load_folder(root / "grains")
+    rows = [dataset[0], {**dataset[1], "mask": np.zeros((5, 5))}]
+    with pytest.raises(ValueError, match=r"position 1 has 5 x 5 .*'test/blob/000.png', 'test/blob/001.png'"):
+        ViP2ClipCollator(image_processor)(rows)
+    with pytest.raises(ValueError, match="remove_unused_columns=False"):
+        ViP2ClipCollator(image_processor)([{"label": 0}])
+    row = {"image": dataset[0]["image"], "label": 0}
+    assert ViP2ClipCollator(image_processor)([row])["mask_labels"].sum() == 0
 
 
 # Generated pictures

@@ -1,12 +1,13 @@
 import json
 import os
+import shutil
 from unittest import mock
 
 import pytest
 import torch
-from huggingface_hub import HfApi
+from huggingface_hub import CommitOperationDelete, HfApi
 from safetensors.torch import load_file
-from transformers import AutoModel
+from transformers import AutoModel, CLIPModel
 
 from conftest import TINY, assert_same_weights, change_weights, put_in_hub_cache
 from vip2clip_hf import AnomalyDetectionPipeline, ViP2ClipForAnomalyDetection, ViP2ClipImageProcessor
@@ -109,6 +110,56 @@ def test_adapters_only_fetches_its_backbone(clip_folder, image_processor, tmp_pa
     assert "base_model: org/clip" in card
 
 
+def test_the_revision_of_the_backbone_is_fetched(clip, clip_folder, image_processor, tmp_path):
+    """After the adapters were trained the backbone's repository moved on."""
+    cache = tmp_path / "cache"
+    commit = put_in_hub_cache(clip_folder, "org/clip", cache)
+    model = ViP2ClipForAnomalyDetection.from_clip("org/clip", **TINY, cache_dir=cache)
+    folder = save_checkpoint(model, image_processor, tmp_path / "ad", adapters_only=True)
+    change_weights(clip)
+    clip.save_pretrained(tmp_path / "newer")
+    newer = "c" * 40
+    shutil.copytree(tmp_path / "newer", cache / "models--org--clip" / "snapshots" / newer)
+    (cache / "models--org--clip" / "refs" / "main").write_text(newer)
+    assert_same_weights(ViP2ClipForAnomalyDetection.from_pretrained(folder, cache_dir=cache), model)
+    assert commit != newer
+
+
+def test_a_model_from_the_hub_is_named(clip_folder, image_processor, tmp_path):
+    put_in_hub_cache(clip_folder, "org/clip", tmp_path / "cache")
+    clip = CLIPModel.from_pretrained("org/clip", cache_dir=tmp_path / "cache")
+    model = ViP2ClipForAnomalyDetection.from_clip(clip, **TINY)
+    assert model.config.backbone_id == "org/clip"
+    folder = save_checkpoint(model, image_processor, tmp_path / "ad", adapters_only=True)
+    assert_same_weights(AutoModel.from_pretrained(folder, cache_dir=tmp_path / "cache"), model)
+
+
+@pytest.mark.parametrize("adapters_only", [True, False])
+def test_damaged_weights_are_named(trained, image_processor, tmp_path, clip_folder, adapters_only):
+    folder = save_checkpoint(trained, image_processor, tmp_path / "ck", adapters_only=adapters_only)
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    backbone = {"backbone": clip_folder} if adapters_only else {}
+    with pytest.raises(OSError, match=r"Checkpoint '.*ck' could not be loaded"):
+        AutoModel.from_pretrained(folder, **backbone)
+    (clip_folder / "model.safetensors").write_bytes(b"\x01")
+    with pytest.raises(OSError, match=r"CLIP checkpoint '.*clip' could not be loaded"):
+        ViP2ClipForAnomalyDetection.from_clip(clip_folder, **TINY)
+
+
+def test_a_backbone_that_cannot_be_told_is_refused(trained, image_processor, tmp_path, clip):
+    folder = save_checkpoint(trained, image_processor, tmp_path / "ad", adapters_only=True)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "backbone_checksum": None}))
+    with pytest.raises(ValueError, match="states no checksum"):
+        AutoModel.from_pretrained(folder, backbone=clip)
+
+
+def test_adapters_are_never_sharded(trained, image_processor, tmp_path, clip):
+    folder = save_checkpoint(trained, image_processor, tmp_path / "ad", adapters_only=True, max_shard_size="1KB")
+    assert_same_weights(AutoModel.from_pretrained(folder, backbone=clip), trained)
+
+
 def test_adapters_only_keeps_overrides(trained, image_processor, tmp_path, clip_folder):
     folder = save_checkpoint(trained, image_processor, tmp_path / "ad", adapters_only=True)
     loaded = ViP2ClipForAnomalyDetection.from_pretrained(
@@ -189,6 +240,38 @@ def test_other_files_stay_and_stale_weights_go(trained, image_processor, tmp_pat
     assert_same_weights(AutoModel.from_pretrained(folder), trained)
 
 
+def test_a_card_of_ones_own_is_kept(trained, image_processor, tmp_path):
+    folder = save_checkpoint(trained, image_processor, tmp_path / "ck", adapters_only=True)
+    assert "folder as `backbone=`" in (folder / "README.md").read_text()
+    save_checkpoint(trained, image_processor, folder)
+    assert "the adapters and the frozen CLIP backbone" in (folder / "README.md").read_text()  # made anew
+    (folder / "README.md").write_text("# My detector")
+    save_checkpoint(trained, image_processor, folder)
+    assert (folder / "README.md").read_text() == "# My detector"
+
+
+@pytest.mark.parametrize("call", range(1, 13))
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+def test_a_failure_while_moving_is_undone(trained, image_processor, tmp_path, call, error):
+    """Sharded over one file, interrupted at every move in turn: the old checkpoint is whole."""
+    folder = save_checkpoint(trained, image_processor, tmp_path / "ck")
+    (folder / "notes.txt").write_text("mine")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    change_weights(trained)
+    moves, replace = [], os.replace
+
+    def failing(source, target):
+        moves.append(target)
+        if len(moves) == call:
+            raise error("stopped")
+        replace(source, target)
+
+    with mock.patch.object(hub_module.os, "replace", failing), pytest.raises(error, match="stopped"):
+        save_checkpoint(trained, image_processor, folder, max_shard_size="100KB")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    AutoModel.from_pretrained(folder)
+
+
 @pytest.mark.parametrize("exists", [True, False])
 def test_a_failure_leaves_everything_as_it_was(trained, image_processor, tmp_path, exists):
     folder = tmp_path / "ck"
@@ -210,8 +293,15 @@ def test_bad_targets(trained, image_processor, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="is a file; expected a folder"):
         save_checkpoint(trained, image_processor, tmp_path / "file")
+    (tmp_path / "in the way" / "README.md").mkdir(parents=True)
+    with pytest.raises(OSError, match=r"README\.md' is a folder"):
+        save_checkpoint(trained, image_processor, tmp_path / "in the way")
     with pytest.raises(ValueError, match=r"images of size .*64.*the model takes .*48"):
         save_checkpoint(trained, ViP2ClipImageProcessor(size=64), tmp_path / "ck")
+    with torch.no_grad():
+        trained.prompt_learner.normal_context[0, 0] = float("nan")
+    with pytest.raises(ValueError, match=r"training diverged: .*prompt_learner\.normal_context"):
+        save_checkpoint(trained, image_processor, tmp_path / "ck")
     assert not (tmp_path / "ck").exists()
 
 
@@ -220,9 +310,11 @@ def test_bad_targets(trained, image_processor, tmp_path):
 
 def test_push_to_hub(trained, image_processor, tmp_path):
     repo = mock.Mock(repo_id="org/detector")
+    published = ["model.safetensors", "README.md", "model-00001-of-00009.safetensors"]
     with (
         mock.patch.object(HfApi, "create_repo", return_value=repo) as create,
-        mock.patch.object(HfApi, "upload_folder") as upload,
+        mock.patch.object(HfApi, "create_commit") as commit,
+        mock.patch.object(HfApi, "list_repo_files", return_value=published),
     ):
         folder = tmp_path / "detector"
         folder.mkdir()
@@ -231,8 +323,12 @@ def test_push_to_hub(trained, image_processor, tmp_path):
         create.assert_not_called()
         save_checkpoint(trained, image_processor, folder, push_to_hub="org/detector", private=True)
         create.assert_called_once_with("org/detector", private=True, exist_ok=True)
-        arguments = upload.call_args.kwargs
+        arguments = commit.call_args.kwargs
         assert arguments["repo_id"] == "org/detector"
-        assert set(arguments["allow_patterns"]) == FILES
+        assert {operation.path_in_repo for operation in arguments["operations"]} == FILES
         save_checkpoint(trained, image_processor, folder, push_to_hub=True)
         assert create.call_args.args == ("detector",)
+        # One file of weights on the Hub would be loaded instead of the shards.
+        save_checkpoint(trained, image_processor, folder, push_to_hub=True, max_shard_size="100KB")
+        deleted = [o for o in commit.call_args.kwargs["operations"] if isinstance(o, CommitOperationDelete)]
+        assert {operation.path_in_repo for operation in deleted} == {published[0], published[2]}

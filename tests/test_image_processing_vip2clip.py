@@ -85,8 +85,25 @@ def test_arrays_of_other_types():
     assert np.array_equal(np.asarray(load_image(torch.from_numpy(floats)[None])), expected)
     assert np.abs(np.asarray(load_image(torch.from_numpy(floats).bfloat16())).astype(int) - expected).max() <= 1
     assert np.asarray(load_image(gray_ramp(np.uint8, 255) > 127)).max() == 255
+    assert np.array_equal(np.asarray(load_image(floats * 1.0000001)), expected)  # rounding
+    deep = gray_ramp(np.uint16, 65535)
+    for same in (deep.astype(">u2"), deep[:, ::-1][:, ::-1], np.asfortranarray(deep)):
+        assert np.array_equal(np.asarray(load_image(same)), np.asarray(load_image(deep)))
     with_alpha = np.dstack([gray_ramp(np.uint8, 255)] * 3 + [np.zeros((40, 60), np.uint8)])
     assert np.array_equal(np.asarray(load_image(with_alpha)), expected)
+
+
+def test_undecoded_images_of_datasets(photo, tmp_path, image_processor):
+    photo.save(tmp_path / "photo.png")
+    content = (tmp_path / "photo.png").read_bytes()
+    for given in ({"path": str(tmp_path / "photo.png"), "bytes": None}, {"path": None, "bytes": content}):
+        assert np.array_equal(np.asarray(load_image(given)), np.asarray(photo))
+    mask = Image.fromarray(np.full((40, 60), 255, np.uint8))
+    mask.save(tmp_path / "mask.png")
+    given = {"path": "elsewhere.png", "bytes": (tmp_path / "mask.png").read_bytes()}
+    assert image_processor(photo, segmentation_maps=[given])["mask_labels"][0].all()
+    with pytest.raises(OSError, match="elsewhere"):
+        load_image({"path": "elsewhere.png", "bytes": content[:300]})
 
 
 def test_exif_orientation_is_applied(photo, tmp_path):
@@ -95,6 +112,13 @@ def test_exif_orientation_is_applied(photo, tmp_path):
     photo.save(tmp_path / "turned.png", exif=exif)
     assert load_image(tmp_path / "turned.png").size == (40, 60)
     assert np.array_equal(np.asarray(load_image(tmp_path / "turned.png")), np.rot90(np.asarray(photo), -1))
+    mask = np.zeros((40, 60), np.uint8)
+    mask[:20] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png", exif=exif)
+    processor = ViP2ClipImageProcessor(size=48)
+    labels = processor(tmp_path / "turned.png", segmentation_maps=tmp_path / "mask.png")["mask_labels"][0]
+    assert labels[:, 24:].all()
+    assert not labels[:, :24].any()
 
 
 @pytest.mark.parametrize(
@@ -135,7 +159,7 @@ def test_bad_files(image_processor, photo, tmp_path):
             image_processor(tmp_path / f"half.{extension}")
     with pytest.raises(OSError, match="truncated or damaged"):  # opened by the caller, still not decoded
         image_processor(Image.open(tmp_path / "half.jpg"))
-    with pytest.raises(OSError, match="it is a folder"):
+    with pytest.raises(OSError, match="is a folder; expected an image file"):
         image_processor(tmp_path)
     with pytest.raises(ValueError, match="empty list"):
         image_processor([])
@@ -174,18 +198,17 @@ def server(photo):
 
 def test_urls(server, photo):
     assert np.array_equal(np.asarray(load_image(f"{server}/photo.png", timeout=10)), np.asarray(photo))
-    with pytest.raises(OSError, match=r"absent\.png.*404"):
+    with pytest.raises(OSError, match=r"absent\.png.*could not be fetched .*404.*check address and connection"):
         load_image(f"{server}/absent.png", timeout=10)
+    with pytest.raises(OSError, match="could not be fetched"):
+        load_image("HTTP://127.0.0.1:9/photo.png", timeout=10)
 
 
 def test_list_images(tmp_path, photo):
-    for name in ("b.PNG", "a.jpg", "notes.txt"):
+    for name in ("b.PNG", "a.jpg", "notes.txt", "._a.jpg"):
         (tmp_path / name).write_bytes(b"")
     (tmp_path / "folder.png").mkdir()
-    assert [path.rsplit("/")[-1] for path in map(str, list_images(tmp_path))] == [
-        str(tmp_path / "a.jpg").rsplit("/")[-1],
-        str(tmp_path / "b.PNG").rsplit("/")[-1],
-    ]
+    assert list_images(tmp_path) == [str(tmp_path / "a.jpg"), str(tmp_path / "b.PNG")]
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="has no image files"):
         list_images(tmp_path / "empty")
@@ -240,6 +263,9 @@ def test_missing_masks_and_batches(image_processor, photo):
     assert labels.shape == (2, 48, 48)
     assert labels[0].sum() == 0
     assert labels[1].all()
+    for stacked in (np.stack([~mask, mask]), torch.from_numpy(np.stack([~mask, mask])).bfloat16()):
+        labels = image_processor([photo, photo], segmentation_maps=stacked, return_tensors="pt")["mask_labels"]
+        assert labels.float().mean(dim=(1, 2)).tolist() == [0, 1]
 
 
 @pytest.mark.parametrize(
@@ -283,6 +309,14 @@ def test_size_must_be_a_square_given_as_height_and_width(photo):
         ViP2ClipImageProcessor(size={"shortest_edge": 48})(photo)
 
 
+@pytest.mark.parametrize(
+    "option", [{"do_center_crop": True, "crop_size": 24}, {"input_data_format": "channels_first"}]
+)
+def test_steps_there_are_not_are_refused(image_processor, photo, option):
+    with pytest.raises(ValueError, match=f"{next(iter(option))} is .* leave it out"):
+        image_processor(photo, **option)
+
+
 # Results
 
 
@@ -321,12 +355,26 @@ def test_post_processing_without_sizes_and_with_thresholds(image_processor, outp
 
 def test_bad_post_processing(image_processor, outputs):
     post_process = image_processor.post_process_anomaly_detection
-    with pytest.raises(ValueError, match=r"threshold is 1.5; expected values in \[0, 1\]"):
+    with pytest.raises(ValueError, match=r"threshold is 1.5; expected one number in \[0, 1\] or a pair"):
         post_process(outputs, threshold=1.5)
     with pytest.raises(ValueError, match="threshold"):
         post_process(outputs, threshold=(0.5, float("nan")))
     with pytest.raises(ValueError, match="one target size per image, found 1 for 2"):
         post_process(outputs, target_sizes=[(4, 4)])
+    for wrong in ("high", (0.1, 0.2, 0.3), [0.5]):
+        with pytest.raises(ValueError, match="threshold is"):
+            post_process(outputs, threshold=wrong)
     outputs.scores[1] = float("nan")
-    with pytest.raises(ValueError, match=r"position 1 is nan.*bfloat16 or float32"):
+    with pytest.raises(ValueError, match=r"position 1 is not finite.*bfloat16 or float32"):
         post_process(outputs)
+    outputs.scores[1], outputs.anomaly_maps[0, 3, 3] = 0.5, float("inf")
+    with pytest.raises(ValueError, match=r"position 0 is not finite"):
+        post_process(outputs)
+
+
+def test_results_are_independent_of_the_outputs(image_processor, outputs):
+    outputs.anomaly_maps.requires_grad_()
+    result = image_processor.post_process_anomaly_detection(outputs)[0]
+    result["anomaly_map"].fill_(1)
+    assert result["anomaly_map"].numpy().max() == 1
+    assert outputs.anomaly_maps[0].max() == 0

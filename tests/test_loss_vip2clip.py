@@ -103,6 +103,16 @@ def test_no_valid_image_gives_zero_inside_the_graph(masks):
     assert torch.equal(anomalous.grad, torch.zeros_like(anomalous))
 
 
+def test_masks_of_another_shape_are_refused(masks):
+    """Broadcasting would give a number, and a wrong one."""
+    maps = two_class(torch.rand_like(masks))
+    for wrong in (masks[:, None], masks[:1], masks[:, :4]):
+        with pytest.raises(ValueError, match="expected that of the maps"):
+            focal_loss(maps, wrong)
+        with pytest.raises(ValueError, match="expected that of the maps"):
+            dice_loss(maps[:, 1], wrong)
+
+
 @pytest.mark.parametrize(("dtype", "expected"), [(torch.bfloat16, torch.float32), (torch.float64, torch.float64)])
 def test_precision(masks, dtype, expected):
     maps = two_class(torch.rand_like(masks)).to(dtype)

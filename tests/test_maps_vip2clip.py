@@ -31,6 +31,20 @@ def test_smoothing_without_resize_in_float64():
     assert np.abs(resize_maps(maps, (30, 50), 3.0)[0].numpy() - expected).max() < 1e-12
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.bool, torch.int64])
+def test_integers_become_floats(dtype):
+    maps = (torch.rand(8, 8) > 0.5).to(dtype)
+    assert torch.equal(resize_maps(maps, 20, 1.0), resize_maps(maps.float(), 20, 1.0))
+
+
+def test_autocast_does_not_lower_the_precision():
+    maps = torch.rand(6, 6)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = resize_maps(maps, 31, 1.5)
+    assert inside.dtype == torch.float32
+    assert torch.equal(inside, resize_maps(maps, 31, 1.5))
+
+
 def test_constant_and_range_are_kept():
     assert torch.allclose(resize_maps(torch.full((5, 5), 0.3), 64, 5.0), torch.tensor(0.3), atol=1e-6)
     maps = resize_maps((torch.rand(4, 9, 9) > 0.5).float(), 100, 3.0)

@@ -9,6 +9,8 @@ from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
 from conftest import TINY, assert_same_weights, change_weights, put_in_hub_cache, tiny_clip_config, tiny_config
 from vip2clip_hf import ViP2ClipAnomalyDetectionOutput, ViP2ClipConfig, ViP2ClipForAnomalyDetection
+from vip2clip_hf.loss_vip2clip import vip2clip_loss
+from vip2clip_hf.maps_vip2clip import resize_maps
 
 
 def adapters(model):
@@ -106,9 +108,10 @@ def test_prompts_of_both_classes_share_image_tokens_only(model, pixel_values):
     assert (prompts[0, 0, 9] - prompts[1, 0, 9]).abs().max() > 0  # depends on the image
 
 
-def test_perception_equals_the_textbook_form(pixel_values):
+@pytest.mark.parametrize("scaled", [True, False])
+def test_perception_equals_the_textbook_form(pixel_values, scaled):
     """The folded projections against attention with every patch projected to keys and values."""
-    model = ViP2ClipForAnomalyDetection(tiny_config("release")).eval()
+    model = ViP2ClipForAnomalyDetection(tiny_config("release", perception_scaled=scaled)).eval()
     change_weights(model)
     perception = model.fine_grained_perception
     with torch.no_grad():
@@ -118,7 +121,7 @@ def test_perception_equals_the_textbook_form(pixel_values):
         query = perception.q_proj(prompts).view(3, 1, 2, 8, 2).transpose(2, 3)
         key = perception.k_proj(patches).view(3, 3, 36, 8, 2).transpose(2, 3)
         value = perception.v_proj(patches).view(3, 3, 36, 8, 2).transpose(2, 3)
-        weights = (query @ key.mT).softmax(-1)
+        weights = (query @ key.mT / (2**0.5 if scaled else 1)).softmax(-1)
         expected = perception.out_proj((weights @ value).transpose(2, 3).flatten(-2))
     torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(attention, weights, rtol=1e-5, atol=1e-6)
@@ -236,10 +239,11 @@ def test_precisions(variant, dtype, batch):
     torch.testing.assert_close(actual.anomaly_maps.float(), expected.anomaly_maps, rtol=0, atol=5e-2)
 
 
-def test_autocast_keeps_alignment_and_loss_in_float32(model, batch):
+def test_autocast_keeps_alignment_maps_and_loss_in_float32(model, batch):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         output = model.train()(**batch)
-    assert output.scores.dtype == output.loss.dtype == torch.float32
+    for tensor in (output.scores, output.layer_maps, output.anomaly_maps, output.loss):
+        assert tensor.dtype == torch.float32
     output.loss.backward()
     assert all(torch.isfinite(p.grad).all() for p in adapters(model).values())
 
@@ -252,9 +256,106 @@ def test_shapes_on_the_meta_device():
 
 
 def test_export_gives_the_same_numbers(model, pixel_values):
-    program = torch.export.export(model, (pixel_values,), strict=False)
+    """With a batch of any size."""
+    dynamic = {"pixel_values": {0: torch.export.Dim("batch", min=1, max=16)}}
+    program = torch.export.export(model, (), {"pixel_values": pixel_values}, dynamic_shapes=dynamic, strict=False)
     with torch.no_grad():
-        torch.testing.assert_close(program.module()(pixel_values).scores, model(pixel_values).scores)
+        for images in (pixel_values, pixel_values[:1], torch.randn(5, 3, 48, 48)):
+            actual, expected = program.module()(pixel_values=images), model(images)
+            torch.testing.assert_close(actual.scores, expected.scores)
+            torch.testing.assert_close(actual.anomaly_maps, expected.anomaly_maps)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace.*:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_trace_gives_the_same_numbers(model, pixel_values):
+    class Plain(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = model
+
+        def forward(self, images):
+            output = self.model(images)
+            return output.scores, output.anomaly_maps
+
+    with torch.no_grad():
+        traced = torch.jit.trace(Plain(), pixel_values)
+        torch.testing.assert_close(traced(pixel_values), Plain()(pixel_values))
+
+
+@pytest.mark.slow
+def test_compile_without_graph_breaks(model, pixel_values):
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(pixel_values).anomaly_maps, model(pixel_values).anomaly_maps)
+
+
+def test_settings_reach_the_loss(batch):
+    settings = {"local_loss_weight": 0.3, "focal_gamma": 1.5, "focal_smooth": 1e-2}
+    model = ViP2ClipForAnomalyDetection(tiny_config("release", **settings)).eval()
+    output = model(**batch)
+    maps = resize_maps(output.layer_maps, 48)
+    targets = (batch["mask_labels"], batch["mask_label_valid"])
+    expected, parts = vip2clip_loss(output.logits, batch["labels"], maps, *targets, **settings)
+    torch.testing.assert_close(output.loss, expected)
+    torch.testing.assert_close(output.loss_components["focal"], parts["focal"])
+
+
+@pytest.mark.parametrize("image_score", ["pooled_features", "mean_logits"])
+def test_image_loss_of_both_variants(batch, image_score):
+    """Mean of the layers' cross-entropies, or one cross-entropy on the mean logits."""
+    model = ViP2ClipForAnomalyDetection(tiny_config(image_score=image_score, temperature=0.002)).eval()
+    change_weights(model.fine_grained_perception)
+    output = model(**batch)
+    image_embeds, patch_embeds = model.get_vision_features(batch["pixel_values"])
+    logits = model.align(model.get_prompt_embeds(image_embeds), patch_embeds).layer_logits
+    cross_entropy = torch.nn.functional.cross_entropy
+    per_layer = torch.stack([cross_entropy(logits[:, i], batch["labels"]) for i in range(3)]).mean()
+    at_once = cross_entropy(logits.mean(1), batch["labels"])
+    assert (per_layer - at_once).abs() > 1e-5
+    expected = per_layer if image_score == "pooled_features" else at_once
+    torch.testing.assert_close(output.loss_components["image"], expected)
+
+
+def test_maps_of_saturated_layers_stay_in_range(model):
+    for value in (0.0, 1.0):
+        maps = model.get_anomaly_maps(torch.full((1, 3, 2, 6, 6), value))
+        assert maps.min() >= 0
+        assert maps.max() <= 1
+
+
+def test_configuration_may_be_changed_afterwards(pixel_values):
+    """Settings without weights of their own are read at every call."""
+    model = ViP2ClipForAnomalyDetection(tiny_config()).eval()
+    change_weights(model)
+    for field, value in (
+        ("perception_num_heads", 4), ("perception_scaled", False), ("position_interpolation", "bicubic"),
+        ("image_score", "mean_logits"), ("temperature", 0.5), ("top_k", 1), ("image_embeds_layernorm", False),
+    ):  # fmt: skip
+        with torch.no_grad():
+            before = model(pixel_values).scores
+            setattr(model.config, field, value)
+            assert not torch.equal(model(pixel_values).scores, before), field
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+def test_positions_are_resized_in_float32(mode):
+    embeddings = [
+        ViP2ClipForAnomalyDetection(tiny_config(position_interpolation=mode)).clip.vision_model.embeddings
+        for _ in range(2)
+    ]
+    half, exact = embeddings[0].bfloat16(), embeddings[1].float()
+    with torch.no_grad():
+        exact.position_embedding.weight.copy_(half.position_embedding.weight)
+        actual = half.interpolate_pos_encoding(None, 48, 48)
+        expected = exact.interpolate_pos_encoding(None, 48, 48)
+    assert actual.shape == (1, 37, 32)
+    assert torch.equal(actual, expected.bfloat16())
+
+
+def test_names_of_modules_that_are_not_split(model):
+    names = {type(module).__name__ for module in model.modules()}
+    assert set(type(model)._no_split_modules) <= names
 
 
 # Ablations
@@ -319,6 +420,9 @@ def test_clip_stays_frozen(model, tmp_path):
     assert model.training
     assert model.fine_grained_perception.training
     assert frozen(model.eval())
+    model.requires_grad_(False)
+    assert not any(p.requires_grad for p in model.parameters())
+    assert frozen(model.requires_grad_(True))
     model.save_pretrained(tmp_path)
     for loaded in (ViP2ClipForAnomalyDetection.from_pretrained(tmp_path), AutoModel.from_pretrained(tmp_path)):
         assert frozen(loaded)
@@ -348,7 +452,9 @@ def test_every_adapter_gets_a_gradient_and_clip_none(overrides, batch):
 
 
 @pytest.mark.parametrize("masks", ["none", "all invalid"])
-def test_image_labels_alone_train_every_adapter(model, batch, masks):
+@pytest.mark.parametrize("alignment", ["unified", "dual"])
+def test_image_labels_alone_give_every_adapter_a_gradient(batch, masks, alignment):
+    model = ViP2ClipForAnomalyDetection(tiny_config(alignment=alignment))
     if masks == "none":
         del batch["mask_labels"], batch["mask_label_valid"]
     else:
@@ -361,8 +467,14 @@ def test_image_labels_alone_train_every_adapter(model, batch, masks):
 
 def test_an_invalid_mask_has_no_influence(model, batch):
     expected = model(**batch).loss
-    batch["mask_labels"][2] = 1
-    torch.testing.assert_close(model(**batch).loss, expected)
+    batch["mask_labels"] = batch["mask_labels"].float()
+    for placeholder in (1, 255, float("nan")):
+        batch["mask_labels"][2] = placeholder
+        loss = model(**batch).loss
+        torch.testing.assert_close(loss, expected)
+        model.zero_grad()
+        loss.backward()
+        assert all(torch.isfinite(p.grad).all() for p in adapters(model).values())
 
 
 def test_training_lowers_the_loss(model, batch):
@@ -475,6 +587,12 @@ def test_from_clip_takes_ids_from_a_tokenizer(clip):
     assert (model.config.bos_token_id, model.config.eos_token_id) == (101, 102)
 
 
+def test_from_clip_with_a_tokenizer_that_knows_no_words(clip_folder):
+    """What the library makes of a folder without the files of a tokenizer."""
+    with pytest.raises(ValueError, match=r"no tokens for 'intact' .*its files may be missing"):
+        ViP2ClipForAnomalyDetection.from_clip(clip_folder, **TINY, normal_word="intact", anomalous_word="broken")
+
+
 def test_from_clip_without_a_tokenizer_for_an_unknown_word(clip):
     with pytest.raises(ValueError, match=r"'spotless'.*tokenizer=.*flawless"):
         ViP2ClipForAnomalyDetection.from_clip(clip, **TINY, normal_word="spotless")
@@ -494,6 +612,8 @@ def test_bad_sources(clip, clip_folder, tmp_path):
         ViP2ClipForAnomalyDetection.from_clip(clip)
     with pytest.raises(ValueError, match="variant"):
         ViP2ClipForAnomalyDetection.from_clip(clip, variant="draft")
+    with pytest.raises(ValueError, match=r"'torch_dtype' is no field .* did you mean 'dtype'\?"):
+        ViP2ClipForAnomalyDetection.from_clip(clip, **TINY, torch_dtype=torch.bfloat16)
     weights = {k: v for k, v in clip.state_dict().items() if "text_projection" not in k}
     clip.save_pretrained(tmp_path / "part", state_dict=weights)
     with pytest.raises(RuntimeError, match=r"lacks 1 weights \(text_projection.weight"):
@@ -510,6 +630,9 @@ def test_a_checkpoint_without_its_weights_is_refused(model, tmp_path):
     model.save_pretrained(tmp_path / "partial", state_dict=weights)
     with pytest.raises(RuntimeError, match="lacks 1 of"):
         AutoModel.from_pretrained(tmp_path / "partial")
+    model.save_pretrained(tmp_path / "whole")
+    with pytest.raises(RuntimeError, match=r"lacks 2 of .*prompt_learner\.anomalous_context"):
+        AutoModel.from_pretrained(tmp_path / "whole", num_context_tokens=4, ignore_mismatched_sizes=True)
 
 
 @pytest.mark.parametrize("max_shard_size", ["5GB", "100KB"])
@@ -584,8 +707,16 @@ def test_bad_combinations_of_inputs(model, pixel_values):
         model(pixel_values, image_embeds=image_embeds, patch_embeds=patch_embeds)
     with pytest.raises(ValueError, match="35 patches; expected a square"):
         model(image_embeds=image_embeds, patch_embeds=patch_embeds[:, :, :35])
-    with pytest.raises(ValueError, match="top_k is 37; expected between 1 and 36"):
+    with pytest.raises(ValueError, match="top_k is 37; expected an integer from 1 to 36"):
         model(pixel_values, top_k=37)
+    with pytest.raises(ValueError, match=r"shape \(1, 16\) and patch_embeds \(3, 3, 36, 16\)"):
+        model(image_embeds=image_embeds[:1], patch_embeds=patch_embeds)
+    with pytest.raises(ValueError, match=r"expected \(batch_size, 16\)"):
+        model(image_embeds=image_embeds[:, :8], patch_embeds=patch_embeds[..., :8])
+    with pytest.raises(ValueError, match=r"patch_embeds has NaN .* positions \[2\]"):
+        model(image_embeds=image_embeds, patch_embeds=patch_embeds.index_fill(0, torch.tensor(2), float("nan")))
+    with pytest.raises(ValueError, match=r"shape \(0, 3, 48, 48\)"):
+        model(pixel_values[:0])
     with pytest.raises(TypeError, match="pixels"):
         model(pixels=pixel_values)
 

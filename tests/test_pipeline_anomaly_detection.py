@@ -1,13 +1,12 @@
-import types
-
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset
 from PIL import Image
-from transformers import BertConfig, BertModel, pipeline
+from transformers import BertConfig, BertModel, CLIPImageProcessorPil, pipeline
 
 from vip2clip_hf import AnomalyDetectionPipeline, ViP2ClipImageProcessor
+from vip2clip_hf.hub import save_checkpoint
 from vip2clip_hf.pipeline_anomaly_detection import draw_heatmap
 
 
@@ -119,7 +118,7 @@ def test_thresholds(detector, photo):
     assert (result["label"], result["mask"].all()) == ("normal", True)
     assert detector(photo, threshold=score - 0.01)["label"] == "anomalous"
     assert not detector(photo, threshold=float(largest))["mask"].any()
-    with pytest.raises(ValueError, match="threshold"):
+    with pytest.raises(ValueError, match="threshold is"):
         detector(photo, threshold=2)
 
 
@@ -191,7 +190,10 @@ def test_bad_input(detector, tmp_path):
         detector(np.full((5, 5), np.nan))
     with pytest.raises(TypeError, match=r"Unknown arguments tresh; .*threshold"):
         detector(np.zeros((5, 5)), tresh=0.5)
-    assert isinstance(detector(x for x in []), types.GeneratorType) or list(detector(x for x in [])) == []
+    assert list(detector(x for x in [])) == []
+    for top_k in (2.0, True, "3"):
+        with pytest.raises(ValueError, match="top_k is"):
+            detector(np.zeros((5, 5)), top_k=top_k)
 
 
 def test_bad_parts(model, image_processor):
@@ -206,7 +208,60 @@ def test_bad_parts(model, image_processor):
         AnomalyDetectionPipeline.from_pretrained("org/absent")
 
 
-def test_processor_of_another_size(model, photo):
-    """Works, as in CLIP: the grid comes from the pixels given."""
-    detector = AnomalyDetectionPipeline(model=model, image_processor=ViP2ClipImageProcessor(size=64), device="cpu")
-    assert detector(photo)["anomaly_map"].shape == (40, 60)
+@pytest.mark.parametrize(
+    "processor", [ViP2ClipImageProcessor(size=64), ViP2ClipImageProcessor(size=48, do_resize=False)]
+)
+def test_processor_of_another_size_is_refused(model, processor):
+    with pytest.raises(ValueError, match=r"the model takes 48 x 48; use ViP2ClipImageProcessor\(size=48\)"):
+        AnomalyDetectionPipeline(model=model, image_processor=processor, device="cpu")
+    with pytest.raises(ValueError, match="found CLIPImageProcessor"):
+        AnomalyDetectionPipeline(model=model, image_processor=CLIPImageProcessorPil(), device="cpu")
+
+
+def test_from_pretrained(model, image_processor, photo, tmp_path):
+    detector = AnomalyDetectionPipeline(model=model, image_processor=image_processor, device="cpu")
+    detector.save_pretrained(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "config.json",
+        "model.safetensors",
+        "preprocessor_config.json",
+    ]
+    assert "custom_pipelines" not in (tmp_path / "config.json").read_text()
+    same(AnomalyDetectionPipeline.from_pretrained(tmp_path, device="cpu")(photo), detector(photo))
+    loaded = AnomalyDetectionPipeline.from_pretrained(
+        tmp_path, device="cpu", batch_size=2, threshold=0.0, top_k=1, heatmap=True, timeout=5, dtype="float64"
+    )
+    result = loaded([photo])[0]
+    assert result["label"] == "anomalous"
+    assert "heatmap" in result
+    assert result["score"] == pytest.approx(detector(photo, top_k=1)["score"], abs=1e-5)
+    assert loaded.model.dtype == torch.float64
+    larger = AnomalyDetectionPipeline.from_pretrained(tmp_path, device="cpu", image_size=64)
+    assert larger.image_processor(photo)["pixel_values"][0].shape == (3, 64, 64)
+    assert larger(photo)["score"] != detector(photo)["score"]
+
+
+def test_checkpoints_of_other_models_are_refused_before_they_are_loaded(clip_folder):
+    (clip_folder / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match="found model_type 'clip'"):
+        AnomalyDetectionPipeline.from_pretrained(clip_folder)
+
+
+def test_registered_task_needs_no_trust(model, image_processor, photo, tmp_path):
+    """The folder names a pipeline of its own, for which the library would ask for trust."""
+    folder = save_checkpoint(model, image_processor, tmp_path / "ck")
+    detector = pipeline("anomaly-detection", model=str(folder), device="cpu")
+    assert type(detector) is AnomalyDetectionPipeline
+    assert type(detector.model).__module__ == "vip2clip_hf.modeling_vip2clip"
+
+
+def test_data_sets_keep_their_length(detector, photos):
+    class Rows:
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, index):
+            return {"image": photos[index % 3]}  # never an IndexError
+
+    assert len(list(detector(Rows(), batch_size=2))) == 3
+    assert len(list(detector(Rows(), num_workers=2))) == 3

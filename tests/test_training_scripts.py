@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import Trainer
 
 from conftest import TINY
@@ -52,6 +53,8 @@ def test_main(roots, clip_folder, tmp_path, capsys):
     assert 0 <= report["mean"]["image_auroc"] <= 1
     assert 0 <= report["mean"]["pixel_auroc"] <= 1
     assert json.loads((tmp_path / "out" / "results.json").read_text()) == report
+    assert (report["train_set"], report["eval_set"]) == ("train", "eval")
+    assert str(tmp_path) not in (tmp_path / "out" / "results.json").read_text()
     assert "pixel AUROC" in capsys.readouterr().out
     detector = AnomalyDetectionPipeline.from_pretrained(tmp_path / "out", device="cpu")
     assert 0 <= detector(np.zeros((20, 30), np.uint8))["score"] <= 1
@@ -108,8 +111,8 @@ def test_data_without_masks_trains_on_labels(roots, clip, tmp_path, image_proces
     for path in roots[0].rglob("*_mask.png"):
         path.unlink()
     dataset = load_folder(roots[0])
-    assert not train_script.has_masks(dataset)
-    assert train_script.has_masks(load_folder(roots[1]))
+    assert train_script.count_masks(dataset) == 0
+    assert train_script.count_masks(load_folder(roots[1])) == 3
     model = ViP2ClipForAnomalyDetection.from_clip(clip, **TINY)
     trainer = train_script.build_trainer(model, image_processor, dataset, arguments_for(tmp_path))
     assert set(trainer.data_collator([dataset[0]])) == {"pixel_values", "labels"}
@@ -156,6 +159,12 @@ def test_bad_arguments(tmp_path, roots):
     (tmp_path / "config.json").write_text('{"train_rot": "x"}')
     with pytest.raises(ValueError, match=r"unknown key 'train_rot'; did you mean 'train_root'\?"):
         parse_arguments([str(tmp_path / "config.json")])
+    (tmp_path / "config.json").write_text('{"feature_layers": "deep"}')
+    with pytest.raises(SystemExit):  # argparse shows the usage
+        parse_arguments([str(tmp_path / "config.json")])
+    (tmp_path / "config.json").write_text('{"feature_layers": 4, "top_k": 3, "disable_tqdm": true, "clip": null}')
+    model_arguments, _, arguments = parse_arguments([str(tmp_path / "config.json"), "--top_k", "7"])
+    assert (model_arguments.feature_layers, model_arguments.top_k, arguments.disable_tqdm) == ([4], 7, True)
     (tmp_path / "config.json").write_text("[1]")
     with pytest.raises(ValueError, match="holds a list; expected an object"):
         parse_arguments([str(tmp_path / "config.json")])
@@ -166,6 +175,58 @@ def test_bad_arguments(tmp_path, roots):
         train_script.main([])
     with pytest.raises(ValueError, match="--clip is missing"):
         train_script.main(["--train_root", str(roots[0])])
+
+
+def train_arguments(tmp_path, clip_folder, roots, *more) -> list[str]:
+    settings = ["--image_size", "48", "--feature_layers", "1", "2", "--top_k", "3", "--disable_tqdm", "true"]
+    return [
+        "--clip", str(clip_folder), "--train_root", str(roots[0]), "--eval_root", str(roots[1]), "--output_dir",
+        str(tmp_path / "out"), "--num_train_epochs", "1", "--use_cpu", "true", *settings, *more,
+    ]  # fmt: skip
+
+
+def test_the_model_is_saved_before_the_evaluation_can_fail(roots, clip_folder, tmp_path):
+    broken = next((roots[1] / "waves" / "test" / "blob").iterdir())
+    broken.write_bytes(broken.read_bytes()[:500])
+    with pytest.raises(OSError, match=r"waves.test.blob.000\.png.*truncated or damaged"):
+        train_script.main(train_arguments(tmp_path, clip_folder, roots))
+    assert (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_diverged_training_is_not_saved(roots, clip_folder, tmp_path):
+    with pytest.raises(ValueError, match="training diverged"):
+        train_script.main(train_arguments(tmp_path, clip_folder, roots, "--learning_rate", "1e30"))
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_resume(roots, clip_folder, tmp_path):
+    """Two epochs in one go, and the second continued from the checkpoint of the first, give the same weights."""
+    arguments = ["--save_strategy", "epoch", "--num_train_epochs", "2", "--output_dir"]
+    train_script.main(train_arguments(tmp_path, clip_folder, roots, *arguments, str(tmp_path / "whole")))
+    checkpoint = tmp_path / "whole" / "checkpoint-2"
+    resumed = [*arguments, str(tmp_path / "parts"), "--resume_from_checkpoint", str(checkpoint)]
+    report = train_script.main(train_arguments(tmp_path, clip_folder, roots, *resumed))
+    assert not (tmp_path / "parts" / "checkpoint-2").exists()  # the first epoch was not run again
+    weights = [load_file(tmp_path / run / "model.safetensors") for run in ("whole", "parts")]
+    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
+    assert len(report["losses"]) == 2
+    with pytest.raises((ValueError, OSError), match="absent"):
+        train_script.main(train_arguments(tmp_path, clip_folder, roots, "--resume_from_checkpoint", "absent"))
+
+
+@pytest.mark.parametrize(
+    "option", [("--optim", "sgd"), ("--label_smoothing_factor", "0.1"), ("--remove_unused_columns", "true")]
+)
+def test_arguments_that_would_have_no_effect_are_refused(roots, clip_folder, tmp_path, option):
+    with pytest.raises(ValueError, match=option[0]):
+        train_script.main(train_arguments(tmp_path, clip_folder, roots, *option))
+
+
+def test_weight_decay_reaches_the_optimizer(clip, tmp_path, image_processor):
+    model = ViP2ClipForAnomalyDetection.from_clip(clip, **TINY)
+    arguments = arguments_for(tmp_path, weight_decay=0.5, adam_beta1=0.8)
+    groups = train_script.build_trainer(model, image_processor, None, arguments).optimizer.param_groups
+    assert all(group["weight_decay"] == 0.5 and group["betas"] == (0.8, 0.999) for group in groups)
 
 
 @pytest.mark.parametrize("config", sorted((TRAINING / "configs").glob("*.json")))

@@ -35,6 +35,9 @@ class DataArguments:
     eval_root: str | None = field(
         default=None, metadata={"help": "Folder in the same layout; its test split is evaluated on."}
     )
+    adapters_only: bool = field(
+        default=False, metadata={"help": "Leave the backbone out of the checkpoint; it is fetched when it is loaded."}
+    )
 
 
 @dataclass
@@ -81,10 +84,14 @@ def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, Ada
         if not isinstance(config, dict):
             raise ValueError(f"{path} holds a {type(config).__name__}; expected an object with arguments by name.")
         known = [f.name for t in types for f in fields(t) if f.init]
-        for name in config:
+        given = []
+        for name, value in config.items():
             if name not in known:
                 nearest = difflib.get_close_matches(name, known, n=1)
                 hint = f"; did you mean {nearest[0]!r}?" if nearest else "; see --help for those there are."
                 raise ValueError(f"{path} has the unknown key {name!r}{hint}")
-        parser.set_defaults(**config)
+            if value is not None:
+                values = value if isinstance(value, list) else [value]
+                given += [f"--{name}", *(v if isinstance(v, str) else json.dumps(v) for v in values)]
+        argv = given + argv  # the parser checks both alike, and takes the last
     return parser.parse_args_into_dataclasses(args=argv)

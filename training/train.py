@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from datasets import Dataset
+from datasets import Dataset, Image
 from huggingface_hub.errors import StrictDataclassError
 from sklearn.metrics import roc_auc_score
 from transformers import CLIPConfig, CLIPModel, Trainer, set_seed
@@ -20,7 +20,7 @@ from transformers import CLIPConfig, CLIPModel, Trainer, set_seed
 from arguments import AdapterTrainingArguments, ModelArguments, parse_arguments
 from vip2clip_hf import ViP2ClipForAnomalyDetection, ViP2ClipImageProcessor
 from vip2clip_hf.data import ViP2ClipCollator, load_folder
-from vip2clip_hf.hub import save_checkpoint
+from vip2clip_hf.hub import check_target, save_checkpoint
 
 
 logger = logging.getLogger("train")
@@ -65,8 +65,17 @@ def build_trainer(
         {"params": others, "lr": arguments.learning_rate},
         {"params": perception, "lr": arguments.perception_learning_rate},
     ]
-    optimizer = torch.optim.Adam([group for group in groups if group["params"]])
-    pixel_labels = train_dataset is None or has_masks(train_dataset)
+    if arguments.optim != AdapterTrainingArguments(output_dir=arguments.output_dir).optim:
+        raise ValueError(f"--optim is {arguments.optim}; the adapters are trained with Adam, leave it out.")
+    if arguments.label_smoothing_factor or arguments.remove_unused_columns:
+        raise ValueError("--label_smoothing_factor and --remove_unused_columns have to be left out.")
+    optimizer = torch.optim.Adam(
+        [group for group in groups if group["params"]],
+        betas=(arguments.adam_beta1, arguments.adam_beta2),
+        eps=arguments.adam_epsilon,
+        weight_decay=arguments.weight_decay,
+    )
+    pixel_labels = train_dataset is None or count_masks(train_dataset) > 0
     return Trainer(
         model=model,
         args=arguments,
@@ -76,10 +85,23 @@ def build_trainer(
     )
 
 
-def has_masks(dataset: Dataset) -> bool:
-    """Whether any anomalous image has a mask. Reads no image."""
+def read_folder(root: str) -> Dataset:
+    """A data set whose images are decoded by the image processor, which names the file when one cannot be read."""
+    dataset = load_folder(root)
+    for column in ("image", "mask"):
+        dataset = dataset.cast_column(column, Image(decode=False))
+    anomalous, masks = sum(dataset["label"]), count_masks(dataset)
+    normal = len(dataset) - anomalous
+    logger.info("%s: %d normal images, %d anomalous, %d of them with a mask", root, normal, anomalous, masks)
+    if not normal or not anomalous:
+        logger.warning("%s has images of one class only.", root)
+    return dataset
+
+
+def count_masks(dataset: Dataset) -> int:
+    """Anomalous images that have a mask. Reads no image."""
     columns = dataset.select_columns(["mask", "label"]).with_format("arrow")[:]
-    return any(m.is_valid and y.as_py() == 1 for m, y in zip(columns["mask"], columns["label"]))
+    return sum(m.is_valid and y.as_py() == 1 for m, y in zip(columns["mask"], columns["label"]))
 
 
 def auroc(labels: np.ndarray, scores: np.ndarray) -> float:
@@ -113,26 +135,40 @@ def evaluate(trainer: Trainer, image_processor: ViP2ClipImageProcessor, dataset:
     return {"mean": mean, "categories": results}
 
 
+def without_nan(value):
+    """NaN, for which JSON has no word, as null."""
+    if isinstance(value, dict):
+        return {name: without_nan(one) for name, one in value.items()}
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
 def main(argv: list[str]) -> dict:
     model_arguments, data_arguments, arguments = parse_arguments(argv)
     if data_arguments.train_root is None:
         raise ValueError("--train_root is missing: name the folder of the data set to train on.")
-    train_dataset = load_folder(data_arguments.train_root)
-    eval_dataset = None if data_arguments.eval_root is None else load_folder(data_arguments.eval_root)
+    train_dataset = read_folder(data_arguments.train_root)
+    eval_dataset = None if data_arguments.eval_root is None else read_folder(data_arguments.eval_root)
+    check_target(arguments.output_dir)
     model = build_model(model_arguments, arguments.seed)
     image_processor = ViP2ClipImageProcessor(size=model.config.image_size)
 
     trainer = build_trainer(model, image_processor, train_dataset, arguments)
-    logger.info("Training on %d images of %s", len(train_dataset), data_arguments.train_root)
-    trainer.train()
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    report = {"train_root": data_arguments.train_root, "eval_root": data_arguments.eval_root, "losses": losses}
+    trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
+    if trainer.is_world_process_zero():
+        # Before anything else that can fail.
+        folder = save_checkpoint(
+            model, image_processor, arguments.output_dir, adapters_only=data_arguments.adapters_only
+        )
+    report = {
+        "train_set": Path(data_arguments.train_root).resolve().name,
+        "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
+    }
     if eval_dataset is not None:
+        report["eval_set"] = Path(data_arguments.eval_root).resolve().name
         report.update(evaluate(trainer, image_processor, eval_dataset))
     if trainer.is_world_process_zero():
-        folder = save_checkpoint(model, image_processor, arguments.output_dir)
         staged = Path(folder, ".results.json.tmp")
-        staged.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        staged.write_text(json.dumps(without_nan(report), indent=2) + "\n", encoding="utf-8")
         os.replace(staged, Path(folder, "results.json"))
         if eval_dataset is not None:
             mean = report["mean"]
@@ -145,5 +181,5 @@ if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         main(sys.argv[1:])
-    except (OSError, StrictDataclassError, ValueError) as error:
+    except (OSError, RuntimeError, StrictDataclassError, ValueError) as error:
         sys.exit(f"Error: {error}")

@@ -44,7 +44,7 @@ class ViP2ClipImageConditionedAdapter(nn.Module):
     def forward(self, image_embeds: torch.Tensor, image_tokens: torch.Tensor) -> torch.Tensor:
         """`image_embeds` (B, D), `image_tokens` (r, C) -> (B, r, C)."""
         if not self.enabled:
-            return image_tokens.expand(len(image_embeds), -1, -1)
+            return image_tokens.expand(image_embeds.shape[0], -1, -1)
         shifted = image_embeds.to(self.input_bias.dtype) + self.input_bias
         return image_tokens + torch.stack([net(shifted) for net in self.meta_nets], dim=1)
 
@@ -60,12 +60,10 @@ class ViP2ClipFineGrainedPerception(nn.Module):
 
     def __init__(self, config: ViP2ClipConfig):
         super().__init__()
+        self.config = config
         self.enabled = config.use_fine_grained_perception
-        self.num_heads = config.perception_num_heads
         if self.enabled:
             embed_dim = config.clip_config.projection_dim
-            self.head_dim = embed_dim // self.num_heads
-            self.scale = self.head_dim**-0.5 if config.perception_scaled else 1.0
             self.q_proj = nn.Linear(embed_dim, embed_dim)
             self.k_proj = nn.Linear(embed_dim, embed_dim)
             self.v_proj = nn.Linear(embed_dim, embed_dim)
@@ -86,7 +84,8 @@ class ViP2ClipFineGrainedPerception(nn.Module):
         num_layers = patch_embeds.shape[1]
         if not self.enabled:
             return text_embeds[:, None].expand(-1, num_layers, -1, -1), None
-        dtype, heads = patch_embeds.dtype, self.num_heads
+        dtype, heads = patch_embeds.dtype, self.config.perception_num_heads
+        scale = (patch_embeds.shape[-1] // heads) ** -0.5 if self.config.perception_scaled else 1.0
 
         def parameters_of(projection: nn.Linear) -> tuple[torch.Tensor, torch.Tensor]:
             return projection.weight.to(dtype), projection.bias.to(dtype)
@@ -101,7 +100,7 @@ class ViP2ClipFineGrainedPerception(nn.Module):
         # it in the graph with a gradient of exact zeros, which distributed training needs and rounding would spoil.
         queries = queries + 0.0 * key_bias.unflatten(0, (heads, -1))
         folded = torch.einsum("bthk,hkd->bhtd", queries, key_weight)  # (B, heads, 2, D)
-        logits = torch.matmul(folded.flatten(1, 2)[:, None], patch_embeds.mT) * self.scale  # (B, L, heads * 2, P)
+        logits = torch.matmul(folded.flatten(1, 2)[:, None], patch_embeds.mT) * scale  # (B, L, heads * 2, P)
         attention = logits.softmax(dim=-1)
         pooled = torch.matmul(attention, patch_embeds).unflatten(2, (heads, 2))  # (B, L, heads, 2, D)
         values = torch.einsum("blhtd,hkd->blthk", pooled, value_weight).flatten(-2) + value_bias  # (B, L, 2, D)

@@ -3,18 +3,19 @@
 import contextlib
 import copy
 import hashlib
-import logging as python_logging
+import logging
 import os
 
 import torch
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, CLIPConfig, CLIPModel, PreTrainedConfig
-from transformers.utils import cached_file, logging
+from transformers.utils import cached_file
 
 from .configuration_vip2clip import CLIP_VOCAB_SIZE, STATE_WORD_TOKEN_IDS
 
-
-logger = logging.get_logger(__name__)
 
 WEIGHTS_NAME = "model.safetensors"
 BACKBONE_PREFIX = "clip."
@@ -31,13 +32,13 @@ def load_clip(clip: CLIPModel | str | os.PathLike, **hub_kwargs) -> tuple[CLIPMo
 
     Returns:
         `tuple`: the model, in the precision of its file, and `backbone_id` and `backbone_revision` of a Hub
-        checkpoint (empty for a folder: a path means nothing elsewhere).
+        checkpoint; of a model only the id, where it has one, and nothing of a folder: a path means nothing elsewhere.
 
     Raises:
         OSError: nothing there. ValueError: something else than a CLIP. RuntimeError: weights are missing.
     """
     if isinstance(clip, CLIPModel):
-        return clip, {}
+        return clip, _hub_id(clip)
     source = os.fspath(clip)
     with naming("CLIP checkpoint", source):
         config_dict, _ = CLIPConfig.get_config_dict(source, **hub_kwargs)
@@ -62,24 +63,37 @@ def load_clip(clip: CLIPModel | str | os.PathLike, **hub_kwargs) -> tuple[CLIPMo
     return clip, {"backbone_id": source, "backbone_revision": revision}
 
 
+def _hub_id(clip: CLIPModel) -> dict[str, str]:
+    name = clip.name_or_path
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return {}
+    return {} if os.path.exists(name) else {"backbone_id": name}
+
+
 @contextlib.contextmanager
 def naming(what: str, source: str | os.PathLike):
-    """Say what could not be loaded from where: the library's message for an unreachable Hub does not."""
+    """Say what could not be loaded from where: the library's messages for an unreachable Hub and for a damaged file of
+    weights do not."""
     try:
         yield
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
+        prefix = f"{what} {os.fspath(source)!r} could not be loaded. "
+        if str(error).startswith(prefix):  # already said further inside
+            raise
         where = "" if os.path.isdir(source) else "There is no such folder on this machine; as a Hub id: "
-        raise OSError(f"{what} {os.fspath(source)!r} could not be loaded. {where}{error}") from error
+        raise OSError(f"{prefix}{where}{error}") from error
 
 
 @contextlib.contextmanager
 def quiet_loading():
     """Keep the library's report of missing weights out of the log. A filter, not a level: on its level the library
     makes other messages depend."""
-    loader = python_logging.getLogger("transformers.modeling_utils")
+    loader = logging.getLogger("transformers.modeling_utils")
 
     def only_errors(record):
-        return record.levelno >= python_logging.ERROR
+        return record.levelno >= logging.ERROR
 
     loader.addFilter(only_errors)
     try:
@@ -117,12 +131,22 @@ def merge_adapters_with_backbone(
         `tuple`: the configuration of the whole model, and its weights.
 
     Raises:
-        OSError: the backbone is not named or cannot be found. ValueError: it is another one.
+        OSError: the backbone is not named or cannot be found. ValueError: it is another one, or cannot be told to be
+            the right one, or the checkpoint is not one of adapters only.
     """
     if backbone is None and config.backbone_id is None:
         raise OSError(
             f"{checkpoint} holds adapters only and names no Hub id for its CLIP backbone. Pass backbone= with the "
             "folder, Hub id or CLIPModel it was trained on."
+        )
+    with naming("Checkpoint", checkpoint):
+        adapters = load_file(cached_file(checkpoint, WEIGHTS_NAME, **hub_kwargs))
+    if any(name.startswith(BACKBONE_PREFIX) for name in adapters):
+        raise ValueError(f"{checkpoint} holds a CLIP of its own; backbone= is for checkpoints of adapters only.")
+    if config.backbone_checksum is None:
+        raise ValueError(
+            f"{checkpoint} states no checksum of its CLIP backbone, so that no backbone can be told to be the right "
+            "one; write it with vip2clip_hf.hub.save_checkpoint(..., adapters_only=True)."
         )
     given = isinstance(backbone, CLIPModel)
     if not given:
@@ -130,25 +154,22 @@ def merge_adapters_with_backbone(
         if backbone is None:
             source, options["revision"] = config.backbone_id, config.backbone_revision or "main"
         options.update({k: v for k, v in hub_kwargs.items() if k not in ("revision", "subfolder")})
-        with naming(f"{checkpoint} holds adapters only: pass backbone= with the folder of its CLIP. Backbone", source):
+        try:
             backbone, _ = load_clip(source, **options)
+        except OSError as error:
+            raise OSError(
+                f"{checkpoint} holds adapters only: pass backbone= with the folder of its CLIP. {error}"
+            ) from error
     weights = backbone.state_dict()
-    if config.backbone_checksum is None:
-        logger.warning(f"{checkpoint} states no checksum of its CLIP backbone; it could not be verified.")
-    else:
-        found = backbone_checksum(weights, getattr(torch, config.backbone_dtype or "float32"))
-        if found != config.backbone_checksum:
-            raise ValueError(
-                f"The backbone given is not the one {checkpoint} was trained on: expected weights with checksum "
-                f"{config.backbone_checksum}, found {found}. Expected backbone: "
-                f"{config.backbone_id or 'not on the Hub'}"
-                f"{f' at revision {config.backbone_revision}' if config.backbone_revision else ''}."
-            )
+    found = backbone_checksum(weights, getattr(torch, config.backbone_dtype or "float32"))
+    if found != config.backbone_checksum:
+        raise ValueError(
+            f"The backbone given is not the one {checkpoint} was trained on: expected weights with checksum "
+            f"{config.backbone_checksum}, found {found}. Expected backbone: {config.backbone_id or 'not on the Hub'}"
+            f"{f' at revision {config.backbone_revision}' if config.backbone_revision else ''}."
+        )
     config = copy.deepcopy(config)
     config.adapters_only = False
-    adapters = load_file(cached_file(checkpoint, WEIGHTS_NAME, **hub_kwargs))
-    if any(name.startswith(BACKBONE_PREFIX) for name in adapters):
-        raise ValueError(f"{checkpoint} holds a CLIP of its own; backbone= is for checkpoints of adapters only.")
     # A model that was given stays the caller's: its weights are copied.
     return config, {**{BACKBONE_PREFIX + k: v.clone() if given else v for k, v in weights.items()}, **adapters}
 
@@ -182,9 +203,18 @@ def token_settings(
     if tokenizer is None or isinstance(tokenizer, (str, os.PathLike)):
         tokenizer = AutoTokenizer.from_pretrained(source if tokenizer is None else tokenizer, **hub_kwargs)
     ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    # A folder without the files of a tokenizer gives one that knows nothing but its special tokens.
+    special = {*ids.values(), getattr(tokenizer, "unk_token_id", None)}
     for kind, word in words.items():
-        if word is not None:
-            ids[f"{kind}_token_ids"] = tuple(tokenizer(word, add_special_tokens=False)["input_ids"])
+        if word is None:
+            continue
+        found = tuple(tokenizer(word, add_special_tokens=False)["input_ids"])
+        if not found or special & set(found):
+            raise ValueError(
+                f"The tokenizer has no tokens for {word!r} (it gives {found}); its files may be missing. Pass another "
+                f"tokenizer=, or {kind}_token_ids=."
+            )
+        ids[f"{kind}_token_ids"] = found
     return {name: value for name, value in ids.items() if value is not None}
 
 

@@ -40,7 +40,7 @@ def parse_settings(settings: list[str]) -> dict:
     parsed = {}
     for setting in settings:
         name, equals, value = setting.partition("=")
-        if not equals:
+        if not equals or not name.strip():
             raise ValueError(f"--set {setting!r}: expected NAME=VALUE, such as image_size=518.")
         try:
             parsed[name.strip()] = json.loads(value)
@@ -69,9 +69,10 @@ def convert(
     Example: vip2clip convert --checkpoint epoch_10.pth --clip openai/clip-vit-large-patch14-336 --output vip2clip
     """
     from .convert_vip2clip_to_hf import convert_release_checkpoint
-    from .hub import save_checkpoint
+    from .hub import check_target, save_checkpoint
     from .image_processing_vip2clip import ViP2ClipImageProcessor
 
+    check_target(output)
     model = convert_release_checkpoint(checkpoint, clip, **parse_settings(setting or []))
     save_checkpoint(model, ViP2ClipImageProcessor(size=model.config.image_size), output, adapters_only=adapters_only)
     typer.echo(f"Wrote {output}")

@@ -1,12 +1,13 @@
 """Configuration of ViP²-CLIP."""
 
 import copy
-import itertools
+import difflib
 import math
+from collections.abc import Iterable
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub.errors import HFValidationError, StrictDataclassClassValidationError
 from huggingface_hub.utils import validate_repo_id
 from transformers import CLIPConfig, PreTrainedConfig
 
@@ -41,6 +42,10 @@ _VARIANTS: dict[str, dict[str, Any]] = {
         "focal_smooth": 1e-5,
     },
 }
+
+
+class ViP2ClipConfigError(StrictDataclassClassValidationError, ValueError):
+    """A value of the configuration that is not allowed: the library's error, and a ValueError as well."""
 
 
 def _clip_vit_large_patch14_336() -> CLIPConfig:
@@ -79,11 +84,11 @@ class ViP2ClipConfig(PreTrainedConfig):
             Side of the square input in pixels, a multiple of the patch. The position table is resized for it.
             Anomaly maps come out at this size.
         feature_layers (`tuple[int, ...]`, defaults to `(6, 12, 18, 24)`):
-            1-based numbers of the vision blocks that are aligned, in increasing order.
+            1-based numbers of the vision blocks that are aligned; kept in the order of depth.
         num_context_tokens (`int`, defaults to 7), num_image_tokens (`int`, defaults to 3):
             e and r of eqs. 2 to 5.
         normal_word, anomalous_word (`str`, *optional*, default to `"good"` and `"damaged"`):
-            State words of the two prompts. May be `None` when only the token ids are known.
+            State words of the two prompts; `None` where only the token ids are given.
         normal_token_ids, anomalous_token_ids (`tuple[int, ...]`, *optional*):
             Their token ids, one or more per word. Looked up for the words of the paper's Table 6 when not given.
         bos_token_id (`int`, defaults to 49406), eos_token_id (`int`, defaults to 49407):
@@ -129,8 +134,8 @@ class ViP2ClipConfig(PreTrainedConfig):
 
     Raises:
         `huggingface_hub.errors.StrictDataclassFieldValidationError`: a field of the wrong type.
-        `huggingface_hub.errors.StrictDataclassClassValidationError`: a value that is not allowed; the message names
-            the field, the value found and what is allowed.
+        `ViP2ClipConfigError` (a `ValueError`): a value that is not allowed; the message names the field, the value
+            found and what is allowed.
 
     Example:
 
@@ -155,8 +160,8 @@ class ViP2ClipConfig(PreTrainedConfig):
     feature_layers: list[int] | tuple[int, ...] = (6, 12, 18, 24)
     num_context_tokens: int = 7
     num_image_tokens: int = 3
-    normal_word: str | None = "good"
-    anomalous_word: str | None = "damaged"
+    normal_word: str | None = None
+    anomalous_word: str | None = None
     normal_token_ids: list[int] | tuple[int, ...] | None = None
     anomalous_token_ids: list[int] | tuple[int, ...] | None = None
     bos_token_id: int = 49406
@@ -196,17 +201,25 @@ class ViP2ClipConfig(PreTrainedConfig):
         for nested in (self.clip_config, self.clip_config.text_config, self.clip_config.vision_config):
             nested.name_or_path = ""
         # JSON knows no tuples.
-        self.feature_layers = tuple(self.feature_layers)
+        self.feature_layers = tuple(sorted(self.feature_layers))
         known = STATE_WORD_TOKEN_IDS if self.clip_config.text_config.vocab_size == CLIP_VOCAB_SIZE else {}
-        for kind in ("normal", "anomalous"):
-            ids = getattr(self, f"{kind}_token_ids")
-            if ids is None:
-                ids = known.get(getattr(self, f"{kind}_word"))
+        for kind, default in (("normal", "good"), ("anomalous", "damaged")):
+            word, ids = getattr(self, f"{kind}_word"), getattr(self, f"{kind}_token_ids")
+            if word is None and ids is None:
+                word = default
+            ids = known.get(word) if ids is None else ids
+            setattr(self, f"{kind}_word", word)
             setattr(self, f"{kind}_token_ids", None if ids is None else tuple(ids))
         if self.id2label is None:
             self.id2label = {0: "normal", 1: "anomalous"}
             self.label2id = {"normal": 0, "anomalous": 1}
+        if not type(self).__module__.startswith("transformers_modules."):
+            # Where this package is imported its own classes are used and the code of a checkpoint is not: entries
+            # that point to it would only make `pipeline()` ask for trust, and dangle in what is saved next.
+            kwargs.pop("auto_map", None)
+            kwargs.pop("custom_pipelines", None)
         super().__post_init__(**kwargs)
+        self.check_values()
 
     @classmethod
     def from_variant(cls, variant: Literal["paper", "release"] = "paper", **overrides) -> "ViP2ClipConfig":
@@ -216,15 +229,28 @@ class ViP2ClipConfig(PreTrainedConfig):
         loss, and "damaged" in both prompts. docs/model.md lists the differences one by one.
 
         Raises:
-            ValueError: for another name.
+            ValueError: for another name, or for an override that is no field.
         """
         if variant not in _VARIANTS:
             raise ValueError(f"variant is {variant!r}; known variants are {', '.join(map(repr, _VARIANTS))}.")
+        cls.check_names(overrides)
         return cls(**{**_VARIANTS[variant], **overrides})
 
     @classmethod
+    def check_names(cls, names: Iterable[str]):
+        """
+        Raises:
+            ValueError: a name that is no field; says which one may have been meant.
+        """
+        for name in names:
+            if name not in cls.__dataclass_fields__:
+                nearest = difflib.get_close_matches(name, cls.__dataclass_fields__, n=1)
+                hint = f"; did you mean {nearest[0]!r}?" if nearest else "."
+                raise ValueError(f"{name!r} is no field of the configuration{hint}")
+
+    @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
-        found = config_dict.get("model_type", cls.model_type)
+        found = config_dict.get("model_type")
         if found != cls.model_type:
             hint = (
                 " To put new adapters on a CLIP checkpoint use ViP2ClipForAnomalyDetection.from_clip."
@@ -232,9 +258,15 @@ class ViP2ClipConfig(PreTrainedConfig):
                 else ""
             )
             raise ValueError(f"Expected a checkpoint with model_type 'vip2clip', found model_type {found!r}.{hint}")
-        output = super().from_dict(config_dict, **kwargs)
-        # Overrides given to from_pretrained are set after construction and would go unchecked.
-        (output[0] if isinstance(output, tuple) else output).validate()
+        # The library sets overrides after construction, where they would neither be checked nor completed.
+        fields = [name for name in kwargs if name in cls.__dataclass_fields__ and name not in ("clip_config", "dtype")]
+        overrides = {name: kwargs.pop(name) for name in fields}
+        for kind in ("normal", "anomalous"):
+            # Word and ids belong together: an override of one replaces both.
+            if {f"{kind}_word", f"{kind}_token_ids"} & set(overrides):
+                overrides = {f"{kind}_word": None, f"{kind}_token_ids": None, **overrides}
+        output = super().from_dict({**config_dict, **overrides}, **kwargs)
+        (output[0] if isinstance(output, tuple) else output).check_values()
         return output
 
     @property
@@ -248,8 +280,20 @@ class ViP2ClipConfig(PreTrainedConfig):
         shared = 2 + self.num_context_tokens + self.num_image_tokens
         return shared + len(self.normal_token_ids), shared + len(self.anomalous_token_ids)
 
+    def check_values(self):
+        """
+        Check every value. Runs at construction and when a model is built.
+
+        Raises:
+            ViP2ClipConfigError: names the field, the value found and what is allowed.
+        """
+        try:
+            self.validate_values()
+        except ValueError as error:
+            raise ViP2ClipConfigError(validator="validate_values", cause=error) from error
+
     def validate_values(self):
-        """Runs at construction, in `save_pretrained` and when a model is built."""
+        """What the library's `validate`, called by `save_pretrained`, runs."""
         text, vision = self.clip_config.text_config, self.clip_config.vision_config
 
         def check(name: str, allowed: bool, expected: str):
@@ -271,10 +315,8 @@ class ViP2ClipConfig(PreTrainedConfig):
         layers = self.feature_layers
         check(
             "feature_layers",
-            len(layers) > 0
-            and all(1 <= layer <= depth for layer in layers)
-            and all(a < b for a, b in itertools.pairwise(layers)),
-            f"increasing 1-based block numbers between 1 and {depth}, the depth of the backbone",
+            len(layers) > 0 and all(1 <= layer <= depth for layer in layers) and len(set(layers)) == len(layers),
+            f"different 1-based block numbers between 1 and {depth}, the depth of the backbone",
         )
 
         for name in ("num_context_tokens", "num_image_tokens", "meta_net_hidden_size"):
@@ -294,13 +336,16 @@ class ViP2ClipConfig(PreTrainedConfig):
         patches = (size // patch) ** 2
         check("top_k", 1 <= self.top_k <= patches, f"between 1 and {patches}, the number of patches of an image")
 
-        check("temperature", 0 < self.temperature < math.inf, "a positive number")
-        for name in ("smoothing_sigma", "local_loss_weight", "focal_gamma", "initializer_range"):
+        check("temperature", 1e-4 <= self.temperature < math.inf, "a number of at least 0.0001")
+        check("smoothing_sigma", 0 <= self.smoothing_sigma <= size, f"a number between 0 and {size}, the image size")
+        for name in ("local_loss_weight", "focal_gamma", "initializer_range"):
             check(name, 0 <= getattr(self, name) < math.inf, "a number that is not negative")
         check("focal_smooth", 0 <= self.focal_smooth < 0.5, "a number in [0, 0.5)")
         for name in ("image_threshold", "pixel_threshold"):
             check(name, 0 <= getattr(self, name) <= 1, "a number in [0, 1]")
 
+        known = ("float32", "float64", "float16", "bfloat16")
+        check("backbone_dtype", self.backbone_dtype in (None, *known), f"one of {', '.join(known)}")
         if self.backbone_id is not None:
             try:
                 validate_repo_id(self.backbone_id)
@@ -338,4 +383,4 @@ class ViP2ClipConfig(PreTrainedConfig):
                 )
 
 
-__all__ = ["STATE_WORD_TOKEN_IDS", "ViP2ClipConfig"]
+__all__ = ["STATE_WORD_TOKEN_IDS", "ViP2ClipConfig", "ViP2ClipConfigError"]

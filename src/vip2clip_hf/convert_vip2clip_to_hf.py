@@ -13,11 +13,13 @@ from transformers import CLIPModel
 from transformers.utils import logging
 
 from .backbone_vip2clip import HUB_KWARGS, load_clip
-from .configuration_vip2clip import CLIP_VOCAB_SIZE, STATE_WORD_TOKEN_IDS
+from .configuration_vip2clip import CLIP_VOCAB_SIZE, STATE_WORD_TOKEN_IDS, ViP2ClipConfig
 from .modeling_vip2clip import ViP2ClipForAnomalyDetection
 
 
 logger = logging.get_logger(__name__)
+
+FROM_CLIP_ARGUMENTS = ("attn_implementation", "device_map", "dtype", *HUB_KWARGS)
 
 KEY_TABLE = {
     "prompt_learner.ctx_pos": "prompt_learner.normal_context",
@@ -38,8 +40,16 @@ TOKEN_BUFFERS = {
     kind: tuple(f"prompt_learner.token_{part}_{suffix}" for part in ("prefix", "middle", "suffix"))
     for kind, suffix in (("normal", "pos"), ("anomalous", "neg"))
 }
-# A stored buffer and its row in the table come from the same weights; half precision in between is forgiven.
-MAX_RELATIVE_DIFFERENCE = 1e-2
+# Settings that follow from the shapes of the tensors.
+GIVEN_BY_THE_FILE = (
+    "variant",
+    "clip_config",
+    "num_context_tokens",
+    "num_image_tokens",
+    "meta_net_hidden_size",
+    "use_image_conditioning",
+    "use_fine_grained_perception",
+)
 
 
 def meta_net_keys(index: int) -> dict[str, str]:
@@ -97,9 +107,11 @@ def find_token_ids(rows: torch.Tensor, table: torch.Tensor, what: str) -> tuple[
             f"The checkpoint's {what} has width {rows.shape[-1]}, the text tower of the backbone {table.shape[-1]}: "
             "it was trained on another backbone (the authors used CLIP ViT-L/14@336px)."
         )
+    # A stored embedding and its row come from the same weights; only half precision in between is forgiven.
+    tolerance = max(torch.finfo(rows.dtype).eps, torch.finfo(table.dtype).eps, 1e-6)
     distances = torch.cdist(rows.double(), table.double(), compute_mode="donot_use_mm_for_euclid_dist")
     nearest, ids = distances.min(dim=1)
-    if (nearest > MAX_RELATIVE_DIFFERENCE * rows.double().norm(dim=1)).any():
+    if not (nearest <= tolerance * rows.double().norm(dim=1)).all():
         raise ValueError(
             f"The checkpoint's {what} is no row of the backbone's token table (nearest differs by "
             f"{nearest.max().item():.3g}): it was trained on another backbone (the authors used CLIP "
@@ -127,15 +139,20 @@ def convert_release_checkpoint(
         clip (`CLIPModel`, `str` or `os.PathLike`):
             The backbone: a model, a folder or a Hub id. The authors used `openai/clip-vit-large-patch14-336`.
         config_overrides:
-            Fields of [`ViP2ClipConfig`] and arguments of [`ViP2ClipForAnomalyDetection.from_clip`].
+            Fields of [`ViP2ClipConfig`] that the file does not decide, and `dtype`, `attn_implementation`,
+            `device_map`, `revision`, ... of [`ViP2ClipForAnomalyDetection.from_clip`].
 
     Returns:
         [`ViP2ClipForAnomalyDetection`]: in eval mode.
 
     Raises:
         OSError: a file that is missing or damaged.
-        ValueError: no released checkpoint, or another backbone.
+        ValueError: no released checkpoint, another backbone, or a setting that cannot be chosen.
     """
+    given = [name for name in config_overrides if name in GIVEN_BY_THE_FILE]
+    if given:
+        raise ValueError(f"{', '.join(given)} cannot be chosen: the released checkpoint decides.")
+    ViP2ClipConfig.check_names(name for name in config_overrides if name not in FROM_CLIP_ARGUMENTS)
     tensors = load_release_checkpoint(checkpoint)
     missing = [key for key in KEY_TABLE if key not in tensors]
     missing += [key for keys in TOKEN_BUFFERS.values() for key in keys if key not in tensors]
@@ -146,11 +163,15 @@ def convert_release_checkpoint(
     for index in range(num_image_tokens):
         key_table.update(meta_net_keys(index))
     missing = [key for key in key_table if key not in tensors]
-    if missing:
+    surplus = [key for key in meta_net_keys(num_image_tokens) if key in tensors]
+    if missing or surplus:
         raise ValueError(
-            f"The checkpoint has {num_image_tokens} image tokens but lacks {', '.join(missing)}; expected one "
-            "Meta-Net for each."
+            f"The checkpoint has {num_image_tokens} image tokens but "
+            f"{'lacks' if missing else 'also holds'} {', '.join(missing or surplus)}; expected one Meta-Net for each."
         )
+    broken = [key for key in key_table if not torch.isfinite(tensors[key]).all()]
+    if broken:
+        raise ValueError(f"The checkpoint has values that are not finite in {', '.join(broken)}.")
 
     # The shapes come first: on another backbone the model cannot even be built.
     hub_kwargs = {name: config_overrides.pop(name) for name in HUB_KWARGS if name in config_overrides}
@@ -173,10 +194,14 @@ def convert_release_checkpoint(
 
     targets = model.adapter_state_dict()
     # Same numbers, other shapes: (1, D) to (D,), and Conv1d (out, in, 1) to Linear (out, in).
-    adapters = {new: tensors[old].reshape(targets[new].shape) for old, new in key_table.items()}
-    lacking = sorted(set(targets) - set(adapters))
-    if lacking:
-        raise ValueError(f"The checkpoint has no weights for {', '.join(lacking)}.")
+    axes = {"prompt_learner.cls_prompter.bias": 0}
+    adapters = {
+        new: tensors[old].squeeze(axes.get(old, -1 if old.startswith("Zero_try.") and "weight" in old else ()))
+        for old, new in key_table.items()
+    }
+    for name, tensor in adapters.items():
+        if tensor.shape != targets[name].shape:
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}; expected {tuple(targets[name].shape)}.")
     model.load_state_dict(adapters, strict=False)
     unused = sorted(set(tensors) - set(key_table) - {key for keys in TOKEN_BUFFERS.values() for key in keys})
     if unused:

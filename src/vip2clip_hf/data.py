@@ -35,18 +35,23 @@ def _image_files(folder: Path) -> list[Path]:
     )
 
 
-def _find_mask(category: Path, image: Path) -> Path | None:
-    """The mask of an image by its stem: `ground_truth/<defect>/<stem>_mask.png` or `<stem>.png`."""
-    folder = category / "ground_truth" / image.parent.name
-    found = [path for stem in (f"{image.stem}_mask", image.stem) for path in folder.glob(f"{_escape(stem)}.*")]
-    found = [path for path in found if path.suffix.lower() in IMAGE_EXTENSIONS]
+def _folders(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
+
+
+def _masks_by_stem(folder: Path) -> dict[str, list[Path]]:
+    masks = {}
+    for path in _image_files(folder):
+        masks.setdefault(path.stem, []).append(path)
+    return masks
+
+
+def _find_mask(masks: dict[str, list[Path]], image: Path) -> Path | None:
+    """The mask of an image by its stem: `<stem>_mask.png` or `<stem>.png`."""
+    found = [path for stem in (f"{image.stem}_mask", image.stem) for path in masks.get(stem, [])]
     if len(found) > 1:
         raise ValueError(f"{image} has more than one mask: {', '.join(map(str, found))}; expected one.")
     return found[0] if found else None
-
-
-def _escape(stem: str) -> str:
-    return "".join(f"[{character}]" if character in "*?[" else character for character in stem)
 
 
 def load_folder(root: str | os.PathLike, split: str = "test", categories: Sequence[str] | None = None) -> Dataset:
@@ -80,7 +85,7 @@ def load_folder(root: str | os.PathLike, split: str = "test", categories: Sequen
     root = Path(root)
     if not root.is_dir():
         raise OSError(f"Folder {str(root)!r} not found; expected the root of a data set.")
-    folders = [root] if (root / split).is_dir() else sorted(p for p in root.iterdir() if (p / split).is_dir())
+    folders = [root] if (root / split).is_dir() else sorted(p for p in _folders(root) if (p / split).is_dir())
     names = [folder.resolve().name for folder in folders]
     if categories is not None:
         unknown = sorted(set(categories) - set(names))
@@ -90,10 +95,11 @@ def load_folder(root: str | os.PathLike, split: str = "test", categories: Sequen
 
     rows = []
     for category in folders:
-        for defect in sorted(path for path in (category / split).iterdir() if path.is_dir()):
+        for defect in sorted(_folders(category / split)):
             anomalous = defect.name != NORMAL_FOLDER
+            masks = _masks_by_stem(category / "ground_truth" / defect.name)
             for image in _image_files(defect):
-                mask = _find_mask(category, image) if anomalous else None
+                mask = _find_mask(masks, image) if anomalous else None
                 rows.append(
                     {
                         "image": str(image),
@@ -135,9 +141,18 @@ class ViP2ClipCollator:
 
     def __call__(self, rows: Iterable[dict[str, Any]]) -> dict[str, torch.Tensor]:
         rows = list(rows)
-        masks = [row["mask"] for row in rows]
+        if not all("image" in row and "label" in row for row in rows):
+            raise ValueError(
+                f"Expected rows with the columns image and label, found {sorted(rows[0])}; a Trainer drops columns "
+                "unless remove_unused_columns=False."
+            )
+        masks = [row.get("mask") for row in rows]
         maps = {"segmentation_maps": masks} if self.pixel_labels else {}
-        batch = dict(self.image_processor([row["image"] for row in rows], return_tensors="pt", **maps))
+        try:
+            batch = dict(self.image_processor([row["image"] for row in rows], return_tensors="pt", **maps))
+        except ValueError as error:
+            ids = [row.get("image_id") for row in rows]
+            raise ValueError(f"{error} The images of the batch are {ids}.") from error
         batch["labels"] = torch.tensor([row["label"] for row in rows])
         if self.pixel_labels:
             batch["mask_label_valid"] = torch.tensor(

@@ -2,6 +2,7 @@
 
 import os
 from io import BytesIO
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ from transformers.processing_utils import ImagesKwargs, Unpack
 
 
 DEFAULT_TIMEOUT = 60.0
+# Floats may leave [0, 1] by this much.
+ROUNDING = 1e-3
 LABELS = ("normal", "anomalous")
 IMAGE_EXTENSIONS = frozenset(
     {".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga"}
@@ -49,10 +52,11 @@ def load_image(image: Any, timeout: float | None = DEFAULT_TIMEOUT) -> Image.Ima
     Args:
         image (`str`, `os.PathLike`, `PIL.Image.Image`, `np.ndarray` or `torch.Tensor`):
             Path, http(s) URL, image, or array of shape (height, width), (height, width, channels) or (channels,
-            height, width) with 1, 3 or 4 channels. Arrays hold 8-bit values in an integer type, 16-bit values in
-            uint16, booleans, or floats in [0, 1].
+            height, width) with 1, 3 or 4 channels, or an undecoded image of `datasets`, a dict with `bytes` or `path`.
+            Arrays hold 8-bit values in an integer type, 16-bit values in uint16, booleans, or floats in [0, 1].
+            Pillow's mode "I" is read as 16 bits, which is how it reads such files.
         timeout (`float`, *optional*, defaults to 60):
-            Seconds to wait for a URL; `None` waits forever.
+            Seconds a server may be silent before a URL is given up; `None` waits forever.
 
     Returns:
         `PIL.Image.Image`: mode RGB.
@@ -63,6 +67,8 @@ def load_image(image: Any, timeout: float | None = DEFAULT_TIMEOUT) -> Image.Ima
     """
     if isinstance(image, (str, os.PathLike)):
         return _upright_rgb(_open(os.fspath(image), timeout), os.fspath(image))
+    if isinstance(image, dict) and (image.get("bytes") is not None or image.get("path") is not None):
+        return _upright_rgb(_open_undecoded(image, timeout), str(image.get("path") or "the image"))
     if isinstance(image, Image.Image):
         return _upright_rgb(image, "the image")
     if isinstance(image, torch.Tensor):
@@ -73,30 +79,41 @@ def load_image(image: Any, timeout: float | None = DEFAULT_TIMEOUT) -> Image.Ima
     raise ValueError(f"Expected a path, a URL, a PIL image or an array, found {type(image).__name__}.")
 
 
+def _open_undecoded(image: dict[str, Any], timeout: float | None) -> Image.Image:
+    """An image as `datasets` stores it."""
+    content, path = image.get("bytes"), image.get("path")
+    return _open(os.fspath(path), timeout) if content is None else _decode(BytesIO(content), repr(path or "in memory"))
+
+
 def _open(source: str, timeout: float | None) -> Image.Image:
-    try:
-        if source.startswith(("http://", "https://")):
+    shown = repr(source if len(source) <= 200 else f"{source[:100]}...")
+    if source.lower().startswith(("http://", "https://")):
+        try:
             response = httpx.get(source, timeout=timeout, follow_redirects=True)
             response.raise_for_status()
-            source_file = BytesIO(response.content)
-        elif os.path.isdir(source):
-            raise OSError("it is a folder")
-        else:
-            source_file = source
-        image = Image.open(source_file)
+        except Exception as error:  # the HTTP client's own errors, which are no OSError
+            reason = str(error).partition("\n")[0]
+            raise OSError(f"Image {shown} could not be fetched ({reason}); check address and connection.") from error
+        return _decode(BytesIO(response.content), shown)
+    if os.path.isdir(source):
+        raise OSError(f"{shown} is a folder; expected an image file.")
+    return _decode(source, shown)
+
+
+def _decode(source: str | BytesIO, shown: str) -> Image.Image:
+    try:
+        image = Image.open(source)
         image.load()
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"Image file {source!r} not found; check the path.") from error
+        raise FileNotFoundError(f"Image file {shown} not found; check the path.") from error
     except UnidentifiedImageError as error:
-        raise OSError(f"{source!r} is no image that can be read; expected a format Pillow knows.") from error
+        raise OSError(f"{shown} is no image that can be read; expected a format Pillow knows.") from error
     except Image.DecompressionBombError as error:
         raise OSError(
-            f"Image {source!r} is too large ({error}) To read it all the same, raise PIL.Image.MAX_IMAGE_PIXELS."
+            f"Image {shown} is too large ({error}) To read it all the same, raise PIL.Image.MAX_IMAGE_PIXELS."
         ) from error
-    except Exception as error:  # the HTTP client's own errors, and what Pillow's decoders raise on broken files
-        raise OSError(
-            f"Image {source!r} could not be read ({error}); the file may be truncated or damaged."
-        ) from error
+    except Exception as error:  # whatever Pillow's decoders raise on broken files
+        raise OSError(f"Image {shown} could not be decoded ({error}); it may be truncated or damaged.") from error
     return image
 
 
@@ -136,7 +153,7 @@ def _array_to_rgb(array: np.ndarray) -> Image.Image:
 
     if array.dtype == np.bool_:
         array = array.astype(np.uint8) * 255
-    elif array.dtype == np.uint16:
+    elif array.dtype.kind == "u" and array.dtype.itemsize == 2:  # whatever the byte order
         array = np.rint(array / 257.0).astype(np.uint8)
     elif np.issubdtype(array.dtype, np.integer):
         if array.min() < 0 or array.max() > 255:
@@ -148,12 +165,12 @@ def _array_to_rgb(array: np.ndarray) -> Image.Image:
     elif np.issubdtype(array.dtype, np.floating):
         if not np.isfinite(array).all():
             raise ValueError(f"Expected finite pixel values, found NaN or infinity in a {found}.")
-        if array.min() < 0 or array.max() > 1:
+        if array.min() < -ROUNDING or array.max() > 1 + ROUNDING:
             raise ValueError(
                 f"Expected floats in [0, 1], found {found} with values from {array.min():g} to {array.max():g}; "
                 "convert 0 to 255 to uint8."
             )
-        array = np.rint(array * 255.0).astype(np.uint8)
+        array = np.rint(array.clip(0, 1) * 255.0).astype(np.uint8)
     else:
         raise ValueError(f"Expected numbers, found {found}.")
     return Image.fromarray(np.ascontiguousarray(array[..., :3] if array.ndim == 3 else array)).convert("RGB")
@@ -161,15 +178,14 @@ def _array_to_rgb(array: np.ndarray) -> Image.Image:
 
 def list_images(folder: str | os.PathLike) -> list[str]:
     """
-    Paths of the image files directly in a folder, sorted by name.
+    Paths of the image files directly in a folder, sorted by name; hidden ones are left out.
 
     Raises:
         ValueError: the folder has none.
     """
     with os.scandir(folder) as entries:
-        found = sorted(
-            e.path for e in entries if e.is_file() and os.path.splitext(e.name)[1].lower() in IMAGE_EXTENSIONS
-        )
+        files = sorted(entry.path for entry in entries if entry.is_file() and not entry.name.startswith("."))
+    found = [path for path in files if os.path.splitext(path)[1].lower() in IMAGE_EXTENSIONS]
     if not found:
         raise ValueError(
             f"Folder {os.fspath(folder)!r} has no image files; expected files such as .png, .jpg or .tif directly in "
@@ -182,12 +198,17 @@ def _mask_to_array(mask: Any) -> np.ndarray:
     """A mask as it is stored, one value a pixel: (height, width) in whatever type."""
     if isinstance(mask, (str, os.PathLike)):
         mask = _open(os.fspath(mask), DEFAULT_TIMEOUT)
+    if isinstance(mask, dict):
+        mask = _open_undecoded(mask, DEFAULT_TIMEOUT)
     if isinstance(mask, Image.Image):
         mask = ImageOps.exif_transpose(mask)
         if not (mask.mode.startswith("I") or mask.mode == "F"):
             mask = mask.convert("L")
         return np.asarray(mask)
-    mask = mask.detach().cpu().numpy() if isinstance(mask, torch.Tensor) else np.asarray(mask)
+    if isinstance(mask, torch.Tensor):
+        mask = mask.detach().cpu()
+        mask = (mask.float() if mask.is_floating_point() else mask).numpy()
+    mask = np.asarray(mask)
     found = _describe(mask)
     if mask.ndim == 3 and 1 in (mask.shape[0], mask.shape[-1]):
         mask = mask[0] if mask.shape[0] == 1 else mask[..., 0]
@@ -255,8 +276,9 @@ defaults to 1/255), image_mean, image_std (*optional*, default to CLIP's):
                 One image or a list of images: paths, URLs, PIL images or arrays, see [`load_image`]. An array with
                 four axes is a batch.
             segmentation_maps (*optional*):
-                One mask per image, of the same size, `None` for an image that has none. Pixels with a value greater
-                than `mask_threshold` are anomalous. Masks are resized bilinearly and cut at one half, as in the
+                One mask per image, of the same size, `None` for an image that has none: files, PIL images or arrays
+                (height, width), also stacked. Pixels with a value greater than `mask_threshold` are anomalous; colours
+                and palettes count by their grey value. Masks are resized bilinearly and cut at one half, as in the
                 released code.
             return_tensors (`"pt"` or `"np"`, *optional*):
                 Type of the result.
@@ -278,6 +300,9 @@ defaults to 1/255), image_mean, image_std (*optional*, default to CLIP's):
         images = [load_image(image) for image in _flatten(images)]
         if not images:
             raise ValueError("Expected at least one image, found an empty list.")
+        for name in ("do_center_crop", "do_pad", "data_format", "input_data_format"):
+            if kwargs.get(name):
+                raise ValueError(f"{name} is {kwargs[name]!r}; this image processor has no such step, leave it out.")
         size = kwargs["size"]
         if kwargs["do_resize"] and not (size.height and size.width):
             raise ValueError(f"size is {dict(size)}; expected height and width.")
@@ -287,6 +312,8 @@ defaults to 1/255), image_mean, image_std (*optional*, default to CLIP's):
         data = dict(self._preprocess(arrays, return_tensors=None, **kwargs))
         if segmentation_maps is not None:
             maps = _flatten(segmentation_maps)
+            if len(images) > 1 and len(maps) == 1 and getattr(maps[0], "ndim", 0) == 3:
+                maps = list(maps[0])  # (batch, height, width)
             if len(maps) != len(images):
                 raise ValueError(f"Expected one segmentation map per image, found {len(maps)} for {len(images)}.")
             data["mask_labels"] = [
@@ -339,20 +366,22 @@ defaults to 1/255), image_mean, image_std (*optional*, default to CLIP's):
             ValueError: thresholds outside [0, 1], another number of sizes than of images, or a score that is not
                 finite.
         """
-        image_threshold, pixel_threshold = threshold if isinstance(threshold, (tuple, list)) else (threshold,) * 2
-        image_threshold, pixel_threshold = (0.5 if t is None else t for t in (image_threshold, pixel_threshold))
-        if not (0 <= image_threshold <= 1 and 0 <= pixel_threshold <= 1):
-            raise ValueError(f"threshold is {threshold!r}; expected values in [0, 1].")
-        scores, maps = outputs["scores"], outputs["anomaly_maps"]
+        pair = tuple(threshold) if isinstance(threshold, (tuple, list)) else (threshold, threshold)
+        pair = tuple(0.5 if value is None else value for value in pair)
+        if len(pair) != 2 or not all(isinstance(value, Real) and 0 <= value <= 1 for value in pair):
+            raise ValueError(f"threshold is {threshold!r}; expected one number in [0, 1] or a pair of them.")
+        image_threshold, pixel_threshold = pair
+        scores, maps = outputs["scores"].detach(), outputs["anomaly_maps"].detach()
         if target_sizes is not None and len(target_sizes) != len(scores):
             raise ValueError(f"Expected one target size per image, found {len(target_sizes)} for {len(scores)}.")
         results = []
         for index, (score, anomaly_map) in enumerate(zip(scores.float().tolist(), maps.float())):
-            if not np.isfinite(score):
+            if not (np.isfinite(score) and torch.isfinite(anomaly_map).all()):
                 raise ValueError(
-                    f"The score of the image at position {index} is {score}; expected a finite number. In float16 the "
-                    "backbone can overflow: load the model in bfloat16 or float32."
+                    f"The score ({score}) or the map of the image at position {index} is not finite. Either the "
+                    "weights are not, or the backbone overflowed in float16: load it in bfloat16 or float32."
                 )
+            anomaly_map = anomaly_map.clone()  # the outputs stay the caller's
             if target_sizes is not None:
                 height, width = (int(side) for side in target_sizes[index])
                 anomaly_map = F.interpolate(
@@ -369,6 +398,24 @@ defaults to 1/255), image_mean, image_std (*optional*, default to CLIP's):
         return results
 
 
+def check_image_processor(image_processor: Any, image_size: int):
+    """
+    Raises:
+        ValueError: an image processor that does not fit a model of this image size.
+    """
+    if not hasattr(image_processor, "post_process_anomaly_detection"):
+        raise ValueError(
+            f"Expected a ViP2ClipImageProcessor, found {type(image_processor).__name__}; use "
+            f"ViP2ClipImageProcessor(size={image_size})."
+        )
+    found = {name: value for name, value in dict(image_processor.size).items() if value is not None}
+    if not image_processor.do_resize or found != {"height": image_size, "width": image_size}:
+        raise ValueError(
+            f"The image processor makes images of size {found if image_processor.do_resize else 'as they come'}, the "
+            f"model takes {image_size} x {image_size}; use ViP2ClipImageProcessor(size={image_size})."
+        )
+
+
 def _flatten(images: Any) -> list:
     """One image, a list of images or a batch array as a list."""
     if isinstance(images, (list, tuple)):
@@ -378,4 +425,11 @@ def _flatten(images: Any) -> list:
     return [images]
 
 
-__all__ = ["DEFAULT_TIMEOUT", "IMAGE_EXTENSIONS", "ViP2ClipImageProcessor", "list_images", "load_image"]
+__all__ = [
+    "DEFAULT_TIMEOUT",
+    "IMAGE_EXTENSIONS",
+    "ViP2ClipImageProcessor",
+    "check_image_processor",
+    "list_images",
+    "load_image",
+]

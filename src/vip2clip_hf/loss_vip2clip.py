@@ -23,6 +23,11 @@ def _mean_over_valid(per_image: torch.Tensor, valid: torch.Tensor | None) -> tor
     return (per_image * valid).sum() / valid.sum().clamp_min(1)
 
 
+def _check_shapes(maps: torch.Size, masks: torch.Tensor):
+    if tuple(masks.shape) != tuple(maps):
+        raise ValueError(f"masks have shape {tuple(masks.shape)}; expected that of the maps, {tuple(maps)}.")
+
+
 def focal_loss(
     probabilities: torch.Tensor,
     masks: torch.Tensor,
@@ -49,7 +54,11 @@ def focal_loss(
 
     Returns:
         `torch.FloatTensor` of shape `()`.
+
+    Raises:
+        ValueError: masks of another shape than the maps.
     """
+    _check_shapes(probabilities[:, 0].shape, masks)
     probabilities = _at_least_float32(probabilities)
     masks = masks.to(probabilities.dtype)
     targets = torch.stack([1 - masks, masks], dim=1)  # (batch, 2, height, width)
@@ -80,7 +89,11 @@ def dice_loss(
 
     Returns:
         `torch.FloatTensor` of shape `()`.
+
+    Raises:
+        ValueError: masks of another shape than the maps.
     """
+    _check_shapes(probabilities.shape, masks)
     probabilities = _at_least_float32(probabilities)
     masks = masks.to(probabilities.dtype)
     overlap = (probabilities * masks).sum(dim=(-2, -1))  # (batch,)

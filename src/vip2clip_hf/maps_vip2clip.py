@@ -1,42 +1,54 @@
 """Resizing and smoothing of maps as matrix products."""
 
+import contextlib
+import math
 from functools import lru_cache
 
 import numpy as np
 import torch
 
 
-def _bilinear_matrix(in_size: int, out_size: int) -> np.ndarray:
+def _bilinear_matrix(in_size: int, out_size: int) -> torch.Tensor:
     """Bilinear interpolation along one axis (align_corners=False) as a matrix of shape (out_size, in_size)."""
-    position = np.clip((np.arange(out_size) + 0.5) * in_size / out_size - 0.5, 0, in_size - 1)
-    low = np.minimum(position.astype(np.int64), in_size - 1)
-    high = np.minimum(low + 1, in_size - 1)
-    matrix = np.zeros((out_size, in_size))
-    rows = np.arange(out_size)
-    np.add.at(matrix, (rows, low), 1 - (position - low))
-    np.add.at(matrix, (rows, high), position - low)
-    return matrix
+    options = {"dtype": torch.float64, "device": "cpu"}
+    position = ((torch.arange(out_size, **options) + 0.5) * in_size / out_size - 0.5).clamp(0, in_size - 1)
+    return (1 - (position[:, None] - torch.arange(in_size, **options)).abs()).clamp_min(0)
 
 
-def _gaussian_matrix(size: int, sigma: float, truncate: float = 4.0) -> np.ndarray:
+def _gaussian_matrix(size: int, sigma: float, truncate: float = 4.0) -> torch.Tensor:
     """scipy's `gaussian_filter1d` with mode "reflect" along one axis as a matrix of shape (size, size)."""
     radius = int(truncate * sigma + 0.5)
-    offsets = np.arange(-radius, radius + 1)
-    weights = np.exp(-0.5 / sigma**2 * offsets**2) if radius else np.ones(1)
-    weights /= weights.sum()
+    total = sum(math.exp(-0.5 * (offset / sigma) ** 2) for offset in range(-radius, radius + 1))
+
+    def kernel(offsets: torch.Tensor) -> torch.Tensor:
+        inside = (offsets.abs() <= radius).to(offsets.dtype)
+        return inside * torch.exp(-0.5 * (offsets / sigma) ** 2) / total
+
     # Reflection about the edge of the border pixel, d c b a | a b c d | d c b a, repeated where the kernel is longer.
-    source = (np.arange(size)[:, None] + offsets) % (2 * size)
-    source = np.where(source < size, source, 2 * size - 1 - source)
-    matrix = np.zeros((size, size))
-    np.add.at(matrix, (np.arange(size)[:, None], source), weights)
-    return matrix
+    column = torch.arange(size, dtype=torch.float64, device="cpu")
+    row = column[:, None]
+    repeats = radius // (2 * size) + 1
+    shifts = [2 * size * repeat for repeat in range(-repeats, repeats + 1)]
+    return sum(kernel(row - column + shift) + kernel(row + column + 1 + shift) for shift in shifts)
+
+
+def _resize_and_smooth_matrix(in_size: int, out_size: int, sigma: float) -> torch.Tensor:
+    """Bilinear resize, then Gaussian smoothing, as one matrix of shape (out_size, in_size), float64 on the CPU."""
+    matrix = _bilinear_matrix(in_size, out_size)
+    return _gaussian_matrix(out_size, sigma) @ matrix if sigma > 0 else matrix
 
 
 @lru_cache(maxsize=32)
-def _resize_and_smooth_matrix(in_size: int, out_size: int, sigma: float) -> np.ndarray:
-    """Bilinear resize, then Gaussian smoothing, as one matrix of shape (out_size, in_size)."""
-    matrix = _bilinear_matrix(in_size, out_size)
-    return _gaussian_matrix(out_size, sigma) @ matrix if sigma > 0 else matrix
+def _cached_matrix(in_size: int, out_size: int, sigma: float) -> np.ndarray:
+    # As numpy: a tensor made under inference_mode could not be used in training afterwards.
+    return _resize_and_smooth_matrix(in_size, out_size, sigma).numpy()
+
+
+def without_autocast(device_type: str) -> contextlib.AbstractContextManager:
+    """Mixed precision off for what follows; nothing where the device knows none (meta)."""
+    if torch.amp.is_autocast_available(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return contextlib.nullcontext()
 
 
 def resize_maps(maps: torch.Tensor, size: int | tuple[int, int], sigma: float = 0.0) -> torch.Tensor:
@@ -47,7 +59,7 @@ def resize_maps(maps: torch.Tensor, size: int | tuple[int, int], sigma: float = 
 
     Args:
         maps (`torch.FloatTensor` of shape `(..., height, width)`):
-            Any number of maps.
+            Any number of maps; integers and booleans become float32.
         size (`int` or `tuple[int, int]`):
             Height and width wanted; one number for a square.
         sigma (`float`, defaults to 0.0):
@@ -56,14 +68,19 @@ def resize_maps(maps: torch.Tensor, size: int | tuple[int, int], sigma: float = 
     Returns:
         `torch.FloatTensor` of shape `(..., size[0], size[1])`.
     """
+    if not maps.is_floating_point():
+        maps = maps.float()
     height, width = (size, size) if isinstance(size, int) else size
-    # Matrices are built from Python numbers at each call: a tensor kept on the module would be uninitialised after
-    # from_pretrained, one kept in a cache could have been made under inference_mode.
-    rows, columns = (
-        torch.from_numpy(_resize_and_smooth_matrix(maps.shape[axis], out, float(sigma))).to(maps.dtype).to(maps.device)
-        for axis, out in ((-2, height), (-1, width))
-    )
-    return rows @ maps @ columns.T
+    # A compiled graph cannot look into the cache; it takes the matrices as constants of its own. They are not buffers:
+    # those would be uninitialised after from_pretrained.
+    compiling = torch.compiler.is_compiling()
+    matrices = []
+    for axis, out in ((-2, height), (-1, width)):
+        arguments = int(maps.shape[axis]), out, float(sigma)
+        matrix = _resize_and_smooth_matrix(*arguments) if compiling else torch.from_numpy(_cached_matrix(*arguments))
+        matrices.append(matrix.to(maps.dtype).to(maps.device))
+    with without_autocast(maps.device.type):
+        return matrices[0] @ maps @ matrices[1].T
 
 
-__all__ = ["resize_maps"]
+__all__ = ["resize_maps", "without_autocast"]

@@ -11,7 +11,6 @@ Section, equation and table numbers are those of the paper (arXiv:2505.17692). I
 the number of feature layers, P the number of patches, D the size of CLIP's joint space, C the width of the text tower.
 """
 
-import contextlib
 import math
 import os
 from dataclasses import dataclass
@@ -42,7 +41,7 @@ from .backbone_vip2clip import (
 )
 from .configuration_vip2clip import ViP2ClipConfig
 from .loss_vip2clip import vip2clip_loss
-from .maps_vip2clip import resize_maps
+from .maps_vip2clip import resize_maps, without_autocast
 
 
 @dataclass
@@ -113,13 +112,6 @@ class ViP2ClipAnomalyDetectionOutput(ModelOutput):
     attentions: tuple[torch.FloatTensor, ...] | None = None
 
 
-def _without_autocast(device_type: str):
-    """Mixed precision off for what follows; a no-op where the device knows none (meta)."""
-    if torch.amp.is_autocast_available(device_type):
-        return torch.autocast(device_type, enabled=False)
-    return contextlib.nullcontext()
-
-
 def _upcast(tensor: torch.Tensor) -> torch.Tensor:
     """Half precision to float32; float32 and float64 stay."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
@@ -128,9 +120,9 @@ def _upcast(tensor: torch.Tensor) -> torch.Tensor:
 class ViP2ClipVisionEmbeddings(CLIPVisionEmbeddings):
     """CLIP's patch and position embeddings with a choice of how the position table is resized."""
 
-    def __init__(self, config, position_interpolation: str):
-        super().__init__(config)
-        self.position_interpolation = position_interpolation
+    def __init__(self, config: ViP2ClipConfig):
+        super().__init__(config.clip_config.vision_config)
+        self.vip2clip_config = config
 
     def interpolate_pos_encoding(self, embeddings: torch.Tensor, height: int, width: int) -> torch.Tensor:
         """The position table for an image of `height` x `width` pixels, `(1, 1 + num_patches, hidden_size)`. The
@@ -141,7 +133,9 @@ class ViP2ClipVisionEmbeddings(CLIPVisionEmbeddings):
         if grid == (native, native):
             return table[None]
         patches = _upcast(table[1:]).T.reshape(1, -1, native, native)
-        patches = F.interpolate(patches, size=grid, mode=self.position_interpolation, align_corners=False)
+        patches = F.interpolate(
+            patches, size=grid, mode=self.vip2clip_config.position_interpolation, align_corners=False
+        )
         return torch.cat([table[:1], patches.flatten(2)[0].T.to(table.dtype)])[None]  # (1, 1 + grid * grid, hidden)
 
 
@@ -185,8 +179,8 @@ class ViP2ClipForAnomalyDetection(ViP2ClipPreTrainedModel):
     Zero-shot anomaly detection with a frozen CLIP, image-conditioned prompts (ICA), prompts refined by the patches of
     every layer (FGP) and one text-patch alignment for image score and map (UTPA).
 
-    CLIP stays frozen and in eval mode whatever is called; what is trained are `prompt_learner`,
-    `image_conditioned_adapter` and `fine_grained_perception`.
+    CLIP is frozen and in eval mode, and stays so through loading, `train()` and `requires_grad_()`. Trained are
+    `prompt_learner`, `image_conditioned_adapter` and `fine_grained_perception`.
 
     Example:
 
@@ -204,12 +198,10 @@ class ViP2ClipForAnomalyDetection(ViP2ClipPreTrainedModel):
     """
 
     def __init__(self, config: ViP2ClipConfig):
-        config.validate()
+        config.check_values()
         super().__init__(config)
         self.clip = CLIPModel._from_config(config.clip_config)
-        self.clip.vision_model.embeddings = ViP2ClipVisionEmbeddings(
-            config.clip_config.vision_config, config.position_interpolation
-        )
+        self.clip.vision_model.embeddings = ViP2ClipVisionEmbeddings(config)
         self.prompt_learner = ViP2ClipPromptLearner(config)
         self.image_conditioned_adapter = ViP2ClipImageConditionedAdapter(config)
         self.fine_grained_perception = ViP2ClipFineGrainedPerception(config)
@@ -231,6 +223,12 @@ class ViP2ClipForAnomalyDetection(ViP2ClipPreTrainedModel):
         self.freeze_backbone()
         return self
 
+    def requires_grad_(self, requires_grad: bool = True):
+        """Switch the gradients of the adapters; CLIP keeps none."""
+        super().requires_grad_(requires_grad)
+        self.freeze_backbone()
+        return self
+
     def adapter_state_dict(self) -> dict[str, torch.Tensor]:
         """The trained part of the state dict, without the frozen CLIP."""
         return {k: v for k, v in self.state_dict().items() if not k.startswith(BACKBONE_PREFIX)}
@@ -244,6 +242,7 @@ class ViP2ClipForAnomalyDetection(ViP2ClipPreTrainedModel):
         variant: str = "paper",
         dtype: torch.dtype | str = torch.float32,
         attn_implementation: str | None = None,
+        device_map=None,
         revision: str = "main",
         token: str | bool | None = None,
         cache_dir: str | os.PathLike | None = None,
@@ -264,17 +263,21 @@ class ViP2ClipForAnomalyDetection(ViP2ClipPreTrainedModel):
                 Precision of the model, whatever the checkpoint holds.
             attn_implementation (`str`, *optional*):
                 `"eager"`, `"sdpa"`, ... of CLIP's towers.
+            device_map (*optional*):
+                As for any `from_pretrained`.
             revision, token, cache_dir, local_files_only:
                 As for any `from_pretrained`.
             config_overrides:
                 Fields of [`ViP2ClipConfig`].
 
         Raises:
-            ValueError: the checkpoint is no CLIP.
+            ValueError: the checkpoint is no CLIP, or an override is no field or not allowed.
             OSError: it cannot be found or reached.
             RuntimeError: it lacks weights.
         """
         hub_kwargs = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
+        # First, so that a misspelt name does not cost the loading of a backbone.
+        ViP2ClipConfig.check_names(config_overrides)
         defaults = ViP2ClipConfig.from_variant(variant)
         source = None if isinstance(clip, CLIPModel) else os.fspath(clip)
         clip, origin = load_clip(clip, revision=revision, **hub_kwargs)
@@ -293,7 +296,8 @@ class ViP2ClipForAnomalyDetection(ViP2ClipPreTrainedModel):
         config = ViP2ClipConfig.from_variant(variant, **settings)
         # A model that was given stays the caller's: its weights are copied.
         weights = {BACKBONE_PREFIX + k: v if source else v.clone() for k, v in clip.state_dict().items()}
-        kwargs = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
+        kwargs = {"attn_implementation": attn_implementation, "device_map": device_map}
+        kwargs = {name: value for name, value in kwargs.items() if value is not None}
         # The adapters are meant to be new; a table of missing weights would only frighten.
         with quiet_loading():
             return super().from_pretrained(None, config=config, state_dict=weights, dtype=dtype, **kwargs)
@@ -327,12 +331,13 @@ class ViP2ClipForAnomalyDetection(ViP2ClipPreTrainedModel):
             ValueError: the checkpoint is of another model type, or its backbone is another one than it was trained
                 with.
             OSError: checkpoint or backbone cannot be found or reached.
-            RuntimeError: weights are missing. Nothing is ever filled with random numbers.
+            RuntimeError: weights are missing or of another shape. Nothing is ever filled with random numbers.
         """
         if pretrained_model_name_or_path is None:
             return super().from_pretrained(
                 None, *model_args, config=config, output_loading_info=output_loading_info, **kwargs
             )
+        checkpoint = pretrained_model_name_or_path
         hub_kwargs = {name: kwargs[name] for name in HUB_KWARGS if name in kwargs}
         if not isinstance(config, PreTrainedConfig):
             overrides = {
@@ -341,24 +346,26 @@ class ViP2ClipForAnomalyDetection(ViP2ClipPreTrainedModel):
                 if name == "output_attentions"
                 or (name in cls.config_class.__dataclass_fields__ and name not in ("dtype", *HUB_KWARGS))
             }
-            source = pretrained_model_name_or_path if config is None else config
+            source = checkpoint if config is None else config
             with naming("Checkpoint", source):
                 config = cls.config_class.from_pretrained(source, **hub_kwargs, **overrides)
         if config.adapters_only or backbone is not None:
-            config, weights = merge_adapters_with_backbone(pretrained_model_name_or_path, config, backbone, hub_kwargs)
+            config, weights = merge_adapters_with_backbone(checkpoint, config, backbone, hub_kwargs)
             kwargs = {name: value for name, value in kwargs.items() if name not in HUB_KWARGS}
             model, info = super().from_pretrained(
                 None, *model_args, config=config, state_dict=weights, output_loading_info=True, **kwargs
             )
-            model.name_or_path = model.config.name_or_path = str(pretrained_model_name_or_path)
+            model.name_or_path = model.config.name_or_path = str(checkpoint)
         else:
-            model, info = super().from_pretrained(
-                pretrained_model_name_or_path, *model_args, config=config, output_loading_info=True, **kwargs
-            )
-        missing = sorted(info["missing_keys"])
+            with naming("Checkpoint", checkpoint):
+                model, info = super().from_pretrained(
+                    checkpoint, *model_args, config=config, output_loading_info=True, **kwargs
+                )
+        # With ignore_mismatched_sizes=True the library fills weights of another shape as well.
+        missing = sorted({*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])})
         if missing:
             raise RuntimeError(
-                f"{pretrained_model_name_or_path} lacks {len(missing)} of the model's weights "
+                f"{checkpoint} lacks {len(missing)} of the model's weights "
                 f"({', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}), which would have been filled with "
                 "random numbers. A checkpoint of adapters only needs `backbone=`; to put new adapters on a CLIP "
                 "checkpoint use ViP2ClipForAnomalyDetection.from_clip."
@@ -416,7 +423,7 @@ class ViP2ClipForAnomalyDetection(ViP2ClipPreTrainedModel):
         config, learned = self.config, self.prompt_learner
         image_embeds = F.normalize(image_embeds, dim=-1)
         image_tokens = self.image_conditioned_adapter(image_embeds, learned.image_tokens)  # (B, r, C)
-        batch_size, longest = len(image_tokens), max(config.prompt_lengths)
+        batch_size, longest = image_tokens.shape[0], max(config.prompt_lengths)
         prompts = []
         for context, word_ids, length in zip(
             (learned.normal_context, learned.anomalous_context),
@@ -469,7 +476,7 @@ class ViP2ClipForAnomalyDetection(ViP2ClipPreTrainedModel):
         Returns:
             `torch.FloatTensor` of shape `(batch_size, 2, projection_dim)`, order [normal, anomalous], L2-normalised.
         """
-        batch_size = len(image_embeds)
+        batch_size = image_embeds.shape[0]
         if not self.config.use_image_conditioning:
             image_embeds = image_embeds[:1]  # the same prompts for every image
         text_embeds = F.normalize(self.encode_prompts(self.get_prompts(image_embeds)), dim=-1)
@@ -510,10 +517,10 @@ class ViP2ClipForAnomalyDetection(ViP2ClipPreTrainedModel):
         if grid * grid != num_patches:
             raise ValueError(f"patch_embeds has {num_patches} patches; expected a square number of them.")
         top_k = config.top_k if top_k is None else top_k
-        if not 1 <= top_k <= num_patches:
-            raise ValueError(f"top_k is {top_k}; expected between 1 and {num_patches}, the number of patches given.")
+        if not isinstance(top_k, int) or isinstance(top_k, bool) or not 1 <= top_k <= num_patches:
+            raise ValueError(f"top_k is {top_k}; expected an integer from 1 to {num_patches}, the patches given.")
 
-        with _without_autocast(patch_embeds.device.type):
+        with without_autocast(patch_embeds.device.type):
             text_embeds = F.normalize(_upcast(text_embeds), dim=-1)  # (B, 2, D)
             patch_embeds = F.normalize(_upcast(patch_embeds), dim=-1)  # (B, L, P, D)
             refined, attention = self.fine_grained_perception(text_embeds, patch_embeds)
@@ -626,9 +633,16 @@ class ViP2ClipForAnomalyDetection(ViP2ClipPreTrainedModel):
             image_embeds, patch_embeds = self.get_vision_features(pixel_values)
         elif image_embeds is None or patch_embeds is None:
             raise ValueError("Give pixel_values, or both image_embeds and patch_embeds from get_vision_features.")
-        self._check_labels(len(patch_embeds), labels, mask_labels, mask_label_valid)
+        else:
+            self._check_embeds(image_embeds, patch_embeds)
+        self._check_labels(patch_embeds.shape[0], labels, mask_labels, mask_label_valid)
+        if mask_labels is not None and mask_label_valid is not None:
+            # What stands in the mask of an image that has none must not matter, not even when it is not a number.
+            mask_labels = torch.where(mask_label_valid.bool()[:, None, None], mask_labels, 0)
         if output_attentions is None:
             output_attentions = self.config.output_attentions
+        if return_dict is None:
+            return_dict = self.config.return_dict
 
         text_embeds = self.get_prompt_embeds(image_embeds)
         aligned = self.align(
@@ -648,6 +662,9 @@ class ViP2ClipForAnomalyDetection(ViP2ClipPreTrainedModel):
                 focal_gamma=self.config.focal_gamma,
                 focal_smooth=self.config.focal_smooth,
             )
+            if self.config.alignment == "dual" and mask_labels is None:
+                # Nothing else leads to the FGP here, and distributed training wants a gradient for every parameter.
+                loss = loss + 0.0 * aligned.layer_maps.sum()
         output = ViP2ClipAnomalyDetectionOutput(
             loss=loss,
             loss_components=parts,
@@ -659,33 +676,48 @@ class ViP2ClipForAnomalyDetection(ViP2ClipPreTrainedModel):
             image_embeds=F.normalize(image_embeds, dim=-1),
             attentions=aligned.attentions,
         )
-        return output.to_tuple() if return_dict is False else output
+        return output if return_dict else output.to_tuple()
 
     # Checks. They read values, which a traced or compiled graph cannot.
 
     def _check_pixel_values(self, pixel_values: torch.Tensor):
         vision, shape = self.config.clip_config.vision_config, tuple(pixel_values.shape)
         patch, channels = vision.patch_size, vision.num_channels
-        if len(shape) != 4 or shape[1] != channels or shape[2] != shape[3] or shape[2] % patch or shape[2] == 0:
+        if len(shape) != 4 or shape[1] != channels or shape[2] != shape[3] or shape[2] % patch or 0 in shape:
             raise ValueError(
                 f"pixel_values has shape {shape}; expected (batch_size, {channels}, side, side) with a side that is a "
                 f"multiple of {patch}, such as the {self.config.image_size} of this model. Use ViP2ClipImageProcessor."
             )
-        if _reads_values(pixel_values) and not torch.isfinite(pixel_values).all():
-            bad = (~torch.isfinite(pixel_values).flatten(1).all(dim=1)).nonzero().flatten().tolist()
-            raise ValueError(f"pixel_values has NaN or infinite values in the images at positions {bad} of the batch.")
+        self._check_finite("pixel_values", pixel_values)
+
+    def _check_embeds(self, image_embeds: torch.Tensor, patch_embeds: torch.Tensor):
+        width, one, many = self.config.clip_config.projection_dim, tuple(image_embeds.shape), tuple(patch_embeds.shape)
+        if len(one) != 2 or len(many) != 4 or one[0] != many[0] or {one[-1], many[-1]} != {width} or 0 in many:
+            raise ValueError(
+                f"image_embeds has shape {one} and patch_embeds {many}; expected (batch_size, {width}) and "
+                f"(batch_size, num_layers, num_patches, {width}), as get_vision_features returns them."
+            )
+        self._check_finite("image_embeds", image_embeds)
+        self._check_finite("patch_embeds", patch_embeds)
+
+    def _check_finite(self, name: str, tensor: torch.Tensor):
+        if _reads_values(tensor) and not torch.isfinite(tensor).all():
+            bad = (~torch.isfinite(tensor).flatten(1).all(dim=1)).nonzero().flatten().tolist()
+            raise ValueError(f"{name} has NaN or infinite values in the images at positions {bad} of the batch.")
 
     def _check_labels(self, batch_size, labels, mask_labels, mask_label_valid):
         size = self.config.image_size
         for name, tensor, shape in (
             ("labels", labels, (batch_size,)),
-            ("mask_labels", mask_labels, (batch_size, size, size)),
             ("mask_label_valid", mask_label_valid, (batch_size,)),
+            ("mask_labels", mask_labels, (batch_size, size, size)),
         ):
             if tensor is None:
                 continue
             if tuple(tensor.shape) != shape:
                 raise ValueError(f"{name} has shape {tuple(tensor.shape)}; expected {shape}.")
+            if name == "mask_labels" and mask_label_valid is not None and _reads_values(tensor):
+                tensor = tensor[mask_label_valid.bool()]
             if _reads_values(tensor) and tensor.dtype != torch.bool and not ((tensor == 0) | (tensor == 1)).all():
                 found = torch.unique(tensor[(tensor != 0) & (tensor != 1)])[:5].tolist()
                 raise ValueError(f"{name} has the values {found}; expected only 0 (normal) and 1 (anomalous).")

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor, AutoModel
+from transformers import AutoImageProcessor, AutoModel, PreTrainedConfig
 from transformers.pipelines.base import Pipeline
 
 from .backbone_vip2clip import naming
-from .image_processing_vip2clip import DEFAULT_TIMEOUT, list_images, load_image
+from .image_processing_vip2clip import DEFAULT_TIMEOUT, check_image_processor, list_images, load_image
 
 
 # Colours of the heatmap at 0, 1/3, 2/3 and 1: yellow over orange and red to dark red. How much of it covers the
@@ -75,7 +75,7 @@ class AnomalyDetectionPipeline(Pipeline):
       pixel is anomalous when its value is greater than this; a pair gives image and pixel threshold apart.
     - `top_k` (`int`, defaults to that of the configuration): patches per layer that stand for the image (eq. 8).
     - `heatmap` (`bool`, defaults to `False`): whether to draw the map over the photo.
-    - `timeout` (`float`, defaults to 60): seconds to wait for a URL.
+    - `timeout` (`float`, defaults to 60): seconds a server may be silent before a URL is given up.
     """
 
     _load_processor = False
@@ -91,6 +91,10 @@ class AnomalyDetectionPipeline(Pipeline):
         *,
         device: int | str | torch.device | None = None,
         batch_size: int | None = None,
+        threshold: float | tuple[float, float] | None = None,
+        top_k: int | None = None,
+        heatmap: bool = False,
+        timeout: float | None = DEFAULT_TIMEOUT,
         **kwargs,
     ) -> "AnomalyDetectionPipeline":
         """
@@ -101,8 +105,8 @@ class AnomalyDetectionPipeline(Pipeline):
                 Folder or Hub id of a complete checkpoint: model and image processor.
             device (*optional*):
                 Where to run; the first accelerator when not given.
-            batch_size (`int`, *optional*):
-                Default of the call argument.
+            batch_size, threshold, top_k, heatmap, timeout (*optional*):
+                Defaults of the call arguments.
             kwargs:
                 Passed to the model's `from_pretrained`: `dtype`, `revision`, `token`, `backbone`, ...
         """
@@ -115,27 +119,37 @@ class AnomalyDetectionPipeline(Pipeline):
             if name in kwargs
         }  # fmt: skip
         with naming("Checkpoint", pretrained_model_name_or_path):
+            # Before anything large of another kind is loaded.
+            config_dict, _ = PreTrainedConfig.get_config_dict(
+                pretrained_model_name_or_path, **{k: v for k, v in shared.items() if k != "trust_remote_code"}
+            )
+            _check_model_type(config_dict.get("model_type"))
             model = AutoModel.from_pretrained(pretrained_model_name_or_path, **kwargs)
-            image_processor = AutoImageProcessor.from_pretrained(pretrained_model_name_or_path, **shared)
-        return cls(
-            model=model,
-            image_processor=image_processor,
-            task="anomaly-detection",
-            device=device,
-            batch_size=batch_size,
-        )
+            # An overridden image_size holds for both.
+            size = {"height": model.config.image_size, "width": model.config.image_size}
+            image_processor = AutoImageProcessor.from_pretrained(pretrained_model_name_or_path, **shared, size=size)
+        options = {"batch_size": batch_size, "threshold": threshold, "top_k": top_k}
+        options.update(heatmap=heatmap, timeout=timeout)
+        return cls(model=model, image_processor=image_processor, task="anomaly-detection", device=device, **options)
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         # By name, not by class: from a folder, configuration and model files are loaded as separate copies.
-        found = getattr(self.model.config, "model_type", None)
-        if found != "vip2clip":
-            raise ValueError(f"Expected a model with model_type 'vip2clip', found model_type {found!r}.")
+        _check_model_type(getattr(self.model.config, "model_type", None))
         if self.image_processor is None:
             raise ValueError(
                 "The pipeline needs an image processor; pass image_processor=, for example "
                 "ViP2ClipImageProcessor(size=model.config.image_size)."
             )
+        check_image_processor(self.image_processor, self.model.config.image_size)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs):
+        """
+        Save model and image processor, for use with this package. `vip2clip_hf.hub.save_checkpoint` writes a folder
+        that also works where it is not installed.
+        """
+        self.model.save_pretrained(save_directory, **kwargs)
+        self.image_processor.save_pretrained(save_directory, **kwargs)
 
     def __call__(self, inputs: Any, **kwargs: Any) -> dict[str, Any] | list[dict[str, Any]] | Iterable[dict[str, Any]]:
         """
@@ -148,7 +162,8 @@ class AnomalyDetectionPipeline(Pipeline):
 
         Returns:
             For one image a dict, for a list, a folder or an array a list of dicts, for a generator or a dataset an
-            iterator of dicts, which never holds more than one batch:
+            iterator of dicts, which never holds more than one batch. An image that cannot be read ends it, and with it
+            the results of its batch.
 
             - `score` (`float`): probability that the image is anomalous, in [0, 1].
             - `label` (`str`): "normal" or "anomalous".
@@ -164,11 +179,16 @@ class AnomalyDetectionPipeline(Pipeline):
             inputs = list_images(inputs)
         elif isinstance(inputs, tuple) or (isinstance(inputs, (np.ndarray, torch.Tensor)) and inputs.ndim == 4):
             inputs = list(inputs)
-        elif not isinstance(inputs, (str, os.PathLike, Image.Image, np.ndarray, torch.Tensor, dict, list)):
-            # Datasets of any library, and generators. The base class only streams torch's datasets and generators.
-            if not hasattr(inputs, "__iter__") and not hasattr(inputs, "__getitem__"):
+        elif not isinstance(
+            inputs, (str, os.PathLike, Image.Image, np.ndarray, torch.Tensor, dict, list, torch.utils.data.Dataset)
+        ):
+            # The base class streams torch's datasets and generators only.
+            if hasattr(inputs, "__len__") and hasattr(inputs, "__getitem__"):
+                inputs = _Rows(inputs)
+            elif hasattr(inputs, "__iter__"):
+                inputs = (row for row in inputs)
+            else:
                 raise ValueError(f"Expected an image or several, found {type(inputs).__name__}.")
-            inputs = (row for row in inputs)
         if isinstance(inputs, list) and not inputs:
             raise ValueError("Expected at least one image, found an empty list.")
         return super().__call__(inputs, **kwargs)
@@ -191,14 +211,13 @@ class AnomalyDetectionPipeline(Pipeline):
         return preprocess, forward, postprocess
 
     def preprocess(self, image: Any, timeout: float | None = DEFAULT_TIMEOUT, heatmap: bool = False) -> dict[str, Any]:
-        if isinstance(image, dict):
+        if isinstance(image, dict) and not {"bytes", "path"} & set(image):
             if "image" not in image:
                 raise ValueError(f"Expected rows with a column 'image', found the columns {sorted(image)}.")
             image = image["image"]
         image = load_image(image, timeout=timeout)
-        model_inputs = self.image_processor(image, return_tensors="pt").to(self.dtype)
         return {
-            "pixel_values": model_inputs["pixel_values"],
+            "pixel_values": self.image_processor(image, return_tensors="pt")["pixel_values"],
             "target_size": (image.height, image.width),
             "image": image if heatmap else None,
         }
@@ -229,6 +248,24 @@ class AnomalyDetectionPipeline(Pipeline):
         if model_outputs["image"] is not None:
             result["heatmap"] = draw_heatmap(model_outputs["image"], result["anomaly_map"])
         return result
+
+
+class _Rows(torch.utils.data.Dataset):
+    """A data set of another library for the base class. Unlike a generator it has a length and can be pickled."""
+
+    def __init__(self, rows: Any):
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.rows[index]
+
+
+def _check_model_type(found: str | None):
+    if found != "vip2clip":
+        raise ValueError(f"Expected a checkpoint with model_type 'vip2clip', found model_type {found!r}.")
 
 
 __all__ = ["AnomalyDetectionPipeline", "draw_heatmap"]
