@@ -13,7 +13,7 @@ from transformers import Trainer
 from conftest import TINY
 from vip2clip_hf import AnomalyDetectionPipeline, ViP2ClipForAnomalyDetection
 from vip2clip_hf.data import load_folder
-from vip2clip_hf.synthetic import write_dataset
+from vip2clip_hf.data.synthetic import write_dataset
 
 
 TRAINING = Path(__file__).parents[1] / "training"
@@ -49,7 +49,7 @@ def test_main(roots, clip_folder, tmp_path, capsys):
     assert len(report["losses"]) == 2  # the command line wins over the file
     assert report["losses"][1] < report["losses"][0]
     assert set(report["categories"]) == {"waves"}
-    assert report["categories"]["waves"]["images"] == 6
+    assert report["categories"]["waves"]["images"] == 7
     assert 0 <= report["mean"]["image_auroc"] <= 1
     assert 0 <= report["mean"]["pixel_auroc"] <= 1
     assert json.loads((tmp_path / "out" / "results.json").read_text()) == report
@@ -112,7 +112,7 @@ def test_data_without_masks_trains_on_labels(roots, clip, tmp_path, image_proces
         path.unlink()
     dataset = load_folder(roots[0])
     assert train_script.count_masks(dataset) == 0
-    assert train_script.count_masks(load_folder(roots[1])) == 3
+    assert train_script.count_masks(load_folder(roots[1])) == 4
     model = ViP2ClipForAnomalyDetection.from_clip(clip, **TINY)
     trainer = train_script.build_trainer(model, image_processor, dataset, arguments_for(tmp_path))
     assert set(trainer.data_collator([dataset[0]])) == {"pixel_values", "labels"}
@@ -257,9 +257,9 @@ def test_a_plain_trainer_works(roots, clip, tmp_path, image_processor):
     output = trainer.predict(dataset)
     assert "test_loss" in output.metrics
     logits, scores, maps = output.predictions
-    assert (logits.shape, scores.shape, maps.shape) == ((12, 2), (12,), (12, 48, 48))
+    assert (logits.shape, scores.shape, maps.shape) == ((14, 2), (14,), (14, 48, 48))
     labels, masks, valid = output.label_ids
-    assert (labels.shape, masks.shape, valid.shape) == ((12,), (12, 48, 48), (12,))
+    assert (labels.shape, masks.shape, valid.shape) == ((14,), (14, 48, 48), (14,))
 
 
 # Whole programs

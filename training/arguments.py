@@ -30,11 +30,15 @@ class ModelArguments:
 @dataclass
 class DataArguments:
     train_root: str | None = field(
-        default=None, metadata={"help": "Folder in the layout of MVTec AD; its test split is trained on."}
+        default=None,
+        metadata={"help": "Data to train on: a folder, table or Hub id with labels, see docs/data.md."},
     )
-    eval_root: str | None = field(
-        default=None, metadata={"help": "Folder in the same layout; its test split is evaluated on."}
+    train_benchmark: str | None = field(
+        default=None,
+        metadata={"help": "Name of the benchmark in --train_root, such as mvtec; see docs/benchmarks.md."},
     )
+    eval_root: str | None = field(default=None, metadata={"help": "Data to evaluate on, likewise."})
+    eval_benchmark: str | None = field(default=None, metadata={"help": "Name of the benchmark in --eval_root."})
     adapters_only: bool = field(
         default=False, metadata={"help": "Leave the backbone out of the checkpoint; it is fetched when it is loaded."}
     )

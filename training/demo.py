@@ -22,8 +22,8 @@ from arguments import AdapterTrainingArguments
 from train import build_trainer, evaluate
 from vip2clip_hf import AnomalyDetectionPipeline, ViP2ClipForAnomalyDetection, ViP2ClipImageProcessor
 from vip2clip_hf.data import load_folder
+from vip2clip_hf.data.synthetic import DEFECTS, generate_image, write_dataset
 from vip2clip_hf.hub import save_checkpoint
-from vip2clip_hf.synthetic import DEFECTS, generate_image, write_dataset
 
 
 IMAGE_SIZE, PATCH_SIZE = 128, 8

@@ -19,7 +19,8 @@ from transformers import CLIPConfig, CLIPModel, Trainer, set_seed
 
 from arguments import AdapterTrainingArguments, ModelArguments, parse_arguments
 from vip2clip_hf import ViP2ClipForAnomalyDetection, ViP2ClipImageProcessor
-from vip2clip_hf.data import ViP2ClipCollator, load_folder
+from vip2clip_hf.data import ViP2ClipCollator, get_benchmark, load_benchmark, load_folder
+from vip2clip_hf.data.collator import count_masks
 from vip2clip_hf.hub import check_target, save_checkpoint
 
 
@@ -56,6 +57,7 @@ def build_trainer(
     image_processor: ViP2ClipImageProcessor,
     train_dataset: Dataset | None,
     arguments: AdapterTrainingArguments,
+    mask_threshold: int = 0,
 ) -> Trainer:
     """A plain Trainer with one learning rate for prompts and ICA and another for the FGP (RELEASE: Adam, no decay)."""
     perception = [p for p in model.fine_grained_perception.parameters() if p.requires_grad]
@@ -79,17 +81,19 @@ def build_trainer(
     return Trainer(
         model=model,
         args=arguments,
-        data_collator=ViP2ClipCollator(image_processor, pixel_labels=pixel_labels),
+        data_collator=ViP2ClipCollator(image_processor, pixel_labels, mask_threshold),
         train_dataset=train_dataset,
         optimizers=(optimizer, None),
     )
 
 
-def read_folder(root: str) -> Dataset:
+def read_data(root: str, benchmark: str | None = None) -> Dataset:
     """A data set whose images are decoded by the image processor, which names the file when one cannot be read."""
-    dataset = load_folder(root)
+    dataset = load_folder(root) if benchmark is None else load_benchmark(benchmark, root)
     for column in ("image", "mask"):
         dataset = dataset.cast_column(column, Image(decode=False))
+    if None in dataset["label"]:
+        raise ValueError(f"{root} has images without labels; expected normal and anomalous ones, see docs/data.md.")
     anomalous, masks = sum(dataset["label"]), count_masks(dataset)
     normal = len(dataset) - anomalous
     logger.info("%s: %d normal images, %d anomalous, %d of them with a mask", root, normal, anomalous, masks)
@@ -98,10 +102,8 @@ def read_folder(root: str) -> Dataset:
     return dataset
 
 
-def count_masks(dataset: Dataset) -> int:
-    """Anomalous images that have a mask. Reads no image."""
-    columns = dataset.select_columns(["mask", "label"]).with_format("arrow")[:]
-    return sum(m.is_valid and y.as_py() == 1 for m, y in zip(columns["mask"], columns["label"]))
+def mask_threshold_of(benchmark: str | None) -> int:
+    return 0 if benchmark is None else get_benchmark(benchmark).mask_threshold
 
 
 def auroc(labels: np.ndarray, scores: np.ndarray) -> float:
@@ -109,7 +111,9 @@ def auroc(labels: np.ndarray, scores: np.ndarray) -> float:
     return float(roc_auc_score(labels, scores)) if 0 < labels.sum() < labels.size else math.nan
 
 
-def evaluate(trainer: Trainer, image_processor: ViP2ClipImageProcessor, dataset: Dataset) -> dict:
+def evaluate(
+    trainer: Trainer, image_processor: ViP2ClipImageProcessor, dataset: Dataset, mask_threshold: int = 0
+) -> dict:
     """
     Image and pixel AUROC, per category and their mean, at the size of the model. Categories where one is undefined
     (NaN) are left out of its mean.
@@ -118,7 +122,7 @@ def evaluate(trainer: Trainer, image_processor: ViP2ClipImageProcessor, dataset:
     results = {}
     for category in sorted(set(categories.tolist())):
         part = dataset.select(np.flatnonzero(categories == category))
-        trainer.data_collator = ViP2ClipCollator(image_processor)
+        trainer.data_collator = ViP2ClipCollator(image_processor, mask_threshold=mask_threshold)
         output = trainer.predict(part)
         _, scores, maps = output.predictions
         labels, masks, valid = output.label_ids
@@ -146,13 +150,19 @@ def main(argv: list[str]) -> dict:
     model_arguments, data_arguments, arguments = parse_arguments(argv)
     if data_arguments.train_root is None:
         raise ValueError("--train_root is missing: name the folder of the data set to train on.")
-    train_dataset = read_folder(data_arguments.train_root)
-    eval_dataset = None if data_arguments.eval_root is None else read_folder(data_arguments.eval_root)
+    train_benchmark, eval_benchmark = data_arguments.train_benchmark, data_arguments.eval_benchmark
+    if eval_benchmark is not None and data_arguments.eval_root is None:
+        raise ValueError("--eval_root is missing: name the folder of the benchmark to evaluate on.")
+    train_dataset = read_data(data_arguments.train_root, train_benchmark)
+    eval_dataset = None
+    if data_arguments.eval_root is not None:
+        eval_dataset = read_data(data_arguments.eval_root, eval_benchmark)
     check_target(arguments.output_dir)
     model = build_model(model_arguments, arguments.seed)
     image_processor = ViP2ClipImageProcessor(size=model.config.image_size)
 
-    trainer = build_trainer(model, image_processor, train_dataset, arguments)
+    threshold = mask_threshold_of(train_benchmark)
+    trainer = build_trainer(model, image_processor, train_dataset, arguments, threshold)
     trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
     if trainer.is_world_process_zero():
         # Before anything else that can fail.
@@ -160,12 +170,12 @@ def main(argv: list[str]) -> dict:
             model, image_processor, arguments.output_dir, adapters_only=data_arguments.adapters_only
         )
     report = {
-        "train_set": Path(data_arguments.train_root).resolve().name,
+        "train_set": train_benchmark or Path(data_arguments.train_root).resolve().name,
         "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
     }
     if eval_dataset is not None:
-        report["eval_set"] = Path(data_arguments.eval_root).resolve().name
-        report.update(evaluate(trainer, image_processor, eval_dataset))
+        report["eval_set"] = eval_benchmark or Path(data_arguments.eval_root).resolve().name
+        report.update(evaluate(trainer, image_processor, eval_dataset, mask_threshold_of(eval_benchmark)))
     if trainer.is_world_process_zero():
         staged = Path(folder, ".results.json.tmp")
         staged.write_text(json.dumps(without_nan(report), indent=2) + "\n", encoding="utf-8")

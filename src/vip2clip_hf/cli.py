@@ -35,17 +35,22 @@ def _options(
     pass
 
 
+def _pair(text: str, option: str, form: str, example: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or not name.strip():
+        raise ValueError(f"{option} {text!r}: expected {form}, such as {example}.")
+    return name.strip(), value
+
+
 def parse_settings(settings: list[str]) -> dict:
     """`["image_size=518", "feature_layers=[6, 12]"]` as a dict; values are JSON, or text where they are not."""
     parsed = {}
     for setting in settings:
-        name, equals, value = setting.partition("=")
-        if not equals or not name.strip():
-            raise ValueError(f"--set {setting!r}: expected NAME=VALUE, such as image_size=518.")
+        name, value = _pair(setting, "--set", "NAME=VALUE", "image_size=518")
         try:
-            parsed[name.strip()] = json.loads(value)
+            parsed[name] = json.loads(value)
         except json.JSONDecodeError:
-            parsed[name.strip()] = value
+            parsed[name] = value
     return parsed
 
 
@@ -78,11 +83,95 @@ def convert(
     typer.echo(f"Wrote {output}")
 
 
+@app.command()
+def data(
+    root: Annotated[str, typer.Argument(help="Folder, table (CSV, JSONL, Parquet), meta.json or Hub id.")],
+    benchmark: Annotated[
+        str | None, typer.Option(help="Read it as this benchmark of the paper: mvtec, visa, ... (default: own data).")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Split to report on.")] = "test",
+    category: Annotated[
+        list[str] | None, typer.Option(help="Only this category. Repeatable.", show_default=False)
+    ] = None,
+    layout: Annotated[
+        str | None, typer.Option(help="Layout to read it in, instead of the one recognised: tree, classes, ...")
+    ] = None,
+    column: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=COLUMN", help="Column of a table, such as image=file_name. Repeatable."),
+    ] = None,
+    normal_label: Annotated[
+        list[str] | None, typer.Option(help="Label of a table that means normal. Repeatable.", show_default=False)
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Also open every image and mask: damaged files, sizes, empty masks.")
+    ] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 3 when there is any warning.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    synthetic: Annotated[
+        bool, typer.Option("--synthetic", help="First generate a data set with exact masks in ROOT, a new folder.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Which generated data set, or which thirds.")] = 0,
+    write_thirds: Annotated[
+        Path | None,
+        typer.Option(
+            help="First cut the official KolektorSDD in ROOT into the thirds the paper evaluates, into here."
+        ),
+    ] = None,
+):
+    """Say what a data set holds: layout, counts, masks, files ignored and why, licence and citation.
+
+    Exit codes: 0 all is well, 1 it cannot be read, 3 --check found problems or --strict warnings.
+
+    Examples:
+
+    vip2clip data photos
+
+    vip2clip data MVTec --benchmark mvtec --check
+
+    vip2clip data generated --synthetic
+    """
+    from .data import index_benchmark, index_folder
+
+    if synthetic:
+        from .data.synthetic import write_dataset
+
+        write_dataset(root, num_train=8, seed=seed)
+    if write_thirds is not None:
+        from .data.kolektor import write_kolektor_thirds
+
+        root = str(write_kolektor_thirds(root, write_thirds, seed=seed, progress=sys.stderr.isatty()))
+        benchmark = "ksdd"
+    if benchmark is not None:
+        if column or normal_label:
+            raise ValueError("--column and --normal-label are for tables and Hub data sets; leave out --benchmark.")
+        index = index_benchmark(benchmark, root, split, category, layout=layout)
+    else:
+        columns = dict(_pair(text, "--column", "NAME=COLUMN", "image=file_name") for text in column or []) or None
+        index = index_folder(root, split, category, layout=layout, columns=columns, normal_labels=normal_label or None)
+    found = None
+    if check:
+        from .data import check_data
+
+        found = check_data(index, progress=sys.stderr.isatty())
+    if as_json:
+        content = index.report.to_dict()
+        if found is not None:
+            content["check"] = found.to_dict()
+        typer.echo(json.dumps(content, indent=2, ensure_ascii=False))
+    else:
+        typer.echo(index.report)
+        if found is not None:
+            typer.echo(f"\n{found}")
+    if (found is not None and found.problems) or (strict and index.warnings):
+        raise typer.Exit(3)
+
+
 def main():
     """Entry point: errors that say what to do are printed without a traceback, with exit code 1."""
     try:
         app()
-    except (OSError, RuntimeError, StrictDataclassError, TypeError, ValueError) as error:
+    except (ImportError, OSError, RuntimeError, StrictDataclassError, TypeError, ValueError) as error:
         typer.echo(f"Error: {error}", err=True)
         sys.exit(1)
 

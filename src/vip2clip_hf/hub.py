@@ -12,6 +12,7 @@ import torch
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
 from .backbone_vip2clip import backbone_checksum
+from .files import umask
 from .image_processing_vip2clip import ViP2ClipImageProcessor, check_image_processor
 from .modeling_vip2clip import ViP2ClipForAnomalyDetection
 
@@ -108,7 +109,7 @@ def save_checkpoint(
         if exists:
             _replace(folder, staged, names)
         else:
-            staged.chmod(0o777 & ~_umask())  # mkdtemp makes folders private
+            staged.chmod(0o777 & ~umask())  # mkdtemp makes folders private
             staged.rename(folder)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
@@ -170,12 +171,6 @@ def _push(folder: Path, names: list[str], repository: bool | str, token, private
     api.create_commit(repo_id=repo_id, operations=operations, commit_message=commit_message)
 
 
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current
-
-
 def _write(model, image_processor, folder: Path, adapters_only: bool, max_shard_size: int | str):
     model.save_pretrained(
         folder,
@@ -192,7 +187,7 @@ def _write(model, image_processor, folder: Path, adapters_only: bool, max_shard_
     for path in CODE_FILES:
         shutil.copyfile(path, folder / path.name)
     for path in folder.iterdir():  # some writers make files that only their owner can read
-        path.chmod(0o666 & ~_umask())
+        path.chmod(0o666 & ~umask())
     config = copy.deepcopy(model.config)
     config.adapters_only = adapters_only
     (folder / "README.md").write_text(model_card(config), encoding="utf-8")

@@ -194,8 +194,22 @@ def list_images(folder: str | os.PathLike) -> list[str]:
     return found
 
 
-def _mask_to_array(mask: Any) -> np.ndarray:
-    """A mask as it is stored, one value a pixel: (height, width) in whatever type."""
+def load_mask(mask: Any) -> np.ndarray:
+    """
+    A mask as it is stored, one value a pixel.
+
+    Args:
+        mask (`str`, `os.PathLike`, `dict`, `PIL.Image.Image`, `np.ndarray` or `torch.Tensor`):
+            File, image, or array with one channel, or an undecoded image of `datasets`. Colours and palettes count by
+            their grey value.
+
+    Returns:
+        `np.ndarray` of shape `(height, width)`, in the type of the file or array.
+
+    Raises:
+        OSError: a file that cannot be read.
+        ValueError: an array of another shape, or values that are not finite.
+    """
     if isinstance(mask, (str, os.PathLike)):
         mask = _open(os.fspath(mask), DEFAULT_TIMEOUT)
     if isinstance(mask, dict):
@@ -328,7 +342,7 @@ defaults to 1/255), image_mean, image_std (*optional*, default to CLIP's):
         height, width = (size.height, size.width) if do_resize else (image.height, image.width)
         if mask is None:
             return np.zeros((height, width), dtype=np.uint8)
-        mask = _mask_to_array(mask)
+        mask = load_mask(mask)
         if mask.shape != (image.height, image.width):
             raise ValueError(
                 f"The mask at position {index} has {mask.shape[0]} x {mask.shape[1]} pixels (height x width), its "
@@ -432,4 +446,5 @@ __all__ = [
     "check_image_processor",
     "list_images",
     "load_image",
+    "load_mask",
 ]

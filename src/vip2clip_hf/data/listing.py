@@ -1,0 +1,277 @@
+"""What lies in a folder, by name: every reader of a layout works on this. No file is opened here."""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePosixPath
+
+from ..image_processing_vip2clip import IMAGE_EXTENSIONS
+
+
+MASK_FOLDERS = ("ground_truth", "ground truth", "groundtruth", "gt", "masks", "mask")
+MASK_SUFFIXES = ("_mask", "_label", "_segmentation")
+SYSTEM_FILES = frozenset({"thumbs.db", "desktop.ini", "ehthumbs.db"})
+SYSTEM_FOLDERS = frozenset({"__macosx", "$recycle.bin", "system volume information"})
+
+LAYOUT_FILE, SYSTEM_FILE, NO_IMAGE = "part of the layout", "left by a system or an archiver", "no image"
+MASK_WITHOUT_IMAGE, OUTSIDE = "mask without an image", "outside the layout"
+
+
+def natural_key(text: str) -> list:
+    """Sorts Class2 before Class10, independent of case."""
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", text.lower())]
+
+
+def stem(path: str) -> str:
+    """File name without its last extension."""
+    return PurePosixPath(path).stem
+
+
+def has_image_extension(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in IMAGE_EXTENSIONS
+
+
+def is_system_path(path: str) -> bool:
+    """Hidden, or known to be left behind by an operating system or an archiver."""
+    *folders, name = path.lower().split("/")
+    return (
+        name in SYSTEM_FILES
+        or any(part.startswith(".") for part in (*folders, name))
+        or any(part in SYSTEM_FOLDERS for part in folders)
+    )
+
+
+class Listing:
+    """
+    The files below a folder, each folder read once and when it is asked for, and what became of the files.
+
+    Paths are relative to the root with forward slashes; the root itself is `""`. Symbolic links are followed, except
+    to a folder they lie in.
+
+    Args:
+        root (`pathlib.Path`): the folder.
+    """
+
+    def __init__(self, root: Path):
+        self.root = root
+        self.unreadable: list[str] = []
+        self._scanned: dict[str, tuple[list[str], list[str]]] = {}
+        self._names: dict[str, tuple[set[str], set[str]]] = {}
+        self._fates: dict[str, str] = {}
+        self._all: set[str] | None = None
+
+    @staticmethod
+    def join(folder: str, name: str) -> str:
+        return f"{folder}/{name}" if folder else name
+
+    def _scan(self, folder: str) -> tuple[list[str], list[str]]:
+        if folder not in self._scanned:
+            files, folders = [], []
+            try:
+                with os.scandir(self.root / folder) as entries:
+                    for entry in entries:
+                        if not entry.is_dir():
+                            files.append(entry.name)
+                        elif not (entry.is_symlink() and self._leads_up(folder, entry.path)):
+                            folders.append(entry.name)
+            except OSError:
+                if not folder:
+                    raise
+                self.unreadable.append(folder)
+            self._scanned[folder] = sorted(files, key=natural_key), sorted(folders, key=natural_key)
+        return self._scanned[folder]
+
+    def _leads_up(self, folder: str, link: str) -> bool:
+        """Whether a link in a folder leads to a folder that was passed on the way to it."""
+        passed = [self.root, *(self.root / part for part in (PurePosixPath(folder), *PurePosixPath(folder).parents))]
+        real = {os.path.realpath(path) for path in passed}
+        return os.path.realpath(link) in real | {str(path) for path in Path(os.path.realpath(self.root)).parents}
+
+    def files(self, folder: str) -> list[str]:
+        """Names of the files directly in a folder."""
+        return self._scan(folder)[0]
+
+    def folders(self, folder: str) -> list[str]:
+        """Names of the folders directly in a folder."""
+        return self._scan(folder)[1]
+
+    def all_files(self) -> set[str]:
+        """Every file below the root. Reads all folders there are."""
+        if self._all is None:
+            self._all = set(self.below(""))
+        return self._all
+
+    def _names_in(self, folder: str) -> tuple[set[str], set[str]]:
+        if folder not in self._names:
+            self._names[folder] = set(self.files(folder)), set(self.folders(folder))
+        return self._names[folder]
+
+    def has_folder(self, path: str) -> bool:
+        """Whether a folder is there. Reads only the folders on the way to it."""
+        parent, _, name = path.rpartition("/")
+        return not path or (self.has_folder(parent) and name in self._names_in(parent)[1])
+
+    def __contains__(self, path: str) -> bool:
+        """Whether a file is there. Reads only the folders on the way to it."""
+        folder, _, name = path.rpartition("/")
+        return self.has_folder(folder) and name in self._names_in(folder)[0]
+
+    def folder_name(self, folder: str) -> str:
+        """Last part of a path below the root; for the root its own name."""
+        return folder.rsplit("/", 1)[-1] if folder else Path(os.path.abspath(self.root)).name
+
+    def absolute(self, path: str) -> str:
+        return str(self.root / path)
+
+    def images(self, folder: str) -> list[str]:
+        """Paths of the image files directly in a folder."""
+        paths = (self.join(folder, name) for name in self.files(folder) if has_image_extension(name))
+        return [path for path in paths if not is_system_path(path)]
+
+    def subfolders(self, folder: str) -> list[str]:
+        """Paths of the folders directly in a folder, without those of a system."""
+        paths = (self.join(folder, name) for name in self.folders(folder))
+        return [path for path in paths if not is_system_path(f"{path}/x")]
+
+    def find_folder(self, folder: str, *names: str) -> str | None:
+        """The folder directly in `folder` with one of these names, in this order, whatever its case."""
+        there = {name.lower(): name for name in self.folders(folder)}
+        return next((self.join(folder, there[n.lower()]) for n in names if n.lower() in there), None)
+
+    def find_file(self, folder: str, *names: str) -> str | None:
+        """As `find_folder`, for a file."""
+        there = {name.lower(): name for name in self.files(folder)}
+        return next((self.join(folder, there[n.lower()]) for n in names if n.lower() in there), None)
+
+    def below(self, folder: str) -> Iterator[str]:
+        """All files below a folder."""
+        for name in self.files(folder):
+            yield self.join(folder, name)
+        for sub in self.folders(folder):
+            yield from self.below(self.join(folder, sub))
+
+    def mark(self, paths: Iterable[str | None], fate: str):
+        """Say what files are; the last word on a file stands."""
+        for path in paths:
+            if path is not None:
+                self._fates[path] = fate
+
+    def ignored(self, used: set[str]) -> dict[str, list[str]]:
+        """Files that nothing was made of, by reason."""
+        found: dict[str, list[str]] = {}
+        for path in sorted(self.all_files() - used, key=natural_key):
+            reason = self._fates.get(path)
+            if is_system_path(path):
+                reason = SYSTEM_FILE
+            elif reason is None:
+                reason = OUTSIDE if has_image_extension(path) else NO_IMAGE
+            if reason != LAYOUT_FILE:
+                found.setdefault(reason, []).append(path)
+        return found
+
+    def outline(self, most: int = 12) -> str:
+        """The first entries, two levels deep, for an error message."""
+        lines = []
+        for name in self.folders(""):
+            inner = [f"{n}/" for n in self.folders(name)]
+            kinds = Counter(os.path.splitext(n)[1].lower() or n for n in self.files(name))
+            inner += [f"{count} x {kind}" for kind, count in kinds.most_common(3)]
+            lines.append(f"{name}/ ({', '.join(inner[:6]) or 'empty'}{', ...' if len(inner) > 6 else ''})")
+        kinds = Counter(os.path.splitext(n)[1].lower() or n for n in self.files(""))
+        lines += [f"{count} x {kind}" for kind, count in kinds.most_common(4)]
+        more = f", ... ({len(lines)} entries)" if len(lines) > most else ""
+        return (", ".join(lines[:most]) + more) or "nothing"
+
+
+class MaskFinder:
+    """
+    Masks of a folder by stem, after one known suffix (`_mask`, `_label`, `_Segmentation`, in any case) is taken off.
+    Never by sort order: there, one stray file shifts every pair behind it.
+
+    Args:
+        listing (`Listing`): what there is.
+        folder (`str`, *optional*): folder of the masks; None where there is none.
+        prefix (`str`, defaults to `""`): what masks carry in front of the stem, where they lie beside the images.
+        suffix (`str`, defaults to `""`): the same behind it.
+    """
+
+    def __init__(self, listing: Listing, folder: str | None, prefix: str = "", suffix: str = ""):
+        self.by_stem: dict[str, list[str]] = {}
+        for path in listing.images(folder) if folder is not None else ():
+            name = stem(path)
+            lower = name.lower()
+            if not lower.startswith(prefix) or not lower.endswith(suffix):
+                continue
+            listing.mark([path], MASK_WITHOUT_IMAGE)
+            name, lower = name[len(prefix) :], lower[len(prefix) :]
+            known = next((s for s in MASK_SUFFIXES if lower.endswith(s) and len(lower) > len(s)), "")
+            for key in {name[: len(name) - len(known)]} if suffix else {name, name[: len(name) - len(known)]}:
+                self.by_stem.setdefault(key, []).append(path)
+
+    def __call__(self, image: str) -> list[str]:
+        """The masks of an image: none, one, or several where files compete."""
+        return self.by_stem.get(stem(image), [])
+
+
+class PathResolver:
+    """
+    Paths that stand in a file of a data set, as paths below its root.
+
+    Tried in this order: the path as it is; without its first part, when that is the name of the root; and the
+    longest trailing part that exists below the root, for paths of another machine.
+
+    Args:
+        listing (`Listing`): what there is.
+        folder (`str`, defaults to `""`): folder the file with the paths lies in, to which they are relative.
+    """
+
+    LEAVES = "paths that lead out of the data set, left out"
+    ABSENT = "images that a file names but that are not there, left out"
+
+    def __init__(self, listing: Listing, folder: str = ""):
+        self.listing, self.folder = listing, folder
+        self.root_name = listing.folder_name("")
+        self.rerooted = 0
+        self._drop = 0  # how many leading parts the last foreign path had; most have as many
+        self._lower: dict[str, str] | None = None
+
+    @staticmethod
+    def parts(path: str) -> list[str] | None:
+        """Parts of a path, `..` resolved; None where it leads out."""
+        kept: list[str] = []
+        for part in str(path).replace("\\", "/").split("/"):
+            if part == "..":
+                if not kept:
+                    return None
+                kept.pop()
+            elif part not in ("", "."):
+                kept.append(part)
+        return kept
+
+    def __call__(self, path: str) -> str | None:
+        """Path below the root of a file that exists, or None."""
+        parts = self.parts(path)
+        if not parts:
+            return None
+        foreign = str(path).startswith(("/", "\\")) or (len(parts[0]) == 2 and parts[0][1] == ":")
+        if not foreign:
+            for candidate in ((self.folder, *parts) if self.folder else parts, parts):
+                if "/".join(candidate) in self.listing:
+                    return "/".join(candidate)
+            if parts[0] == self.root_name and "/".join(parts[1:]) in self.listing:
+                return "/".join(parts[1:])
+        for drop in (self._drop, *range(0 if foreign else 1, len(parts))):
+            tail = "/".join(parts[drop:])
+            if tail and tail in self.listing:
+                self._drop = drop
+                self.rerooted += 1
+                return tail
+        return None
+
+    def refused(self, path: str) -> tuple[str, str]:
+        """Why a path gave nothing: the kind of warning, and the path."""
+        return (self.LEAVES if self.parts(path) is None else self.ABSENT), str(path)
+
+
+__all__ = ["Listing", "MaskFinder", "PathResolver"]

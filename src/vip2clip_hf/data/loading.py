@@ -1,0 +1,343 @@
+"""Benchmarks, folders, tables and Hub ids to data sets: the layout is recognised, or given."""
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from transformers.utils import logging
+
+from .benchmarks import BENCHMARKS, Benchmark, get_benchmark
+from .index import DataIndex, make_index
+from .layouts import BENCHMARK_LAYOUTS, FOLDER_LAYOUTS, Layout, Reading, layouts_of
+from .listing import Listing
+from .report import examples
+from .stored import HUB_LAYOUT, index_dataset, index_hub, is_hub_id, with_images_inside
+from .tables import (
+    META_LAYOUT,
+    TABLE_EXTENSIONS,
+    TABLE_LAYOUT,
+    find_table,
+    metadata_file,
+    read_meta,
+    read_meta_file,
+    read_table,
+)
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+logger = logging.get_logger(__name__)
+
+# As tried on a folder, one after the other.
+FOUND_IN_FOLDERS = (
+    META_LAYOUT, *(FOLDER_LAYOUTS[name] for name in ("tree", "classes", "pairs")), TABLE_LAYOUT, FOLDER_LAYOUTS["flat"]
+)  # fmt: skip
+LAYOUTS = layouts_of((*FOUND_IN_FOLDERS, HUB_LAYOUT, *BENCHMARK_LAYOUTS.values()))
+
+
+def load_benchmark(
+    name: str,
+    root: str | os.PathLike,
+    split: str = "test",
+    categories: Sequence[str] | None = None,
+    *,
+    layout: str | None = None,
+    strict: bool = False,
+) -> "Dataset":
+    """
+    One of the 15 benchmarks of the paper, as downloaded or as re-packed by the research codes. docs/benchmarks.md has
+    the folder trees. No image is opened (official KolektorSDD excepted, whose labels are in its masks).
+
+    Args:
+        name (`str`):
+            mvtec, visa, mpdd, btad, ksdd, dagm, dtd, headct, brainmri, br35h, isic, colondb, clinicdb, endo or
+            kvasir.
+        root (`str` or `os.PathLike`):
+            Its folder, or the folder that holds this folder.
+        split (`str`, defaults to `"test"`):
+            `"test"` is what the paper evaluates and trains on; `"train"` has normal images, where there are any.
+        categories (`Sequence[str]`, *optional*):
+            Categories to take; all, when not given.
+        layout (`str`, *optional*):
+            Layout to read it in instead of the one recognised: `"meta"`, `"tree"`, ...; see the benchmark's
+            `layouts`.
+        strict (`bool`, defaults to `False`):
+            Raise where otherwise a counted warning is logged: masks that are missing or not to be told apart, paths
+            that lead nowhere, ...
+
+    Returns:
+        `datasets.Dataset`: columns as in [`features`]. `image_id` is the path below the data root.
+
+    Raises:
+        OSError: no such folder.
+        ValueError: an unknown name, category or split; a folder in none of the layouts; with `strict`, anything that
+            is not as it should be.
+    """
+    return _logged(index_benchmark(name, root, split, categories, layout=layout), strict).to_dataset()
+
+
+def load_folder(
+    root: str | os.PathLike,
+    split: str = "test",
+    categories: Sequence[str] | None = None,
+    *,
+    layout: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    normal_labels: Sequence[str] | None = None,
+    strict: bool = False,
+    **hub_kwargs,
+) -> "Dataset":
+    """
+    One's own images. The layout is recognised:
+
+    - `"meta"`: a `meta.json` of the research codes; paths of another machine are found by their end,
+    - `"tree"`: `<category>/test/good/`, `<category>/test/<defect>/`, `<category>/ground_truth/<defect>/`, as MVTec AD,
+    - `"classes"`: `normal/` and `anomalous/` (also good, ok, bad, defect, ...), in them folders for the kinds of
+      defects, masks in `masks/`; all of it also once for each category,
+    - `"pairs"`: `images/` and `masks/`; an image with a mask is anomalous,
+    - `"table"`: a CSV, TSV, JSONL or Parquet file, given itself or as the only one in the folder,
+    - `"flat"`: images without labels, for prediction,
+    - `"hub"`: the id of a data set of the Hub, where there is no such folder.
+
+    Masks have the stem of their image, with or without `_mask` or `_label`. No image is opened.
+
+    Args:
+        root (`str` or `os.PathLike`):
+            Folder (or the folder that holds it), table, or Hub id.
+        split (`str`, defaults to `"test"`):
+            Split to take. Layouts without splits have `"test"` only, which is everything.
+        categories (`Sequence[str]`, *optional*):
+            Categories to take; all, when not given.
+        layout (`str`, *optional*):
+            One of the above, instead of the one recognised.
+        columns (`Mapping[str, str]`, *optional*):
+            For tables and Hub data sets: the column that holds `image`, `mask`, `label`, `category`, `defect`, `split`
+            or `image_id`, where its name is not a usual one.
+        normal_labels (`Sequence[str]`, *optional*):
+            For tables and Hub data sets: the labels that mean normal; all others then mean anomalous.
+        strict (`bool`, defaults to `False`):
+            Raise where otherwise a counted warning is logged.
+        hub_kwargs:
+            For Hub data sets: `name`, `revision`, `token`, `cache_dir`, ... of `datasets.load_dataset`.
+
+    Returns:
+        `datasets.Dataset`: columns as in [`features`].
+
+    Raises:
+        OSError: nothing there, or the Hub cannot be reached.
+        ValueError: no layout recognised, an unknown category, split or column; with `strict`, anything that is not as
+            it should be.
+    """
+    index = index_folder(
+        root, split, categories, layout=layout, columns=columns, normal_labels=normal_labels, **hub_kwargs
+    )
+    return _logged(index, strict).to_dataset()
+
+
+def _logged(index: DataIndex, strict: bool) -> DataIndex:
+    for kind, paths in index.warnings.items():
+        text = f"{index.root}: {len(paths)} {kind}: {examples(paths)}"
+        if strict:
+            raise ValueError(f"{text}. Without strict=True this is a warning.")
+        logger.warning(text)
+    return index
+
+
+def index_benchmark(
+    name: str,
+    root: str | os.PathLike,
+    split: str = "test",
+    categories: Sequence[str] | None = None,
+    *,
+    layout: str | None = None,
+) -> DataIndex:
+    """As [`load_benchmark`], with the report in place of the data set; `to_dataset()` makes that."""
+    benchmark = get_benchmark(name)
+    listing = Listing(_existing_folder(root))
+    if layout is not None and layout not in benchmark.layouts:
+        raise ValueError(f"layout is {layout!r}; {benchmark.title} is read in {', '.join(benchmark.layouts)}.")
+    layouts = [LAYOUTS[known] for known in (benchmark.layouts if layout is None else (layout,))]
+    reading, found = _read(listing, _choose(listing, layouts, benchmark), layouts, benchmark)
+    return make_index(reading, found, split, categories)
+
+
+def index_folder(
+    root: str | os.PathLike,
+    split: str = "test",
+    categories: Sequence[str] | None = None,
+    *,
+    layout: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    normal_labels: Sequence[str] | None = None,
+    **hub_kwargs,
+) -> DataIndex:
+    """As [`load_folder`], with the report in place of the data set; `to_dataset()` makes that."""
+    if layout is not None and layout not in LAYOUTS:
+        raise ValueError(f"layout is {layout!r}; expected one of {', '.join(LAYOUTS)}.")
+    wants_table = layout in (None, "table")
+    path = Path(root)
+    if layout == "hub" or (layout is None and not path.exists() and is_hub_id(root)):
+        return index_hub(str(root), split, categories, columns, normal_labels, hub_kwargs)
+    if hub_kwargs:
+        raise TypeError(f"Unknown arguments {', '.join(sorted(hub_kwargs))}; they are for data sets of the Hub.")
+    if path.is_file():
+        if layout in (None, "meta") and path.suffix.lower() == ".json" and read_meta_file(path) is not None:
+            if path.name.lower() != "meta.json" and not path.name.lower().startswith("meta_"):
+                raise ValueError(f"{str(path)!r}: expected the name meta.json; rename the file.")
+            reading = Reading(Listing(path.parent))
+            read_meta(reading)
+            return make_index(reading, META_LAYOUT, split, categories)
+        if wants_table and path.suffix.lower() in TABLE_EXTENSIONS:
+            return _index_table(Listing(path.parent), path.name, split, categories, columns, normal_labels)
+        raise ValueError(
+            f"{str(path)!r} is a file that holds no data set; expected a folder, meta.json, or a table "
+            f"({', '.join(TABLE_EXTENSIONS)})."
+        )
+    listing = Listing(_existing_folder(root))
+    if columns is not None or normal_labels is not None:
+        if not wants_table:
+            raise ValueError("columns and normal_labels are for tables and data sets of the Hub; leave them out.")
+        layout = "table"
+    if layout == "table" or (layout is None and metadata_file(listing) is not None):
+        return _index_table(listing, find_table(listing), split, categories, columns, normal_labels)
+    layouts = [LAYOUTS[layout]] if layout is not None else FOUND_IN_FOLDERS
+    chosen = _choose(listing, layouts, None)
+    if chosen is not None and chosen[1][0] is TABLE_LAYOUT:
+        return _index_table(chosen[0], find_table(chosen[0]), split, categories, columns, normal_labels)
+    reading, found = _read(listing, chosen, layouts, None)
+    return make_index(reading, found, split, categories)
+
+
+def _existing_folder(root: str | os.PathLike) -> Path:
+    path = Path(root)
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise OSError(f"{str(path)!r} is a file; expected the folder of a data set.")
+    raise OSError(f"Folder {str(path)!r} not found; expected the root of a data set.")
+
+
+def _choose(
+    listing: Listing, layouts: Sequence[Layout], benchmark: Benchmark | None
+) -> tuple[Listing, list[Layout]] | None:
+    """The data root, which is the folder or one in it, and the layouts it is in, the first before the others."""
+    root = listing.root
+    found = [layout for layout in layouts if layout.matches(listing, benchmark)]
+    # A stray picture beside the folder that holds the data does not make a data set.
+    if found and found[0].name != "flat":
+        return listing, found
+    inner = []
+    for folder in listing.subfolders(""):
+        child = Listing(root / folder)
+        matching = [layout for layout in layouts if layout.matches(child, benchmark)]
+        if matching and not (found and matching[0].name == "flat"):
+            inner.append((child, matching))
+    if len(inner) > 1:
+        inner = _prefer(inner, benchmark)
+    if len(inner) > 1:
+        names = ", ".join(child.root.name for child, _ in inner)
+        if all(matching[0].name == "flat" for _, matching in inner):
+            raise ValueError(
+                f"{str(root)!r} holds several folders of images ({names}), of which it cannot be told what they are; "
+                f"expected {_expected(layouts)}."
+            )
+        raise ValueError(f"{str(root)!r} holds several data sets: {names}. Name the folder of one.")
+    if inner:
+        return inner[0]
+    return (listing, found) if found else None
+
+
+def _prefer(inner: list[tuple[Listing, list[Layout]]], benchmark: Benchmark | None) -> list:
+    """Of several folders inside those that bear the name of the benchmark; of the same images as PNG and TIF, PNG."""
+    if benchmark is None:
+        return inner
+
+    def plain(name: str) -> str:
+        return re.sub(r"[^a-z0-9]", "", name.lower())
+
+    names = {plain(name) for name in (benchmark.name, benchmark.title, *benchmark.folders)}
+    named = [one for one in inner if plain(one[0].root.name) in names]
+    formats = [one for one in inner if one[0].root.name.lower() == "png"]
+    copies = {one[0].root.name.lower() for one in inner} <= {"png", "tif", "tiff"}
+    return formats if copies and formats else named or inner
+
+
+def _read(
+    listing: Listing,
+    chosen: tuple[Listing, list[Layout]] | None,
+    layouts: Sequence[Layout],
+    benchmark: Benchmark | None,
+) -> tuple[Reading, Layout]:
+    what = "a data set" if benchmark is None else benchmark.title
+    if chosen is None:
+        hint = "" if benchmark is not None else _looks_like(listing)
+        raise ValueError(
+            f"{str(listing.root)!r} is not laid out as {what}; expected {_expected(layouts)}, directly in it or in "
+            f"one folder inside. It holds: {listing.outline()}.{hint}"
+        )
+    listing, matching = chosen
+    failed = None
+    for layout in matching:
+        reading = Reading(listing, benchmark)
+        layout.read(reading)
+        if failed is not None:
+            reading.notes.append(failed)
+        if reading.rows:
+            return reading, layout
+        failed = f"{layout.title} was not used: none of the images it names was found."
+        listing = Listing(listing.root)
+    raise ValueError(
+        f"{str(listing.root)!r} is laid out as {matching[-1].title} but holds no images; expected "
+        f"{matching[-1].expected}. It holds: {listing.outline()}.{_left_out(reading)}"
+    )
+
+
+def _left_out(reading: Reading) -> str:
+    found = [f"{len(paths)} {kind}: {examples(paths)}" for kind, paths in reading.warnings.items()]
+    return f" Found were {'; '.join(found)}." if found else ""
+
+
+def _expected(layouts: Sequence[Layout]) -> str:
+    return "; or ".join(f"{layout.title} ({layout.expected})" for layout in layouts)
+
+
+def _looks_like(listing: Listing) -> str:
+    """A hint where a folder is a benchmark in a layout of its own."""
+    for layout in BENCHMARK_LAYOUTS.values():
+        chosen = _choose(listing, [layout], None)
+        if chosen is not None:
+            names = [benchmark.name for benchmark in BENCHMARKS.values() if layout.name in benchmark.layouts]
+            return f" It looks like {layout.title}: use load_benchmark({names[0]!r}, ...)."
+    return ""
+
+
+# Tables
+
+
+def _index_table(
+    listing: Listing,
+    table: str,
+    split: str,
+    categories: Sequence[str] | None,
+    columns: Mapping[str, str] | None,
+    normal_labels: Sequence[str] | None,
+) -> DataIndex:
+    path = listing.root / table
+    if path.suffix.lower() == ".parquet" and (dataset := with_images_inside(path, columns)) is not None:
+        return index_dataset(
+            dataset, str(path), TABLE_LAYOUT, split, categories, columns, normal_labels, path.parent.name
+        )
+    reading = Reading(listing)
+    read_table(reading, table, columns, normal_labels)
+    if not reading.rows:
+        raise ValueError(
+            f"{str(path)!r} names no image that is there; expected paths relative to its folder.{_left_out(reading)}"
+        )
+    return make_index(reading, TABLE_LAYOUT, split, categories)
+
+
+__all__ = ["LAYOUTS", "index_benchmark", "index_folder", "load_benchmark", "load_folder"]

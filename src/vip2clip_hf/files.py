@@ -1,0 +1,44 @@
+"""Writing so that nothing half-written is left behind."""
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def umask() -> int:
+    """Permissions that new files do not get. Reading it means setting it."""
+    current = os.umask(0)
+    os.umask(current)
+    return current
+
+
+@contextlib.contextmanager
+def new_folder(target: str | os.PathLike) -> Iterator[Path]:
+    """
+    A folder to write to that becomes `target` when the block ends well, and vanishes when it does not.
+
+    Args:
+        target (`str` or `os.PathLike`): must be empty or not exist.
+
+    Raises:
+        OSError: it is a file, or not empty.
+    """
+    target = Path(target)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise OSError(f"{str(target)!r} exists and is not empty; expected a new folder.")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staged = Path(tempfile.mkdtemp(prefix=".vip2clip-", dir=target.parent))
+    try:
+        yield staged
+        staged.chmod(0o777 & ~umask())  # mkdtemp makes folders private
+        if target.exists():
+            target.rmdir()
+        staged.rename(target)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+
+
+__all__ = ["new_folder", "umask"]
