@@ -1,5 +1,6 @@
 import shutil
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -392,3 +393,15 @@ def test_kolektor_thirds(tmp_path):
         write_kolektor_thirds(root, tmp_path / "third")
     assert not (tmp_path / "third").exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["again", "official", "thirds"]
+
+
+def test_documentation_says_what_the_table_says():
+    text = (Path(__file__).parents[1] / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    sections = dict(part.split("\n", 1) for part in text.split("\n## ")[1:])
+    assert list(sections) == list(BENCHMARKS)
+    for name, section in sections.items():
+        benchmark = BENCHMARKS[name]
+        for part in (benchmark.title, benchmark.source, benchmark.licence or "not established", benchmark.citation):
+            assert part in section
+        assert f"--benchmark {name}" in section
+        assert f"| {benchmark.normal} | {benchmark.anomalous} | {len(benchmark.categories)} |" in text

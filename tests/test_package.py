@@ -23,7 +23,17 @@ importlib.reload(vip2clip_hf)
 processor = vip2clip_hf.ViP2ClipImageProcessor(size=32)
 assert processor(np.zeros((5, 6), np.uint8))["pixel_values"][0].shape == (3, 32, 32)
 import vip2clip_hf.cli, vip2clip_hf.convert_vip2clip_to_hf, vip2clip_hf.hub
-print("imported")
+# Folders are read and checked without the library datasets; a data set says what is missing.
+import tempfile, vip2clip_hf.data
+from vip2clip_hf.data.synthetic import write_dataset
+index = vip2clip_hf.data.index_folder(write_dataset(tempfile.mkdtemp(), ("dots",), 1, 1, 16))
+assert index.report.total.masks == 4
+assert vip2clip_hf.data.check_data(index).problems == {}
+try:
+    index.to_dataset()
+except ImportError as error:
+    assert "pip install 'vip2clip_hf[train]'" in str(error)
+    print("imported")
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
     assert done.stdout.strip() == "imported", done.stderr[-2000:]
