@@ -59,7 +59,10 @@ def test_one_category_and_a_choice(root, monkeypatch):
     assert set(load_folder(root / "grains")["category"]) == {"grains"}
     assert set(load_folder(root, categories=["stripes"])["category"]) == {"stripes"}
     monkeypatch.chdir(root / "grains")
-    assert set(load_folder(".")["category"]) == {"grains"}
+    dataset = load_folder(".")
+    monkeypatch.chdir(root.parent)
+    assert set(dataset["category"]) == {"grains"}
+    assert dataset[0]["image"].size == (32, 32)  # wherever the program has gone to meanwhile
     assert len(load_folder(root.parent)) == len(load_folder(root))  # the enclosing folder
 
 

@@ -122,7 +122,8 @@ class Listing:
         return folder.rsplit("/", 1)[-1] if folder else Path(os.path.abspath(self.root)).name
 
     def absolute(self, path: str) -> str:
-        return str(self.root / path)
+        """A path that stays true when the working directory changes."""
+        return os.path.abspath(self.root / path)
 
     def images(self, folder: str) -> list[str]:
         """Paths of the image files directly in a folder."""
