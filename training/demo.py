@@ -19,10 +19,11 @@ from torch import nn
 from transformers import CLIPConfig, CLIPModel, PrinterCallback, set_seed
 
 from arguments import AdapterTrainingArguments
-from train import build_trainer, evaluate
+from train import build_trainer
 from vip2clip_hf import AnomalyDetectionPipeline, ViP2ClipForAnomalyDetection, ViP2ClipImageProcessor
 from vip2clip_hf.data import load_folder
 from vip2clip_hf.data.synthetic import DEFECTS, generate_image, write_dataset
+from vip2clip_hf.evaluation.evaluator import evaluate_model
 from vip2clip_hf.hub import save_checkpoint
 
 
@@ -103,12 +104,13 @@ def main():
         )
         trainer = build_trainer(model, image_processor, train_dataset, arguments)
         trainer.remove_callback(PrinterCallback)
-        before = evaluate(trainer, image_processor, eval_dataset)["mean"]
+        before = evaluate_model(model, image_processor, eval_dataset)["mean"]
         print(f"Freezing it, training the adapters on {len(train_dataset)} pictures ...")
         trainer.train()
-        after = evaluate(trainer, image_processor, eval_dataset)["mean"]
+        after = evaluate_model(model, image_processor, eval_dataset)["mean"]
         print(f"On {len(eval_dataset)} pictures of {HELD_OUT}, a surface it has never seen:")
-        for name, title in (("image_auroc", "image AUROC"), ("pixel_auroc", "pixel AUROC")):
+        titles = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "pixel_aupro": "AUPRO"}
+        for name, title in titles.items():
             print(f"  {title} {before[name]:.3f} before, {after[name]:.3f} after training")
         checkpoint = save_checkpoint(model, image_processor, options.output / "checkpoint")
 

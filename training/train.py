@@ -10,17 +10,16 @@ import os
 import sys
 from pathlib import Path
 
-import numpy as np
 import torch
-from datasets import Dataset, Image
+from datasets import Dataset
 from huggingface_hub.errors import StrictDataclassError
-from sklearn.metrics import roc_auc_score
 from transformers import CLIPConfig, CLIPModel, Trainer, set_seed
 
 from arguments import AdapterTrainingArguments, ModelArguments, parse_arguments
 from vip2clip_hf import ViP2ClipForAnomalyDetection, ViP2ClipImageProcessor
 from vip2clip_hf.data import ViP2ClipCollator, get_benchmark, load_benchmark, load_folder
-from vip2clip_hf.data.collator import count_masks
+from vip2clip_hf.data.collator import count_masks, undecoded
+from vip2clip_hf.evaluation.evaluator import evaluate_model
 from vip2clip_hf.hub import check_target, save_checkpoint
 
 
@@ -89,9 +88,7 @@ def build_trainer(
 
 def read_data(root: str, benchmark: str | None = None) -> Dataset:
     """A data set whose images are decoded by the image processor, which names the file when one cannot be read."""
-    dataset = load_folder(root) if benchmark is None else load_benchmark(benchmark, root)
-    for column in ("image", "mask"):
-        dataset = dataset.cast_column(column, Image(decode=False))
+    dataset = undecoded(load_folder(root) if benchmark is None else load_benchmark(benchmark, root))
     if None in dataset["label"]:
         raise ValueError(f"{root} has images without labels; expected normal and anomalous ones, see docs/data.md.")
     anomalous, masks = sum(dataset["label"]), count_masks(dataset)
@@ -104,39 +101,6 @@ def read_data(root: str, benchmark: str | None = None) -> Dataset:
 
 def mask_threshold_of(benchmark: str | None) -> int:
     return 0 if benchmark is None else get_benchmark(benchmark).mask_threshold
-
-
-def auroc(labels: np.ndarray, scores: np.ndarray) -> float:
-    """Area under the ROC curve; NaN where there is only one class."""
-    return float(roc_auc_score(labels, scores)) if 0 < labels.sum() < labels.size else math.nan
-
-
-def evaluate(
-    trainer: Trainer, image_processor: ViP2ClipImageProcessor, dataset: Dataset, mask_threshold: int = 0
-) -> dict:
-    """
-    Image and pixel AUROC, per category and their mean, at the size of the model. Categories where one is undefined
-    (NaN) are left out of its mean.
-    """
-    categories = np.asarray(dataset["category"])
-    results = {}
-    for category in sorted(set(categories.tolist())):
-        part = dataset.select(np.flatnonzero(categories == category))
-        trainer.data_collator = ViP2ClipCollator(image_processor, mask_threshold=mask_threshold)
-        output = trainer.predict(part)
-        _, scores, maps = output.predictions
-        labels, masks, valid = output.label_ids
-        results[category] = {
-            "image_auroc": auroc(labels, scores),
-            "pixel_auroc": auroc(masks[valid].ravel(), maps[valid].ravel()),
-            "images": len(labels),
-            "anomalous": int(labels.sum()),
-        }
-    mean = {}
-    for name in ("image_auroc", "pixel_auroc"):
-        defined = [r[name] for r in results.values() if not math.isnan(r[name])]
-        mean[name] = float(np.mean(defined)) if defined else math.nan
-    return {"mean": mean, "categories": results}
 
 
 def without_nan(value):
@@ -175,14 +139,26 @@ def main(argv: list[str]) -> dict:
     }
     if eval_dataset is not None:
         report["eval_set"] = eval_benchmark or Path(data_arguments.eval_root).resolve().name
-        report.update(evaluate(trainer, image_processor, eval_dataset, mask_threshold_of(eval_benchmark)))
+        report.update(
+            evaluate_model(
+                model,
+                image_processor,
+                eval_dataset,
+                batch_size=arguments.per_device_eval_batch_size,
+                mask_threshold=mask_threshold_of(eval_benchmark),
+                progress=not arguments.disable_tqdm,
+            )
+        )
     if trainer.is_world_process_zero():
         staged = Path(folder, ".results.json.tmp")
         staged.write_text(json.dumps(without_nan(report), indent=2) + "\n", encoding="utf-8")
         os.replace(staged, Path(folder, "results.json"))
         if eval_dataset is not None:
             mean = report["mean"]
-            print(f"image AUROC {mean['image_auroc']:.3f}   pixel AUROC {mean['pixel_auroc']:.3f}")
+            names = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "pixel_aupro": "AUPRO"}
+            print("   ".join(f"{title} {mean[name]:.3f}" for name, title in names.items()))
+            for name, reason in mean["undefined"].items():
+                print(f"{name} is undefined: {reason}")
         print(f"Model and results in {folder}")
     return report
 

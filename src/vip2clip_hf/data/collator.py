@@ -19,6 +19,15 @@ def count_masks(dataset: "Dataset") -> int:
     return sum(mask.is_valid and label.as_py() == 1 for mask, label in zip(columns["mask"], columns["label"]))
 
 
+def undecoded(dataset: "Dataset") -> "Dataset":
+    """A data set that leaves decoding to the image processor, which names the file when one cannot be read."""
+    from datasets import Image
+
+    for column in ("image", "mask"):
+        dataset = dataset.cast_column(column, Image(decode=False))
+    return dataset
+
+
 @dataclass
 class ViP2ClipCollator:
     """
@@ -95,4 +104,4 @@ class ViP2ClipCollator:
         return batch
 
 
-__all__ = ["ViP2ClipCollator", "count_masks"]
+__all__ = ["ViP2ClipCollator", "count_masks", "undecoded"]
