@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from benchmark_trees import Writer, meta_entry, visa_official, write_meta
-from vip2clip_hf.data import ViP2ClipCollator, features, index_folder, load_folder
+from vip2clip_hf.data import ViP2ClipCollator, features, index_folder, load_benchmark, load_folder
 from vip2clip_hf.data.listing import Listing, PathResolver, natural_key
 from vip2clip_hf.data.synthetic import DEFECTS, generate_image, write_dataset
 
@@ -324,6 +324,25 @@ def test_meta(writer):
     assert len(index_folder(writer.root / "meta.json").rows) == 2
     assert len(index_folder(writer.root.parent).rows) == 2
     assert len(index_folder(writer.root, layout="tree").rows) == 2
+
+
+def test_several_meta_files(writer):
+    """VCP-CLIP keeps them one level above the data folders."""
+    for name in ("mvtec", "visa"):
+        writer.image(f"{name}/candle/test/good/{name}.bmp")
+        entry = meta_entry(f"{name}/candle/test/good/{name}.bmp", "", "candle", "good", 0)
+        write_meta(writer.root, {"candle": [entry]}, name=f"meta_{name}.json")
+    with pytest.raises(ValueError, match=r"several meta files: meta_mvtec.json, meta_visa.json. Name one"):
+        load_folder(writer.root)
+    assert load_folder(writer.root / "meta_visa.json")["image_id"] == ["visa/candle/test/good/visa.bmp"]
+    assert load_benchmark("visa", writer.root)["image_id"] == ["visa/candle/test/good/visa.bmp"]
+    (writer.root / "meta_visa.json").rename(writer.root / "list.json")
+    assert load_folder(writer.root / "list.json")["image_id"] == ["visa/candle/test/good/visa.bmp"]
+    assert load_folder(writer.root)["image_id"] == ["mvtec/candle/test/good/mvtec.bmp"]
+    for path in writer.root.rglob("*.bmp"):
+        path.unlink()
+    with pytest.raises(ValueError, match=r"list.json' names no image that is there; .*visa.bmp"):
+        load_folder(writer.root / "list.json")
 
 
 @pytest.mark.parametrize(

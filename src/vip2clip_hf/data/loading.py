@@ -186,10 +186,12 @@ def index_folder(
         raise TypeError(f"Unknown arguments {', '.join(sorted(hub_kwargs))}; they are for data sets of the Hub.")
     if path.is_file():
         if layout in (None, "meta") and path.suffix.lower() == ".json" and read_meta_file(path) is not None:
-            if path.name.lower() != "meta.json" and not path.name.lower().startswith("meta_"):
-                raise ValueError(f"{str(path)!r}: expected the name meta.json; rename the file.")
             reading = Reading(Listing(path.parent))
-            read_meta(reading)
+            read_meta(reading, path.name)
+            if not reading.rows:
+                raise ValueError(
+                    f"{str(path)!r} names no image that is there; expected paths below its folder.{_left_out(reading)}"
+                )
             return make_index(reading, META_LAYOUT, split, categories)
         if wants_table and path.suffix.lower() in TABLE_EXTENSIONS:
             return _index_table(Listing(path.parent), path.name, split, categories, columns, normal_labels)

@@ -5,6 +5,7 @@ import io
 import json
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,17 +35,25 @@ _YES = frozenset({*ANOMALOUS_NAMES, "1", "yes", "true", "positive"})
 
 
 def find_meta(listing: Listing, benchmark: Benchmark | None) -> str | None:
-    """`meta.json`, or `meta_<benchmark>.json`, directly in the folder."""
-    names = ["meta.json"]
-    if benchmark is not None:
-        names.insert(0, f"meta_{benchmark.name}.json")
-    else:
-        names += [name for name in listing.files("") if name.startswith("meta_") and name.endswith(".json")]
+    """
+    `meta.json` directly in the folder, or `meta_<name>.json` as VCP-CLIP writes it: that of the benchmark, or the only
+    one there is.
+
+    Raises:
+        ValueError: several, of which it cannot be told which one is meant.
+    """
+    names = ["meta.json"] if benchmark is None else [f"meta_{benchmark.name}.json", "meta.json"]
     for name in names:
         path = listing.find_file("", name)
         if path is not None and read_meta_file(listing.root / path) is not None:
             return path
-    return None
+    if benchmark is not None:
+        return None
+    others = [name for name in listing.files("") if re.fullmatch(r"meta_.*\.json", name.lower())]
+    others = [name for name in others if read_meta_file(listing.root / name) is not None]
+    if len(others) > 1:
+        raise ValueError(f"{str(listing.root)!r} holds several meta files: {', '.join(others)}. Name one of them.")
+    return others[0] if others else None
 
 
 def read_meta_file(path: Path) -> dict[str, dict[str, list]] | None:
@@ -73,9 +82,9 @@ def meta_matches(listing: Listing, benchmark: Benchmark | None) -> bool:
     return any(reading.category(name) is not None for name in categories)
 
 
-def read_meta(reading: Reading):
+def read_meta(reading: Reading, path: str | None = None):
     listing = reading.listing
-    path = find_meta(listing, reading.benchmark)
+    path = find_meta(listing, reading.benchmark) if path is None else path
     content, resolve = read_meta_file(listing.root / path), PathResolver(listing)
     taken: dict[str, str] = {}
     for split, categories in content.items():
