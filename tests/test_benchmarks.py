@@ -245,8 +245,12 @@ def test_wrong_roots(name, tmp_path):
         load_benchmark(name, tmp_path / "file")
     (tmp_path / "holiday").mkdir()
     (tmp_path / "holiday" / "notes.txt").write_text("x")
-    with pytest.raises(ValueError, match=r"is not laid out as .*expected .*It holds: holiday/ \(1 x .txt\), 1 x file"):
+    with pytest.raises(
+        ValueError, match=r"is not laid out as .*expected .*It holds: holiday/ \(1 x .txt\), 1 x file"
+    ) as raised:
         load_benchmark(name, tmp_path)
+    categories = BENCHMARKS[name].categories
+    assert (f"Its categories are {', '.join(categories)}." in str(raised.value)) == (len(categories) > 1)
 
 
 def test_strict(tmp_path):

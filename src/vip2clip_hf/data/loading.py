@@ -276,7 +276,9 @@ def _read(
 ) -> tuple[Reading, Layout]:
     what = "a data set" if benchmark is None else benchmark.title
     if chosen is None:
-        hint = "" if benchmark is not None else _looks_like(listing)
+        hint = _looks_like(listing) if benchmark is None else ""
+        if benchmark is not None and len(benchmark.categories) > 1:
+            hint = f" Its categories are {', '.join(benchmark.categories)}."
         raise ValueError(
             f"{str(listing.root)!r} is not laid out as {what}; expected {_expected(layouts)}, directly in it or in "
             f"one folder inside. It holds: {listing.outline()}.{hint}"
