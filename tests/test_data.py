@@ -420,6 +420,20 @@ def test_masks_of_other_names_are_counted(writer):
     ]
 
 
+@pytest.mark.parametrize(
+    ("image", "mask", "belongs"),
+    [
+        ("001", "001_mask", True), ("001", "mask_001", True), ("ISIC_01", "isic_01_Segmentation", True),
+        ("1", "1", True), ("1", "10_mask", False), ("1", "21", False), ("a[1]", "a[1]_mask", True), ("a", "b", False),
+    ],
+)  # fmt: skip
+def test_names_of_masks(writer, image, mask, belongs):
+    writer.image(f"test/{image}.png")
+    writer.mask(f"gt/{mask}.png")
+    write_meta(writer.root, {"c": [meta_entry(f"test/{image}.png", f"gt/{mask}.png", "c", "", 1)]})
+    assert (index_folder(writer.root).warnings == {}) == belongs
+
+
 def test_damaged_entries_of_a_meta_file(writer):
     writer.image("1.png")
     write_meta(writer.root, {"c": [meta_entry("1.png", "", "c", "", 0), "nonsense", {"img_path": "1.png"}]})
@@ -529,7 +543,7 @@ def test_label_words(writer, table_rows, values, expected):
     assert load_folder(writer.root / "t.csv")["label"] == expected
 
 
-@pytest.mark.parametrize("values", [["0", "1", "2"], ["a", "b", "c"], ["ok", "3", "4"]])
+@pytest.mark.parametrize("values", [["0", "1", "2"], ["a", "b", "c"], ["ok", "3", "4"], ["1", "-1", "1"]])
 def test_label_words_that_cannot_be_understood(writer, table_rows, values):
     write_csv(writer.root / "t.csv", [{"image": r["image"], "label": v} for r, v in zip(table_rows, values)])
     with pytest.raises(ValueError, match=r"cannot be understood; expected 0 and 1, .*normal_labels"):
@@ -695,6 +709,8 @@ def test_resolver_keeps_inside(writer):
     assert resolve("a/c/../b.png") == "a/b.png"
     assert resolve("data/a/b.png") == "a/b.png"
     assert resolve("//server/share/a/b.png") == "a/b.png"
+    writer.image("c/a/b.png")
+    assert PathResolver(Listing(writer.root))("/elsewhere/c/a/b.png") == "c/a/b.png"  # the longest end that is there
     for path in ("", ".", "..", "/", "../a/b.png", "a/../../data/a/b.png", "b.png/", "a"):
         assert resolve(path) is None, path
 

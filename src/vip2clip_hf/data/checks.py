@@ -113,16 +113,22 @@ def _cells(index: DataIndex) -> Callable[[int], tuple[Any, Any]]:
             for path in (index.rows[number].image, index.rows[number].mask)
         )
     stored = index.source.select_columns(["image", "mask"]).with_format("arrow")
-    return lambda number: tuple(stored[number][name][0].as_py() for name in ("image", "mask"))
+
+    def read(number: int) -> tuple[Any, Any]:
+        row = stored[number]
+        return row["image"][0].as_py(), row["mask"][0].as_py()
+
+    return read
 
 
 def _check_one(image: Any, mask: Any, mask_threshold: float) -> dict[str, Any]:
     result = {"problems": [], "marked": None, "between": False, "digest": None}
     try:
+        if not isinstance(image, dict) or image.get("bytes") is None:
+            path = image["path"] if isinstance(image, dict) else image
+            image = {"bytes": Path(path).read_bytes(), "path": path}
         size = load_image(image).size
-        content = image["bytes"] if isinstance(image, dict) and image.get("bytes") else None
-        path = image["path"] if isinstance(image, dict) else image
-        result["digest"] = hashlib.sha256(Path(path).read_bytes() if content is None else content).digest()
+        result["digest"] = hashlib.sha256(image["bytes"]).digest()
     except (OSError, ValueError) as error:
         result["problems"].append((BAD_IMAGE, f" ({error})"))
         return result

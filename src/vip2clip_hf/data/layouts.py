@@ -11,8 +11,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
 from ..image_processing_vip2clip import load_mask
 from .benchmarks import Benchmark
 from .listing import LAYOUT_FILE, MASK_FOLDERS, Listing, MaskFinder, PathResolver, natural_key, stem
@@ -118,10 +116,7 @@ def tree_matches(listing: Listing, benchmark: Benchmark | None) -> bool:
 def read_tree(reading: Reading):
     listing, wanted = reading.listing, _wanted_trees(reading)
     for folder in _tree_categories(listing):
-        if folder not in wanted:
-            listing.mark(listing.below(folder), NO_CATEGORY)
-            continue
-        category = reading.category(listing.folder_name(folder))
+        category = reading.category(listing.folder_name(folder)) if folder in wanted else None
         if category is None:
             listing.mark(listing.below(folder), NO_CATEGORY)
             continue
@@ -160,14 +155,12 @@ def _typed_mask_folder(listing: Listing, masks_root: str | None, kind: str, spli
 
 def _class_folders(listing: Listing, folder: str, benchmark: Benchmark | None) -> dict[str, int]:
     """Folders of images by class: path -> label."""
-    names = {"no": 0, "yes": 1} if benchmark is not None else {}
+    labels = {**dict.fromkeys(NORMAL_NAMES, 0), **dict.fromkeys(ANOMALOUS_NAMES, 1)}
+    if benchmark is not None:
+        labels = {"no": 0, "yes": 1}
     found = {}
     for path in listing.subfolders(folder):
-        name = path.rsplit("/", 1)[-1].lower()
-        if benchmark is not None:
-            label = names.get(name)
-        else:
-            label = 0 if name in NORMAL_NAMES else 1 if name in ANOMALOUS_NAMES else None
+        label = labels.get(listing.folder_name(path).lower())
         if label is not None and (listing.images(path) or listing.subfolders(path)):
             found[path] = label
     return found
@@ -362,7 +355,7 @@ def read_kolektor(reading: Reading):
                 listing.mark([image], NO_LABEL)
                 continue
             try:
-                anomalous = bool((np.asarray(load_mask(listing.absolute(found[0]))) > 0).any())
+                anomalous = bool((load_mask(listing.absolute(found[0])) > 0).any())
             except OSError as error:
                 reading.warn("label bitmaps that cannot be read, their images left out", f"{found[0]} ({error})")
                 listing.mark([image], NO_LABEL)

@@ -234,8 +234,6 @@ class PathResolver:
         self.listing, self.folder = listing, folder
         self.root_name = listing.folder_name("")
         self.rerooted = 0
-        self._drop = 0  # how many leading parts the last foreign path had; most have as many
-        self._lower: dict[str, str] | None = None
 
     @staticmethod
     def parts(path: str) -> list[str] | None:
@@ -262,10 +260,9 @@ class PathResolver:
                     return "/".join(candidate)
             if parts[0] == self.root_name and "/".join(parts[1:]) in self.listing:
                 return "/".join(parts[1:])
-        for drop in (self._drop, *range(0 if foreign else 1, len(parts))):
+        for drop in range(0 if foreign else 1, len(parts)):
             tail = "/".join(parts[drop:])
-            if tail and tail in self.listing:
-                self._drop = drop
+            if tail in self.listing:
                 self.rerooted += 1
                 return tail
         return None

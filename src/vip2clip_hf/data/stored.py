@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from .index import COLUMNS, DataIndex, check_categories, check_split, features, import_datasets
 from .layouts import Layout, Reading, Row
 from .listing import Listing
-from .tables import choose_columns, is_missing, to_labels
+from .tables import choose_columns, is_missing, to_labels, to_split
 
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def index_dataset(
                 category=default_category if is_missing(category) else str(category).strip(),
                 mask="stored" if masked[number] else None,
                 defect=str(defect).strip() if label == 1 and not is_missing(defect) else kind,
-                split=split if layout is HUB_LAYOUT else ("test" if is_missing(part) else str(part)),
+                split=split if layout is HUB_LAYOUT else to_split(part),
             )
         )
     reading.rows = rows

@@ -27,17 +27,17 @@ COLUMN_NAMES = {
     "image_id": ("image_id", "id"),
 }
 _SPLIT_NAMES = {"training": "train", "testing": "test"}
-_NO = frozenset({*NORMAL_NAMES, "0", "no", "false", "negative", "-1"})
+_NO = frozenset({*NORMAL_NAMES, "0", "no", "false", "negative"})
 _YES = frozenset({*ANOMALOUS_NAMES, "1", "yes", "true", "positive"})
 
 
 # meta.json
 
 
-def find_meta(listing: Listing, benchmark: Benchmark | None) -> str | None:
+def find_meta(listing: Listing, benchmark: Benchmark | None) -> tuple[str, dict[str, dict[str, list]]] | None:
     """
-    `meta.json` directly in the folder, or `meta_<name>.json` as VCP-CLIP writes it: that of the benchmark, or the only
-    one there is.
+    Name and content of `meta.json` directly in the folder, or of `meta_<name>.json` as VCP-CLIP writes it: that of
+    the benchmark, or the only one there is.
 
     Raises:
         ValueError: several, of which it cannot be told which one is meant.
@@ -45,15 +45,15 @@ def find_meta(listing: Listing, benchmark: Benchmark | None) -> str | None:
     names = ["meta.json"] if benchmark is None else [f"meta_{benchmark.name}.json", "meta.json"]
     for name in names:
         path = listing.find_file("", name)
-        if path is not None and read_meta_file(listing.root / path) is not None:
-            return path
+        if path is not None and (content := read_meta_file(listing.root / path)) is not None:
+            return path, content
     if benchmark is not None:
         return None
     others = [name for name in listing.files("") if re.fullmatch(r"meta_.*\.json", name.lower())]
-    others = [name for name in others if read_meta_file(listing.root / name) is not None]
-    if len(others) > 1:
-        raise ValueError(f"{str(listing.root)!r} holds several meta files: {', '.join(others)}. Name one of them.")
-    return others[0] if others else None
+    found = {name: content for name in others if (content := read_meta_file(listing.root / name)) is not None}
+    if len(found) > 1:
+        raise ValueError(f"{str(listing.root)!r} holds several meta files: {', '.join(found)}. Name one of them.")
+    return next(iter(found.items()), None)
 
 
 def read_meta_file(path: Path) -> dict[str, dict[str, list]] | None:
@@ -74,18 +74,20 @@ def read_meta_file(path: Path) -> dict[str, dict[str, list]] | None:
 
 
 def meta_matches(listing: Listing, benchmark: Benchmark | None) -> bool:
-    path = find_meta(listing, benchmark)
-    if path is None:
+    found = find_meta(listing, benchmark)
+    if found is None:
         return False
-    categories = {name for part in read_meta_file(listing.root / path).values() for name in part}
     reading = Reading(listing, benchmark)
-    return any(reading.category(name) is not None for name in categories)
+    return any(reading.category(name) is not None for part in found[1].values() for name in part)
 
 
 def read_meta(reading: Reading, path: str | None = None):
     listing = reading.listing
-    path = find_meta(listing, reading.benchmark) if path is None else path
-    content, resolve = read_meta_file(listing.root / path), PathResolver(listing)
+    if path is None:
+        path, content = find_meta(listing, reading.benchmark)
+    else:
+        content = read_meta_file(listing.root / path)
+    resolve = PathResolver(listing)
     taken: dict[str, str] = {}
     for split, categories in content.items():
         for folder_name, entries in categories.items():
@@ -111,7 +113,8 @@ def read_meta(reading: Reading, path: str | None = None):
 
 def _belong(image: str, mask: str) -> bool:
     """Whether the names say that a mask is that of an image."""
-    return stem(mask).lower().startswith(stem(image).lower()) or stem(image).lower() in stem(mask).lower()
+    whole = rf"(?<![^\W_]){re.escape(stem(image))}(?![^\W_])"  # 1 is in 1_mask, and not in 10_mask
+    return re.search(whole, stem(mask), re.IGNORECASE) is not None
 
 
 def _read_meta_entry(
@@ -354,7 +357,7 @@ def read_table(reading: Reading, table: str, columns: Mapping[str, str] | None, 
         )
         reading.notes.append(f"Labels are read from the column {chosen['label']!r} ({read or 'all empty'}).")
     reading.has_splits = "split" in chosen
-    default_category = Path(path.absolute().parent).name
+    default_category = path.absolute().parent.name
 
     def column(name: str) -> list:
         return content[chosen[name]] if name in chosen else [None] * count
@@ -404,4 +407,5 @@ __all__ = [
     "read_table",
     "read_table_file",
     "to_labels",
+    "to_split",
 ]

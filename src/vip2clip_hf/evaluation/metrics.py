@@ -155,9 +155,9 @@ class AnomalyMetrics:
     """
     Metrics of anomaly detection per category and their mean, from scores and maps that are shown once and not kept.
 
-    Pixel metrics come from counts by value, fine enough that AUROC, AP, AUPRO and F1 differ from those of the single
-    pixels by at most 1e-4; `error_bounds` of the result says by how much at most, and is 0 where every value was
-    counted by itself, as it is for up to some ten thousand pixels. Maps are compared in float32.
+    Pixel metrics come from counts by value, made so fine that AUROC, AP, AUPRO and F1 stay within 1e-4 of those of the
+    single pixels. What is guaranteed for the maps at hand stands in `error_bounds` of the result; it is 0 where every
+    value was counted by itself, as it is for up to ten thousand pixels. Maps are compared in float32.
 
     A metric that is not defined, such as an AUROC of anomalous images only, is NaN, with the reason in `undefined`,
     and is left out of the mean.
