@@ -17,7 +17,7 @@ from vip2clip_hf.data.synthetic import write_dataset
 
 
 TRAINING = Path(__file__).parents[1] / "training"
-sys.path.insert(0, str(TRAINING))
+sys.path.append(str(TRAINING))  # at the end: evaluate.py there is not the library evaluate
 
 import train as train_script  # noqa: E402
 from arguments import AdapterTrainingArguments, parse_arguments  # noqa: E402
@@ -55,6 +55,8 @@ def test_main(roots, clip_folder, tmp_path, capsys):
     assert json.loads((tmp_path / "out" / "results.json").read_text()) == report
     assert (report["train_set"], report["eval_set"]) == ("train", "eval")
     assert str(tmp_path) not in (tmp_path / "out" / "results.json").read_text()
+    (recorded,) = json.loads((tmp_path / "out" / "config.json").read_text())["training_sets"]
+    assert (recorded["name"], recorded["num_images"], recorded["benchmark"]) == ("train", 14, None)
     assert "pixel AUROC" in capsys.readouterr().out
     detector = AnomalyDetectionPipeline.from_pretrained(tmp_path / "out", device="cpu")
     assert 0 <= detector(np.zeros((20, 30), np.uint8))["score"] <= 1

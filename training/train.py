@@ -3,9 +3,7 @@
 accelerate launch training/train.py training/configs/tiny.json --clip CLIP --train_root A --eval_root B
 """
 
-import json
 import logging
-import math
 import os
 import sys
 from pathlib import Path
@@ -17,9 +15,16 @@ from transformers import CLIPConfig, CLIPModel, Trainer, set_seed
 
 from arguments import AdapterTrainingArguments, ModelArguments, parse_arguments
 from vip2clip_hf import ViP2ClipForAnomalyDetection, ViP2ClipImageProcessor
-from vip2clip_hf.data import ViP2ClipCollator, get_benchmark, load_benchmark, load_folder
+from vip2clip_hf.data import (
+    ViP2ClipCollator,
+    describe_training_set,
+    get_benchmark,
+    load_benchmark,
+    load_folder,
+)
 from vip2clip_hf.data.collator import count_masks, undecoded
 from vip2clip_hf.evaluation.evaluator import evaluate_model
+from vip2clip_hf.evaluation.runner import to_json, without_nan
 from vip2clip_hf.hub import check_target, save_checkpoint
 
 
@@ -103,13 +108,6 @@ def mask_threshold_of(benchmark: str | None) -> int:
     return 0 if benchmark is None else get_benchmark(benchmark).mask_threshold
 
 
-def without_nan(value):
-    """NaN, for which JSON has no word, as null."""
-    if isinstance(value, dict):
-        return {name: without_nan(one) for name, one in value.items()}
-    return None if isinstance(value, float) and math.isnan(value) else value
-
-
 def main(argv: list[str]) -> dict:
     model_arguments, data_arguments, arguments = parse_arguments(argv)
     if data_arguments.train_root is None:
@@ -123,6 +121,8 @@ def main(argv: list[str]) -> dict:
         eval_dataset = read_data(data_arguments.eval_root, eval_benchmark)
     check_target(arguments.output_dir)
     model = build_model(model_arguments, arguments.seed)
+    train_name = train_benchmark or Path(data_arguments.train_root).resolve().name
+    model.config.training_sets = [describe_training_set(train_dataset, train_name, train_benchmark)]
     image_processor = ViP2ClipImageProcessor(size=model.config.image_size)
 
     threshold = mask_threshold_of(train_benchmark)
@@ -134,7 +134,7 @@ def main(argv: list[str]) -> dict:
             model, image_processor, arguments.output_dir, adapters_only=data_arguments.adapters_only
         )
     report = {
-        "train_set": train_benchmark or Path(data_arguments.train_root).resolve().name,
+        "train_set": train_name,
         "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
     }
     if eval_dataset is not None:
@@ -151,7 +151,7 @@ def main(argv: list[str]) -> dict:
         )
     if trainer.is_world_process_zero():
         staged = Path(folder, ".results.json.tmp")
-        staged.write_text(json.dumps(without_nan(report), indent=2) + "\n", encoding="utf-8")
+        staged.write_text(to_json(without_nan(report)), encoding="utf-8")
         os.replace(staged, Path(folder, "results.json"))
         if eval_dataset is not None:
             mean = report["mean"]

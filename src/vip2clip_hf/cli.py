@@ -17,6 +17,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    # --save_maps is as good as --save-maps: the training scripts, as all of transformers', have underscores.
+    context_settings={"token_normalize_func": lambda token: token.replace("_", "-")},
 )
 
 
@@ -165,6 +167,97 @@ def data(
             typer.echo(f"\n{found}")
     if (found is not None and found.problems) or (strict and index.warnings):
         raise typer.Exit(3)
+
+
+@app.command()
+def evaluate(
+    sets: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[NAME=]ROOT...",
+            help="Data: a benchmark by its name (mvtec=path/to/MVTec), or a folder, table or Hub id with labels.",
+        ),
+    ],
+    model: Annotated[str, typer.Option(help="Checkpoint: folder or Hub id.")],
+    output: Annotated[Path, typer.Option(help="Folder for figures, tables and sheets; goes on with what is there.")],
+    split: Annotated[str, typer.Option(help="Split to evaluate.")] = "test",
+    category: Annotated[
+        list[str] | None, typer.Option(help="Only this category. Repeatable.", show_default=False)
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="What to call the model in the tables (default: name of the checkpoint).")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images that go through the model together.")] = 8,
+    num_workers: Annotated[int, typer.Option(min=0, help="Processes that read images, for each process.")] = 0,
+    device: Annotated[
+        str | None, typer.Option(help="Where to run: cpu, cuda, mps (default: an accelerator where there is one).")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="Precision: float32, bfloat16 or float16.")] = "float32",
+    backbone: Annotated[
+        str | None, typer.Option(help="For a checkpoint of adapters only: its CLIP, where it is not the one it names.")
+    ] = None,
+    fpr_limit: Annotated[float, typer.Option(help="False positive rate up to which AUPRO is integrated.")] = 0.3,
+    aupro_convention: Annotated[
+        str, typer.Option(help="exact, or release: the sweep of the authors' code, for published figures.")
+    ] = "exact",
+    sheets: Annotated[int, typer.Option(min=0, help="Example images in the sheet of a category, 0 for none.")] = 8,
+    sheet_range: Annotated[
+        tuple[float, float], typer.Option(help="Map values at the ends of the sheets' colour scale.")
+    ] = (0.0, 1.0),
+    save_maps: Annotated[bool, typer.Option("--save-maps", help="Keep all maps, as float16.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Delete what another evaluation has written to OUTPUT.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
+):
+    """Evaluate a checkpoint: the paper's tables beside the published figures, sheets, scores of every image.
+
+    Writes results.json, results.csv, tables.md and tables.tex. Several processes share the work: accelerate launch
+    training/evaluate.py with the same arguments. Killed, it goes on when called again.
+
+    Examples:
+
+    vip2clip evaluate mvtec=MVTec visa=VisA --model checkpoint --output results
+
+    vip2clip evaluate photos --model org/vip2clip --output results --save-maps
+    """
+    from .evaluation.recorder import world
+    from .evaluation.runner import EvaluationSet, evaluate_checkpoint, name_of, to_json, without_nan
+    from .evaluation.tables import category_table, comparison_tables, notes
+
+    def show(result: dict):
+        typer.echo(f"\n{result['name']}, in percent\n{category_table(result)}")
+
+    name = name_of(model) if name is None else name
+    results = evaluate_checkpoint(
+        model,
+        [EvaluationSet.parse(text, split, category) for text in sets],
+        output,
+        device=device,
+        dtype=dtype,
+        backbone=backbone,
+        name=name,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        fpr_limit=fpr_limit,
+        aupro_convention=aupro_convention,
+        sheets=sheets,
+        sheet_range=sheet_range,
+        save_maps=save_maps,
+        overwrite=overwrite,
+        progress=sys.stderr.isatty(),
+        on_result=None if as_json else show,
+    )
+    if world()[0] > 0:
+        return
+    if as_json:
+        typer.echo(to_json(without_nan(results)), nl=False)
+    else:
+        for table in comparison_tables(results, name, "simple", methods=("ViP²-CLIP",)).values():
+            typer.echo(f"\n{table}")
+        for line in notes(results):
+            typer.echo(line)
+        typer.echo(f"\nWritten to {output}: results.json, results.csv, tables.md (all six methods), tables.tex")
 
 
 def main():

@@ -129,6 +129,9 @@ class ViP2ClipConfig(PreTrainedConfig):
             Hub id and commit of the CLIP checkpoint the model was built from. Never a local path.
         backbone_checksum, backbone_dtype (`str`, *optional*):
             Checksum of the backbone's weights in that dtype, written by adapter-only saving.
+        training_sets (`list[dict]`, *optional*):
+            What the adapters were trained on, as [`vip2clip_hf.data.describe_training_set`] puts it: name, benchmark,
+            split, categories, counts, and hashes of some of the images. Evaluation warns when it meets them again.
         initializer_range (`float`, defaults to 0.02):
             Standard deviation of the initial prompt vectors.
 
@@ -188,6 +191,7 @@ class ViP2ClipConfig(PreTrainedConfig):
     backbone_revision: str | None = None
     backbone_checksum: str | None = None
     backbone_dtype: str | None = None
+    training_sets: list[dict[str, Any]] | None = None
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs):

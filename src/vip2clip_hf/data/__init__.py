@@ -8,6 +8,7 @@ from .checks import DataCheck, check_data
 from .collator import ViP2ClipCollator
 from .index import DataIndex, features
 from .loading import index_benchmark, index_folder, load_benchmark, load_folder
+from .provenance import describe_training_set, find_training_overlap
 from .report import CategoryReport, DataReport
 
 
@@ -20,7 +21,9 @@ __all__ = [
     "DataReport",
     "ViP2ClipCollator",
     "check_data",
+    "describe_training_set",
     "features",
+    "find_training_overlap",
     "get_benchmark",
     "index_benchmark",
     "index_folder",

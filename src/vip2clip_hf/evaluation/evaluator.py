@@ -3,13 +3,13 @@
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.distributed as dist
 from tqdm.auto import tqdm
 
 from ..data.collator import ViP2ClipCollator, undecoded
 from ..image_processing_vip2clip import ViP2ClipImageProcessor
 from ..modeling_vip2clip import ViP2ClipForAnomalyDetection
 from .metrics import AnomalyMetrics
+from .recorder import EvaluationRecorder, from_all, world
 
 
 if TYPE_CHECKING:
@@ -26,7 +26,8 @@ def evaluate_model(
     fpr_limit: float = 0.3,
     aupro_convention: str = "exact",
     num_workers: int = 0,
-    progress: bool = False,
+    progress: bool | str = False,
+    recorder: EvaluationRecorder | None = None,
 ) -> dict[str, Any]:
     """
     Image and pixel metrics per category and their mean. Maps are compared with masks at the size of the model, are
@@ -50,14 +51,16 @@ def evaluate_model(
             See [`AnomalyMetrics`].
         num_workers (`int`, defaults to 0):
             Processes that decode images.
-        progress (`bool`, defaults to `False`):
-            Whether to show a progress bar.
+        progress (`bool` or `str`, defaults to `False`):
+            Whether to show a progress bar, or what to write before it.
+        recorder ([`EvaluationRecorder`], *optional*):
+            Keeps scores and maps, and lets a later call go on where this one stopped.
 
     Returns:
         `dict`: see [`AnomalyMetrics.compute`].
 
     Raises:
-        ValueError: no images, or images without labels.
+        ValueError: no images, images without labels, or scores or maps that are not finite. Names the images.
         OSError: an image that cannot be read.
     """
     if not len(dataset):
@@ -65,19 +68,24 @@ def evaluate_model(
     unlabelled = sum(label is None for label in dataset["label"])
     if unlabelled:
         raise ValueError(f"{unlabelled} of {len(dataset)} images have no label; expected one for every image.")
-    rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    rank, world_size = world()
+    recorder = EvaluationRecorder(len(dataset)) if recorder is None else recorder
     collator = ViP2ClipCollator.for_dataset(
         image_processor, dataset, mask_threshold=mask_threshold, return_metadata=True
     )
     metrics = AnomalyMetrics(fpr_limit, aupro_convention)
     # Strided and not padded: every image is seen once, whatever the number of processes.
-    share = undecoded(dataset).select(range(rank, len(dataset), world_size))
-    loader = torch.utils.data.DataLoader(share, batch_size=batch_size, collate_fn=collator, num_workers=num_workers)
+    share = recorder.remaining()[rank::world_size]
+    batches = [share[start : start + batch_size] for start in range(0, len(share), batch_size)]
+    loader = torch.utils.data.DataLoader(
+        undecoded(dataset), batch_sampler=batches, collate_fn=collator, num_workers=num_workers
+    )
+    title = progress if isinstance(progress, str) else "evaluating"
     was_training = model.training
     model.eval()
     try:
         with torch.inference_mode():
-            for batch in tqdm(loader, desc="evaluating", disable=not progress or rank > 0):
+            for positions, batch in zip(batches, tqdm(loader, desc=title, disable=not progress or rank > 0)):
                 outputs = model(pixel_values=batch["pixel_values"].to(model.device))
                 maps = {}
                 if "mask_labels" in batch:
@@ -86,14 +94,20 @@ def evaluate_model(
                         "masks": batch["mask_labels"],
                         "has_mask": batch["mask_label_valid"],
                     }
-                metrics.update(outputs.scores, batch["labels"], categories=batch["categories"], **maps)
+                try:
+                    metrics.update(outputs.scores, batch["labels"], categories=batch["categories"], **maps)
+                except ValueError as error:
+                    raise ValueError(f"{error} The images of the batch are {batch['image_ids']}.") from error
+                recorder.add(positions, outputs.scores, outputs.anomaly_maps)
+                recorder.save(metrics)
     finally:
+        # What has been evaluated is not lost, whatever happened.
+        recorder.save(metrics, now=True)
         model.train(was_training)
-    if world_size > 1:
-        states: list[dict] = [{} for _ in range(world_size)]
-        dist.all_gather_object(states, metrics.state_dict())
-        metrics = AnomalyMetrics(fpr_limit, aupro_convention)
-        for state in states:
+    states = [*recorder.earlier, metrics.state_dict()]
+    metrics = AnomalyMetrics(fpr_limit, aupro_convention)
+    for of_process in from_all(states):
+        for state in of_process:
             part = AnomalyMetrics(fpr_limit, aupro_convention)
             part.load_state_dict(state)
             metrics.merge(part)

@@ -1,0 +1,391 @@
+"""A checkpoint over several data sets: figures, tables, sheets and maps in one folder, which can be gone on with."""
+
+import csv
+import hashlib
+import io
+import json
+import math
+import os
+import platform
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import transformers
+from transformers.utils import logging
+
+from .. import __version__
+from ..data.benchmarks import BENCHMARKS
+from ..data.collator import undecoded
+from ..data.loading import load_benchmark, load_folder
+from ..data.provenance import find_training_overlap
+from ..image_processing_vip2clip import LABELS, ViP2ClipImageProcessor, check_image_processor
+from ..modeling_vip2clip import ViP2ClipForAnomalyDetection
+from .evaluator import evaluate_model
+from .metrics import METRICS
+from .recorder import EvaluationRecorder, MapWriter, file_names, from_all, from_first, world, write_atomically
+from .sheets import write_sheets
+from .tables import THRESHOLDS, csv_report, latex_report, markdown_report
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+logger = logging.get_logger(__name__)
+SETTINGS_FILE = "settings.json"
+RESULT_FILE = "result.json"
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """
+    A data set to evaluate.
+
+    Args:
+        name (`str`): what it is called in tables and folders.
+        root (`str`): folder, table or Hub id.
+        benchmark (`str`, *optional*): the benchmark of the paper it is.
+        split (`str`, defaults to `"test"`): its split.
+        categories (`tuple[str, ...]`, *optional*): only these.
+    """
+
+    name: str
+    root: str
+    benchmark: str | None = None
+    split: str = "test"
+    categories: tuple[str, ...] | None = None
+
+    @classmethod
+    def parse(cls, text: str, split: str = "test", categories: Sequence[str] | None = None) -> "EvaluationSet":
+        """
+        `"mvtec=path/to/MVTec"`, a benchmark in a folder; `"path/to/photos"`, one's own data; or `"screws=path"`, the
+        same by a name of one's choice.
+
+        Raises:
+            ValueError: a name without a path.
+        """
+        categories = tuple(categories) if categories else None
+        name, equals, root = text.partition("=")
+        if not equals or Path(text).exists():
+            return cls(Path(text).resolve().name or text, text, None, split, categories)
+        if not root or not name:
+            raise ValueError(f"{text!r}: expected NAME=ROOT, such as mvtec=path/to/MVTec.")
+        benchmark = name.lower() if name.lower() in BENCHMARKS else None
+        return cls(benchmark or name, root, benchmark, split, categories)
+
+    @property
+    def mask_threshold(self) -> int:
+        """Mask values greater than this are anomalous."""
+        return 0 if self.benchmark is None else BENCHMARKS[self.benchmark].mask_threshold
+
+    def load(self) -> "Dataset":
+        """
+        Raises:
+            OSError, ValueError: see `load_folder` and `load_benchmark`; images without labels.
+        """
+        if self.benchmark is None:
+            dataset = load_folder(self.root, self.split, self.categories)
+        else:
+            dataset = load_benchmark(self.benchmark, self.root, self.split, self.categories)
+        unlabelled = sum(label is None for label in dataset["label"])
+        if unlabelled:
+            raise ValueError(
+                f"{self.root}: {unlabelled} of {len(dataset)} images have no label; expected one for every image, for "
+                "instance the folders normal/ and anomalous/ (docs/data.md)."
+            )
+        return undecoded(dataset)
+
+
+def evaluate_sets(
+    model: ViP2ClipForAnomalyDetection,
+    image_processor: ViP2ClipImageProcessor,
+    sets: Sequence[EvaluationSet],
+    output: str | os.PathLike,
+    *,
+    name: str = "this model",
+    batch_size: int = 8,
+    num_workers: int = 0,
+    fpr_limit: float = 0.3,
+    aupro_convention: str = "exact",
+    sheets: int = 8,
+    sheet_range: tuple[float, float] = (0.0, 1.0),
+    save_maps: bool = False,
+    overwrite: bool = False,
+    progress: bool = False,
+    save_every: float = 60.0,
+    on_result: Callable[[dict[str, Any]], None] | None = None,
+) -> list[dict[str, Any]]:
+    """
+    Evaluate a model on data sets and write what was found:
+
+    - `results.json`, everything; `results.csv`, a row a category; `tables.md` and `tables.tex`, in the form of the
+      paper's Tables 1 and 2,
+    - for each data set a folder with `scores.csv`, a row an image, `sheets/`, and `maps/` when asked.
+
+    A call with the same model, data and settings and the same folder goes on where an earlier one stopped, on any
+    number of processes. Where torch.distributed is initialised they share the work and have to see the same folder.
+
+    Args:
+        model, image_processor:
+            What to evaluate; the model on the device it is to run on.
+        sets (`Sequence[EvaluationSet]`):
+            On what.
+        output (`str` or `os.PathLike`):
+            Where to write.
+        name (`str`, defaults to `"this model"`):
+            What to call the model in the tables.
+        batch_size, num_workers, fpr_limit, aupro_convention, progress:
+            See [`evaluate_model`].
+        sheets (`int`, defaults to 8):
+            Images in the sheet of a category; 0 for no sheets.
+        sheet_range (`tuple[float, float]`, defaults to `(0.0, 1.0)`):
+            Map values at the ends of their colour scale.
+        save_maps (`bool`, defaults to `False`):
+            Whether to keep the maps, see [`MapWriter`].
+        overwrite (`bool`, defaults to `False`):
+            Delete what another evaluation has written there.
+        save_every (`float`, defaults to 60):
+            Seconds of work that a kill can cost.
+        on_result (`Callable`, *optional*):
+            Is called by the first process with the result of every data set when it is there.
+
+    Returns:
+        `list[dict]`: for every set what `evaluate_model` gives, with the fields of the set and `trained_on`: why its
+        figures are not those of things never seen (a list of sentences, mostly empty).
+
+    Raises:
+        OSError: data that cannot be read, a folder that cannot be written, or that holds another evaluation.
+        ValueError: see [`evaluate_model`].
+    """
+    if not sets:
+        raise ValueError("No data set is named; expected at least one.")
+    if not 0 <= sheet_range[0] < sheet_range[1] <= 1:
+        raise ValueError(f"sheet_range is {sheet_range}; expected two ascending numbers in [0, 1].")
+    names = [one.name for one in sets]
+    twice = sorted({one for one in names if names.count(one) > 1})
+    if twice:
+        raise ValueError(f"Several data sets are called {', '.join(twice)}; expected different names.")
+    datasets = [one.load() for one in sets]  # all of them before the first is evaluated
+    folders = file_names(names)
+    output = Path(output)
+    settings = {
+        "model": name,
+        "model_checksum": _model_checksum(model),
+        "data": {one.name: _data_checksum(one, dataset) for one, dataset in zip(sets, datasets)},
+        "fpr_limit": fpr_limit,
+        "aupro_convention": aupro_convention,
+        "sheets": sheets,
+        "sheet_range": list(sheet_range),
+        "save_maps": save_maps,
+    }
+    error = None
+    if world()[0] == 0:
+        try:
+            _prepare(output, settings, overwrite)
+        except OSError as raised:
+            error = raised
+    if (error := from_first(error)) is not None:
+        raise error
+
+    results = []
+    for one, dataset in zip(sets, datasets):
+        folder = output / folders[one.name]
+        file = folder / RESULT_FILE
+        result = from_first(json.loads(file.read_text(encoding="utf-8")) if file.exists() else None)
+        if result is None:
+            trained_on = find_training_overlap(model.config.training_sets, dataset, one.benchmark)
+            for reason in trained_on if world()[0] == 0 else ():
+                logger.warning(f"{one.name}: the model was {reason}; its figures there are not zero-shot.")
+            maps = None
+            if save_maps:
+                maps = MapWriter(folder / "maps", dataset["category"], dataset["image_id"], model.config.image_size)
+            recorder = EvaluationRecorder(len(dataset), folder / ".progress", maps, save_every)
+            result = evaluate_model(
+                model,
+                image_processor,
+                dataset,
+                batch_size=batch_size,
+                mask_threshold=one.mask_threshold,
+                fpr_limit=fpr_limit,
+                aupro_convention=aupro_convention,
+                num_workers=num_workers,
+                progress=one.name if progress else False,
+                recorder=recorder,
+            )
+            scores = recorder.scores()
+            if sheets:
+                options = {"count": sheets, "mask_threshold": one.mask_threshold, "title": one.name}
+                options["value_range"] = sheet_range
+                write_sheets(model, image_processor, dataset, folder / "sheets", **options)
+            from_all(None)  # until the sheets of all processes are there
+            result = without_nan({**asdict(one), "trained_on": trained_on, **result})
+            if world()[0] == 0:
+                write_atomically(folder / "scores.csv", _scores_csv(dataset, scores))
+                # Last: it says that the set is done.
+                write_atomically(file, to_json(result))
+            recorder.finish()
+        results.append(with_nan(result))
+        if on_result is not None and world()[0] == 0:
+            on_result(results[-1])
+    if world()[0] == 0:
+        written = {"settings": settings, "versions": versions(), "results": without_nan(results)}
+        write_atomically(output / "results.json", to_json(written))
+        write_atomically(output / "results.csv", csv_report(results))
+        write_atomically(output / "tables.md", markdown_report(results, name))
+        write_atomically(output / "tables.tex", latex_report(results, name))
+    return results
+
+
+def evaluate_checkpoint(
+    checkpoint: str | os.PathLike,
+    sets: Sequence[EvaluationSet],
+    output: str | os.PathLike,
+    *,
+    device: str | None = None,
+    dtype: torch.dtype | str = "float32",
+    backbone: str | os.PathLike | None = None,
+    name: str | None = None,
+    **options,
+) -> list[dict[str, Any]]:
+    """
+    [`evaluate_sets`] for a checkpoint. Under `accelerate launch` or `torchrun` the processes find each other.
+
+    Args:
+        checkpoint (`str` or `os.PathLike`):
+            Folder or Hub id.
+        sets, output, options:
+            See [`evaluate_sets`].
+        device (`str`, *optional*):
+            Where to run; an accelerator, when not given and there is one.
+        dtype (`torch.dtype` or `str`, defaults to `"float32"`):
+            Precision of the model.
+        backbone (`str` or `os.PathLike`, *optional*):
+            For a checkpoint of adapters only: its CLIP, where it is not the one it names.
+        name (`str`, *optional*):
+            What to call it in the tables; the name of the checkpoint, when not given.
+
+    Raises:
+        OSError, ValueError, RuntimeError: see [`evaluate_sets`] and the model's `from_pretrained`.
+    """
+    try:
+        from accelerate import PartialState
+    except ImportError as error:
+        raise ImportError("Evaluation needs accelerate: pip install 'vip2clip_hf[eval]'.") from error
+    if isinstance(dtype, str):
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype is {dtype!r}; expected {', '.join(DTYPES)}.")
+        dtype = getattr(torch, dtype)
+    state = PartialState(cpu=device == "cpu")
+    model = ViP2ClipForAnomalyDetection.from_pretrained(checkpoint, dtype=dtype, backbone=backbone)
+    image_processor = ViP2ClipImageProcessor.from_pretrained(checkpoint)
+    check_image_processor(image_processor, model.config.image_size)
+    model.to(state.device if device is None or state.num_processes > 1 else device)
+    if name is None:
+        name = name_of(checkpoint)
+    return evaluate_sets(model, image_processor, sets, output, name=name, **options)
+
+
+def name_of(checkpoint: str | os.PathLike) -> str:
+    """What a checkpoint is called where nothing is said: its folder, without the way to it, or its Hub id."""
+    path = Path(checkpoint)
+    return path.resolve().name if path.exists() else str(checkpoint)
+
+
+def _prepare(output: Path, settings: dict[str, Any], overwrite: bool):
+    """A folder with these settings: new, or that of an evaluation to go on with."""
+    if output.exists() and not output.is_dir():
+        raise OSError(f"{str(output)!r} is a file; expected a folder or a path that does not exist yet.")
+    file = output / SETTINGS_FILE
+    if output.exists() and any(output.iterdir()):
+        if not file.exists():
+            raise OSError(f"{str(output)!r} is not empty and holds no evaluation; choose another folder.")
+        found = json.loads(file.read_text(encoding="utf-8"))
+        different = [key for key, value in settings.items() if found.get(key) != value]
+        if not different and not overwrite:
+            return
+        if not overwrite:
+            raise OSError(
+                f"{str(output)!r} holds an evaluation with another {', '.join(different)}; choose another folder, or "
+                "overwrite it."
+            )
+        # What an evaluation writes, and nothing else.
+        for name in file_names(list(found.get("data", {}))).values():
+            shutil.rmtree(output / name, ignore_errors=True)
+        for name in ("results.json", "results.csv", "tables.md", "tables.tex"):
+            (output / name).unlink(missing_ok=True)
+    output.mkdir(parents=True, exist_ok=True)
+    write_atomically(file, to_json(settings))
+
+
+def _model_checksum(model: ViP2ClipForAnomalyDetection) -> str:
+    """Of adapters, the projections of the backbone and the configuration: another model has another one."""
+    digest = hashlib.sha256()
+    config = model.config.to_dict()
+    for key in ("_name_or_path", "transformers_version", "architectures", "dtype"):
+        config.pop(key, None)
+    digest.update(json.dumps(config, sort_keys=True, default=str).encode())
+    weights = {**model.adapter_state_dict(), "projection": model.clip.visual_projection.weight}
+    for key in sorted(weights):
+        digest.update(key.encode())
+        digest.update(weights[key].detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
+    return f"{digest.hexdigest()[:16]} {model.dtype}"
+
+
+def _data_checksum(one: EvaluationSet, dataset: "Dataset") -> str:
+    """Of the images, their labels and whether they have masks, in their order."""
+    masks = dataset.select_columns("mask").with_format("arrow")[:]["mask"].is_valid().to_pylist()
+    columns = [dataset[name] for name in ("image_id", "label", "category")]
+    content = json.dumps([one.benchmark, one.split, list(zip(*columns, masks))])
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def _scores_csv(dataset: "Dataset", scores: Sequence[float]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["image_id", "category", "label", "defect", "score"])
+    columns = [dataset[name] for name in ("image_id", "category", "label", "defect")]
+    for image_id, category, label, defect, score in zip(*columns, scores):
+        writer.writerow([image_id, category, LABELS[label], defect, f"{score:.6f}"])
+    return text.getvalue()
+
+
+def versions() -> dict[str, str]:
+    """Of what computed the figures."""
+    return {
+        "vip2clip_hf": __version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def to_json(content: Any) -> str:
+    return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def without_nan(value: Any) -> Any:
+    """NaN, for which JSON has no word, as null."""
+    if isinstance(value, dict):
+        return {name: without_nan(one) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_nan(one) for one in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def with_nan(result: dict[str, Any]) -> dict[str, Any]:
+    """A result read from JSON, its undefined metrics NaN again."""
+    measured = {*METRICS, *THRESHOLDS}
+
+    def restored(found: dict[str, Any]) -> dict[str, Any]:
+        return {key: math.nan if value is None and key in measured else value for key, value in found.items()}
+
+    categories = {name: restored(found) for name, found in result["categories"].items()}
+    return {**result, "mean": restored(result["mean"]), "categories": categories}
+
+
+__all__ = ["EvaluationSet", "evaluate_checkpoint", "evaluate_sets"]

@@ -1,0 +1,13 @@
+"""`vip2clip evaluate` for several processes and machines.
+
+accelerate launch training/evaluate.py mvtec=MVTec visa=VisA --model CHECKPOINT --output results
+"""
+
+import sys
+
+from vip2clip_hf.cli import main
+
+
+if __name__ == "__main__":
+    sys.argv.insert(1, "evaluate")
+    main()
