@@ -18,12 +18,13 @@ from conftest import TINY, change_weights
 from vip2clip_hf import ViP2ClipForAnomalyDetection
 from vip2clip_hf.cli import app
 from vip2clip_hf.data import BENCHMARKS, describe_training_set, load_folder
+from vip2clip_hf.data.sources import DataSource
 from vip2clip_hf.data.synthetic import write_dataset
 from vip2clip_hf.evaluation import recorder as recorder_module
 from vip2clip_hf.evaluation import runner as runner_module
 from vip2clip_hf.evaluation.evaluator import evaluate_model
 from vip2clip_hf.evaluation.recorder import MapWriter, file_names
-from vip2clip_hf.evaluation.runner import EvaluationSet, evaluate_sets
+from vip2clip_hf.evaluation.runner import evaluate_sets
 from vip2clip_hf.hub import save_checkpoint
 from vip2clip_hf.metrics import METRICS
 
@@ -54,7 +55,7 @@ def model(clip):
 def sets(root, tmp_path):
     other = write_dataset(tmp_path / "more" / "other", ("waves",), num_normal=3, num_anomalous=1, size=48, seed=3)
     # The generated tree is laid out as MVTec AD, but has other categories: read as own data.
-    return [EvaluationSet.parse(str(root)), EvaluationSet.parse(f"named={other}")]
+    return [DataSource.parse(str(root)), DataSource.parse(f"named={other}")]
 
 
 def same(first: dict, second: dict, tolerance: float = 0.0):
@@ -90,18 +91,18 @@ def test_parse(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "photos").mkdir()
     (tmp_path / "a=b").mkdir()
-    assert EvaluationSet.parse("photos") == EvaluationSet("photos", "photos")
-    assert EvaluationSet.parse(".").name == tmp_path.name
-    assert EvaluationSet.parse("a=b") == EvaluationSet("a=b", "a=b")  # a folder of that name
-    assert EvaluationSet.parse("MVTec=x/y", "train", ["bottle"]) == EvaluationSet(
+    assert DataSource.parse("photos") == DataSource("photos", "photos")
+    assert DataSource.parse(".").name == tmp_path.name
+    assert DataSource.parse("a=b") == DataSource("a=b", "a=b")  # a folder of that name
+    assert DataSource.parse("MVTec=x/y", "train", ["bottle"]) == DataSource(
         "mvtec", "x/y", "mvtec", "train", ("bottle",)
     )
-    assert EvaluationSet.parse("kvasir=x").mask_threshold == 127
-    assert EvaluationSet.parse("screws=x=y") == EvaluationSet("screws", "x=y")
-    assert EvaluationSet.parse("screws=x").mask_threshold == 0
+    assert DataSource.parse("kvasir=x").mask_threshold == 127
+    assert DataSource.parse("screws=x=y") == DataSource("screws", "x=y")
+    assert DataSource.parse("screws=x").mask_threshold == 0
     for text in ("mvtec=", "=x"):
         with pytest.raises(ValueError, match="expected NAME=ROOT"):
-            EvaluationSet.parse(text)
+            DataSource.parse(text)
 
 
 def test_everything_is_written(model, image_processor, sets, tmp_path):
@@ -192,7 +193,7 @@ def test_goes_on_in_the_middle(where, model, image_processor, sets, tmp_path, mo
 
 def test_state_that_is_not_whole_is_not_written(model, image_processor, root, tmp_path, monkeypatch):
     """Interrupted between metrics and positions, the state before stays."""
-    dataset = EvaluationSet.parse(str(root)).load()
+    dataset = DataSource.parse(str(root)).load()
     recorder = recorder_module.EvaluationRecorder(len(dataset), tmp_path / "state", save_every=0)
     add = recorder.add
 
@@ -241,8 +242,8 @@ def test_bad_requests(model, image_processor, sets, root, tmp_path):
     with pytest.raises(ValueError, match="sheet_range"):
         evaluate_sets(model, image_processor, sets, tmp_path / "out", sheet_range=(0.5, 0.5))
     with pytest.raises(OSError, match="not found"):
-        evaluate_sets(model, image_processor, [*sets, EvaluationSet.parse("absent")], tmp_path / "out")
-    flat = EvaluationSet.parse(f"flat={root / 'weave' / 'test' / 'good'}")
+        evaluate_sets(model, image_processor, [*sets, DataSource.parse("absent")], tmp_path / "out")
+    flat = DataSource.parse(f"flat={root / 'weave' / 'test' / 'good'}")
     with pytest.raises(ValueError, match="3 of 3 images have no label"):
         evaluate_sets(model, image_processor, [flat], tmp_path / "out")
     assert not (tmp_path / "out").exists()  # nothing was begun
@@ -326,7 +327,7 @@ def test_both_tables_of_the_paper(model, image_processor, tmp_path):
     trees = {
         name: trees["ksdd_thirds" if name == "ksdd" else f"{name}_official"](tmp_path / name) for name in BENCHMARKS
     }
-    sets = [EvaluationSet.parse(f"{name}={tree.root}") for name, tree in trees.items()]
+    sets = [DataSource.parse(f"{name}={tree.root}") for name, tree in trees.items()]
     results = evaluate_sets(model, image_processor, sets, tmp_path / "out", name="tiny", sheets=0)
     assert [sum(c["num_images"] for c in result["categories"].values()) for result in results] == [
         sum(map(sum, tree.counts.values())) for tree in trees.values()
@@ -390,7 +391,8 @@ def test_killed_and_resumed(checkpoint, tmp_path):
         f"""
 import sys, time
 from vip2clip_hf.evaluation import runner
-from vip2clip_hf.evaluation.runner import EvaluationSet, evaluate_checkpoint
+from vip2clip_hf.data.sources import DataSource
+from vip2clip_hf.evaluation.runner import evaluate_checkpoint
 
 class Slow(runner.EvaluationRecorder):
     def __init__(self, *arguments):
@@ -401,7 +403,7 @@ class Slow(runner.EvaluationRecorder):
 
 if sys.argv[1] == "slow":
     runner.EvaluationRecorder = Slow
-evaluate_checkpoint({str(checkpoint)!r}, [EvaluationSet.parse({str(root)!r})], {str(tmp_path)!r} + "/" + sys.argv[2],
+evaluate_checkpoint({str(checkpoint)!r}, [DataSource.parse({str(root)!r})], {str(tmp_path)!r} + "/" + sys.argv[2],
     device="cpu", batch_size=1, sheets=0, save_maps=True)
 """
     )

@@ -18,13 +18,12 @@ from PIL import Image
 from torch import nn
 from transformers import CLIPConfig, CLIPModel, PrinterCallback, set_seed
 
-from arguments import AdapterTrainingArguments
-from train import build_trainer
 from vip2clip_hf import AnomalyDetectionPipeline, ViP2ClipForAnomalyDetection, ViP2ClipImageProcessor
 from vip2clip_hf.data import load_folder
 from vip2clip_hf.data.synthetic import DEFECTS, generate_image, write_dataset
 from vip2clip_hf.evaluation.evaluator import evaluate_model
 from vip2clip_hf.hub import save_checkpoint
+from vip2clip_hf.trainer import ViP2ClipTrainer, ViP2ClipTrainingArguments
 
 
 IMAGE_SIZE, PATCH_SIZE = 128, 8
@@ -93,7 +92,7 @@ def main():
         model = ViP2ClipForAnomalyDetection.from_clip(
             clip, image_size=IMAGE_SIZE, feature_layers=(2, 3), top_k=8, smoothing_sigma=2.0
         )
-        arguments = AdapterTrainingArguments(
+        arguments = ViP2ClipTrainingArguments(
             output_dir=str(Path(folder, "run")),
             num_train_epochs=6,
             learning_rate=2e-3,
@@ -101,8 +100,9 @@ def main():
             seed=options.seed,
             disable_tqdm=not sys.stderr.isatty(),
             logging_strategy="no",
+            save_strategy="no",
         )
-        trainer = build_trainer(model, image_processor, train_dataset, arguments)
+        trainer = ViP2ClipTrainer(model, arguments, image_processor, train_dataset)
         trainer.remove_callback(PrinterCallback)
         before = evaluate_model(model, image_processor, eval_dataset)["mean"]
         print(f"Freezing it, training the adapters on {len(train_dataset)} pictures ...")

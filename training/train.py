@@ -1,31 +1,25 @@
-"""Train adapters on one data set, evaluate them on another.
+"""Train adapters on data sets with defects, evaluate them on others, write a complete checkpoint, publish it.
 
-accelerate launch training/train.py training/configs/tiny.json --clip CLIP --train_root A --eval_root B
+accelerate launch training/train.py training/configs/tiny.json --clip CLIP --train_data A --eval_data B C
 """
 
 import logging
-import os
 import sys
 from pathlib import Path
+from typing import Any
 
-import torch
-from datasets import Dataset
-from huggingface_hub.errors import StrictDataclassError
-from transformers import CLIPConfig, CLIPModel, Trainer, set_seed
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError, StrictDataclassError
+from transformers import CLIPConfig, CLIPModel, set_seed
 
-from arguments import AdapterTrainingArguments, ModelArguments, parse_arguments
+from arguments import ModelArguments, parse_arguments
 from vip2clip_hf import ViP2ClipForAnomalyDetection, ViP2ClipImageProcessor
-from vip2clip_hf.data import (
-    ViP2ClipCollator,
-    describe_training_set,
-    get_benchmark,
-    load_benchmark,
-    load_folder,
-)
-from vip2clip_hf.data.collator import count_masks, undecoded
-from vip2clip_hf.evaluation.evaluator import evaluate_model
-from vip2clip_hf.evaluation.runner import to_json, without_nan
-from vip2clip_hf.hub import check_target, save_checkpoint
+from vip2clip_hf.data import describe_training_set, find_training_overlap
+from vip2clip_hf.data.sources import DataSource, concatenate
+from vip2clip_hf.evaluation.runner import to_json, versions, without_nan
+from vip2clip_hf.files import write_atomically
+from vip2clip_hf.hub import check_target, push_checkpoint, save_checkpoint, write_card
+from vip2clip_hf.trainer import ViP2ClipTrainer, ViP2ClipTrainingArguments
 
 
 logger = logging.getLogger("train")
@@ -56,116 +50,116 @@ def build_model(arguments: ModelArguments, seed: int) -> ViP2ClipForAnomalyDetec
     )
 
 
-def build_trainer(
-    model: ViP2ClipForAnomalyDetection,
-    image_processor: ViP2ClipImageProcessor,
-    train_dataset: Dataset | None,
-    arguments: AdapterTrainingArguments,
-    mask_threshold: int = 0,
-) -> Trainer:
-    """A plain Trainer with one learning rate for prompts and ICA and another for the FGP (RELEASE: Adam, no decay)."""
-    perception = [p for p in model.fine_grained_perception.parameters() if p.requires_grad]
-    is_perception = {id(p) for p in perception}
-    others = [p for p in model.parameters() if p.requires_grad and id(p) not in is_perception]
-    groups = [
-        {"params": others, "lr": arguments.learning_rate},
-        {"params": perception, "lr": arguments.perception_learning_rate},
-    ]
-    if arguments.optim != AdapterTrainingArguments(output_dir=arguments.output_dir).optim:
-        raise ValueError(f"--optim is {arguments.optim}; the adapters are trained with Adam, leave it out.")
-    if arguments.label_smoothing_factor or arguments.remove_unused_columns:
-        raise ValueError("--label_smoothing_factor and --remove_unused_columns have to be left out.")
-    optimizer = torch.optim.Adam(
-        [group for group in groups if group["params"]],
-        betas=(arguments.adam_beta1, arguments.adam_beta2),
-        eps=arguments.adam_epsilon,
-        weight_decay=arguments.weight_decay,
-    )
-    pixel_labels = train_dataset is None or count_masks(train_dataset) > 0
-    return Trainer(
-        model=model,
-        args=arguments,
-        data_collator=ViP2ClipCollator(image_processor, pixel_labels, mask_threshold),
-        train_dataset=train_dataset,
-        optimizers=(optimizer, None),
-    )
+def read_sources(texts: list[str] | None, split: str) -> tuple[list[DataSource], list]:
+    """Data sets by name, and what they hold."""
+    sources = [DataSource.parse(text, split) for text in texts or []]
+    names = [source.name for source in sources]
+    if len(set(names)) < len(names):
+        raise ValueError(f"Several data sets have the same name: {', '.join(names)}; give names, such as mine=ROOT.")
+    datasets = [source.load() for source in sources]
+    for source, dataset in zip(sources, datasets):
+        anomalous = sum(dataset["label"])
+        logger.info("%s: %d normal images, %d anomalous", source.name, len(dataset) - anomalous, anomalous)
+    return sources, datasets
 
 
-def read_data(root: str, benchmark: str | None = None) -> Dataset:
-    """A data set whose images are decoded by the image processor, which names the file when one cannot be read."""
-    dataset = undecoded(load_folder(root) if benchmark is None else load_benchmark(benchmark, root))
-    if None in dataset["label"]:
-        raise ValueError(f"{root} has images without labels; expected normal and anomalous ones, see docs/data.md.")
-    anomalous, masks = sum(dataset["label"]), count_masks(dataset)
-    normal = len(dataset) - anomalous
-    logger.info("%s: %d normal images, %d anomalous, %d of them with a mask", root, normal, anomalous, masks)
-    if not normal or not anomalous:
-        logger.warning("%s has images of one class only.", root)
-    return dataset
+def recipe_of(model_arguments: ModelArguments, arguments: ViP2ClipTrainingArguments) -> dict[str, Any]:
+    """What the model card says about the training."""
+    batch = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+    precision = "bfloat16" if arguments.bf16 else "float16" if arguments.fp16 else "float32"
+    recipe = {
+        "variant": model_arguments.variant,
+        "optimizer": f"Adam, {arguments.lr_scheduler_type} rates {arguments.learning_rate:g} (prompts, "
+        f"image-conditioned adapter) and {arguments.perception_learning_rate:g} (fine-grained perception), weight "
+        f"decay {arguments.weight_decay:g}",
+        "batches": f"of {batch}, {arguments.num_train_epochs:g} epochs",
+        "seed": arguments.seed,
+        "precision": precision,
+    }
+    if arguments.cache_features is not None:
+        recipe["features"] = f"computed once, kept in {arguments.cache_dtype}"
+    if arguments.augmentation is not None:
+        recipe["augmentation"] = ", ".join(arguments.augmentation)
+    return recipe
 
 
-def mask_threshold_of(benchmark: str | None) -> int:
-    return 0 if benchmark is None else get_benchmark(benchmark).mask_threshold
-
-
-def main(argv: list[str]) -> dict:
+def main(argv: list[str]) -> dict[str, Any]:
     model_arguments, data_arguments, arguments = parse_arguments(argv)
-    if data_arguments.train_root is None:
-        raise ValueError("--train_root is missing: name the folder of the data set to train on.")
-    train_benchmark, eval_benchmark = data_arguments.train_benchmark, data_arguments.eval_benchmark
-    if eval_benchmark is not None and data_arguments.eval_root is None:
-        raise ValueError("--eval_root is missing: name the folder of the benchmark to evaluate on.")
-    train_dataset = read_data(data_arguments.train_root, train_benchmark)
-    eval_dataset = None
-    if data_arguments.eval_root is not None:
-        eval_dataset = read_data(data_arguments.eval_root, eval_benchmark)
+    if not data_arguments.train_data:
+        raise ValueError("--train_data is missing: name the folder of the data set to train on.")
+    train_sources, train_sets = read_sources(data_arguments.train_data, data_arguments.train_split)
+    eval_sources, eval_sets = read_sources(data_arguments.eval_data, data_arguments.eval_split)
     check_target(arguments.output_dir)
+    if arguments.push_to_hub:
+        # Now, not after hours: whether there is a way in.
+        if arguments.hub_model_id is None:
+            raise ValueError("--push_to_hub needs --hub_model_id org/name.")
+        HfApi(token=arguments.hub_token).create_repo(
+            arguments.hub_model_id, private=arguments.hub_private_repo, exist_ok=True
+        )
     model = build_model(model_arguments, arguments.seed)
-    train_name = train_benchmark or Path(data_arguments.train_root).resolve().name
-    model.config.training_sets = [describe_training_set(train_dataset, train_name, train_benchmark)]
+    model.config.training_sets = [
+        describe_training_set(dataset, source.name, source.benchmark, source.split)
+        for source, dataset in zip(train_sources, train_sets)
+    ]
     image_processor = ViP2ClipImageProcessor(size=model.config.image_size)
-
-    threshold = mask_threshold_of(train_benchmark)
-    trainer = build_trainer(model, image_processor, train_dataset, arguments, threshold)
-    trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
-    if trainer.is_world_process_zero():
+    trainer = ViP2ClipTrainer(
+        model,
+        arguments,
+        image_processor,
+        train_dataset=concatenate(train_sources, train_sets),
+        eval_dataset={s.name: concatenate([s], [dataset]) for s, dataset in zip(eval_sources, eval_sets)} or None,
+    )
+    resume = arguments.resume_from_checkpoint
+    trainer.train(resume_from_checkpoint=True if str(resume).lower() == "true" else resume)
+    first = trainer.is_world_process_zero()
+    run = {"recipe": recipe_of(model_arguments, arguments), "versions": versions()}
+    if first:
         # Before anything else that can fail.
         folder = save_checkpoint(
-            model, image_processor, arguments.output_dir, adapters_only=data_arguments.adapters_only
+            model, image_processor, arguments.output_dir, adapters_only=data_arguments.adapters_only, run=run
         )
+    history = [entry for entry in trainer.state.log_history if "loss" in entry]
     report = {
-        "train_set": train_name,
-        "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
+        "training_sets": model.config.training_sets,
+        "losses": [entry["loss"] for entry in history],
+        "history": history,
+        "results": [],
+        **run,
     }
-    if eval_dataset is not None:
-        report["eval_set"] = eval_benchmark or Path(data_arguments.eval_root).resolve().name
-        report.update(
-            evaluate_model(
-                model,
-                image_processor,
-                eval_dataset,
-                batch_size=arguments.per_device_eval_batch_size,
-                mask_threshold=mask_threshold_of(eval_benchmark),
-                progress=not arguments.disable_tqdm,
-            )
-        )
-    if trainer.is_world_process_zero():
-        staged = Path(folder, ".results.json.tmp")
-        staged.write_text(to_json(without_nan(report)), encoding="utf-8")
-        os.replace(staged, Path(folder, "results.json"))
-        if eval_dataset is not None:
-            mean = report["mean"]
-            names = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "pixel_aupro": "AUPRO"}
-            print("   ".join(f"{title} {mean[name]:.3f}" for name, title in names.items()))
-            for name, reason in mean["undefined"].items():
-                print(f"{name} is undefined: {reason}")
+    if eval_sources:
+        trainer.evaluate()
+        for source, dataset in zip(eval_sources, eval_sets):
+            seen = find_training_overlap(model.config.training_sets, dataset, source.benchmark)
+            result = {"name": source.name, "benchmark": source.benchmark, "trained_on": seen}
+            report["results"].append({**result, **trainer.results[source.name]})
+    if first:
+        write_atomically(Path(folder, "results.json"), to_json(without_nan(report)))
+        write_card(folder, {**run, "results": report["results"]})
+        for result in report["results"]:
+            show(result)
         print(f"Model and results in {folder}")
+        if arguments.push_to_hub:
+            published = push_checkpoint(
+                folder, arguments.hub_model_id, token=arguments.hub_token, private=arguments.hub_private_repo
+            )
+            print(f"Published as {published}")
     return report
+
+
+def show(result: dict[str, Any]):
+    mean = result["mean"]
+    names = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "pixel_aupro": "AUPRO"}
+    print(f"{result['name']}: " + "   ".join(f"{title} {mean[name]:.3f}" for name, title in names.items()))
+    for name, reason in mean["undefined"].items():
+        print(f"  {name} is undefined: {reason}")
+    for reason in result["trained_on"]:
+        print(f"  not zero-shot: {reason}")
 
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         main(sys.argv[1:])
-    except (OSError, RuntimeError, StrictDataclassError, ValueError) as error:
+    except (HfHubHTTPError, OSError, RuntimeError, StrictDataclassError, ValueError) as error:
         sys.exit(f"Error: {error}")

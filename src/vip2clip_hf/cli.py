@@ -221,8 +221,9 @@ def evaluate(
 
     vip2clip evaluate photos --model org/vip2clip --output results --save-maps
     """
-    from .evaluation.recorder import world
-    from .evaluation.runner import EvaluationSet, evaluate_checkpoint, name_of, to_json, without_nan
+    from .data.sources import DataSource
+    from .distributed import world
+    from .evaluation.runner import evaluate_checkpoint, name_of, to_json, without_nan
     from .evaluation.tables import category_table, comparison_tables, notes
 
     def show(result: dict):
@@ -231,7 +232,7 @@ def evaluate(
     name = name_of(model) if name is None else name
     results = evaluate_checkpoint(
         model,
-        [EvaluationSet.parse(text, split, category) for text in sets],
+        [DataSource.parse(text, split, category) for text in sets],
         output,
         device=device,
         dtype=dtype,

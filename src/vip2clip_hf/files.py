@@ -41,4 +41,11 @@ def new_folder(target: str | os.PathLike) -> Iterator[Path]:
         shutil.rmtree(staged, ignore_errors=True)
 
 
-__all__ = ["new_folder", "umask"]
+def write_atomically(path: Path, content: str):
+    """Text to a file that is never half-written."""
+    staged = path.with_name(f".{path.name}.tmp")
+    staged.write_text(content, encoding="utf-8")
+    os.replace(staged, path)
+
+
+__all__ = ["new_folder", "umask", "write_atomically"]

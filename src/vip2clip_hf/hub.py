@@ -7,12 +7,15 @@ import re
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
-from .backbone_vip2clip import backbone_checksum
-from .files import umask
+from .backbone_vip2clip import backbone_checksum as _checksum_of
+from .configuration_vip2clip import ViP2ClipConfig
+from .data.benchmarks import BENCHMARKS
+from .files import umask, write_atomically
 from .image_processing_vip2clip import ViP2ClipImageProcessor, check_image_processor
 from .modeling_vip2clip import ViP2ClipForAnomalyDetection
 
@@ -53,6 +56,8 @@ def save_checkpoint(
     folder: str | os.PathLike,
     *,
     adapters_only: bool = False,
+    backbone_checksum: str | None = None,
+    run: dict[str, Any] | None = None,
     push_to_hub: bool | str = False,
     token: str | bool | None = None,
     private: bool | None = None,
@@ -76,6 +81,10 @@ def save_checkpoint(
         adapters_only (`bool`, defaults to `False`):
             Leave out the frozen CLIP (at ViT-L/14 about 17 MB instead of 1.7 GB). The folder then states the Hub id
             and revision of its CLIP, where known, and the checksum of the weights; loading fetches and compares them.
+        backbone_checksum (`str`, *optional*):
+            Checksum of the CLIP for a checkpoint of adapters only, where it has been computed before.
+        run (`dict`, *optional*):
+            What the model card is to say about training and evaluation, see [`model_card`].
         push_to_hub (`bool` or `str`, defaults to `False`):
             Publish the folder: `True` under its own name, a string as that repository (`"org/name"`).
         token, private, commit_message:
@@ -101,7 +110,7 @@ def save_checkpoint(
     exists = folder.exists()
     staged = Path(tempfile.mkdtemp(prefix=".vip2clip-", dir=folder if exists else folder.parent))
     try:
-        _write(model, image_processor, staged, adapters_only, max_shard_size)
+        _write(model, image_processor, staged, adapters_only, backbone_checksum, run, max_shard_size)
         card = folder / "README.md"
         if card.exists() and GENERATED not in card.read_text(encoding="utf-8"):
             (staged / "README.md").unlink()
@@ -115,7 +124,7 @@ def save_checkpoint(
         shutil.rmtree(staged, ignore_errors=True)
 
     if push_to_hub:
-        _push(folder, names, push_to_hub, token=token, private=private, commit_message=commit_message)
+        push_checkpoint(folder, push_to_hub, token=token, private=private, commit_message=commit_message)
     return folder
 
 
@@ -155,12 +164,41 @@ def _replace(folder: Path, staged: Path, names: list[str]):
         shutil.rmtree(previous, ignore_errors=True)
 
 
-def _push(folder: Path, names: list[str], repository: bool | str, token, private, commit_message: str):
+def push_checkpoint(
+    folder: str | os.PathLike,
+    repository: bool | str = True,
+    *,
+    token: str | bool | None = None,
+    private: bool | None = None,
+    commit_message: str = "Upload ViP²-CLIP checkpoint",
+) -> str:
+    """
+    Publish a folder that [`save_checkpoint`] has written, in one commit. Files of other kinds stay here.
+
+    Args:
+        folder (`str` or `os.PathLike`):
+            The folder.
+        repository (`bool` or `str`, defaults to `True`):
+            `"org/name"`; `True` for the name of the folder.
+        token, private, commit_message:
+            As in `huggingface_hub.HfApi.create_repo` and `create_commit`.
+
+    Returns:
+        `str`: the id of the repository.
+
+    Raises:
+        OSError: no such checkpoint.
+        `huggingface_hub.errors.HfHubHTTPError`: the Hub refuses.
+    """
+    folder = Path(folder)
+    known = {"README.md", "config.json", "preprocessor_config.json", *(path.name for path in CODE_FILES)}
+    names = [path.name for path in folder.glob("*") if path.name in known or _WEIGHT_FILE.fullmatch(path.name)]
+    if "config.json" not in names:
+        raise OSError(f"{str(folder)!r} is no folder that save_checkpoint has written; expected one with config.json.")
     api = HfApi(token=token)
     repo_id = repository if isinstance(repository, str) else folder.resolve().name
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-    published = sorted({*names, "README.md"})
-    operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=folder / name) for name in published]
+    operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=folder / name) for name in sorted(names)]
     if "model.safetensors" not in names:
         # One file of weights left from an earlier checkpoint would be loaded instead of the shards.
         operations += [
@@ -169,9 +207,26 @@ def _push(folder: Path, names: list[str], repository: bool | str, token, private
             if _WEIGHT_FILE.fullmatch(name) and name not in names
         ]
     api.create_commit(repo_id=repo_id, operations=operations, commit_message=commit_message)
+    return repo_id
 
 
-def _write(model, image_processor, folder: Path, adapters_only: bool, max_shard_size: int | str):
+def write_card(folder: str | os.PathLike, run: dict[str, Any]):
+    """
+    Write the model card of a checkpoint anew, with what is known now. One that was changed by hand is kept.
+
+    Args:
+        folder (`str` or `os.PathLike`): what [`save_checkpoint`] has written.
+        run (`dict`): see [`model_card`].
+    """
+    path = Path(folder, "README.md")
+    if path.exists() and GENERATED not in path.read_text(encoding="utf-8"):
+        return
+    write_atomically(path, model_card(ViP2ClipConfig.from_pretrained(folder), run))
+
+
+def _write(
+    model, image_processor, folder: Path, adapters_only: bool, checksum: str | None, run, max_shard_size: int | str
+):
     model.save_pretrained(
         folder,
         state_dict=model.adapter_state_dict() if adapters_only else None,
@@ -180,7 +235,7 @@ def _write(model, image_processor, folder: Path, adapters_only: bool, max_shard_
     image_processor.save_pretrained(folder)
     config_entries = {"auto_map": AUTO_MAP, "custom_pipelines": CUSTOM_PIPELINES, "adapters_only": adapters_only}
     if adapters_only:
-        config_entries["backbone_checksum"] = backbone_checksum(model.clip.state_dict(), model.clip.dtype)
+        config_entries["backbone_checksum"] = checksum or _checksum_of(model.clip.state_dict(), model.clip.dtype)
         config_entries["backbone_dtype"] = str(model.clip.dtype).removeprefix("torch.")
     _add_to_json(folder / "config.json", config_entries)
     _add_to_json(folder / "preprocessor_config.json", {"auto_map": PROCESSOR_AUTO_MAP})
@@ -190,7 +245,7 @@ def _write(model, image_processor, folder: Path, adapters_only: bool, max_shard_
         path.chmod(0o666 & ~umask())
     config = copy.deepcopy(model.config)
     config.adapters_only = adapters_only
-    (folder / "README.md").write_text(model_card(config), encoding="utf-8")
+    (folder / "README.md").write_text(model_card(config, run), encoding="utf-8")
 
 
 def _add_to_json(path: Path, entries: dict):
@@ -198,8 +253,18 @@ def _add_to_json(path: Path, entries: dict):
     path.write_text(json.dumps({**content, **entries}, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def model_card(config) -> str:
-    """Text of the README.md of a checkpoint: what it is and how to use it."""
+def model_card(config, run: dict[str, Any] | None = None) -> str:
+    """
+    Text of the README.md of a checkpoint: what it is, how to use it, and how it came about.
+
+    Args:
+        config ([`ViP2ClipConfig`]):
+            Its configuration; what it says about the training data stands in the card.
+        run (`dict`, *optional*):
+            `recipe` and `versions` (both `dict[str, Any]`), and `results` (`list`, as `evaluate_model` gives them,
+            with `name`, `benchmark` and `trained_on`). All optional.
+    """
+    run = run or {}
     base_model = f"base_model: {config.backbone_id}\n" if config.backbone_id else ""
     layers = ", ".join(map(str, config.feature_layers))
     named = f", [{config.backbone_id}](https://huggingface.co/{config.backbone_id})" if config.backbone_id else ""
@@ -212,17 +277,16 @@ def model_card(config) -> str:
             "The folder holds the adapters only. The CLIP backbone they were trained on is not on the Hub: give its "
             "folder as `backbone=` when loading."
         )
-    return f"""---
+    parts = [
+        f"""---
 library_name: transformers
 {base_model}tags:
 - anomaly-detection
 - zero-shot
 - vip2clip
----
-
-{GENERATED}
-
-# ViP²-CLIP
+---""",
+        GENERATED,
+        f"""# ViP²-CLIP
 
 Zero-shot visual anomaly detection: score, decision and map for photos of things the model was not trained on.
 
@@ -242,13 +306,55 @@ Without the package, running the code in this repository:
 from transformers import pipeline
 
 detector = pipeline("anomaly-detection", model="this repository", trust_remote_code=True)
-```
-
-## Citation
+```""",
+    ]
+    if config.training_sets:
+        parts.append("## Training data\n\n" + "\n".join(map(_describe_data, config.training_sets)))
+    if run.get("recipe") or run.get("versions"):
+        lines = [f"- {name}: {value}" for name, value in run.get("recipe", {}).items()]
+        versions = ", ".join(f"{name} {version}" for name, version in run.get("versions", {}).items())
+        parts.append("## Training\n\n" + "\n".join([*lines, f"- versions: {versions}"]))
+    if run.get("results"):
+        parts.append("## Evaluation\n\n" + _describe_results(run["results"]))
+    parts.append(_LIMITS)
+    parts.append("""## Citation
 
 Ziteng Yang, Jingzehua Xu, Yanshu Li, Zepeng Li, Yeqiang Wang, Xinghui Li: ViP²-CLIP: Visual-Perception Prompting with
-Unified Alignment for Zero-Shot Anomaly Detection. arXiv:2505.17692, 2025.
-"""
+Unified Alignment for Zero-Shot Anomaly Detection. arXiv:2505.17692, 2025.""")
+    return "\n\n".join(parts) + "\n"
 
 
-__all__ = ["model_card", "save_checkpoint"]
+_LIMITS = """## Intended use and limits
+
+For finding defects in photos of kinds of things that are not in the training data: to sort, to point at places, to
+help those who inspect. Scores are no probabilities that hold for other data: choose thresholds on images of your own,
+and check with known defects before a decision depends on them. Defects much smaller than a patch, defects that only a
+rule tells (a wrong part, a wrong count) and photos unlike those CLIP has seen are found badly. It is no medical
+device."""
+
+
+def _describe_data(entry: dict[str, Any]) -> str:
+    """A line of the card on one training set, with the licence of a benchmark."""
+    benchmark = BENCHMARKS.get(entry.get("benchmark"))
+    name = entry.get("name") if benchmark is None else f"[{benchmark.title}]({benchmark.source})"
+    images, anomalous = entry.get("num_images"), entry.get("num_anomalous_images")
+    categories = entry.get("categories") or []
+    shown = ", ".join(categories[:20]) + (", ..." if len(categories) > 20 else "")
+    text = f"- {name}, {entry.get('split')} split: {images} images, {anomalous} of them anomalous; {shown}."
+    if benchmark is not None:
+        text += f" Licence: {benchmark.licence or 'not established'}. {benchmark.citation}"
+    return text
+
+
+def _describe_results(results: list[dict[str, Any]]) -> str:
+    from .evaluation.tables import category_table, notes
+
+    parts = ["In percent; image and pixel AUROC, AP, F1-max, and AUPRO up to a false positive rate of 0.3."]
+    for result in results:
+        parts += [f"### {result['name']}", category_table(result, "github")]
+    if lines := notes(results):
+        parts.append("\n".join(f"- {line}" for line in lines))
+    return "\n\n".join(parts)
+
+
+__all__ = ["model_card", "push_checkpoint", "save_checkpoint", "write_card"]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..image_processing_vip2clip import ViP2ClipImageProcessor
+from ..image_processing_vip2clip import ViP2ClipImageProcessor, load_mask
 
 
 if TYPE_CHECKING:
@@ -45,6 +45,10 @@ class ViP2ClipCollator:
         return_metadata (`bool`, defaults to `False`):
             Whether to add `categories`, `defects` and `image_ids`, lists of text that the model does not take.
 
+    Rows may have a `mask_threshold` of their own, which then holds for them. Rows of a [`FeatureCache`] have
+    embeddings in place of an image. Rows of [`TrainingRows`] that only fill up a batch are left out: `num_images` is
+    the number of the others, and where it is 0 the batch has one row that must not count.
+
     Returns:
         `dict` with `pixel_values` `(batch_size, 3, height, width)`, `labels` `(batch_size,)` and, with pixel labels,
         `mask_labels` `(batch_size, height, width)` and `mask_label_valid` `(batch_size,)`: False for anomalous images
@@ -69,6 +73,19 @@ class ViP2ClipCollator:
 
     def __call__(self, rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
         rows = list(rows)
+        if "is_padding" not in rows[0]:
+            return self._collate(rows)
+        real = [row for row in rows if not row["is_padding"]]
+        batch = self._collate(real or rows[:1])
+        batch["image_ids"] = [row.get("image_id") for row in real or rows[:1]]
+        batch["num_images"] = len(real)
+        if not real and "mask_label_valid" in batch:
+            batch["mask_label_valid"] = torch.zeros_like(batch["mask_label_valid"])
+        return batch
+
+    def _collate(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        if "patch_embeds" in rows[0]:
+            return self._collate_cached(rows)
         if not all("image" in row and "label" in row for row in rows):
             raise ValueError(
                 f"Expected rows with the columns image and label, found {sorted(rows[0])}; a Trainer drops columns "
@@ -82,6 +99,14 @@ class ViP2ClipCollator:
         options = {} if self.mask_threshold is None else {"mask_threshold": self.mask_threshold}
         masks = [row.get("mask") for row in rows]
         if self.pixel_labels and not unlabelled:
+            thresholds = [row.get("mask_threshold") for row in rows]
+            if any(threshold is not None for threshold in thresholds):
+                default = self.image_processor.mask_threshold if self.mask_threshold is None else self.mask_threshold
+                masks = [
+                    None if mask is None else load_mask(mask) > (default if threshold is None else threshold)
+                    for mask, threshold in zip(masks, thresholds)
+                ]
+                options["mask_threshold"] = 0
             options["segmentation_maps"] = masks
         try:
             batch = dict(self.image_processor([row["image"] for row in rows], return_tensors="pt", **options))
@@ -101,6 +126,14 @@ class ViP2ClipCollator:
             batch["categories"] = [row.get("category") for row in rows]
             batch["defects"] = [row.get("defect") for row in rows]
             batch["image_ids"] = ids
+        return batch
+
+    def _collate_cached(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        batch = {name: torch.stack([row[name] for row in rows]) for name in ("image_embeds", "patch_embeds")}
+        batch["labels"] = torch.tensor([row["label"] for row in rows])
+        if self.pixel_labels:
+            batch["mask_labels"] = torch.stack([row["mask_labels"] for row in rows])
+            batch["mask_label_valid"] = torch.tensor([row["mask_label_valid"] for row in rows])
         return batch
 
 

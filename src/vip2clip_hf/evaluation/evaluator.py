@@ -6,10 +6,11 @@ import torch
 from tqdm.auto import tqdm
 
 from ..data.collator import ViP2ClipCollator, undecoded
+from ..distributed import from_all, world
 from ..image_processing_vip2clip import ViP2ClipImageProcessor
 from ..modeling_vip2clip import ViP2ClipForAnomalyDetection
 from .metrics import AnomalyMetrics
-from .recorder import EvaluationRecorder, from_all, world
+from .recorder import EvaluationRecorder
 
 
 if TYPE_CHECKING:

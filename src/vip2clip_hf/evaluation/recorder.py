@@ -10,40 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch.distributed as dist
+
+from ..distributed import from_all, from_first, world
+from ..files import write_atomically
 
 
 _PART = re.compile(r"part-(\d+)-\d+\.npz")
-
-
-def world() -> tuple[int, int]:
-    """Number of this process, and how many there are."""
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-
-
-def from_first(value: Any) -> Any:
-    """What the first process holds, for all of them."""
-    if world()[1] == 1:
-        return value
-    box = [value]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]
-
-
-def from_all(value: Any) -> list[Any]:
-    """What every process holds, in their order."""
-    values: list[Any] = [None] * world()[1]
-    if len(values) == 1:
-        return [value]
-    dist.all_gather_object(values, value)
-    return values
-
-
-def write_atomically(path: Path, content: str):
-    """Text to a file that is never half-written."""
-    staged = path.with_name(f".{path.name}.tmp")
-    staged.write_text(content, encoding="utf-8")
-    os.replace(staged, path)
 
 
 class EvaluationRecorder:

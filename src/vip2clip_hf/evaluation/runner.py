@@ -9,7 +9,7 @@ import os
 import platform
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,15 +18,15 @@ import transformers
 from transformers.utils import logging
 
 from .. import __version__
-from ..data.benchmarks import BENCHMARKS
-from ..data.collator import undecoded
-from ..data.loading import load_benchmark, load_folder
 from ..data.provenance import find_training_overlap
+from ..data.sources import DataSource
+from ..distributed import from_all, from_first, world
+from ..files import write_atomically
 from ..image_processing_vip2clip import LABELS, ViP2ClipImageProcessor, check_image_processor
 from ..modeling_vip2clip import ViP2ClipForAnomalyDetection
 from .evaluator import evaluate_model
 from .metrics import METRICS
-from .recorder import EvaluationRecorder, MapWriter, file_names, from_all, from_first, world, write_atomically
+from .recorder import EvaluationRecorder, MapWriter, file_names
 from .sheets import write_sheets
 from .tables import THRESHOLDS, csv_report, latex_report, markdown_report
 
@@ -41,70 +41,10 @@ RESULT_FILE = "result.json"
 DTYPES = ("float32", "bfloat16", "float16")
 
 
-@dataclass(frozen=True)
-class EvaluationSet:
-    """
-    A data set to evaluate.
-
-    Args:
-        name (`str`): what it is called in tables and folders.
-        root (`str`): folder, table or Hub id.
-        benchmark (`str`, *optional*): the benchmark of the paper it is.
-        split (`str`, defaults to `"test"`): its split.
-        categories (`tuple[str, ...]`, *optional*): only these.
-    """
-
-    name: str
-    root: str
-    benchmark: str | None = None
-    split: str = "test"
-    categories: tuple[str, ...] | None = None
-
-    @classmethod
-    def parse(cls, text: str, split: str = "test", categories: Sequence[str] | None = None) -> "EvaluationSet":
-        """
-        `"mvtec=path/to/MVTec"`, a benchmark in a folder; `"path/to/photos"`, one's own data; or `"screws=path"`, the
-        same by a name of one's choice.
-
-        Raises:
-            ValueError: a name without a path.
-        """
-        categories = tuple(categories) if categories else None
-        name, equals, root = text.partition("=")
-        if not equals or Path(text).exists():
-            return cls(Path(text).resolve().name or text, text, None, split, categories)
-        if not root or not name:
-            raise ValueError(f"{text!r}: expected NAME=ROOT, such as mvtec=path/to/MVTec.")
-        benchmark = name.lower() if name.lower() in BENCHMARKS else None
-        return cls(benchmark or name, root, benchmark, split, categories)
-
-    @property
-    def mask_threshold(self) -> int:
-        """Mask values greater than this are anomalous."""
-        return 0 if self.benchmark is None else BENCHMARKS[self.benchmark].mask_threshold
-
-    def load(self) -> "Dataset":
-        """
-        Raises:
-            OSError, ValueError: see `load_folder` and `load_benchmark`; images without labels.
-        """
-        if self.benchmark is None:
-            dataset = load_folder(self.root, self.split, self.categories)
-        else:
-            dataset = load_benchmark(self.benchmark, self.root, self.split, self.categories)
-        unlabelled = sum(label is None for label in dataset["label"])
-        if unlabelled:
-            raise ValueError(
-                f"{self.root}: {unlabelled} of {len(dataset)} images have no label; expected one for every image, for "
-                "instance the folders normal/ and anomalous/ (docs/data.md)."
-            )
-        return undecoded(dataset)
-
-
 def evaluate_sets(
     model: ViP2ClipForAnomalyDetection,
     image_processor: ViP2ClipImageProcessor,
-    sets: Sequence[EvaluationSet],
+    sets: Sequence[DataSource],
     output: str | os.PathLike,
     *,
     name: str = "this model",
@@ -133,7 +73,7 @@ def evaluate_sets(
     Args:
         model, image_processor:
             What to evaluate; the model on the device it is to run on.
-        sets (`Sequence[EvaluationSet]`):
+        sets (`Sequence[DataSource]`):
             On what.
         output (`str` or `os.PathLike`):
             Where to write.
@@ -243,7 +183,7 @@ def evaluate_sets(
 
 def evaluate_checkpoint(
     checkpoint: str | os.PathLike,
-    sets: Sequence[EvaluationSet],
+    sets: Sequence[DataSource],
     output: str | os.PathLike,
     *,
     device: str | None = None,
@@ -336,7 +276,7 @@ def _model_checksum(model: ViP2ClipForAnomalyDetection) -> str:
     return f"{digest.hexdigest()[:16]} {model.dtype}"
 
 
-def _data_checksum(one: EvaluationSet, dataset: "Dataset") -> str:
+def _data_checksum(one: DataSource, dataset: "Dataset") -> str:
     """Of the images, their labels and whether they have masks, in their order."""
     masks = dataset.select_columns("mask").with_format("arrow")[:]["mask"].is_valid().to_pylist()
     columns = [dataset[name] for name in ("image_id", "label", "category")]
@@ -388,4 +328,4 @@ def with_nan(result: dict[str, Any]) -> dict[str, Any]:
     return {**result, "mean": restored(result["mean"]), "categories": categories}
 
 
-__all__ = ["EvaluationSet", "evaluate_checkpoint", "evaluate_sets"]
+__all__ = ["DataSource", "evaluate_checkpoint", "evaluate_sets"]

@@ -9,9 +9,10 @@ import numpy as np
 import torch
 
 from ..data.collator import undecoded
+from ..distributed import world
 from ..image_processing_vip2clip import LABELS, ViP2ClipImageProcessor, load_image, load_mask
 from ..modeling_vip2clip import ViP2ClipForAnomalyDetection
-from .recorder import file_names, world
+from .recorder import file_names
 
 
 if TYPE_CHECKING:
