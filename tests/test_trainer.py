@@ -483,6 +483,18 @@ def test_a_threshold_for_each_row(build, root, image_processor):
     assert plain["mask_labels"].sum() > 0
 
 
+@pytest.mark.parametrize("cache", [False, True])
+def test_half_precision(build, cache, tmp_path):
+    """bfloat16 for the towers, float32 for the losses; with the cache the pass is one of bfloat16 as well."""
+    more = {"cache_features": str(tmp_path / "cache")} if cache else {}
+    half, full = build(num_train_epochs=2, bf16=True, **more), build(num_train_epochs=2)
+    half.train()
+    full.train()
+    assert losses_of(half) == pytest.approx(losses_of(full), abs=2e-2)
+    assert losses_of(half) != losses_of(full)
+    assert all(parameter.dtype == torch.float32 for parameter in half.model.parameters())
+
+
 def test_progress_shows_the_loss(build, capfd):
     trainer = build(num_train_epochs=1, disable_tqdm=False)
     trainer.train()

@@ -2,12 +2,16 @@
 
 python training/benchmark.py data
 python training/benchmark.py metrics
+python training/benchmark.py training [--clip CLIP]
 """
 
 import argparse
+import json
 import platform
 import shutil
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 import tracemalloc
@@ -21,9 +25,12 @@ from PIL import Image
 from scipy import ndimage
 from sklearn.metrics import auc, average_precision_score, precision_recall_curve, roc_auc_score
 
+from vip2clip_hf import ViP2ClipConfig, ViP2ClipForAnomalyDetection, ViP2ClipImageProcessor
 from vip2clip_hf.data import index_folder, load_folder
+from vip2clip_hf.data.synthetic import write_dataset
 from vip2clip_hf.maps_vip2clip import resize_maps
 from vip2clip_hf.metrics import AnomalyMetrics
+from vip2clip_hf.trainer import ViP2ClipTrainer, ViP2ClipTrainingArguments
 
 
 def median_time(function: Callable[[], object], repeats: int) -> float:
@@ -161,6 +168,152 @@ def benchmark_metrics(options: argparse.Namespace):
         print(f"  peak memory added by {count} maps: {peak_memory(count, options.side):.0f} MB")
 
 
+# Training
+
+TINY = {"variant": "release", "image_size": 320, "feature_layers": (3, 6, 9, 12), "top_k": 15}
+
+
+def new_model(clip: str | None, seed: int = 0) -> ViP2ClipForAnomalyDetection:
+    """New adapters on a CLIP folder, or on a random CLIP of the size of ViT-L/14."""
+    torch.manual_seed(seed)
+    if clip is None:
+        return ViP2ClipForAnomalyDetection(ViP2ClipConfig())
+    return ViP2ClipForAnomalyDetection.from_clip(clip, **TINY)
+
+
+def matrix_rate(device: torch.device, dtype: torch.dtype, side: int = 2048) -> float:
+    """Floating point operations per second of a large matrix product, the best of five."""
+    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        (a @ b).sum().item()
+        times.append(time.perf_counter() - start)
+    return 2 * side**3 / min(times)
+
+
+def vision_operations(config: ViP2ClipConfig) -> float:
+    """Floating point operations of the vision tower for one image."""
+    vision = config.clip_config.vision_config
+    tokens, width = config.patch_grid**2 + 1, vision.hidden_size
+    block = 4 * width**2 + 2 * width * vision.intermediate_size  # weights that every token meets
+    return vision.num_hidden_layers * (2 * tokens * block + 4 * tokens**2 * width)
+
+
+def time_training(model, root: Path, folder: Path, epochs: int, cache: Path | None, bf16: bool) -> tuple[float, float]:
+    """Seconds of the cache pass and of the training after it."""
+    arguments = ViP2ClipTrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=epochs,
+        cache_features=None if cache is None else str(cache),
+        save_strategy="no",
+        logging_strategy="no",
+        disable_tqdm=True,
+        bf16=bf16,
+    )
+    processor = ViP2ClipImageProcessor(size=model.config.image_size)
+    trainer = ViP2ClipTrainer(model, arguments, processor, load_folder(root))
+    start = time.perf_counter()
+    if cache is not None:
+        trainer.cache_features()
+    passed = time.perf_counter() - start
+    start = time.perf_counter()
+    trainer.train()
+    return passed, time.perf_counter() - start
+
+
+def benchmark_training(options: argparse.Namespace):
+    """Ten epochs with the feature cache against ten without, interleaved."""
+    datasets.disable_progress_bars()
+    model = new_model(options.clip)
+    config = model.config
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = torch.bfloat16 if options.bf16 else torch.float32
+    # At ViT-L/14 width an epoch without the cache is measured once and counted as often as there are epochs.
+    measured = options.epochs if options.clip else 1
+    with tempfile.TemporaryDirectory() as folder:
+        per_kind = max(1, options.images // 5)
+        root = write_dataset(Path(folder, "data"), ("weave",), options.images - 4 * per_kind, per_kind, 256)
+        count = len(load_folder(root))
+        what = options.clip or "random weights of the size of CLIP ViT-L/14"
+        print(
+            f"{what}, {config.image_size} pixels, {device}, {str(dtype)[6:]}, {count} images, {options.epochs} epochs"
+        )
+        passes, cached, plain = [], [], []
+        for repeat in range(options.repeats):
+            _, seconds = time_training(model, root, Path(folder, "run"), measured, None, options.bf16)
+            plain.append(seconds * options.epochs / measured)
+            parts = time_training(
+                model, root, Path(folder, "run"), options.epochs, Path(folder, f"cache{repeat}"), options.bf16
+            )
+            passes.append(parts[0])
+            cached.append(sum(parts))
+        rate, needed = count / statistics.median(passes), vision_operations(config)
+    plain_time, cached_time = statistics.median(plain), statistics.median(cached)
+    how = "" if measured == options.epochs else f", extrapolated from {measured} epoch"
+    print(f"  without cache {plain_time:8.1f} s{how}")
+    print(f"  with cache    {cached_time:8.1f} s, of which the pass is {statistics.median(passes):.1f} s")
+    print(f"  {plain_time / cached_time:.1f} times as fast (median of {options.repeats}, interleaved)")
+    share = rate * needed / matrix_rate(torch.device(device), dtype)
+    each = f"{needed / 1e12:.3f} TFLOP each"
+    print(f"  cache pass {rate:.2f} images/s, {share:.0%} of the rate of a matrix product ({each})")
+    command = [sys.executable, __file__, "step", *(["--clip", options.clip] if options.clip else [])]
+    found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+    seconds, peak = found["seconds"], found["peak"]
+    print(f"  a cached step of 8 images: {seconds:.2f} s, peak memory beyond the weights {peak:.0f} MB")
+
+
+def benchmark_step(options: argparse.Namespace):
+    """Time and peak memory of a cached training step with Adam, in a process of its own."""
+    model = new_model(options.clip).train()
+    config = model.config
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model.to(device)
+    layers, patches, width = len(config.feature_layers), config.patch_grid**2, config.clip_config.projection_dim
+    batch = {
+        "image_embeds": torch.randn(8, width, device=device),
+        "patch_embeds": torch.randn(8, layers, patches, width, device=device),
+        "labels": torch.tensor([0, 1] * 4, device=device),
+        "mask_labels": torch.zeros(8, config.image_size, config.image_size, dtype=torch.uint8, device=device),
+        "mask_label_valid": torch.ones(8, dtype=torch.bool, device=device),
+    }
+    batch["mask_labels"][1::2, 50:150, 50:90] = 1
+    optimizer = torch.optim.Adam([parameter for parameter in model.parameters() if parameter.requires_grad], lr=1e-3)
+    memory = _CudaMemory() if device.type == "cuda" else _ProcessMemory()
+    times = []
+    for _ in range(4):
+        start = time.perf_counter()
+        model(**batch).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        batch["labels"].cpu()
+        times.append(time.perf_counter() - start)
+    print(json.dumps({"seconds": statistics.median(times[1:]), "peak": memory.peak() / 2**20}))
+
+
+class _ProcessMemory:
+    """What the process takes at most from now on, beyond what it has now."""
+
+    def __init__(self):
+        import resource
+
+        self._peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        with open("/proc/self/statm") as file:
+            self.start = int(file.read().split()[1]) * resource.getpagesize()
+
+    def peak(self) -> float:
+        return self._peak() - self.start
+
+
+class _CudaMemory:
+    def __init__(self):
+        torch.cuda.reset_peak_memory_stats()
+        self.start = torch.cuda.memory_allocated()
+
+    def peak(self) -> float:
+        return torch.cuda.max_memory_allocated() - self.start
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -173,6 +326,16 @@ def main():
     metrics.add_argument("--side", type=int, default=518)
     metrics.add_argument("--repeats", type=int, default=3)
     metrics.set_defaults(run=benchmark_metrics)
+    training = commands.add_parser("training", help="ten epochs with and without the feature cache")
+    training.add_argument("--clip", help="folder of a CLIP (default: random weights of the size of ViT-L/14)")
+    training.add_argument("--images", type=int, default=6)
+    training.add_argument("--epochs", type=int, default=10)
+    training.add_argument("--repeats", type=int, default=3)
+    training.add_argument("--bf16", action="store_true")
+    training.set_defaults(run=benchmark_training)
+    step = commands.add_parser("step", help="one cached training step; used by training")
+    step.add_argument("--clip")
+    step.set_defaults(run=benchmark_step)
     options = parser.parse_args()
     print(f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}")
     options.run(options)

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, StrictDataclassError
 from transformers import CLIPConfig, CLIPModel, set_seed
 
@@ -18,7 +17,7 @@ from vip2clip_hf.data import describe_training_set, find_training_overlap
 from vip2clip_hf.data.sources import DataSource, concatenate
 from vip2clip_hf.evaluation.runner import to_json, versions, without_nan
 from vip2clip_hf.files import write_atomically
-from vip2clip_hf.hub import check_target, push_checkpoint, save_checkpoint, write_card
+from vip2clip_hf.hub import check_push_access, check_target, push_checkpoint, save_checkpoint, write_card
 from vip2clip_hf.trainer import ViP2ClipTrainer, ViP2ClipTrainingArguments
 
 
@@ -85,6 +84,8 @@ def recipe_of(model_arguments: ModelArguments, arguments: ViP2ClipTrainingArgume
 
 def main(argv: list[str]) -> dict[str, Any]:
     model_arguments, data_arguments, arguments = parse_arguments(argv)
+    if arguments.process_index > 0:
+        logging.getLogger().setLevel(logging.WARNING)  # once is enough
     if not data_arguments.train_data:
         raise ValueError("--train_data is missing: name the folder of the data set to train on.")
     train_sources, train_sets = read_sources(data_arguments.train_data, data_arguments.train_split)
@@ -94,9 +95,7 @@ def main(argv: list[str]) -> dict[str, Any]:
         # Now, not after hours: whether there is a way in.
         if arguments.hub_model_id is None:
             raise ValueError("--push_to_hub needs --hub_model_id org/name.")
-        HfApi(token=arguments.hub_token).create_repo(
-            arguments.hub_model_id, private=arguments.hub_private_repo, exist_ok=True
-        )
+        check_push_access(arguments.hub_model_id, token=arguments.hub_token, private=arguments.hub_private_repo)
     model = build_model(model_arguments, arguments.seed)
     model.config.training_sets = [
         describe_training_set(dataset, source.name, source.benchmark, source.split)

@@ -1,6 +1,7 @@
 """Write one complete checkpoint folder: weights, configuration, image processor, code, model card. Publish it."""
 
 import copy
+import inspect
 import json
 import os
 import re
@@ -210,6 +211,21 @@ def push_checkpoint(
     return repo_id
 
 
+def check_push_access(repository: str, *, token: str | bool | None = None, private: bool | None = None):
+    """
+    Make the repository where it is not there, and ask whether it may be written to: before hours of training, not
+    after.
+
+    Raises:
+        `huggingface_hub.errors.HfHubHTTPError`: the Hub refuses.
+        OSError: it cannot be reached.
+    """
+    api = HfApi(token=token)
+    repo_id = api.create_repo(repository, private=private, exist_ok=True).repo_id
+    if "write" in inspect.signature(api.auth_check).parameters:  # not in all versions
+        api.auth_check(repo_id, write=True)
+
+
 def write_card(folder: str | os.PathLike, run: dict[str, Any]):
     """
     Write the model card of a checkpoint anew, with what is known now. One that was changed by hand is kept.
@@ -357,4 +373,4 @@ def _describe_results(results: list[dict[str, Any]]) -> str:
     return "\n\n".join(parts)
 
 
-__all__ = ["model_card", "push_checkpoint", "save_checkpoint", "write_card"]
+__all__ = ["check_push_access", "model_card", "push_checkpoint", "save_checkpoint", "write_card"]

@@ -262,8 +262,8 @@ class FeatureCache:
             num_workers=num_workers,
             pin_memory=model.device.type == "cuda",
         )
-        hidden = not progress or rank > 0
-        with torch.inference_mode(), tqdm(total=len(share), desc="caching features", disable=hidden) as bar:
+        hidden, title = not progress or rank > 0, f"caching features, {self.size_of() / 1e9:.2f} GB"
+        with torch.inference_mode(), tqdm(total=len(share), desc=title, disable=hidden) as bar:
             for numbers, batch in zip(batches, loader):
                 with autocast():
                     pixel_values = batch["pixel_values"].to(model.device, non_blocking=True)

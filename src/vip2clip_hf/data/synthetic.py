@@ -1,8 +1,9 @@
 """Generated pictures of surfaces with defects and their exact masks: a data set out of nothing, for trying things out
 and for tests.
 
-The surfaces are textures in the manner of DAGM 2007, and one of separate parts; the defects are those of its kind:
-scratches, blobs, pieces from elsewhere, material that is missing.
+The surfaces are textures in the manner of DAGM 2007, and one of separate parts (CATEGORIES); materials, objects and
+printed matter of any look (SCENES). The defects are those of DAGM: scratches, blobs, pieces from elsewhere, material
+that is missing.
 """
 
 import os
@@ -12,24 +13,19 @@ import numpy as np
 from PIL import Image
 
 from ..files import new_folder
+from .scenes import SCENES, scene, smooth_noise
 
 
 CATEGORIES = ("stripes", "grains", "weave", "waves", "brushed", "dots")
+ALL = (*CATEGORIES, *SCENES)
 DEFECTS = ("scratch", "blob", "cut_paste", "missing")
-
-
-def _noise(rng: np.random.Generator, size: int, radius: float | tuple[float, float]) -> np.ndarray:
-    """Gaussian noise smoothed over `radius` pixels (down, across), with mean 0 and deviation 1, (size, size)."""
-    down, across = radius if isinstance(radius, tuple) else (radius, radius)
-    frequency = np.fft.fftfreq(size)
-    filtered = np.exp(-2 * np.pi**2 * ((down * frequency[:, None]) ** 2 + (across * frequency) ** 2))
-    smooth = np.fft.ifft2(np.fft.fft2(rng.standard_normal((size, size))) * filtered).real
-    return (smooth - smooth.mean()) / smooth.std()
 
 
 def _texture(rng: np.random.Generator, category: str, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """A normal surface and what is left where its pattern is missing, both (size, size, 3) in [0, 1], and the number
     of the part every pixel belongs to (0 for none), where the surface has parts."""
+    if category in SCENES:
+        return scene(rng, category, size)
     y, x = np.mgrid[:size, :size] / size
     angle, phase = rng.uniform(0, np.pi), rng.uniform(0, 2 * np.pi)
     along = x * np.cos(angle) + y * np.sin(angle)
@@ -38,14 +34,14 @@ def _texture(rng: np.random.Generator, category: str, size: int) -> tuple[np.nda
     if category == "stripes":
         pattern = np.sin(2 * np.pi * rng.uniform(10, 14) * along + phase)
     elif category == "grains":
-        pattern = _noise(rng, size, size / 80)
+        pattern = smooth_noise(rng, size, size / 80)
     elif category == "weave":
         frequency = 2 * np.pi * rng.uniform(12, 16)
         pattern = np.sin(frequency * along + phase) * np.sin(frequency * across)
     elif category == "waves":
         pattern = np.sin(2 * np.pi * (rng.uniform(5, 7) * along + 0.3 * np.sin(2 * np.pi * 2 * across)) + phase)
     elif category == "brushed":
-        pattern = _noise(rng, size, (size / 100, size / 8))
+        pattern = smooth_noise(rng, size, (size / 100, size / 8))
     elif category == "dots":
         count, radius = rng.integers(5, 8), rng.uniform(0.25, 0.35)
         column, row = np.floor(x * count), np.floor(y * count)
@@ -53,8 +49,8 @@ def _texture(rng: np.random.Generator, category: str, size: int) -> tuple[np.nda
         parts = np.where(inside, 1 + column + count * row, 0).astype(int)
         pattern = np.where(inside, rng.choice([-3, 3]), 0.0)
     else:
-        raise ValueError(f"category is {category!r}; expected one of {', '.join(CATEGORIES)}.")
-    shading = _noise(rng, size, size / 5)
+        raise ValueError(f"category is {category!r}; expected one of {', '.join(ALL)}.")
+    shading = smooth_noise(rng, size, size / 5)
     plain = 0.5 + 0.02 * shading + 0.015 * rng.standard_normal((size, size))
     color = rng.uniform(0.8, 1.2, size=3)
     surface = (plain + 0.05 * pattern)[..., None] * color
@@ -76,7 +72,7 @@ def _defect(
         changed = surface + rng.choice([-1, 1]) * rng.uniform(0.25, 0.4)
     elif defect == "blob":
         radius = rng.uniform(0.05, 0.12)
-        ragged = radius * (1 + 0.25 * _noise(rng, size, size / 20))
+        ragged = radius * (1 + 0.25 * smooth_noise(rng, size, size / 20))
         mask = np.hypot(x - cx, (y - cy) * rng.uniform(0.7, 1.4)) < ragged
         changed = 0.35 * surface + 0.65 * rng.uniform(0.0, 1.0, size=3)
     elif defect == "cut_paste":
@@ -86,7 +82,7 @@ def _defect(
     elif defect == "missing":
         if parts is None:  # material: a hole with a ragged edge
             axes = rng.uniform(0.04, 0.1, size=2)
-            mask = np.hypot((x - cx) / axes[0], (y - cy) / axes[1]) < 1 + 0.15 * _noise(rng, size, size / 25)
+            mask = np.hypot((x - cx) / axes[0], (y - cy) / axes[1]) < 1 + 0.15 * smooth_noise(rng, size, size / 25)
             changed = plain * rng.uniform(0.3, 0.5)
         else:  # a whole part, the nearest to the chosen place
             distance = np.where(parts > 0, np.hypot(x - cx, y - cy), np.inf)
@@ -104,7 +100,7 @@ def generate_image(
     One picture and its mask, the same for the same arguments.
 
     Args:
-        category (`str`): one of `CATEGORIES`.
+        category (`str`): one of `CATEGORIES` or `SCENES`.
         defect (`str`, *optional*): one of `DEFECTS`; a normal surface without.
         size (`int`, defaults to 128): side in pixels.
         seed (`int`, defaults to 0): which picture.
@@ -140,7 +136,7 @@ def write_dataset(
 
     Args:
         root (`str` or `os.PathLike`): folder to write; must be empty or not exist.
-        categories (`tuple[str, ...]`): which of `CATEGORIES`.
+        categories (`tuple[str, ...]`): which of `CATEGORIES` and `SCENES`.
         num_normal (`int`, defaults to 8): normal pictures per category in the test split.
         num_anomalous (`int`, defaults to 4): pictures per category and kind of defect in the test split.
         size (`int`, defaults to 128): side in pixels.
@@ -154,15 +150,15 @@ def write_dataset(
         OSError: the folder is not empty.
         ValueError: an unknown category.
     """
-    unknown = [category for category in categories if category not in CATEGORIES]
+    unknown = [category for category in categories if category not in ALL]
     if unknown:
-        raise ValueError(f"categories has {', '.join(unknown)}; expected some of {', '.join(CATEGORIES)}.")
+        raise ValueError(f"categories has {', '.join(unknown)}; expected some of {', '.join(ALL)}.")
     kinds = [("train", None, num_train), ("test", None, num_normal), *(("test", d, num_anomalous) for d in DEFECTS)]
     with new_folder(root) as staged:
         for category in categories:
             for kind, (split, defect, count) in enumerate(kinds):
                 for index in range(count):
-                    number = ((seed * len(CATEGORIES) + CATEGORIES.index(category)) * 10 + kind) * 10_000 + index
+                    number = ((seed * len(CATEGORIES) + ALL.index(category)) * 10 + kind) * 10_000 + index
                     picture, mask = generate_image(category, defect, size, number)
                     _save(picture, staged / category / split / (defect or "good") / f"{index:03d}.png")
                     if defect is not None:
@@ -175,4 +171,4 @@ def _save(picture: Image.Image, path: Path):
     picture.save(path)
 
 
-__all__ = ["CATEGORIES", "DEFECTS", "generate_image", "write_dataset"]
+__all__ = ["CATEGORIES", "DEFECTS", "SCENES", "generate_image", "write_dataset"]
