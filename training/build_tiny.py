@@ -1,12 +1,12 @@
 """Build the checkpoint that comes with the package from nothing: a small CLIP, then ViP²-CLIP adapters on it.
 
 python training/build_tiny.py tower --teacher CLIP --output tower
-python training/build_tiny.py adapters --tower tower --output vip2clip-tiny
-python training/build_tiny.py evaluate --tower tower --teacher CLIP --data A B C --output figures
+python training/build_tiny.py evaluate --tower tower --teacher CLIP --data A B C --output study
+python training/build_tiny.py adapters --tower tower --data A B C --output study --checkpoint vip2clip-tiny
 
-`tower` distils the patch features of a teacher, any CLIP, on generated pictures and, with --data, on crops of real images.
-It stops and resumes (--output keeps its state). `adapters` trains on generated anomalies and, with --data, on real ones.
-docs/tiny.md has the choices and the figures.
+`tower` distils the patch features of a teacher, any CLIP, on generated pictures and, with --data, on crops of real
+images. It stops and resumes (--output keeps its state). `adapters` trains on generated anomalies and, with --data, on
+real ones. docs/tiny.md has the choices and the figures.
 """
 
 import argparse
@@ -20,13 +20,17 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from scipy import ndimage
 from tqdm.auto import tqdm
 from transformers import CLIPConfig, CLIPModel, set_seed
 
 from vip2clip_hf import ViP2ClipForAnomalyDetection, ViP2ClipImageProcessor
-from vip2clip_hf.data.synthetic import ALL, DEFECTS, generate_image
+from vip2clip_hf.data import ViP2ClipCollator, describe_training_set, load_folder
+from vip2clip_hf.data.feature_cache import FeatureCache
+from vip2clip_hf.data.synthetic import ALL, DEFECTS, generate_image, write_dataset
 from vip2clip_hf.files import write_atomically
 from vip2clip_hf.image_processing_vip2clip import IMAGE_EXTENSIONS, load_image
+from vip2clip_hf.metrics import AnomalyMetrics
 
 
 # Crops the tower is taught on, and the grid of patches they have.
@@ -187,6 +191,256 @@ def build_tower(options: argparse.Namespace):
     print(f"Tower in {output}; cosine to the teacher on crops not learned from: {log[-1]['cosine_held_out']:.3f}")
 
 
+# Adapters
+
+
+class Cached:
+    """Embeddings, masks and labels of one data set, computed once with one tower at one size."""
+
+    def __init__(self, model, dataset, folder: Path, name: str):
+        processor = ViP2ClipImageProcessor(size=model.config.image_size)
+        self.cache = FeatureCache.build(model.eval(), processor, dataset, folder, batch_size=16)
+        self.name, self.categories, self.count = name, dataset["category"], len(dataset)
+        self.dataset = dataset
+        self.collator = ViP2ClipCollator(processor)
+
+    def batch(self, positions) -> dict[str, torch.Tensor]:
+        return self.collator([self.cache.row(int(position)) for position in positions])
+
+
+def train_adapters(model, sets: list[Cached], per_set: int, epochs: int, rates: tuple[float, float], seed: int):
+    """
+    Adapters on several sets: `per_set` images of each an epoch (all, where there are fewer), batches of 8. A generator
+    that yields after every epoch.
+    """
+    perception = list(model.fine_grained_perception.parameters())
+    others = [*model.prompt_learner.parameters(), *model.image_conditioned_adapter.parameters()]
+    optimizer = torch.optim.Adam([{"params": others, "lr": rates[0]}, {"params": perception, "lr": rates[1]}])
+    for epoch in range(epochs):
+        rng = np.random.default_rng([seed, epoch])
+        chosen = [(one, position) for one in sets for position in rng.permutation(one.count)[:per_set]]
+        rng.shuffle(chosen)
+        model.train()
+        for start in range(0, len(chosen), 8):
+            rows = [one.cache.row(int(position)) for one, position in chosen[start : start + 8]]
+            loss = model(**sets[0].collator(rows)).loss
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        model.eval()
+        yield epoch + 1
+
+
+def evaluate_cached(model, data: Cached) -> dict[str, float]:
+    """The mean metrics on a set, from its embeddings; masks at the size of the model, as everywhere."""
+    metrics = AnomalyMetrics()
+    with torch.inference_mode():
+        for start in range(0, data.count, 16):
+            positions = range(start, min(start + 16, data.count))
+            batch = data.batch(positions)
+            outputs = model(image_embeds=batch["image_embeds"], patch_embeds=batch["patch_embeds"])
+            metrics.update(
+                outputs.scores,
+                batch["labels"],
+                outputs.anomaly_maps,
+                batch["mask_labels"],
+                [data.categories[position] for position in positions],
+                batch["mask_label_valid"],
+            )
+    return metrics.compute()["mean"]
+
+
+def local_contrast(data: Cached, size: int) -> dict[str, float]:
+    """The trivial detector: how far a pixel is from the mean around it, smoothed; the image by its largest value."""
+    metrics = AnomalyMetrics()
+    for position in range(data.count):
+        image = load_image(data.dataset[position]["image"]).convert("L").resize((size, size))
+        grey = np.asarray(image, dtype=np.float32) / 255
+        contrast = ndimage.gaussian_filter(abs(grey - ndimage.uniform_filter(grey, size // 6)), 4)
+        batch = data.batch([position])
+        metrics.update(
+            contrast.max(keepdims=True)[0], batch["labels"], contrast[None], batch["mask_labels"],
+            [data.categories[position]], batch["mask_label_valid"],
+        )  # fmt: skip
+    return metrics.compute()["mean"]
+
+
+def generated_set(folder: Path, categories: tuple[str, ...], normal: int, anomalous: int, seed: int):
+    root = folder / f"generated-{'-'.join(categories)}-{seed}"
+    if not root.exists():
+        write_dataset(root, categories, num_normal=normal, num_anomalous=anomalous, size=256, seed=seed)
+    return load_folder(root)
+
+
+# What is chosen: on sets other than the one that is reported.
+GENERATED_TRAIN = ("stripes", "grains", "weave", "waves", "materials", "objects", "prints")
+GENERATED_HELD_OUT = ("brushed", "dots")
+CANDIDATES = [
+    {"variant": variant, "image_size": 320, "rates": rates}
+    for variant in ("release", "paper")
+    for rates in ((1e-3, 1e-5), (1e-3, 1e-3))
+] + [{"variant": "release", "image_size": 224, "rates": (1e-3, 1e-3)}]
+EPOCHS = (1, 2, 4, 8)
+PER_SET = 120
+FIGURES = ("image_auroc", "image_f1", "pixel_auroc", "pixel_aupro", "pixel_f1")
+
+
+class Study:
+    """Towers, data sets and their embeddings."""
+
+    def __init__(self, options: argparse.Namespace):
+        self.folder = Path(options.output)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.tower = CLIPModel.from_pretrained(options.tower)
+        self.teacher = None if options.teacher is None else CLIPModel.from_pretrained(options.teacher)
+        self.real = {Path(root).name: load_folder(root) for root in options.data or []}
+        self.generated = generated_set(self.folder, GENERATED_TRAIN, 12, 8, 0)
+        self.held_out = generated_set(self.folder, GENERATED_HELD_OUT, 12, 8, 1)
+
+    def model(self, tower: str, candidate: dict, seed: int) -> ViP2ClipForAnomalyDetection:
+        set_seed(seed)
+        clip, blocks = (self.tower, STUDENT_BLOCKS) if tower == "tower" else (self.teacher, TEACHER_BLOCKS)
+        size = candidate["image_size"]
+        top_k = max(1, round(15 * (size / 320) ** 2))
+        # The paper's smoothing of eight pixels at 518: the same share of the image.
+        options = {"variant": candidate["variant"], "top_k": top_k, "smoothing_sigma": 8.0 * size / 518}
+        return wrap(clip, blocks, size, **options)
+
+    def data(self, tower: str, candidate: dict) -> dict[str, Cached]:
+        model = self.model(tower, candidate, 0)
+        sets = {**self.real, "generated": self.generated, "held-out generated": self.held_out}
+        return {name: Cached(model, dataset, self.folder / "cache", name) for name, dataset in sets.items()}
+
+    def remembered(self, name: str, compute):
+        """The result of a step of the study, computed once."""
+        path = self.folder / f"{name}.json"
+        if not path.exists():
+            write_atomically(path, json.dumps(compute(), indent=1) + "\n")
+        return json.loads(path.read_text(encoding="utf-8"))
+
+
+def label_of(candidate: dict) -> str:
+    slow, fast = candidate["rates"][1], candidate["rates"][0]
+    return f"{candidate['variant']}, {candidate['image_size']} px, rates {fast:g} and {slow:g}"
+
+
+def thinned(data: Cached, most: int = 160) -> Cached:
+    """Every n-th image of a large set, for choosing."""
+    if data.count <= most:
+        return data
+    step = -(-data.count // most)
+    thin = object.__new__(Cached)
+    thin.__dict__.update(data.__dict__)
+    positions = list(range(0, data.count, step))
+    thin.count, thin.categories = len(positions), [data.categories[p] for p in positions]
+    thin.batch = lambda chosen: data.collator([data.cache.row(positions[int(p)]) for p in chosen])
+    return thin
+
+
+def search(study: Study) -> dict[str, dict]:
+    """For every candidate and pair of real sets: trained on generated pictures and the first, tried on the second."""
+    found = {}
+    for number, candidate in enumerate(CANDIDATES):
+
+        def pairs(candidate=candidate):
+            data, results = study.data("tower", candidate), {}
+            for trained in study.real:
+                model = study.model("tower", candidate, 111)
+                sets = [data["generated"], data[trained]]
+                for epoch in train_adapters(model, sets, PER_SET, max(EPOCHS), candidate["rates"], 111):
+                    if epoch in EPOCHS:
+                        for tried in study.real:
+                            if tried != trained:
+                                figures = evaluate_cached(model, thinned(data[tried]))
+                                key = f"{trained} -> {tried}, {epoch}"
+                                results[key] = {name: figures[name] for name in FIGURES}
+                                print(
+                                    label_of(candidate),
+                                    key,
+                                    {n: round(v, 3) for n, v in results[key].items()},
+                                    flush=True,
+                                )
+            return results
+
+        found[number] = study.remembered(f"search-{number}", pairs)
+    return found
+
+
+def choose(study: Study, found: dict[str, dict], held_out: str) -> tuple[dict, int, float]:
+    """The candidate and epochs that are best without a look at one set: mean of image and pixel AUROC and AUPRO over
+    the pairs of the others."""
+    scores = {}
+    for number, results in found.items():
+        for epoch in EPOCHS:
+            values = [
+                (figures["image_auroc"] + figures["pixel_auroc"] + figures["pixel_aupro"]) / 3
+                for key, figures in results.items()
+                if key.endswith(f", {epoch}") and held_out not in key
+            ]
+            scores[number, epoch] = float(np.mean(values))
+    number, epoch = max(scores, key=scores.get)
+    return CANDIDATES[number], epoch, scores[number, epoch]
+
+
+def evaluate_study(options: argparse.Namespace):
+    """Leave one real set out: chosen on the others, trained on the others and generated pictures, three seeds."""
+    study = Study(options)
+    found = search(study)
+    table = {}
+    for held_out in study.real:
+        candidate, epochs, _ = choose(study, found, held_out)
+
+        def figures(held_out=held_out, candidate=candidate, epochs=epochs):
+            results = {"chosen": f"{label_of(candidate)}, {epochs} epochs"}
+            for tower in ("tower", "teacher") if study.teacher is not None else ("tower",):
+                data = study.data(tower, candidate)
+                sets = [data["generated"], *(data[name] for name in study.real if name != held_out)]
+                for what in (held_out, "held-out generated"):
+                    results[f"{tower}, untrained, {what}"] = [
+                        evaluate_cached(study.model(tower, candidate, seed).eval(), data[what]) for seed in SEEDS
+                    ]
+                    results[f"{tower}, {what}"] = []
+                for seed in SEEDS:
+                    model = study.model(tower, candidate, seed)
+                    for _ in train_adapters(model, sets, PER_SET, epochs, candidate["rates"], seed):
+                        pass
+                    for what in (held_out, "held-out generated"):
+                        results[f"{tower}, {what}"].append(evaluate_cached(model, data[what]))
+                if tower == "tower":
+                    for what in (held_out, "held-out generated"):
+                        results[f"local contrast, {what}"] = [local_contrast(data[what], candidate["image_size"])]
+            return results
+
+        table[held_out] = study.remembered(f"held-out-{held_out}", figures)
+    for held_out, results in table.items():
+        print(f"{held_out}: {results['chosen']}")
+        for what, seeds in results.items():
+            if what != "chosen":
+                means = {name: np.mean([one[name] for one in seeds]) for name in FIGURES}
+                print(f"  {what:40s} " + " ".join(f"{name} {value:.3f}" for name, value in means.items()))
+
+
+def build_adapters(options: argparse.Namespace):
+    """The checkpoint: adapters on generated pictures and all real sets, with what the study has chosen."""
+    study = Study(options)
+    candidate = {"variant": options.variant, "image_size": options.image_size, "rates": tuple(options.rates)}
+    data = study.data("tower", candidate)
+    model = study.model("tower", candidate, options.seed)
+    sets = [data["generated"], *(data[name] for name in study.real)]
+    for _ in train_adapters(model, sets, PER_SET, options.epochs, candidate["rates"], options.seed):
+        pass
+    trained_on = [("generated pictures", study.generated), *study.real.items()]
+    model.config.training_sets = [describe_training_set(dataset, name) for name, dataset in trained_on]
+    target = Path(options.checkpoint)
+    target.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(target)
+    ViP2ClipImageProcessor(size=candidate["image_size"]).save_pretrained(target)
+    print(f"Checkpoint in {target}: {(target / 'model.safetensors').stat().st_size / 1e6:.1f} MB")
+
+
+SEEDS = (111, 112, 113)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -201,6 +455,23 @@ def main():
     tower.add_argument("--bf16", action="store_true", help="faster on processors with bfloat16 instructions")
     tower.add_argument("--seed", type=int, default=0)
     tower.set_defaults(run=build_tower)
+    for name, run, text in (
+        ("evaluate", evaluate_study, "choose on some sets, report on another"),
+        ("adapters", build_adapters, "train what is shipped"),
+    ):
+        command = commands.add_parser(name, help=text)
+        command.add_argument("--tower", required=True, help="what the command tower has written")
+        command.add_argument("--teacher", help="to compare with")
+        command.add_argument("--data", nargs="*", help="real data sets with masks")
+        command.add_argument("--output", required=True, help="folder of the study: embeddings, figures")
+        if name == "adapters":
+            command.add_argument("--checkpoint", required=True, help="folder to write")
+            command.add_argument("--variant", default="release")
+            command.add_argument("--image_size", type=int, default=320)
+            command.add_argument("--rates", type=float, nargs=2, default=[1e-3, 1e-3])
+            command.add_argument("--epochs", type=int, default=2)
+            command.add_argument("--seed", type=int, default=111)
+        command.set_defaults(run=run)
     options = parser.parse_args()
     options.run(options)
 

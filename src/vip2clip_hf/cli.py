@@ -170,6 +170,84 @@ def data(
 
 
 @app.command()
+def predict(
+    source: Annotated[Path, typer.Argument(metavar="IMAGE_OR_FOLDER", help="A photo, or a folder of photos.")],
+    model: Annotated[
+        str | None, typer.Option(help="Checkpoint: folder or Hub id (default: the small one of the package).")
+    ] = None,
+    heatmap: Annotated[
+        Path | None,
+        typer.Option(metavar="OUT", help="Draw the map over the photo: a PNG file, or a folder for several photos."),
+    ] = None,
+    threshold: Annotated[
+        float | None, typer.Option(help="Above this a photo is anomalous (default: that of the checkpoint).")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Where to run (default: an accelerator where there is one).")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
+):
+    """Score photos, and draw where the defects are.
+
+    Exit codes: 0 all is well, 1 nothing could be done, 3 some photos could not be read.
+
+    Examples:
+
+    vip2clip predict photo.jpg --heatmap heatmap.png
+
+    vip2clip predict photos --model org/vip2clip --heatmap heatmaps --json
+    """
+    from tqdm.auto import tqdm
+
+    from .bundled import bundled_checkpoint
+    from .image_processing_vip2clip import list_images
+    from .pipeline_anomaly_detection import AnomalyDetectionPipeline
+
+    if not source.exists():
+        raise OSError(f"{str(source)!r} not found; expected a photo or a folder of photos.")
+    several = source.is_dir()
+    photos = [Path(path) for path in list_images(source)] if several else [source]
+    if heatmap is not None and several and heatmap.is_file():
+        raise OSError(f"{str(heatmap)!r} is a file; expected a folder for the heatmaps of several photos.")
+    if heatmap is not None and not several and heatmap.is_dir():
+        raise OSError(f"{str(heatmap)!r} is a folder; expected a file for the heatmap of one photo.")
+    if model is None:
+        typer.echo(
+            "Using the small checkpoint of the package, made to try things out. For real work name one on CLIP "
+            "ViT-L/14 with --model: convert the authors' or train your own, see docs/quickstart.md.",
+            err=True,
+        )
+        model = str(bundled_checkpoint())
+    options = {} if threshold is None else {"threshold": (threshold, threshold)}
+    detector = AnomalyDetectionPipeline.from_pretrained(model, device=device, **options)
+    results = []
+    for photo in tqdm(photos, disable=not (several and sys.stderr.isatty())):
+        entry = {"image": str(photo)}
+        try:
+            found = detector(str(photo), heatmap=heatmap is not None)
+        except OSError as error:
+            if not several:
+                raise
+            results.append({**entry, "error": str(error)})
+            continue
+        entry.update(score=found["score"], label=found["label"], anomalous_pixels=int(found["mask"].sum()))
+        if heatmap is not None:
+            target = heatmap / f"{photo.name}.png" if several else heatmap
+            target.parent.mkdir(parents=True, exist_ok=True)
+            found["heatmap"].save(target, format="PNG")
+            entry["heatmap"] = str(target)
+        results.append(entry)
+    if as_json:
+        typer.echo(json.dumps(results if several else results[0], indent=2, ensure_ascii=False))
+    else:
+        for entry in results:
+            text = entry.get("error") or f"{entry['score']:.3f} {entry['label']}"
+            typer.echo(f"{entry['image']}: {text}")
+    if any("error" in entry for entry in results):
+        raise typer.Exit(3)
+
+
+@app.command()
 def evaluate(
     sets: Annotated[
         list[str],
