@@ -179,7 +179,8 @@ class FeatureCache:
                 rows = TrainingRows(dataset, augmentation)
                 collator = ViP2ClipCollator(image_processor, mask_threshold=mask_threshold)
                 cache._compute(model, rows, collator, missing, batch_size, num_workers, autocast, progress)
-            if any(from_all(cache._open()["done"].min() == 0)):
+            from_all(None)  # all have written their rows before any looks
+            if any(from_all(bool(cache._open()["done"].min() == 0))):
                 raise OSError(f"Rows of the feature cache are missing. {shared}")
         finally:
             if first:
