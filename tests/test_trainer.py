@@ -348,6 +348,10 @@ def test_another_model_is_not_gone_on_with(build, clip, image_processor, tmp_pat
     change_weights(trainer.model.clip)
     with pytest.raises(ValueError, match="trained on another CLIP backbone"):
         trainer.train(resume_from_checkpoint=checkpoint)
+    other = build()
+    other.model.config.image_score = "mean_logits"
+    with pytest.raises(ValueError, match="with image_score 'pooled_features', this model has 'mean_logits'"):
+        other.train(resume_from_checkpoint=checkpoint)
     weights = load_file(Path(checkpoint, "model.safetensors"))
     weights["prompt_learner.normal_context"] = weights["prompt_learner.normal_context"][:3].clone()
     save_file(weights, Path(checkpoint, "model.safetensors"), metadata={"format": "pt"})

@@ -275,6 +275,13 @@ def generated_set(folder: Path, categories: tuple[str, ...], normal: int, anomal
 # What is chosen: on sets other than the one that is reported.
 GENERATED_TRAIN = ("stripes", "grains", "weave", "waves", "materials", "objects", "prints")
 GENERATED_HELD_OUT = ("brushed", "dots")
+# Photos shown as examples, of hazelnut_toy: nothing is trained on them.
+EXAMPLES = (
+    "hazelnut/test/colour/02.jpg",
+    "hazelnut/test/colour/14.jpg",
+    "hazelnut/test/good/23.jpg",
+    "hazelnut/test/good/13.jpg",
+)
 CANDIDATES = [
     {"variant": variant, "image_size": 320, "rates": rates}
     for variant in ("release", "paper")
@@ -293,7 +300,11 @@ class Study:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.tower = CLIPModel.from_pretrained(options.tower)
         self.teacher = None if options.teacher is None else CLIPModel.from_pretrained(options.teacher)
-        self.real = {Path(root).name: load_folder(root) for root in options.data or []}
+        self.real = {}
+        for root in options.data or []:
+            dataset = load_folder(root)
+            kept = [n for n, name in enumerate(dataset["image_id"]) if not name.endswith(tuple(options.hold_out))]
+            self.real[Path(root).name] = dataset.select(kept)
         self.generated = generated_set(self.folder, GENERATED_TRAIN, 12, 8, 0)
         self.held_out = generated_set(self.folder, GENERATED_HELD_OUT, 12, 8, 1)
 
@@ -464,6 +475,7 @@ def main():
         command.add_argument("--teacher", help="to compare with")
         command.add_argument("--data", nargs="*", help="real data sets with masks")
         command.add_argument("--output", required=True, help="folder of the study: embeddings, figures")
+        command.add_argument("--hold_out", nargs="*", default=list(EXAMPLES), help="ends of image ids to leave out")
         if name == "adapters":
             command.add_argument("--checkpoint", required=True, help="folder to write")
             command.add_argument("--variant", default="release")

@@ -1,6 +1,7 @@
 """Training of the adapters on transformers' Trainer."""
 
 import difflib
+import inspect
 import math
 import os
 import shutil
@@ -38,6 +39,11 @@ logger = logging.get_logger(__name__)
 PERCEPTION_SHARE = 0.01
 STATE_FILE = "trainer_state.json"
 OPTIMIZER_FILE = "optimizer.pt"
+# Of the configuration: what may differ between a model and the checkpoint it goes on from.
+_FREE_FIELDS = {
+    "adapters_only", "backbone_checksum", "backbone_dtype", "backbone_id", "backbone_revision", "clip_config",
+    "image_threshold", "pixel_threshold", "training_sets",
+}  # fmt: skip
 LOSS_PARTS = ("image", "focal", "dice_anomalous", "dice_normal")
 
 
@@ -443,6 +449,17 @@ class ViP2ClipTrainer(Trainer):
             self._checksum = backbone_checksum(model.clip.state_dict(), model.clip.dtype)
         if config.backbone_checksum not in (None, self._checksum):
             raise ValueError(f"{folder} was trained on another CLIP backbone than this one; use the same --clip.")
+        changed = [
+            name
+            for name in inspect.get_annotations(ViP2ClipConfig)
+            if name not in _FREE_FIELDS and getattr(config, name) != getattr(model.config, name)
+        ]
+        if changed:
+            name = changed[0]
+            raise ValueError(
+                f"{folder} was trained with {name} {getattr(config, name)!r}, this model has "
+                f"{getattr(model.config, name)!r}; go on with the settings it was begun with."
+            )
         weights = load_file(Path(folder, WEIGHTS_NAME))
         weights = {name: tensor for name, tensor in weights.items() if not name.startswith("clip.")}
         expected = model.adapter_state_dict()
