@@ -28,7 +28,7 @@ from vip2clip_hf import ViP2ClipForAnomalyDetection, ViP2ClipImageProcessor
 from vip2clip_hf.data import ViP2ClipCollator, describe_training_set, load_folder
 from vip2clip_hf.data.feature_cache import FeatureCache
 from vip2clip_hf.data.synthetic import ALL, DEFECTS, generate_image, write_dataset
-from vip2clip_hf.files import write_atomically
+from vip2clip_hf.files import new_folder, write_atomically
 from vip2clip_hf.image_processing_vip2clip import IMAGE_EXTENSIONS, load_image
 from vip2clip_hf.metrics import AnomalyMetrics
 
@@ -283,11 +283,15 @@ EXAMPLES = (
     "hazelnut/test/good/13.jpg",
 )
 CANDIDATES = [
-    {"variant": variant, "image_size": 320, "rates": rates}
-    for variant in ("release", "paper")
-    for rates in ((1e-3, 1e-5), (1e-3, 1e-3))
-] + [{"variant": "release", "image_size": 224, "rates": (1e-3, 1e-3)}]
-EPOCHS = (1, 2, 4, 8)
+    {"variant": variant, "image_size": size, "rates": rates}
+    for variant, size, rates in (
+        ("release", 320, (1e-3, 1e-3)),
+        ("paper", 320, (1e-3, 1e-3)),
+        ("release", 320, (1e-3, 1e-5)),
+        ("release", 224, (1e-3, 1e-3)),
+    )
+]
+EPOCHS = (1, 2, 4)
 PER_SET = 120
 FIGURES = ("image_auroc", "image_f1", "pixel_auroc", "pixel_aupro", "pixel_f1")
 
@@ -365,12 +369,8 @@ def search(study: Study) -> dict[str, dict]:
                                 figures = evaluate_cached(model, thinned(data[tried]))
                                 key = f"{trained} -> {tried}, {epoch}"
                                 results[key] = {name: figures[name] for name in FIGURES}
-                                print(
-                                    label_of(candidate),
-                                    key,
-                                    {n: round(v, 3) for n, v in results[key].items()},
-                                    flush=True,
-                                )
+                                shown = " ".join(f"{name} {figures[name]:.3f}" for name in FIGURES)
+                                print(f"{label_of(candidate)}: {key}: {shown}", flush=True)
             return results
 
         found[number] = study.remembered(f"search-{number}", pairs)
@@ -431,6 +431,58 @@ def evaluate_study(options: argparse.Namespace):
                 print(f"  {what:40s} " + " ".join(f"{name} {value:.3f}" for name, value in means.items()))
 
 
+def figures_table(study: Study) -> str:
+    """The study as a Markdown table: mean of the seeds, in percent."""
+    headers = ("held out", "detector", "image AUROC", "image F1", "pixel AUROC", "AUPRO", "pixel F1")
+    lines = [f"| {' | '.join(headers)} |", "|---|---|---|---|---|---|---|"]
+    names = {
+        "tower, {}": "**this tower, trained adapters**", "teacher, {}": "the same on the teacher",
+        "tower, untrained, {}": "this tower, untrained adapters", "local contrast, {}": "local contrast",
+    }  # fmt: skip
+    for held_out in study.real:
+        path = study.folder / f"held-out-{held_out}.json"
+        results = json.loads(path.read_text(encoding="utf-8"))
+        for what in (held_out, "held-out generated"):
+            title = what if what == held_out else f"{', '.join(GENERATED_HELD_OUT)} (generated; without {held_out})"
+            for key, name in names.items():
+                seeds = results.get(key.format(what))
+                if seeds:
+                    values = [f"{100 * np.mean([one[figure] for one in seeds]):.1f}" for figure in FIGURES]
+                    lines.append(f"| {title} | {name} | {' | '.join(values)} |")
+    return "\n".join(lines)
+
+
+def choices(study: Study) -> str:
+    """What was chosen for every set held out."""
+    lines = []
+    for held_out in study.real:
+        results = json.loads((study.folder / f"held-out-{held_out}.json").read_text(encoding="utf-8"))
+        lines.append(f"- {held_out} held out: {results['chosen']}")
+    return "\n".join(lines)
+
+
+# Its text on teacher, data and licences is that of the checkpoint in the package: change it for another.
+CARD = Path(__file__).with_name("vip2clip_tiny_card.md")
+
+
+def set_thresholds(model, sets: list[Cached]):
+    """Thresholds of the best F1 on what the adapters were trained on, the sets with equal weight."""
+    metrics = AnomalyMetrics()
+    with torch.inference_mode():
+        for data in map(thinned, sets):
+            for start in range(0, data.count, 16):
+                batch = data.batch(range(start, min(start + 16, data.count)))
+                outputs = model(image_embeds=batch["image_embeds"], patch_embeds=batch["patch_embeds"])
+                metrics.update(
+                    outputs.scores, batch["labels"], outputs.anomaly_maps, batch["mask_labels"],
+                    has_mask=batch["mask_label_valid"],
+                )  # fmt: skip
+    found = metrics.compute()["categories"]["all"]
+    # Positive is what is greater than the threshold, in the metrics what is greater or equal.
+    model.config.image_threshold = round(float(found["image_f1_threshold"]) - 1e-4, 4)
+    model.config.pixel_threshold = round(float(found["pixel_f1_threshold"]) - 1e-4, 4)
+
+
 def build_adapters(options: argparse.Namespace):
     """The checkpoint: adapters on generated pictures and all real sets, with what the study has chosen."""
     study = Study(options)
@@ -440,13 +492,26 @@ def build_adapters(options: argparse.Namespace):
     sets = [data["generated"], *(data[name] for name in study.real)]
     for _ in train_adapters(model, sets, PER_SET, options.epochs, candidate["rates"], options.seed):
         pass
+    set_thresholds(model, sets)
     trained_on = [("generated pictures", study.generated), *study.real.items()]
     model.config.training_sets = [describe_training_set(dataset, name) for name, dataset in trained_on]
-    target = Path(options.checkpoint)
-    target.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(target)
-    ViP2ClipImageProcessor(size=candidate["image_size"]).save_pretrained(target)
-    print(f"Checkpoint in {target}: {(target / 'model.safetensors').stat().st_size / 1e6:.1f} MB")
+    log = json.loads(Path(options.tower, "log.json").read_text(encoding="utf-8"))
+    layers = ", ".join(map(str, STUDENT_BLOCKS))
+    what = f"{label_of(candidate)}, feature layers {layers}, {options.epochs} epochs, seed {options.seed}."
+    described = [
+        f"- {entry['name']}: {entry['num_images']} images, {entry['num_anomalous_images']} of them anomalous"
+        for entry in model.config.training_sets
+    ]
+    card = CARD.read_text(encoding="utf-8").format(
+        what=f"Adapters: {what}", crops=options.crops, steps=log[-1]["step"], cosine=log[-1]["cosine_held_out"],
+        data="\n".join(described), table=figures_table(study), chosen=choices(study), size=candidate["image_size"],
+    )  # fmt: skip
+    with new_folder(options.checkpoint) as target:
+        model.save_pretrained(target)
+        ViP2ClipImageProcessor(size=candidate["image_size"]).save_pretrained(target)
+        (target / "README.md").write_text(card, encoding="utf-8")
+    size = Path(options.checkpoint, "model.safetensors").stat().st_size
+    print(f"Checkpoint in {options.checkpoint}: {size / 1e6:.1f} MB")
 
 
 SEEDS = (111, 112, 113)
@@ -483,6 +548,7 @@ def main():
             command.add_argument("--rates", type=float, nargs=2, default=[1e-3, 1e-3])
             command.add_argument("--epochs", type=int, default=2)
             command.add_argument("--seed", type=int, default=111)
+            command.add_argument("--crops", type=int, default=6000, help="as given to tower, for the card")
         command.set_defaults(run=run)
     options = parser.parse_args()
     options.run(options)
