@@ -22,7 +22,7 @@ from vip2clip_hf.evaluation.evaluator import evaluate_model
 EXAMPLES = Path(__file__).parents[1] / "training" / "examples"
 # Of the shipped checkpoint on the set below, as it was built. A change of training or scoring that moves them is a
 # change of quality: build and measure anew.
-RECORDED = {"image_auroc": 0.0, "pixel_auroc": 0.0}
+RECORDED = {"image_auroc": 0.9245, "pixel_auroc": 0.9348}
 
 
 def test_folder():

@@ -28,7 +28,7 @@ from vip2clip_hf import ViP2ClipForAnomalyDetection, ViP2ClipImageProcessor
 from vip2clip_hf.data import ViP2ClipCollator, describe_training_set, load_folder
 from vip2clip_hf.data.feature_cache import FeatureCache
 from vip2clip_hf.data.synthetic import ALL, DEFECTS, generate_image, write_dataset
-from vip2clip_hf.files import new_folder, write_atomically
+from vip2clip_hf.files import new_folder, umask, write_atomically
 from vip2clip_hf.image_processing_vip2clip import IMAGE_EXTENSIONS, load_image
 from vip2clip_hf.metrics import AnomalyMetrics
 
@@ -504,12 +504,14 @@ def build_adapters(options: argparse.Namespace):
     ]
     card = CARD.read_text(encoding="utf-8").format(
         what=f"Adapters: {what}", crops=options.crops, steps=log[-1]["step"], cosine=log[-1]["cosine_held_out"],
-        data="\n".join(described), table=figures_table(study), chosen=choices(study), size=candidate["image_size"],
+        data="\n".join(described), table=figures_table(study), chosen=choices(study),
     )  # fmt: skip
     with new_folder(options.checkpoint) as target:
         model.save_pretrained(target)
         ViP2ClipImageProcessor(size=candidate["image_size"]).save_pretrained(target)
         (target / "README.md").write_text(card, encoding="utf-8")
+        for path in target.iterdir():  # some writers make files that only their owner can read
+            path.chmod(0o666 & ~umask())
     size = Path(options.checkpoint, "model.safetensors").stat().st_size
     print(f"Checkpoint in {options.checkpoint}: {size / 1e6:.1f} MB")
 
