@@ -106,7 +106,12 @@ def teacher_features(teacher, crops: np.ndarray, processor, batch_size: int = 64
     images, patches = [], []
     with torch.inference_mode():
         for start in tqdm(range(0, len(crops), batch_size), desc="asking the teacher"):
-            found = teacher.get_vision_features(pixel_values(crops[start : start + batch_size], processor))
+            pixels = pixel_values(crops[start : start + batch_size], processor)
+            # At the size at which its grid of patches is the student's, whatever its patch size.
+            side = teacher.config.image_size
+            if side != CROP:
+                pixels = F.interpolate(pixels, (side, side), mode="bicubic", antialias=True)
+            found = teacher.get_vision_features(pixels)
             images.append(found[0].half())
             patches.append(found[1].half())
     return torch.cat(images).clone(), torch.cat(patches).clone()
@@ -119,8 +124,9 @@ def build_tower(options: argparse.Namespace):
     processor = ViP2ClipImageProcessor(size=CROP)
     teacher_clip = CLIPModel.from_pretrained(options.teacher)
     depth = teacher_clip.config.vision_config.num_hidden_layers
-    blocks = tuple(max(1, round(block * depth / 12)) for block in TEACHER_BLOCKS)
-    teacher = wrap(teacher_clip, blocks).eval()
+    blocks = tuple(-(-block * depth // 12) for block in TEACHER_BLOCKS)
+    side = CROP // PATCH * teacher_clip.config.vision_config.patch_size
+    teacher = wrap(teacher_clip, blocks, side).eval()
     set_seed(options.seed)
     config = student_config()
     if teacher_clip.config.projection_dim != config.projection_dim:
