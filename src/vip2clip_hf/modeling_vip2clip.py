@@ -453,7 +453,8 @@ class ViP2ClipForAnomalyDetection(ViP2ClipPreTrainedModel):
         text = self.clip.text_model
         hidden = text.embeddings(inputs_embeds=prompts.flatten(0, 1))  # (B * 2, T, C)
         # sdpa gets no mask and goes by is_causal, eager goes by the mask: both are needed.
-        mask = create_causal_mask(config=text.config, inputs_embeds=hidden, attention_mask=None, past_key_values=None)
+        # By position: the last argument, for the cache, has one name up to transformers 5.23 and another from 5.24 on.
+        mask = create_causal_mask(text.config, hidden, None, None)
         for block in text.encoder.layers:
             run = partial(block, attention_mask=mask, is_causal=True)
             # The library's layers checkpoint themselves in training mode only, and CLIP never is.
