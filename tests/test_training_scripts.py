@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -254,9 +255,8 @@ def test_launch_from_the_command_line(roots, tmp_path):
 @pytest.mark.slow
 def test_demo(tmp_path):
     out = program(TRAINING / "demo.py", "--output", tmp_path / "demo", cwd=tmp_path)
-    changes = [
-        [float(part.split()[-2]) for part in line.split(",")] for line in out.splitlines() if "after fine" in line
-    ]
+    lines = [line for line in out.splitlines() if "after fine-tuning" in line]
+    changes = [[float(value) for value in re.findall(r"\d\.\d{3}", line)] for line in lines]
     assert len(changes) == 3
     # Fine-tuning helps where it was trained for.
     assert sum(after for _, after in changes) > sum(before for before, _ in changes)
