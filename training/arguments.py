@@ -58,21 +58,28 @@ def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, ViP
     """
     types = (ModelArguments, DataArguments, ViP2ClipTrainingArguments)
     parser = HfArgumentParser(types)
+    known = [f.name for t in types for f in fields(t) if f.init]
     if argv and not argv[0].startswith("-"):
         path, argv = Path(argv[0]), argv[1:]
         config = _read(path)
-        known = [f.name for t in types for f in fields(t) if f.init]
         given = []
         for name, value in config.items():
             if name not in known:
-                nearest = difflib.get_close_matches(str(name), known, n=1)
-                hint = f"; did you mean {nearest[0]!r}?" if nearest else "; see --help for those there are."
-                raise ValueError(f"{path} has the unknown key {name!r}{hint}")
+                raise ValueError(f"{path} has the unknown key {name!r}{_hint(str(name), known)}")
             if value is not None:
                 values = value if isinstance(value, list) else [value]
                 given += [f"--{name}", *(v if isinstance(v, str) else json.dumps(v) for v in values)]
         argv = given + argv  # the parser checks both alike, and takes the last
-    return parser.parse_args_into_dataclasses(args=argv)
+    *parsed, left = parser.parse_args_into_dataclasses(args=argv, return_remaining_strings=True)
+    if left:
+        name = left[0].lstrip("-")
+        raise ValueError(f"Unknown argument {left[0]!r}{_hint(name, known)}")
+    return tuple(parsed)
+
+
+def _hint(name: str, known: list[str]) -> str:
+    nearest = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {nearest[0]!r}?" if nearest else "; see --help for those there are."
 
 
 def _read(path: Path) -> dict:

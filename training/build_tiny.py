@@ -10,6 +10,7 @@ real ones. docs/tiny.md has the choices and the figures.
 """
 
 import argparse
+import copy
 import json
 import math
 import sys
@@ -25,12 +26,14 @@ from tqdm.auto import tqdm
 from transformers import CLIPConfig, CLIPModel, set_seed
 
 from vip2clip_hf import ViP2ClipForAnomalyDetection, ViP2ClipImageProcessor
+from vip2clip_hf.backbone_vip2clip import backbone_checksum, load_clip
 from vip2clip_hf.data import ViP2ClipCollator, describe_training_set, load_folder
 from vip2clip_hf.data.feature_cache import FeatureCache
 from vip2clip_hf.data.synthetic import ALL, DEFECTS, generate_image, write_dataset
 from vip2clip_hf.files import new_folder, umask, write_atomically
 from vip2clip_hf.image_processing_vip2clip import IMAGE_EXTENSIONS, load_image
 from vip2clip_hf.metrics import AnomalyMetrics
+from vip2clip_hf.trainer import parameter_groups
 
 
 # Crops the tower is taught on, and the grid of patches they have.
@@ -122,7 +125,7 @@ def build_tower(options: argparse.Namespace):
     state_file, log_file = output / "state.pt", output / "log.json"
     output.mkdir(parents=True, exist_ok=True)
     processor = ViP2ClipImageProcessor(size=CROP)
-    teacher_clip = CLIPModel.from_pretrained(options.teacher)
+    teacher_clip, _ = load_clip(options.teacher)
     depth = teacher_clip.config.vision_config.num_hidden_layers
     blocks = tuple(-(-block * depth // 12) for block in TEACHER_BLOCKS)
     side = CROP // PATCH * teacher_clip.config.vision_config.patch_size
@@ -206,12 +209,24 @@ class Cached:
     def __init__(self, model, dataset, folder: Path, name: str):
         processor = ViP2ClipImageProcessor(size=model.config.image_size)
         self.cache = FeatureCache.build(model.eval(), processor, dataset, folder, batch_size=16)
-        self.name, self.categories, self.count = name, dataset["category"], len(dataset)
-        self.dataset = dataset
-        self.collator = ViP2ClipCollator(processor)
+        self.name, self.dataset, self.collator = name, dataset, ViP2ClipCollator(processor)
+        self.categories, self.rows = dataset["category"], list(range(len(dataset)))
+
+    @property
+    def count(self) -> int:
+        return len(self.rows)
+
+    def thinned(self, most: int = 160) -> "Cached":
+        """Every n-th image of a large set, for choosing."""
+        thin, step = copy.copy(self), max(1, -(-self.count // most))
+        thin.rows, thin.categories = self.rows[::step], self.categories[::step]
+        return thin
+
+    def row(self, position: int) -> dict:
+        return self.cache.row(self.rows[position])
 
     def batch(self, positions) -> dict[str, torch.Tensor]:
-        return self.collator([self.cache.row(int(position)) for position in positions])
+        return self.collator([self.row(position) for position in positions])
 
 
 def train_adapters(model, sets: list[Cached], per_set: int, epochs: int, rates: tuple[float, float], seed: int):
@@ -219,16 +234,14 @@ def train_adapters(model, sets: list[Cached], per_set: int, epochs: int, rates: 
     Adapters on several sets: `per_set` images of each an epoch (all, where there are fewer), batches of 8. A generator
     that yields after every epoch.
     """
-    perception = list(model.fine_grained_perception.parameters())
-    others = [*model.prompt_learner.parameters(), *model.image_conditioned_adapter.parameters()]
-    optimizer = torch.optim.Adam([{"params": others, "lr": rates[0]}, {"params": perception, "lr": rates[1]}])
+    optimizer = torch.optim.Adam(parameter_groups(model, *rates))
     for epoch in range(epochs):
         rng = np.random.default_rng([seed, epoch])
         chosen = [(one, position) for one in sets for position in rng.permutation(one.count)[:per_set]]
         rng.shuffle(chosen)
         model.train()
         for start in range(0, len(chosen), 8):
-            rows = [one.cache.row(int(position)) for one, position in chosen[start : start + 8]]
+            rows = [one.row(int(position)) for one, position in chosen[start : start + 8]]
             loss = model(**sets[0].collator(rows)).loss
             optimizer.zero_grad()
             loss.backward()
@@ -299,6 +312,7 @@ CANDIDATES = [
 ]
 EPOCHS = (1, 2, 4)
 PER_SET = 120
+SEEDS = (111, 112, 113)
 FIGURES = ("image_auroc", "image_f1", "pixel_auroc", "pixel_aupro", "pixel_f1")
 
 
@@ -308,8 +322,8 @@ class Study:
     def __init__(self, options: argparse.Namespace):
         self.folder = Path(options.output)
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.tower = CLIPModel.from_pretrained(options.tower)
-        self.teacher = None if options.teacher is None else CLIPModel.from_pretrained(options.teacher)
+        self.tower, _ = load_clip(options.tower)
+        self.teacher = None if options.teacher is None else load_clip(options.teacher)[0]
         self.real = {}
         for root in options.data or []:
             dataset = load_folder(root)
@@ -317,6 +331,14 @@ class Study:
             self.real[Path(root).name] = dataset.select(kept)
         self.generated = generated_set(self.folder, GENERATED_TRAIN, 12, 8, 0)
         self.held_out = generated_set(self.folder, GENERATED_HELD_OUT, 12, 8, 1)
+        made_from = {
+            "tower": backbone_checksum(self.tower.state_dict(), torch.float32),
+            "data": {name: len(dataset) for name, dataset in self.real.items()},
+            "choices": [CANDIDATES, EPOCHS, PER_SET, SEEDS, GENERATED_TRAIN, GENERATED_HELD_OUT],
+        }
+        made_from = json.loads(json.dumps(made_from))
+        if self.remembered("study", lambda: made_from) != made_from:
+            raise ValueError(f"{str(self.folder)!r} holds another study; choose another --output.")
 
     def model(self, tower: str, candidate: dict, seed: int) -> ViP2ClipForAnomalyDetection:
         set_seed(seed)
@@ -345,19 +367,6 @@ def label_of(candidate: dict) -> str:
     return f"{candidate['variant']}, {candidate['image_size']} px, rates {fast:g} and {slow:g}"
 
 
-def thinned(data: Cached, most: int = 160) -> Cached:
-    """Every n-th image of a large set, for choosing."""
-    if data.count <= most:
-        return data
-    step = -(-data.count // most)
-    thin = object.__new__(Cached)
-    thin.__dict__.update(data.__dict__)
-    positions = list(range(0, data.count, step))
-    thin.count, thin.categories = len(positions), [data.categories[p] for p in positions]
-    thin.batch = lambda chosen: data.collator([data.cache.row(positions[int(p)]) for p in chosen])
-    return thin
-
-
 def search(study: Study) -> dict[str, dict]:
     """For every candidate and pair of real sets: trained on generated pictures and the first, tried on the second."""
     found = {}
@@ -372,7 +381,7 @@ def search(study: Study) -> dict[str, dict]:
                     if epoch in EPOCHS:
                         for tried in study.real:
                             if tried != trained:
-                                figures = evaluate_cached(model, thinned(data[tried]))
+                                figures = evaluate_cached(model, data[tried].thinned())
                                 key = f"{trained} -> {tried}, {epoch}"
                                 results[key] = {name: figures[name] for name in FIGURES}
                                 shown = " ".join(f"{name} {figures[name]:.3f}" for name in FIGURES)
@@ -475,7 +484,7 @@ def set_thresholds(model, sets: list[Cached]):
     """Thresholds of the best F1 on what the adapters were trained on, the sets with equal weight."""
     metrics = AnomalyMetrics()
     with torch.inference_mode():
-        for data in map(thinned, sets):
+        for data in (one.thinned() for one in sets):
             for start in range(0, data.count, 16):
                 batch = data.batch(range(start, min(start + 16, data.count)))
                 outputs = model(image_embeds=batch["image_embeds"], patch_embeds=batch["patch_embeds"])
@@ -520,9 +529,6 @@ def build_adapters(options: argparse.Namespace):
             path.chmod(0o666 & ~umask())
     size = Path(options.checkpoint, "model.safetensors").stat().st_size
     print(f"Checkpoint in {options.checkpoint}: {size / 1e6:.1f} MB")
-
-
-SEEDS = (111, 112, 113)
 
 
 def main():

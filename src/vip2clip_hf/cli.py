@@ -1,6 +1,7 @@
 """The `vip2clip` command."""
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -234,7 +235,9 @@ def predict(
         if heatmap is not None:
             target = heatmap / f"{photo.name}.png" if several else heatmap
             target.parent.mkdir(parents=True, exist_ok=True)
-            found["heatmap"].save(target, format="PNG")
+            staged = target.with_name(f".{target.name}.tmp")
+            found["heatmap"].save(staged, format="PNG")
+            os.replace(staged, target)
             entry["heatmap"] = str(target)
         results.append(entry)
     if as_json:

@@ -226,15 +226,8 @@ class ViP2ClipTrainer(Trainer):
         """Adam with one rate for prompts and image-conditioned adapter, another for the fine-grained perception."""
         if self.optimizer is None:
             model = self.accelerator.unwrap_model(self.model if model is None else model)
-            perception = [p for p in model.fine_grained_perception.parameters() if p.requires_grad]
-            is_perception = {id(parameter) for parameter in perception}
-            others = [p for p in model.parameters() if p.requires_grad and id(p) not in is_perception]
-            groups = [
-                {"params": others, "lr": self.args.learning_rate},
-                {"params": perception, "lr": self.args.perception_learning_rate},
-            ]
             self.optimizer = torch.optim.Adam(
-                [group for group in groups if group["params"]],
+                parameter_groups(model, self.args.learning_rate, self.args.perception_learning_rate),
                 betas=(self.args.adam_beta1, self.args.adam_beta2),
                 eps=self.args.adam_epsilon,
                 weight_decay=self.args.weight_decay,
@@ -485,6 +478,18 @@ class ViP2ClipTrainer(Trainer):
         pass
 
 
+def parameter_groups(
+    model: ViP2ClipForAnomalyDetection, learning_rate: float, perception_learning_rate: float
+) -> list[dict[str, Any]]:
+    """Groups for an optimizer: prompts and image-conditioned adapter, and the fine-grained perception where there is
+    one."""
+    perception = [p for p in model.fine_grained_perception.parameters() if p.requires_grad]
+    is_perception = {id(parameter) for parameter in perception}
+    others = [p for p in model.parameters() if p.requires_grad and id(p) not in is_perception]
+    groups = [{"params": others, "lr": learning_rate}, {"params": perception, "lr": perception_learning_rate}]
+    return [group for group in groups if group["params"]]
+
+
 def check_training_data(dataset: "Dataset", augmentation: Augmentation | None = None) -> bool:
     """
     Whether there are masks to train on.
@@ -521,12 +526,15 @@ def check_training_data(dataset: "Dataset", augmentation: Augmentation | None = 
 
 
 def is_complete_checkpoint(folder: str | os.PathLike) -> bool:
+    """Whether training can go on from a checkpoint: it was written to its end, and with its optimizer."""
+    files = (WEIGHTS_NAME, "config.json", OPTIMIZER_FILE)
+    return all(Path(folder, name).is_file() for name in files) and _has_state(folder)
+
+
+def _has_state(folder: str | os.PathLike) -> bool:
     """Whether a checkpoint was written to its end: its state is written last."""
-    folder = Path(folder)
-    if not all((folder / name).is_file() for name in (WEIGHTS_NAME, "config.json", OPTIMIZER_FILE, STATE_FILE)):
-        return False
     try:
-        TrainerState.load_from_json(str(folder / STATE_FILE))
+        TrainerState.load_from_json(str(Path(folder, STATE_FILE)))
     except (OSError, ValueError, TypeError):
         return False
     return True
@@ -543,10 +551,12 @@ def last_complete_checkpoint(output_dir: str | os.PathLike) -> str | None:
 
 
 def remove_incomplete_checkpoints(output_dir: str | os.PathLike) -> list[str]:
-    """Remove what an interrupted save has left, so that it neither counts nor takes room."""
+    """Remove what an interrupted save has left, so that it neither counts nor takes room. Whole checkpoints without
+    their optimizer (save_only_model), and folders of something else, are left alone."""
     removed = []
     for path in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
-        if path.name.rsplit("-", 1)[1].isdigit() and path.is_dir() and not is_complete_checkpoint(path):
+        ours = path.name.rsplit("-", 1)[1].isdigit() and (path / "config.json").is_file()
+        if ours and not _has_state(path):
             shutil.rmtree(path)
             removed.append(path.name)
     return removed

@@ -47,17 +47,8 @@ def _content_hash(image: dict[str, Any] | None) -> str | None:
     """Of a whole image file, `{"path": ..., "bytes": ...}`."""
     if image is None:
         return None
-    if image.get("bytes") is not None:
-        return hashlib.sha256(image["bytes"]).hexdigest()
-    with open(image["path"], "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
-
-
-def _digest(file) -> str:  # Python 3.10
-    digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()
+    content = image["bytes"] if image.get("bytes") is not None else Path(image["path"]).read_bytes()
+    return hashlib.sha256(content).hexdigest()
 
 
 class FeatureCache:
