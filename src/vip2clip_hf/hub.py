@@ -33,6 +33,7 @@ CODE_FILES = tuple(
         "maps_vip2clip",
         "modeling_vip2clip",
         "pipeline_anomaly_detection",
+        "prompt_prefix_vip2clip",
     )
 )
 AUTO_MAP = {

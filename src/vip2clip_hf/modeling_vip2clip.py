@@ -42,6 +42,7 @@ from .backbone_vip2clip import (
 from .configuration_vip2clip import ViP2ClipConfig
 from .loss_vip2clip import vip2clip_loss
 from .maps_vip2clip import resize_maps, without_autocast
+from .prompt_prefix_vip2clip import PromptPrefixCache, ViP2ClipPromptPrefix, ViP2ClipTextAttention
 
 
 @dataclass
@@ -202,10 +203,14 @@ class ViP2ClipForAnomalyDetection(ViP2ClipPreTrainedModel):
         super().__init__(config)
         self.clip = CLIPModel._from_config(config.clip_config)
         self.clip.vision_model.embeddings = ViP2ClipVisionEmbeddings(config)
+        for block in self.clip.text_model.encoder.layers:
+            # The same module with the same weights, which attends to what was run before as well.
+            block.self_attn.__class__ = ViP2ClipTextAttention
         self.prompt_learner = ViP2ClipPromptLearner(config)
         self.image_conditioned_adapter = ViP2ClipImageConditionedAdapter(config)
         self.fine_grained_perception = ViP2ClipFineGrainedPerception(config)
         self.gradient_checkpointing = False
+        self._prefix_cache = PromptPrefixCache()
         self.post_init()
         self.freeze_backbone()
 
@@ -222,6 +227,10 @@ class ViP2ClipForAnomalyDetection(ViP2ClipPreTrainedModel):
         super().train(mode)
         self.freeze_backbone()
         return self
+
+    def _apply(self, fn, *args, **kwargs):
+        self._prefix_cache.clear()  # to(), half(), cuda(), ...: would hold the weights of before
+        return super()._apply(fn, *args, **kwargs)
 
     def requires_grad_(self, requires_grad: bool = True):
         """Switch the gradients of the adapters; CLIP keeps none."""
@@ -439,32 +448,100 @@ class ViP2ClipForAnomalyDetection(ViP2ClipPreTrainedModel):
             prompts.append(torch.cat([prefix, image_tokens, suffix], dim=1))
         return torch.stack(prompts, dim=1)  # (B, 2, T, C)
 
-    def encode_prompts(self, prompts: torch.FloatTensor) -> torch.FloatTensor:
+    def get_prompt_prefix(self) -> ViP2ClipPromptPrefix | None:
+        """
+        What the prompts of all images begin with, run through the text tower: start token, context and state word
+        (without what the longer of two state words has more). Computed once for a set of weights.
+
+        Returns:
+            [`ViP2ClipPromptPrefix`] for [`encode_prompts`], or None where it would not be worth it or not be safe:
+            with gradients, in training mode, in compiled, exported and traced graphs, with weights that are not here
+            (meta, offloaded) or not counted (made in inference mode), with attention other than eager and sdpa.
+        """
+        text = self.clip.text_model
+        contexts = [self.prompt_learner.normal_context, self.prompt_learner.anomalous_context]
+        weights = [*text.parameters(), *contexts]
+        if (
+            self.training
+            or torch.is_grad_enabled()
+            or not _reads_values(contexts[0])
+            or text.config._attn_implementation not in ("eager", "sdpa")
+            or not all(_is_counted(weight) for weight in weights)
+        ):
+            return None
+        config, device = self.config, contexts[0].device.type
+        autocast = torch.is_autocast_enabled(device) if torch.amp.is_autocast_available(device) else False
+        settings = (
+            config.bos_token_id,
+            config.normal_token_ids,
+            config.anomalous_token_ids,
+            text.config._attn_implementation,
+            torch.get_autocast_dtype(device) if autocast else None,
+        )
+        prefix = self._prefix_cache.get(settings, weights, contexts)
+        if prefix is None:
+            nothing = contexts[0].new_zeros(1, config.clip_config.projection_dim)
+            length = min(config.prompt_lengths) - config.num_image_tokens - 1
+            prefix = ViP2ClipPromptPrefix(length)
+            self._run_text_blocks(self._embed_prompts(self.get_prompts(nothing))[:, :length], record=prefix)
+            self._prefix_cache.put(settings, weights, contexts, prefix)
+        return prefix
+
+    def encode_prompts(
+        self, prompts: torch.FloatTensor, prefix: ViP2ClipPromptPrefix | None = None
+    ) -> torch.FloatTensor:
         """
         Run prompts from [`get_prompts`] through the text tower and read their end tokens. Attention is causal, so
         that nothing behind the end token counts and prompts are not padded to 77 positions.
 
         Args:
             prompts (`torch.FloatTensor` of shape `(batch_size, 2, prompt_length, text_width)`).
+            prefix ([`ViP2ClipPromptPrefix`], *optional*):
+                From [`get_prompt_prefix`]: the first tokens of all prompts, which are then not run again. Gives the
+                same up to rounding.
 
         Returns:
             `torch.FloatTensor` of shape `(batch_size, 2, projection_dim)`, not normalised.
         """
+        text, start = self.clip.text_model, 0 if prefix is None else prefix.length
+        hidden = self._run_text_blocks(self._embed_prompts(prompts)[:, start:], prefix)
+        hidden = hidden.unflatten(0, (-1, 2))
+        lengths = self.config.prompt_lengths
+        ends = torch.stack([hidden[:, i, n - 1 - start] for i, n in enumerate(lengths)], dim=1)  # (B, 2, C)
+        return self.clip.text_projection(text.final_layer_norm(ends))
+
+    def _embed_prompts(self, prompts: torch.FloatTensor) -> torch.FloatTensor:
+        """Position embeddings added: (B, 2, T, C) -> (B * 2, T, C)."""
+        return self.clip.text_model.embeddings(inputs_embeds=prompts.flatten(0, 1))
+
+    def _run_text_blocks(
+        self,
+        hidden: torch.FloatTensor,
+        prefix: ViP2ClipPromptPrefix | None = None,
+        record: ViP2ClipPromptPrefix | None = None,
+    ) -> torch.FloatTensor:
+        """The blocks of the text tower, (B * 2, T, C) -> (B * 2, T, C)."""
         text = self.clip.text_model
-        hidden = text.embeddings(inputs_embeds=prompts.flatten(0, 1))  # (B * 2, T, C)
-        # sdpa gets no mask and goes by is_causal, eager goes by the mask: both are needed.
-        # By position: the last argument, for the cache, has one name up to transformers 5.23 and another from 5.24 on.
-        mask = create_causal_mask(text.config, hidden, None, None)
-        for block in text.encoder.layers:
-            run = partial(block, attention_mask=mask, is_causal=True)
+        if prefix is None:
+            # sdpa gets no mask and goes by is_causal, eager goes by the mask: both are needed. By position: the last
+            # argument, for the cache, has one name up to transformers 5.23 and another from 5.24 on.
+            mask = create_causal_mask(text.config, hidden, None, None)
+        else:
+            # A token sees the whole prefix, itself and what is before it.
+            length, seen = hidden.shape[1], prefix.length
+            mask = torch.ones(length, seen + length, dtype=torch.bool, device=hidden.device)
+            mask = mask.tril(seen)[None, None]  # (1, 1, T, prefix + T)
+            if text.config._attn_implementation == "eager":  # adds it to the logits
+                mask = torch.where(mask, 0.0, torch.finfo(hidden.dtype).min).to(hidden.dtype)
+        for number, block in enumerate(text.encoder.layers):
+            earlier = None if prefix is None else (prefix.keys[number], prefix.values[number])
+            run = partial(block, attention_mask=mask, is_causal=True, prefix=earlier, record=record)
             # The library's layers checkpoint themselves in training mode only, and CLIP never is.
             if self.gradient_checkpointing and self.training:
                 hidden = self._gradient_checkpointing_func(run, hidden)
             else:
                 hidden = run(hidden)
-        hidden = hidden.unflatten(0, (-1, 2))
-        ends = torch.stack([hidden[:, i, n - 1] for i, n in enumerate(self.config.prompt_lengths)], dim=1)  # (B, 2, C)
-        return self.clip.text_projection(text.final_layer_norm(ends))
+        return hidden
 
     def get_prompt_embeds(self, image_embeds: torch.FloatTensor) -> torch.FloatTensor:
         """
@@ -480,7 +557,8 @@ class ViP2ClipForAnomalyDetection(ViP2ClipPreTrainedModel):
         batch_size = image_embeds.shape[0]
         if not self.config.use_image_conditioning:
             image_embeds = image_embeds[:1]  # the same prompts for every image
-        text_embeds = F.normalize(self.encode_prompts(self.get_prompts(image_embeds)), dim=-1)
+        prompts = self.get_prompts(image_embeds)
+        text_embeds = F.normalize(self.encode_prompts(prompts, self.get_prompt_prefix()), dim=-1)
         return text_embeds.expand(batch_size, -1, -1)
 
     def align(
@@ -726,6 +804,13 @@ class ViP2ClipForAnomalyDetection(ViP2ClipPreTrainedModel):
 
 def _reads_values(tensor: torch.Tensor) -> bool:
     return not (torch.compiler.is_compiling() or torch.jit.is_tracing() or tensor.is_meta)
+
+
+def _is_counted(weight: torch.Tensor) -> bool:
+    """Whether it can be told that a weight was written to: not of those made in inference mode, of other libraries'
+    kinds of tensors, or under a transform of torch.func."""
+    plain = type(weight) in (torch.Tensor, nn.Parameter) and not weight.is_meta and not weight.is_inference()
+    return plain and not torch._C._functorch.is_functorch_wrapped_tensor(weight)
 
 
 __all__ = [
