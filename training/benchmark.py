@@ -3,9 +3,11 @@
 python training/benchmark.py data
 python training/benchmark.py metrics
 python training/benchmark.py training [--clip CLIP]
+python training/benchmark.py inference [--model CHECKPOINT]
 """
 
 import argparse
+import copy
 import json
 import platform
 import shutil
@@ -21,6 +23,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from scipy import ndimage
 from sklearn.metrics import auc, average_precision_score, precision_recall_curve, roc_auc_score
@@ -291,18 +294,242 @@ def benchmark_step(options: argparse.Namespace):
     print(json.dumps({"seconds": statistics.median(times[1:]), "peak": memory.peak() / 2**20}))
 
 
+# Inference
+
+
+class Textbook:
+    """ViP²-CLIP from plain library calls: prompts of 77 tokens, all hidden states kept, every patch projected, maps
+    smoothed one by one with scipy. The same stages with the same numbers, as far as rounding goes."""
+
+    def __init__(self, model: ViP2ClipForAnomalyDetection):
+        self.model, self.config, self.clip = model, model.config, model.clip
+
+    def get_vision_features(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        clip = self.clip
+        output = clip.vision_model(pixel_values, output_hidden_states=True, interpolate_pos_encoding=True)
+        token = output.pooler_output if self.config.image_embeds_layernorm else output.last_hidden_state[:, 0]
+        image_embeds = F.normalize(clip.visual_projection(token), dim=-1)
+        layers = [
+            clip.visual_projection(clip.vision_model.post_layernorm(output.hidden_states[number]))[:, 1:]
+            for number in self.config.feature_layers
+        ]
+        return image_embeds, torch.stack([F.normalize(layer, dim=-1) for layer in layers], dim=1)
+
+    def get_prompt_embeds(self, image_embeds: torch.Tensor) -> torch.Tensor:
+        text, prompts = self.clip.text_model, self.model.get_prompts(image_embeds)
+        longest = text.config.max_position_embeddings
+        padded = F.pad(prompts, (0, 0, 0, longest - prompts.shape[2])).flatten(0, 1)
+        hidden = text.embeddings(inputs_embeds=padded)
+        mask = torch.full((longest, longest), torch.finfo(hidden.dtype).min, device=hidden.device).triu(1)
+        mask = mask.to(hidden.dtype)[None, None]
+        for block in text.encoder.layers:
+            hidden = block(hidden, mask)
+        hidden = text.final_layer_norm(hidden).unflatten(0, (-1, 2))
+        ends = torch.stack([hidden[:, i, length - 1] for i, length in enumerate(self.config.prompt_lengths)], dim=1)
+        return F.normalize(self.clip.text_projection(ends), dim=-1)
+
+    def align(self, text_embeds: torch.Tensor, patch_embeds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scores and the maps of every layer, (B, L, 2, P)."""
+        config, perception = self.config, self.model.fine_grained_perception
+        heads, temperature = config.perception_num_heads, config.temperature
+        text_embeds, maps, logits = text_embeds.float(), [], []
+
+        def split(projected: torch.Tensor) -> torch.Tensor:
+            return projected.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+        for patches in patch_embeds.float().unbind(1):
+            queries, keys, values = (
+                split(projection(states))
+                for projection, states in (
+                    (perception.q_proj, text_embeds),
+                    (perception.k_proj, patches),
+                    (perception.v_proj, patches),
+                )
+            )
+            scale = None if config.perception_scaled else 1.0
+            attended = F.scaled_dot_product_attention(queries, keys, values, scale=scale)
+            refined = F.normalize(perception.out_proj(attended.transpose(1, 2).flatten(2)), dim=-1)
+            cosines = patches @ refined.mT
+            probabilities = (cosines / temperature).softmax(-1)
+            maps.append(probabilities.mT)
+            chosen = (cosines[..., 1] - cosines[..., 0]).topk(config.top_k, dim=-1).indices
+            pooled = torch.stack([one[places].mean(0) for one, places in zip(patches, chosen)])
+            if config.image_score == "pooled_features":
+                pooled = F.normalize(pooled, dim=-1)
+            logits.append((refined @ pooled[..., None])[..., 0] / temperature)
+        logits = torch.stack(logits)
+        if config.image_score == "pooled_features":
+            scores = logits.softmax(-1).mean(0)[:, 1]
+        else:
+            scores = logits.mean(0).softmax(-1)[:, 1]
+        return scores, torch.stack(maps, dim=1)
+
+    def get_anomaly_maps(self, layer_maps: torch.Tensor) -> torch.Tensor:
+        grid, size = self.config.patch_grid, self.config.image_size
+        layers = [
+            F.interpolate(layer.unflatten(-1, (grid, grid)), (size, size), mode="bilinear", align_corners=False)
+            for layer in layer_maps.unbind(1)
+        ]
+        mean = torch.stack([(1 - layer[:, 0] + layer[:, 1]) / 2 for layer in layers]).mean(0).cpu().numpy()
+        return torch.stack(
+            [torch.from_numpy(ndimage.gaussian_filter(one, self.config.smoothing_sigma)) for one in mean]
+        )
+
+
+STAGES = ("vision", "prompts", "alignment", "map")
+
+
+def run_stages(model, pixel_values: torch.Tensor) -> tuple[list[float], torch.Tensor, torch.Tensor]:
+    """Seconds of every stage, scores and maps."""
+    times = []
+
+    def timed(function, *inputs):
+        start = time.perf_counter()
+        output = function(*inputs)
+        if pixel_values.is_cuda:
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+        return output
+
+    image_embeds, patch_embeds = timed(model.get_vision_features, pixel_values)
+    text_embeds = timed(model.get_prompt_embeds, image_embeds)
+    if isinstance(model, Textbook):
+        scores, layer_maps = timed(model.align, text_embeds, patch_embeds)
+    else:
+        aligned = timed(lambda: model.align(text_embeds, patch_embeds, image_embeds, normalized=True))
+        scores, layer_maps = aligned.scores, aligned.layer_maps
+    return times, scores.cpu(), timed(model.get_anomaly_maps, layer_maps).cpu()
+
+
+def inference_model(options: argparse.Namespace) -> ViP2ClipForAnomalyDetection:
+    if options.model is None:
+        model = new_model(None)
+    else:
+        model = ViP2ClipForAnomalyDetection.from_pretrained(options.model)
+    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def stage_medians(runs: list[list[float]]) -> list[float]:
+    return [1000 * statistics.median(times) for times in zip(*runs)]
+
+
+@torch.inference_mode()
+def benchmark_inference(options: argparse.Namespace):
+    """The stages of a forward, against a textbook implementation; other precisions; peak memory."""
+    model = inference_model(options)
+    config, device = model.config, model.device
+    size, needed = config.image_size, vision_operations(config)
+    print(f"{options.model or 'random weights of the size of CLIP ViT-L/14'}, {size} pixels, {device}")
+    for batch_size in options.batch_sizes:
+        pixels = torch.randn(batch_size, 3, size, size, device=device)
+        candidates = {"ours": model, "textbook": Textbook(model)}
+        runs: dict[str, list[list[float]]] = {name: [] for name in candidates}
+        found = {}
+        for repeat in range(options.repeats + 1):  # the first warms up
+            for name, candidate in candidates.items():
+                times, *found[name] = run_stages(candidate, pixels)
+                if repeat:
+                    runs[name].append(times)
+        ours, theirs = (stage_medians(runs[name]) for name in candidates)
+        print(f"batch {batch_size}, float32, medians of {options.repeats}, interleaved      ours       textbook")
+        for stage, mine, other in zip(STAGES, ours, theirs):
+            print(f"  {stage:34s} {mine:10.1f} ms {other:10.1f} ms   {other / mine:5.1f} times")
+        for name, times in (("ours", ours), ("textbook", theirs)):
+            outside = sum(times[1:])
+            print(f"  {name}: outside the vision tower {outside:.1f} ms, {outside / times[0]:.2%} of it")
+        rate = needed * batch_size / ours[0] * 1000
+        share = rate / matrix_rate(device, torch.float32)
+        print(f"  vision tower: {needed / 1e12:.3f} TFLOP an image, {share:.0%} of the rate of a matrix product")
+        apart = [(mine - other).abs().max().item() for mine, other in zip(found["ours"], found["textbook"])]
+        print(f"  apart: scores {apart[0]:.1e}, maps {apart[1]:.1e}")
+        _compare_precisions(model, pixels, options)
+        _compare_towers(model, pixels, options)
+    for dtype in ("float32", *options.dtypes):
+        command = [sys.executable, __file__, "forward", "--dtype", dtype]
+        command += ["--model", options.model] if options.model else []
+        output = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
+        memory = json.loads(output)
+        weights, beyond = memory["weights"], memory["peak"]
+        print(f"  peak memory, batch 1, {dtype}: weights {weights:.0f} MB and {beyond:.0f} MB beyond them")
+
+
+def _compare_precisions(model, pixels: torch.Tensor, options: argparse.Namespace):
+    models = {"float32": model}
+    for dtype in options.dtypes:
+        models[dtype] = copy.deepcopy(model).to(getattr(torch, dtype))
+    runs: dict[str, list[float]] = {name: [] for name in models}
+    outputs = {}
+    for repeat in range(options.repeats + 1 if options.dtypes else 0):
+        for name, candidate in models.items():
+            times, *outputs[name] = run_stages(candidate, pixels.to(candidate.dtype))
+            if repeat:
+                runs[name].append(sum(times))
+    for name in options.dtypes:
+        whole, reduced = (1000 * statistics.median(runs[one]) for one in ("float32", name))
+        apart = [(one - two).abs().max().item() for one, two in zip(outputs[name], outputs["float32"])]
+        print(
+            f"  {name}: {reduced:.1f} ms, float32 {whole:.1f} ms, {whole / reduced:.2f} times as fast; "
+            f"apart: scores {apart[0]:.1e}, maps {apart[1]:.1e}"
+        )
+
+
+def _compare_towers(model, pixels: torch.Tensor, options: argparse.Namespace):
+    """Ways to run the vision tower, interleaved."""
+    towers = {"sdpa": (model.get_vision_features, pixels)}
+    if "eager" in options.towers:
+        eager = copy.deepcopy(model)
+        eager.set_attn_implementation("eager")
+        towers["eager"] = (eager.get_vision_features, pixels)
+    if "channels_last" in options.towers:
+        last = copy.deepcopy(model).to(memory_format=torch.channels_last)
+        towers["channels_last"] = (last.get_vision_features, pixels.to(memory_format=torch.channels_last))
+    if "compile" in options.towers:
+        towers["compile"] = (torch.compile(model.get_vision_features, fullgraph=True), pixels)
+    runs: dict[str, list[float]] = {name: [] for name in towers}
+    for repeat in range(options.repeats + 1 if len(towers) > 1 else 0):
+        for name, (tower, inputs) in towers.items():
+            start = time.perf_counter()
+            tower(inputs)[1].sum().item()
+            if repeat:
+                runs[name].append(time.perf_counter() - start)
+    usual = statistics.median(runs["sdpa"]) if len(towers) > 1 else 0
+    for name in options.towers:
+        found = statistics.median(runs[name])
+        print(f"  vision tower, {name}: {1000 * found:.1f} ms, sdpa {1000 * usual:.1f} ms, {usual / found:.2f} times")
+
+
+@torch.inference_mode()
+def benchmark_forward(options: argparse.Namespace):
+    """Peak memory of forwards of one image, in a process of its own."""
+    dtype = getattr(torch, options.dtype)
+    model = inference_model(options).to(dtype)
+    size, device = model.config.image_size, model.device
+    pixels = torch.randn(1, 3, size, size, device=device, dtype=dtype)
+    if device.type == "cpu":
+        # Building the model took more than it holds: the peak of this process is counted from here on.
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    memory = _CudaMemory() if device.type == "cuda" else _ProcessMemory()
+    for _ in range(2):
+        model(pixels)
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    print(json.dumps({"weights": weights / 2**20, "peak": memory.peak() / 2**20}))
+
+
 class _ProcessMemory:
     """What the process takes at most from now on, beyond what it has now."""
 
     def __init__(self):
-        import resource
-
-        self._peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        with open("/proc/self/statm") as file:
-            self.start = int(file.read().split()[1]) * resource.getpagesize()
+        self.start = self._status("VmRSS")
 
     def peak(self) -> float:
-        return self._peak() - self.start
+        return self._status("VmHWM") - self.start
+
+    @staticmethod
+    def _status(name: str) -> float:
+        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+            if line.startswith(f"{name}:"):
+                return 1024 * int(line.split()[1])
+        raise RuntimeError(f"/proc/self/status has no {name}.")
 
 
 class _CudaMemory:
@@ -336,6 +563,17 @@ def main():
     step = commands.add_parser("step", help="one cached training step; used by training")
     step.add_argument("--clip")
     step.set_defaults(run=benchmark_step)
+    inference = commands.add_parser("inference", help="stages of a forward against a textbook implementation")
+    inference.add_argument("--model", help="checkpoint (default: random weights of the size of ViT-L/14)")
+    inference.add_argument("--batch_sizes", type=int, nargs="+", default=[1])
+    inference.add_argument("--dtypes", nargs="*", default=["bfloat16"], choices=["bfloat16", "float16"])
+    inference.add_argument("--towers", nargs="*", default=[], choices=["eager", "channels_last", "compile"])
+    inference.add_argument("--repeats", type=int, default=3)
+    inference.set_defaults(run=benchmark_inference)
+    forward = commands.add_parser("forward", help="memory of one forward; used by inference")
+    forward.add_argument("--model")
+    forward.add_argument("--dtype", default="float32")
+    forward.set_defaults(run=benchmark_forward)
     options = parser.parse_args()
     print(f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}")
     options.run(options)

@@ -569,6 +569,7 @@ class ViP2ClipForAnomalyDetection(ViP2ClipPreTrainedModel):
         *,
         top_k: int | None = None,
         output_attentions: bool = False,
+        normalized: bool = False,
     ) -> ViP2ClipAlignmentOutput:
         """
         Refine the prompts with the patches of every layer (FGP, eq. 6) and align both (UTPA, section 4.2). Computed
@@ -585,6 +586,9 @@ class ViP2ClipForAnomalyDetection(ViP2ClipPreTrainedModel):
                 Patches per layer that stand for the image, instead of the configuration's.
             output_attentions (`bool`, defaults to `False`):
                 Whether to return the attention of the prompts.
+            normalized (`bool`, defaults to `False`):
+                Says that `patch_embeds` is L2-normalised already. In float32 this saves a copy of it, the dearest
+                step of all; what was rounded to less is normalised all the same.
 
         Raises:
             ValueError: patches that form no square, more top-k patches than there are, or no image embeddings where
@@ -601,7 +605,8 @@ class ViP2ClipForAnomalyDetection(ViP2ClipPreTrainedModel):
 
         with without_autocast(patch_embeds.device.type):
             text_embeds = F.normalize(_upcast(text_embeds), dim=-1)  # (B, 2, D)
-            patch_embeds = F.normalize(_upcast(patch_embeds), dim=-1)  # (B, L, P, D)
+            if not normalized or patch_embeds.dtype in (torch.float16, torch.bfloat16):
+                patch_embeds = F.normalize(_upcast(patch_embeds), dim=-1)  # (B, L, P, D)
             refined, attention = self.fine_grained_perception(text_embeds, patch_embeds)
             refined = F.normalize(refined, dim=-1)  # (B, L, 2, D)
 
@@ -706,6 +711,7 @@ class ViP2ClipForAnomalyDetection(ViP2ClipPreTrainedModel):
             ValueError: inputs missing or of the wrong shape, pixels that are not finite, labels or masks with other
                 values than 0 and 1.
         """
+        normalized = pixel_values is not None  # not what comes from elsewhere
         if pixel_values is not None:
             if image_embeds is not None or patch_embeds is not None:
                 raise ValueError("Give either pixel_values, or image_embeds and patch_embeds, not both.")
@@ -725,7 +731,12 @@ class ViP2ClipForAnomalyDetection(ViP2ClipPreTrainedModel):
 
         text_embeds = self.get_prompt_embeds(image_embeds)
         aligned = self.align(
-            text_embeds, patch_embeds, image_embeds, top_k=top_k, output_attentions=bool(output_attentions)
+            text_embeds,
+            patch_embeds,
+            image_embeds,
+            top_k=top_k,
+            output_attentions=bool(output_attentions),
+            normalized=normalized,
         )
 
         loss, parts = None, None

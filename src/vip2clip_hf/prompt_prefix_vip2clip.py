@@ -54,8 +54,8 @@ class ViP2ClipTextAttention(CLIPAttention):
             record.keys.append(keys)
             record.values.append(values)
         if prefix is not None:
-            repeats = batch // prefix[0].shape[0]
-            earlier = (part.to(keys).repeat(repeats, 1, 1, 1) for part in prefix)
+            # The same for every pair of prompts.
+            earlier = (part.to(keys).expand(batch // 2, -1, -1, -1, -1).flatten(0, 1) for part in prefix)
             keys, values = (torch.cat(pair, dim=2) for pair in zip(earlier, (keys, values)))
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         dropout = self.dropout if self.training else 0.0
