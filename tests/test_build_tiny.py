@@ -82,7 +82,7 @@ def test_from_nothing_to_a_checkpoint(clip_folder, tmp_path, monkeypatch, capsys
     options = argparse.Namespace(
         tower=str(tmp_path / "tower"), teacher=None, data=roots, output=str(tmp_path / "study"), hold_out=["000.png"],
         checkpoint=str(tmp_path / "tiny"), variant="paper", image_size=224, rates=[1e-3, 1e-3], epochs=1, seed=1,
-        crops=40,
+        layers=(2, 3, 5, 6), crops=40,
     )  # fmt: skip
     build_tiny.evaluate_study(options)
     assert "local contrast, three" in capsys.readouterr().out

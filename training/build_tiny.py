@@ -302,12 +302,15 @@ EXAMPLES = (
     "hazelnut/test/good/13.jpg",
 )
 CANDIDATES = [
-    {"variant": variant, "image_size": size, "rates": rates}
-    for variant, size, rates in (
-        ("release", 320, (1e-3, 1e-3)),
-        ("paper", 320, (1e-3, 1e-3)),
-        ("release", 320, (1e-3, 1e-5)),
-        ("release", 224, (1e-3, 1e-3)),
+    {"variant": variant, "image_size": size, "rates": rates, "layers": layers}
+    for variant, size, rates, layers in (
+        ("release", 320, (1e-3, 1e-3), STUDENT_BLOCKS),
+        ("paper", 320, (1e-3, 1e-3), STUDENT_BLOCKS),
+        ("release", 320, (1e-3, 1e-5), STUDENT_BLOCKS),
+        ("release", 224, (1e-3, 1e-3), STUDENT_BLOCKS),
+        ("release", 224, (1e-3, 1e-3), STUDENT_BLOCKS[1:]),
+        ("release", 224, (1e-3, 1e-3), STUDENT_BLOCKS[2:]),
+        ("release", 224, (1e-3, 1e-3), STUDENT_BLOCKS[:3]),
     )
 ]
 EPOCHS = (1, 2, 4)
@@ -342,7 +345,10 @@ class Study:
 
     def model(self, tower: str, candidate: dict, seed: int) -> ViP2ClipForAnomalyDetection:
         set_seed(seed)
-        clip, blocks = (self.tower, STUDENT_BLOCKS) if tower == "tower" else (self.teacher, TEACHER_BLOCKS)
+        clip, blocks = self.tower, candidate["layers"]
+        if tower == "teacher":
+            clip = self.teacher
+            blocks = tuple(TEACHER_BLOCKS[STUDENT_BLOCKS.index(block)] for block in candidate["layers"])
         size = candidate["image_size"]
         top_k = max(1, round(15 * (size / 320) ** 2))
         # The paper's smoothing of eight pixels at 518: the same share of the image.
@@ -364,7 +370,8 @@ class Study:
 
 def label_of(candidate: dict) -> str:
     slow, fast = candidate["rates"][1], candidate["rates"][0]
-    return f"{candidate['variant']}, {candidate['image_size']} px, rates {fast:g} and {slow:g}"
+    layers = ", ".join(map(str, candidate["layers"]))
+    return f"{candidate['variant']}, {candidate['image_size']} px, layers {layers}, rates {fast:g} and {slow:g}"
 
 
 def search(study: Study) -> dict[str, dict]:
@@ -501,7 +508,10 @@ def set_thresholds(model, sets: list[Cached]):
 def build_adapters(options: argparse.Namespace):
     """The checkpoint: adapters on generated pictures and all real sets, with what the study has chosen."""
     study = Study(options)
-    candidate = {"variant": options.variant, "image_size": options.image_size, "rates": tuple(options.rates)}
+    candidate = {
+        "variant": options.variant, "image_size": options.image_size, "rates": tuple(options.rates),
+        "layers": tuple(options.layers),
+    }  # fmt: skip
     data = study.data("tower", candidate)
     model = study.model("tower", candidate, options.seed)
     sets = [data["generated"], *(data[name] for name in study.real)]
@@ -511,8 +521,7 @@ def build_adapters(options: argparse.Namespace):
     trained_on = [("generated pictures", study.generated), *study.real.items()]
     model.config.training_sets = [describe_training_set(dataset, name) for name, dataset in trained_on]
     log = json.loads(Path(options.tower, "log.json").read_text(encoding="utf-8"))
-    layers = ", ".join(map(str, STUDENT_BLOCKS))
-    what = f"{label_of(candidate)}, feature layers {layers}, {options.epochs} epochs, seed {options.seed}."
+    what = f"{label_of(candidate)}, {options.epochs} epochs, seed {options.seed}."
     described = [
         f"- {entry['name']}: {entry['num_images']} images, {entry['num_anomalous_images']} of them anomalous"
         for entry in model.config.training_sets
@@ -560,6 +569,7 @@ def main():
             command.add_argument("--variant", default="release")
             command.add_argument("--image_size", type=int, default=320)
             command.add_argument("--rates", type=float, nargs=2, default=[1e-3, 1e-3])
+            command.add_argument("--layers", type=int, nargs="+", default=STUDENT_BLOCKS, help="blocks to align")
             command.add_argument("--epochs", type=int, default=2)
             command.add_argument("--seed", type=int, default=111)
             command.add_argument("--crops", type=int, default=6000, help="as given to tower, for the card")
