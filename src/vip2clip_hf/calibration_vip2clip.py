@@ -129,6 +129,11 @@ def region_score(anomaly_map: np.ndarray, min_area: int = 1) -> float:
     return float(values[low])
 
 
+def min_region_pixels(shape: tuple[int, int], min_region_area: float) -> int:
+    """A share of a map of some shape in pixels, at least one."""
+    return max(1, math.ceil(min_region_area * shape[0] * shape[1]))
+
+
 def keep_large_regions(mask: np.ndarray, min_area: int) -> np.ndarray:
     """A mask without its connected regions of fewer than `min_area` pixels."""
     if min_area <= 1:
@@ -197,6 +202,7 @@ __all__ = [
     "find_regions",
     "keep_large_regions",
     "min_calibration_images",
+    "min_region_pixels",
     "p_value",
     "region_score",
     "stored_scores",

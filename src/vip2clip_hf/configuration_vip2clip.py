@@ -11,6 +11,8 @@ from huggingface_hub.errors import HFValidationError, StrictDataclassClassValida
 from huggingface_hub.utils import validate_repo_id
 from transformers import CLIPConfig, PreTrainedConfig
 
+from .calibration_vip2clip import check_calibration
+
 
 # Size of CLIP's byte-pair vocabulary; the ids below are only meaningful with it.
 CLIP_VOCAB_SIZE = 49408
@@ -132,6 +134,9 @@ class ViP2ClipConfig(PreTrainedConfig):
         training_sets (`list[dict]`, *optional*):
             What the adapters were trained on, as [`vip2clip_hf.data.describe_training_set`] puts it: name, benchmark,
             split, categories, counts, and hashes of some of the images. Evaluation warns when it meets them again.
+        calibration (`dict`, *optional*):
+            Where the thresholds come from, as [`vip2clip_hf.calibration.calibrate`] writes it: method, rate, number of
+            images, date, and the scores of the calibration images, from which p-values are computed.
         initializer_range (`float`, defaults to 0.02):
             Standard deviation of the initial prompt vectors.
 
@@ -192,6 +197,7 @@ class ViP2ClipConfig(PreTrainedConfig):
     backbone_checksum: str | None = None
     backbone_dtype: str | None = None
     training_sets: list[dict[str, Any]] | None = None
+    calibration: dict[str, Any] | None = None
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs):
@@ -347,6 +353,8 @@ class ViP2ClipConfig(PreTrainedConfig):
         check("focal_smooth", 0 <= self.focal_smooth < 0.5, "a number in [0, 0.5)")
         for name in ("image_threshold", "pixel_threshold"):
             check(name, 0 <= getattr(self, name) <= 1, "a number in [0, 1]")
+        if self.calibration is not None:
+            check_calibration(self.calibration)
 
         known = ("float32", "float64", "float16", "bfloat16")
         check("backbone_dtype", self.backbone_dtype in (None, *known), f"one of {', '.join(known)}")

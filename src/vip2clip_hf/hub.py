@@ -14,6 +14,7 @@ import torch
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
 from .backbone_vip2clip import backbone_checksum as _checksum_of
+from .calibration import describe_calibration
 from .configuration_vip2clip import ViP2ClipConfig
 from .data.benchmarks import BENCHMARKS
 from .files import umask, write_atomically
@@ -27,6 +28,7 @@ CODE_FILES = tuple(
     for name in (
         "adapters_vip2clip",
         "backbone_vip2clip",
+        "calibration_vip2clip",
         "configuration_vip2clip",
         "image_processing_vip2clip",
         "loss_vip2clip",
@@ -34,6 +36,7 @@ CODE_FILES = tuple(
         "modeling_vip2clip",
         "pipeline_anomaly_detection",
         "prompt_prefix_vip2clip",
+        "tiling_vip2clip",
     )
 )
 AUTO_MAP = {
@@ -333,6 +336,8 @@ detector = pipeline("anomaly-detection", model="this repository", trust_remote_c
         parts.append("## Training\n\n" + "\n".join([*lines, f"- versions: {versions}"]))
     if run.get("results"):
         parts.append("## Evaluation\n\n" + _describe_results(run["results"]))
+    if decision := describe_calibration(config):
+        parts.append(decision)
     parts.append(_LIMITS)
     parts.append("""## Citation
 

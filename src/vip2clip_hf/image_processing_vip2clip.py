@@ -1,6 +1,7 @@
 """Image processor of ViP²-CLIP: photos to pixel values, masks to labels, model outputs to results at photo size."""
 
 import os
+import warnings
 from io import BytesIO
 from numbers import Real
 from typing import Any
@@ -101,16 +102,21 @@ def _open(source: str, timeout: float | None) -> Image.Image:
 
 
 def _decode(source: str | BytesIO, shown: str) -> Image.Image:
+    limit = Image.MAX_IMAGE_PIXELS
     try:
-        image = Image.open(source)
+        with warnings.catch_warnings():
+            # Pillow only warns up to twice the limit, and the warning is lost in most programs.
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = Image.open(source)
         image.load()
     except FileNotFoundError as error:
         raise FileNotFoundError(f"Image file {shown} not found; check the path.") from error
     except UnidentifiedImageError as error:
         raise OSError(f"{shown} is no image that can be read; expected a format Pillow knows.") from error
-    except Image.DecompressionBombError as error:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise OSError(
-            f"Image {shown} is too large ({error}) To read it all the same, raise PIL.Image.MAX_IMAGE_PIXELS."
+            f"Image {shown} is too large: {error} The limit is {limit:,} pixels; to read it all the same raise it, "
+            "with PIL.Image.MAX_IMAGE_PIXELS = ... or --max-pixels."
         ) from error
     except Exception as error:  # whatever Pillow's decoders raise on broken files
         raise OSError(f"Image {shown} could not be decoded ({error}); it may be truncated or damaged.") from error

@@ -9,10 +9,17 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModel, PreTrainedConfig
 from transformers.pipelines.base import Pipeline
+from transformers.utils import logging
 
 from .backbone_vip2clip import naming
+from .calibration_vip2clip import find_regions, keep_large_regions, min_region_pixels, p_value
 from .image_processing_vip2clip import DEFAULT_TIMEOUT, check_image_processor, list_images, load_image
+from .tiling_vip2clip import TileBlender, check_tiling, tile_boxes
 
+
+logger = logging.get_logger(__name__)
+# Tiles that go through the model together.
+TILES_AT_ONCE = 4
 
 # Colours of the heatmap at 0, 1/3, 2/3 and 1: yellow over orange and red to dark red. How much of it covers the
 # photo grows with the value as well, so that a normal image looks like itself.
@@ -75,6 +82,11 @@ class AnomalyDetectionPipeline(Pipeline):
       pixel is anomalous when its value is greater than this; a pair gives image and pixel threshold apart.
     - `top_k` (`int`, defaults to that of the configuration): patches per layer that stand for the image (eq. 8).
     - `heatmap` (`bool`, defaults to `False`): whether to draw the map over the photo.
+    - `regions` (`bool`, defaults to `False`): whether to list the connected areas of the mask.
+    - `tile_size` (`int`, defaults to that of the calibration, else 0): side in pixels of the square tiles in which
+      photos larger than it are seen; 0 for none. The score is then the largest of the tiles, the map is blended.
+    - `tile_overlap` (`float`, defaults to that of the calibration, else 0.25): share of a tile that neighbours have in
+      common, in [0, 0.9].
     - `timeout` (`float`, defaults to 60): seconds a server may be silent before a URL is given up.
     """
 
@@ -94,6 +106,9 @@ class AnomalyDetectionPipeline(Pipeline):
         threshold: float | tuple[float, float] | None = None,
         top_k: int | None = None,
         heatmap: bool = False,
+        regions: bool = False,
+        tile_size: int | None = None,
+        tile_overlap: float | None = None,
         timeout: float | None = DEFAULT_TIMEOUT,
         **kwargs,
     ) -> "AnomalyDetectionPipeline":
@@ -105,7 +120,7 @@ class AnomalyDetectionPipeline(Pipeline):
                 Folder or Hub id of a complete checkpoint: model and image processor.
             device (*optional*):
                 Where to run; the first accelerator when not given.
-            batch_size, threshold, top_k, heatmap, timeout (*optional*):
+            batch_size, threshold, top_k, heatmap, regions, tile_size, tile_overlap, timeout (*optional*):
                 Defaults of the call arguments.
             kwargs:
                 Passed to the model's `from_pretrained`: `dtype`, `revision`, `token`, `backbone`, ...
@@ -129,7 +144,8 @@ class AnomalyDetectionPipeline(Pipeline):
             size = {"height": model.config.image_size, "width": model.config.image_size}
             image_processor = AutoImageProcessor.from_pretrained(pretrained_model_name_or_path, **shared, size=size)
         options = {"batch_size": batch_size, "threshold": threshold, "top_k": top_k}
-        options.update(heatmap=heatmap, timeout=timeout)
+        options.update(heatmap=heatmap, regions=regions, timeout=timeout)
+        options.update(tile_size=tile_size, tile_overlap=tile_overlap)
         return cls(model=model, image_processor=image_processor, task="anomaly-detection", device=device, **options)
 
     def __init__(self, *args, **kwargs):
@@ -169,7 +185,11 @@ class AnomalyDetectionPipeline(Pipeline):
             - `label` (`str`): "normal" or "anomalous".
             - `anomaly_map` (`np.ndarray` of shape `(height, width)`): float32 in [0, 1], at the size of the photo.
             - `mask` (`np.ndarray` of shape `(height, width)`): bool, True for anomalous pixels.
+            - `p_value` (`float`): only from a calibrated checkpoint: how likely a normal image has a score this large,
+              in (0, 1]; None, with a warning, where tiles or top-k are others than in the calibration.
             - `heatmap` (`PIL.Image.Image`): only with `heatmap=True`.
+            - `regions` (`list[dict]`): only with `regions=True`: `box` (left, top, right, bottom in pixels), `area`,
+              `mean_score` and `peak_score` of every connected area of the mask, the largest peak first.
 
         Raises:
             OSError: an image that cannot be read.
@@ -193,61 +213,188 @@ class AnomalyDetectionPipeline(Pipeline):
             raise ValueError("Expected at least one image, found an empty list.")
         return super().__call__(inputs, **kwargs)
 
-    def _sanitize_parameters(self, threshold=None, top_k=None, heatmap=None, timeout=None, **kwargs):
+    def _sanitize_parameters(
+        self,
+        threshold=None,
+        top_k=None,
+        heatmap=None,
+        regions=None,
+        tile_size=None,
+        tile_overlap=None,
+        timeout=None,
+        **kwargs,
+    ):
         if kwargs:
             raise TypeError(
                 f"Unknown arguments {', '.join(sorted(kwargs))}; the pipeline takes batch_size, heatmap, num_workers, "
-                "threshold, timeout and top_k."
+                "regions, threshold, tile_overlap, tile_size, timeout and top_k."
             )
-        preprocess, forward, postprocess = {}, {}, {}
-        if timeout is not None:
-            preprocess["timeout"] = timeout
-        if heatmap is not None:
-            preprocess["heatmap"] = heatmap
-        if top_k is not None:
-            forward["top_k"] = top_k
-        if threshold is not None:
-            postprocess["threshold"] = threshold
-        return preprocess, forward, postprocess
+        if tile_size or tile_overlap is not None:
+            check_tiling(tile_size or 16, 0.0 if tile_overlap is None else tile_overlap)
 
-    def preprocess(self, image: Any, timeout: float | None = DEFAULT_TIMEOUT, heatmap: bool = False) -> dict[str, Any]:
+        def given(**options):
+            return {name: value for name, value in options.items() if value is not None}
+
+        preprocess = given(timeout=timeout, heatmap=heatmap, tile_size=tile_size, tile_overlap=tile_overlap)
+        postprocess = given(
+            threshold=threshold, regions=regions, tile_size=tile_size, tile_overlap=tile_overlap, top_k=top_k
+        )
+        return preprocess, given(top_k=top_k), postprocess
+
+    def score_settings(self) -> dict[str, Any]:
+        """What scores of this pipeline depend on besides the checkpoint: `tile_size` (0 for none), `tile_overlap`,
+        `top_k`."""
+        options = self._preprocess_params
+        return self._settings(options.get("tile_size"), options.get("tile_overlap"), self._forward_params.get("top_k"))
+
+    def decision_map(self, image: Any) -> dict[str, Any]:
+        """
+        What decisions are made on, for calibration.
+
+        Args:
+            image: one image, as for a call.
+
+        Returns:
+            `dict`: `score` (float in [0, 1]) and `anomaly_map` (`np.ndarray`, float32 in [0, 1]) at the size of the
+            model, where the photo is seen in tiles at that of the photo. The map of a call is resized from it.
+        """
+        outputs = self.forward(
+            self.preprocess(image, **{**self._preprocess_params, "heatmap": False}), **self._forward_params
+        )
+        score, anomaly_map = outputs["scores"].reshape(-1)[0], outputs["anomaly_maps"][0]
+        return {"score": float(score), "anomaly_map": anomaly_map.float().cpu().numpy()}
+
+    def _settings(
+        self, tile_size: int | None = None, tile_overlap: float | None = None, top_k: int | None = None
+    ) -> dict[str, Any]:
+        """What scores depend on: what is given, else what the calibration used, else the defaults."""
+        calibrated = (self.model.config.calibration or {}).get("settings") or {}
+        tile_size = calibrated.get("tile_size", 0) if tile_size is None else tile_size
+        tile_overlap = calibrated.get("tile_overlap", 0.25) if tile_overlap is None else tile_overlap
+        return {
+            "tile_size": tile_size,
+            "tile_overlap": tile_overlap if tile_size else 0.25,
+            "top_k": self.model.config.top_k if top_k is None else top_k,
+        }
+
+    def preprocess(
+        self,
+        image: Any,
+        timeout: float | None = DEFAULT_TIMEOUT,
+        heatmap: bool = False,
+        tile_size: int | None = None,
+        tile_overlap: float | None = None,
+    ) -> dict[str, Any]:
         if isinstance(image, dict) and not {"bytes", "path"} & set(image):
             if "image" not in image:
                 raise ValueError(f"Expected rows with a column 'image', found the columns {sorted(image)}.")
             image = image["image"]
         image = load_image(image, timeout=timeout)
+        settings, boxes = self._settings(tile_size, tile_overlap), []
+        if settings["tile_size"]:
+            boxes = tile_boxes(image.height, image.width, settings["tile_size"], settings["tile_overlap"])
         return {
             "pixel_values": self.image_processor(image, return_tensors="pt")["pixel_values"],
             "target_size": (image.height, image.width),
             "image": image if heatmap else None,
+            "tiles": (image, boxes) if boxes else None,
         }
 
     def _forward(self, model_inputs: dict[str, Any], top_k: int | None = None) -> dict[str, Any]:
-        outputs = self.model(pixel_values=model_inputs["pixel_values"], top_k=top_k)
-        return {
-            "scores": outputs["scores"],
-            "anomaly_maps": outputs["anomaly_maps"],
-            "target_size": model_inputs["target_size"],
-            "image": model_inputs["image"],
-        }
+        pixel_values, tiles = model_inputs["pixel_values"], model_inputs["tiles"]
+        passed = {"target_size": model_inputs["target_size"], "image": model_inputs["image"]}
+        several = isinstance(passed["target_size"], list)
+        of_each = tiles if several else [tiles]
+        if not any(of_each):
+            outputs = self.model(pixel_values=pixel_values, top_k=top_k)
+            return {"scores": outputs["scores"], "anomaly_maps": outputs["anomaly_maps"], **passed}
+        scores, maps = [], []
+        for position, found in enumerate(of_each):
+            if found:
+                score, anomaly_map = self._forward_tiles(*found, pixel_values, top_k)
+            else:
+                outputs = self.model(pixel_values=pixel_values[position : position + 1], top_k=top_k)
+                score, anomaly_map = outputs["scores"][0].cpu(), outputs["anomaly_maps"][0].cpu()
+            scores.append(score)
+            maps.append(anomaly_map)
+        return {"scores": torch.stack(scores), "anomaly_maps": maps, **passed}
+
+    def _forward_tiles(
+        self, image: Image.Image, boxes: list, like: torch.Tensor, top_k: int | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Score and map of an image from its tiles."""
+        blender, scores = TileBlender(image.height, image.width, boxes), []
+        for start in range(0, len(boxes), TILES_AT_ONCE):
+            some = boxes[start : start + TILES_AT_ONCE]
+            pixel_values = self.image_processor([image.crop(box) for box in some], return_tensors="pt")["pixel_values"]
+            outputs = self.model(pixel_values=pixel_values.to(like), top_k=top_k)
+            scores.append(outputs["scores"].cpu())
+            for box, anomaly_map in zip(some, outputs["anomaly_maps"]):
+                blender.add(box, anomaly_map)
+        return torch.cat(scores).max(), blender.result()
 
     def postprocess(
-        self, model_outputs: dict[str, Any], threshold: float | tuple[float, float] | None = None
+        self,
+        model_outputs: dict[str, Any],
+        threshold: float | tuple[float, float] | None = None,
+        regions: bool = False,
+        tile_size: int | None = None,
+        tile_overlap: float | None = None,
+        top_k: int | None = None,
     ) -> dict[str, Any]:
         config = self.model.config
         if threshold is None:
             threshold = (config.image_threshold, config.pixel_threshold)
+        # In a list where the maps of a batch differ in size.
+        maps = model_outputs["anomaly_maps"]
+        anomaly_maps = torch.stack(maps) if isinstance(maps, list) else maps
         result = self.image_processor.post_process_anomaly_detection(
-            model_outputs, target_sizes=[model_outputs["target_size"]], threshold=threshold
+            {"scores": model_outputs["scores"].reshape(-1), "anomaly_maps": anomaly_maps},
+            target_sizes=[model_outputs["target_size"]],
+            threshold=threshold,
         )[0]
         result = {
             **result,
             "anomaly_map": result["anomaly_map"].cpu().numpy(),
             "mask": result["mask"].cpu().numpy(),
         }
+        calibration = config.calibration or {}
+        least = (calibration.get("pixel") or {}).get("min_region_area", 0)
+        if least:
+            pixel_threshold = threshold[1] if isinstance(threshold, (tuple, list)) else threshold
+            coarse = anomaly_maps[0].float().cpu().numpy()
+            result["mask"] &= _near_large_regions(coarse > pixel_threshold, least, result["mask"].shape)
+        stored = calibration.get("image") or {}
+        if stored.get("scores"):
+            result["p_value"] = None
+            if self._settings(tile_size, tile_overlap, top_k) == calibration.get("settings"):
+                result["p_value"] = p_value(result["score"], stored["scores"], stored["num_images"])
+            else:
+                logger.warning_once(
+                    f"The checkpoint was calibrated with {calibration.get('settings')}, these scores come from "
+                    f"{self._settings(tile_size, tile_overlap, top_k)}: its false alarm rate does not hold, and there "
+                    "is no p-value."
+                )
+        if regions:
+            result["regions"] = find_regions(result["anomaly_map"], result["mask"])
         if model_outputs["image"] is not None:
             result["heatmap"] = draw_heatmap(model_outputs["image"], result["anomaly_map"])
         return result
+
+
+def _near_large_regions(mask: np.ndarray, least: float, size: tuple[int, int]) -> np.ndarray:
+    """Where a mask that was resized from this one may be True, when of the connected regions of this one only those
+    count that cover at least a share of the image: they and their neighbours, at the size wanted."""
+    large = keep_large_regions(mask, min_region_pixels(mask.shape, least))
+    # A pixel of the resized map lies between four of this one, one of which is above the threshold where it is.
+    padded = np.pad(large, 1)
+    near = np.zeros_like(large)
+    for down in range(3):
+        for right in range(3):
+            near |= padded[down : down + large.shape[0], right : right + large.shape[1]]
+    rows = (np.arange(size[0]) + 0.5) * large.shape[0] / size[0]
+    columns = (np.arange(size[1]) + 0.5) * large.shape[1] / size[1]
+    return near[np.ix_(rows.astype(int), columns.astype(int))]
 
 
 class _Rows(torch.utils.data.Dataset):
