@@ -39,8 +39,8 @@ def _numpy_matrix(in_size: int, out_size: int, sigma: float, dtype: type) -> np.
     return (_gaussian_matrix(out_size, sigma) @ matrix if sigma > 0 else matrix).astype(dtype)
 
 
-# Not looked into by torch.compile and strict export, so that theirs is a constant as well. The matrices are no buffers of
-# the model: those would be uninitialised after from_pretrained.
+# Not looked into by torch.compile and strict export, so that theirs is a constant as well. The matrices are no buffers
+# of the model: those would be uninitialised after from_pretrained.
 @torch.compiler.allow_in_graph
 def _resize_and_smooth_matrix(
     in_size: int, out_size: int, sigma: float, dtype: torch.dtype, device: torch.device
