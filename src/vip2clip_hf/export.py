@@ -265,13 +265,7 @@ def _export(
     with new_folder(output) as folder:
         details = write(detector, folder)
         deviation = _compare(load(folder), model, image_processor)
-        wrong = {key: value for key, value in deviation.items() if not value <= tolerance}  # NaN is wrong as well
-        if wrong:
-            found = " and ".join(f"{key} by {value:.3g}" for key, value in wrong.items())
-            raise RuntimeError(
-                f"The exported {name} file gives other numbers than the model: {found}; expected at most "
-                f"{tolerance:g}. Nothing was written."
-            )
+        _check_deviation(deviation, name, tolerance)
         model.config.save_pretrained(folder)
         image_processor.save_pretrained(folder)
         report = _describe(model, name, details, deviation, tolerance)
@@ -390,6 +384,16 @@ def _compare(
     return deviation
 
 
+def _check_deviation(deviation: dict[str, float], name: str, tolerance: float):
+    wrong = {key: value for key, value in deviation.items() if not value <= tolerance}  # NaN is wrong as well
+    if wrong:
+        found = " and ".join(f"{key} by {value:.3g}" for key, value in wrong.items())
+        raise RuntimeError(
+            f"The exported {name} file gives other numbers than the model: {found}; expected at most {tolerance:g}. "
+            "Nothing was written."
+        )
+
+
 # What is written beside the graph
 
 
@@ -422,10 +426,13 @@ def _describe(
 
 def _card(report: dict[str, Any], image_processor: ViP2ClipImageProcessor) -> str:
     size = report["inputs"]["pixel_values"]["shape"][-1]
-    onnx = report["format"] == "onnx"
-    if onnx:
+    image_threshold, pixel_threshold = report["image_threshold"], report["pixel_threshold"]
+    if report["format"] == "onnx":
         title = f"`model.onnx`, opset {report['opset']}"
-        imports, load = "import numpy as np\nimport onnxruntime", 'session = onnxruntime.InferenceSession("model.onnx")'
+        imports, load = (
+            "import numpy as np\nimport onnxruntime",
+            'session = onnxruntime.InferenceSession("model.onnx")',
+        )
         run = 'scores, anomaly_maps = session.run(["scores", "anomaly_maps"], {"pixel_values": pixel_values})'
     else:
         title = "`model.pt2`, a program of torch.export"
@@ -444,8 +451,8 @@ def _card(report: dict[str, Any], image_processor: ViP2ClipImageProcessor) -> st
 | | name | shape | |
 |---|---|---|---|
 | input | `pixel_values` | (batch_size, 3, {size}, {size}) float32 | batches of any size |
-| output | `scores` | (batch_size,) float32 | in [0, 1]; anomalous above {report["image_threshold"]} |
-| output | `anomaly_maps` | (batch_size, {size}, {size}) float32 | in [0, 1]; anomalous above {report["pixel_threshold"]} |
+| output | `scores` | (batch_size,) float32 | in [0, 1]; anomalous above {image_threshold} |
+| output | `anomaly_maps` | (batch_size, {size}, {size}) float32 | in [0, 1]; anomalous above {pixel_threshold} |
 
 ```python
 {imports}
