@@ -167,7 +167,7 @@ def export_onnx(
             graph, found = exported.model.graph, exported.model.opset_imports.get("")
             if found != opset:
                 raise ValueError(f"opset is {opset}; the installed exporter wrote {found}. Leave it out or take that.")
-            for node in graph.all_nodes():  # where in which file of this machine each came from
+            for node in graph:  # where in which file of this machine each came from
                 node.metadata_props.clear()
             weights = sum(value.const_value.nbytes for value in graph.initializers.values())
             exported.save(path, external_data=weights > _LARGEST_ONNX_FILE)
@@ -347,7 +347,7 @@ def _open_onnx(folder: Path) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndar
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(folder / "model.onnx", options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"])
     return lambda pixel_values: tuple(session.run(list(OUTPUTS), {"pixel_values": pixel_values}))
 
 
@@ -429,14 +429,13 @@ def _card(report: dict[str, Any], image_processor: ViP2ClipImageProcessor) -> st
     image_threshold, pixel_threshold = report["image_threshold"], report["pixel_threshold"]
     if report["format"] == "onnx":
         title = f"`model.onnx`, opset {report['opset']}"
-        imports, load = (
-            "import numpy as np\nimport onnxruntime",
-            'session = onnxruntime.InferenceSession("model.onnx")',
-        )
+        imports = "import numpy as np\nimport onnxruntime"
+        load = 'session = onnxruntime.InferenceSession("model.onnx")'
         run = 'scores, anomaly_maps = session.run(["scores", "anomaly_maps"], {"pixel_values": pixel_values})'
     else:
         title = "`model.pt2`, a program of torch.export"
-        imports, load = "import numpy as np\nimport torch", 'model = torch.export.load("model.pt2").module()'
+        imports = "import numpy as np\nimport torch"
+        load = 'model = torch.export.load("model.pt2").module()'
         run = "with torch.no_grad():\n    scores, anomaly_maps = model(torch.from_numpy(pixel_values))"
     deviation = ", ".join(f"{key} {value:.1e}" for key, value in report["largest_deviation"].items())
     versions = ", ".join(f"{key} {value}" for key, value in report["versions"].items())
