@@ -57,6 +57,19 @@ def parse_settings(settings: list[str]) -> dict:
     return parsed
 
 
+def _checkpoint_or_bundled(model: str | None) -> str:
+    if model is not None:
+        return model
+    from .bundled import bundled_checkpoint
+
+    typer.echo(
+        "Using the small checkpoint of the package, made to try things out. For real work name one on CLIP "
+        "ViT-L/14 with --model: convert the authors' or train your own, see docs/quickstart.md.",
+        err=True,
+    )
+    return str(bundled_checkpoint())
+
+
 @app.command()
 def convert(
     checkpoint: Annotated[Path, typer.Option(help="A .pth file of the authors' released code.")],
@@ -84,6 +97,66 @@ def convert(
     model = convert_release_checkpoint(checkpoint, clip, **parse_settings(setting or []))
     save_checkpoint(model, ViP2ClipImageProcessor(size=model.config.image_size), output, adapters_only=adapters_only)
     typer.echo(f"Wrote {output}")
+
+
+@app.command()
+def export(
+    output: Annotated[Path, typer.Option(help="Folder to write; must be empty or not exist.")],
+    model: Annotated[
+        str | None, typer.Option(help="Checkpoint: folder or Hub id (default: the small one of the package).")
+    ] = None,
+    format_name: Annotated[
+        str, typer.Option("--format", help="onnx (model.onnx), or torch (model.pt2, a program of torch.export).")
+    ] = "onnx",
+    opset: Annotated[
+        int | None, typer.Option(help="Version of ONNX's operators (default: 18).", show_default=False)
+    ] = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="For a checkpoint of adapters only: its CLIP, where it is not the one it names.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was written as JSON.")] = False,
+):
+    """Write a checkpoint as one graph from pixel values to scores and maps, and compare it with PyTorch.
+
+    Batches can have any size. Where an output is more than 1e-4 away from PyTorch's nothing is written.
+
+    Examples:
+
+    vip2clip export --model checkpoint --output exported
+
+    vip2clip export --model checkpoint --output exported --format torch
+    """
+    import torch
+
+    from .export import DEFAULT_OPSET, check_format, check_opset, check_packages, export_onnx, export_torch
+    from .files import check_new_folder
+    from .image_processing_vip2clip import ViP2ClipImageProcessor
+    from .modeling_vip2clip import ViP2ClipForAnomalyDetection
+
+    # Before the checkpoint is loaded, which can take minutes.
+    check_format(format_name)
+    check_packages(format_name)
+    if format_name == "onnx":
+        opset = DEFAULT_OPSET if opset is None else opset
+        check_opset(opset)
+    elif opset is not None:
+        raise ValueError("--opset is for --format onnx; leave it out.")
+    check_new_folder(output)
+    model = _checkpoint_or_bundled(model)
+    loaded = ViP2ClipForAnomalyDetection.from_pretrained(model, dtype=torch.float32, backbone=backbone)
+    image_processor = ViP2ClipImageProcessor.from_pretrained(model)
+    if format_name == "onnx":
+        report = export_onnx(loaded, image_processor, output, opset=opset)
+    else:
+        report = export_torch(loaded, image_processor, output)
+    if as_json:
+        typer.echo(json.dumps(report, indent=2))
+        return
+    typer.echo(f"Wrote {output}")
+    for name, size in report["files"].items():
+        typer.echo(f"  {name}: {f'{size / 1e6:.1f} MB' if size >= 1e5 else f'{size} bytes'}")
+    found = ", ".join(f"{name} {value:.1e}" for name, value in report["largest_deviation"].items())
+    typer.echo(f"Largest deviation from PyTorch: {found} (allowed: {report['tolerance']:g})")
 
 
 @app.command()
@@ -200,7 +273,6 @@ def predict(
     """
     from tqdm.auto import tqdm
 
-    from .bundled import bundled_checkpoint
     from .image_processing_vip2clip import list_images
     from .pipeline_anomaly_detection import AnomalyDetectionPipeline
 
@@ -212,13 +284,7 @@ def predict(
         raise OSError(f"{str(heatmap)!r} is a file; expected a folder for the heatmaps of several photos.")
     if heatmap is not None and not several and heatmap.is_dir():
         raise OSError(f"{str(heatmap)!r} is a folder; expected a file for the heatmap of one photo.")
-    if model is None:
-        typer.echo(
-            "Using the small checkpoint of the package, made to try things out. For real work name one on CLIP "
-            "ViT-L/14 with --model: convert the authors' or train your own, see docs/quickstart.md.",
-            err=True,
-        )
-        model = str(bundled_checkpoint())
+    model = _checkpoint_or_bundled(model)
     options = {} if threshold is None else {"threshold": (threshold, threshold)}
     detector = AnomalyDetectionPipeline.from_pretrained(model, device=device, **options)
     results = []
