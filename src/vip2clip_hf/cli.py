@@ -408,6 +408,101 @@ def evaluate(
         typer.echo(f"\nWritten to {output}: results.json, results.csv, tables.md (all six methods), tables.tex")
 
 
+@app.command()
+def calibrate(
+    model: Annotated[
+        str | None, typer.Option(help="Checkpoint: folder or Hub id (default: the small one of the package).")
+    ] = None,
+    normal: Annotated[
+        Path | None, typer.Option(help="Folder of normal images that nothing was trained or chosen on.")
+    ] = None,
+    labelled: Annotated[
+        str | None,
+        typer.Option(metavar="[NAME=]ROOT", help="Instead: data with labels, for the thresholds of the best F1."),
+    ] = None,
+    false_alarm_rate: Annotated[
+        float, typer.Option(help="With --normal: share of normal images that may be called anomalous.")
+    ] = 0.01,
+    recall: Annotated[
+        float | None, typer.Option(help="With --labelled: share of what is anomalous to find, instead of the best F1.")
+    ] = None,
+    min_region_area: Annotated[
+        float, typer.Option(help="With --normal: share of the image that a region has to cover to count.")
+    ] = 0.0,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="New folder for a calibrated copy (default: the checkpoint itself is changed)."),
+    ] = None,
+    tile_size: Annotated[
+        int, typer.Option(min=0, help="See larger photos in tiles of this side in pixels; 0 for none.")
+    ] = 0,
+    tile_overlap: Annotated[float, typer.Option(help="Share of a tile that neighbours have in common.")] = 0.25,
+    device: Annotated[
+        str | None, typer.Option(help="Where to run (default: an accelerator where there is one).")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the thresholds as JSON.")] = False,
+):
+    """Choose thresholds on images of one's own, and write them into a checkpoint.
+
+    From normal images alone the rate of false alarms is known: on normal images like these at most the one asked for.
+
+    Exit codes: 0 all is well, 1 it could not be done, 3 done, but some images could not be read or look anomalous.
+
+    Examples:
+
+    vip2clip calibrate --model checkpoint --normal photos/good --false-alarm-rate 0.01
+
+    vip2clip calibrate --model checkpoint --labelled photos --recall 0.95 --output calibrated
+    """
+    from .bundled import bundled_checkpoint
+    from .calibration import calibrate as from_normal
+    from .calibration import calibrate_labelled, save_calibration
+    from .files import check_new_folder
+    from .pipeline_anomaly_detection import AnomalyDetectionPipeline
+
+    if (normal is None) == (labelled is None):
+        raise ValueError("Expected either --normal, a folder of normal images, or --labelled, data with labels.")
+    if normal is not None and not normal.is_dir():
+        raise OSError(f"{str(normal)!r} is no folder; expected one with normal images.")
+    if normal is not None and recall is not None:
+        raise ValueError("--recall needs anomalous images: give --labelled instead of --normal.")
+    if output is not None:
+        check_new_folder(output)
+    checkpoint = str(bundled_checkpoint()) if model is None else model
+    if output is None and (model is None or not Path(checkpoint).is_dir()):
+        what = "The checkpoint of the package" if model is None else f"{model!r}, a checkpoint on the Hub,"
+        raise ValueError(f"{what} is not changed: name a new folder for a calibrated copy with --output.")
+    options = {"tile_size": tile_size, "tile_overlap": tile_overlap}
+    detector = AnomalyDetectionPipeline.from_pretrained(checkpoint, device=device, **options)
+    progress = sys.stderr.isatty()
+    if normal is not None:
+        found = from_normal(detector, normal, false_alarm_rate, min_region_area=min_region_area, progress=progress)
+    else:
+        from .data.sources import DataSource
+
+        source = DataSource.parse(labelled)
+        found = calibrate_labelled(
+            detector, source.load(), recall=recall, mask_threshold=source.mask_threshold, progress=progress
+        )
+    if not Path(checkpoint).is_dir():  # on the Hub: a folder with the same files
+        from huggingface_hub import snapshot_download
+
+        checkpoint = snapshot_download(checkpoint)
+    folder = save_calibration(found, checkpoint, output)
+    if as_json:
+        summary = {name: value for name, value in found.content.items() if name not in ("image", "pixel")}
+        for level in ("image", "pixel"):
+            summary[level] = {name: value for name, value in found.content[level].items() if name != "scores"}
+        summary.update(checkpoint=str(folder), suspicious=found.suspicious, unreadable=found.unreadable)
+        typer.echo(json.dumps(summary, indent=2, ensure_ascii=False))
+    else:
+        count = found.content["image"]["num_images"]
+        typer.echo(f"image threshold {found.image_threshold:.6f}, pixel threshold {found.pixel_threshold:.6f}")
+        typer.echo(f"from {count} images; written to {folder}: config.json, README.md")
+    if found.suspicious or found.unreadable:
+        raise typer.Exit(3)
+
+
 def main():
     """Entry point: errors that say what to do are printed without a traceback, with exit code 1."""
     try:
