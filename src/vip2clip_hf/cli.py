@@ -503,6 +503,22 @@ def calibrate(
         raise typer.Exit(3)
 
 
+@app.command()
+def demo(
+    output: Annotated[
+        Path, typer.Option(help="Folder for the sheet of pictures and the fine-tuned checkpoint.")
+    ] = Path("demo_output"),
+    seed: Annotated[int, typer.Option(help="Of the generated pictures and of training.")] = 0,
+):
+    """Find and draw defects with the checkpoint of the package, fine-tune it, evaluate it: without network or GPU.
+
+    Example: vip2clip demo --output demo_output
+    """
+    from .demo import run_demo
+
+    run_demo(output, seed)
+
+
 def main():
     """Entry point: errors that say what to do are printed without a traceback, with exit code 1."""
     try:
