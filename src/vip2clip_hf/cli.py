@@ -170,9 +170,19 @@ def data(
         raise typer.Exit(3)
 
 
+# More photos than this are better predicted into a folder.
+MANY_PHOTOS = 1000
+
+
 @app.command()
 def predict(
-    source: Annotated[Path, typer.Argument(metavar="IMAGE_OR_FOLDER", help="A photo, or a folder of photos.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="A photo, or a folder of photos. With --output also a table, meta.json, Hub id or NAME=ROOT.",
+        ),
+    ],
     model: Annotated[
         str | None, typer.Option(help="Checkpoint: folder or Hub id (default: the small one of the package).")
     ] = None,
@@ -183,12 +193,45 @@ def predict(
     threshold: Annotated[
         float | None, typer.Option(help="Above this a photo is anomalous (default: that of the checkpoint).")
     ] = None,
+    top_k: Annotated[
+        int | None, typer.Option(help="Patches per layer that stand for a photo (default: that of the checkpoint).")
+    ] = None,
     device: Annotated[
         str | None, typer.Option(help="Where to run (default: an accelerator where there is one).")
     ] = None,
+    dtype: Annotated[str, typer.Option(help="Precision: float32, bfloat16 or float16.")] = "float32",
+    backbone: Annotated[
+        str | None, typer.Option(help="For a checkpoint of adapters only: its CLIP, where it is not the one it names.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Folder for a table of any number of photos, subfolders included; goes on after a stop."),
+    ] = None,
+    heatmaps: Annotated[bool, typer.Option("--heatmaps", help="With --output: draw all heatmaps.")] = False,
+    maps: Annotated[bool, typer.Option("--maps", help="With --output: keep all maps, as float16.")] = False,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="With --output: photos that go through the model together (default: 8).")
+    ] = None,
+    num_workers: Annotated[
+        int | None,
+        typer.Option(min=0, help="With --output: workers that read photos, for each process (default: 0)."),
+    ] = None,
+    compile: Annotated[bool, typer.Option("--compile", help="With --output: compile the vision tower.")] = False,
+    split: Annotated[str | None, typer.Option(help="With --output: split of a data set (default: test).")] = None,
+    category: Annotated[
+        list[str] | None,
+        typer.Option(help="With --output: only this category of a data set. Repeatable.", show_default=False),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="With --output: delete what another prediction has written there.")
+    ] = False,
 ):
     """Score photos, and draw where the defects are.
+
+    With --output any number of photos is streamed into a table, OUTPUT/predictions.parquet. Several processes share
+    the work: accelerate launch --module vip2clip_hf predict with the same arguments. Killed, it goes on when called
+    again.
 
     Exit codes: 0 all is well, 1 nothing could be done, 3 some photos could not be read.
 
@@ -197,12 +240,67 @@ def predict(
     vip2clip predict photo.jpg --heatmap heatmap.png
 
     vip2clip predict photos --model org/vip2clip --heatmap heatmaps --json
+
+    vip2clip predict photos --model org/vip2clip --output predictions --heatmaps --num-workers 4
     """
+    from .bundled import bundled_checkpoint
+
+    bulk = {"heatmaps": heatmaps, "maps": maps, "batch_size": batch_size, "num_workers": num_workers}
+    bulk.update(compile=compile, split=split, category=category, overwrite=overwrite)
+    given = [f"--{name.replace('_', '-')}" for name, value in bulk.items() if value not in (None, False, [])]
+    if output is None and given:
+        raise ValueError(
+            f"{', '.join(given)} go with --output FOLDER, which is not given; name one or leave them out."
+        )
+    if output is not None and heatmap is not None:
+        raise ValueError("--heatmap OUT goes without --output; with it --heatmaps draws into OUTPUT/heatmaps.")
+    if model is None:
+        typer.echo(
+            "Using the small checkpoint of the package, made to try things out. For real work name one on CLIP "
+            "ViT-L/14 with --model: convert the authors' or train your own, see docs/quickstart.md.",
+            err=True,
+        )
+        model = str(bundled_checkpoint())
+    options = {"device": device, "dtype": dtype, "backbone": backbone, "top_k": top_k}
+    if threshold is not None:
+        options["threshold"] = (threshold, threshold)
+    if output is not None:
+        _predict_to_folder(source, model, output, as_json, bulk, options)
+    else:
+        _predict_photos(Path(source), model, heatmap, as_json, options)
+
+
+def _predict_to_folder(source: str, model: str, output: Path, as_json: bool, bulk: dict, options: dict):
+    from .bulk import find_source, predict_checkpoint
+    from .distributed import world
+    from .runs import to_json
+
+    images = find_source(source, bulk.pop("split"), bulk.pop("category"))
+    options.update((name, value) for name, value in bulk.items() if value is not None)
+    found = predict_checkpoint(model, images, output, progress=sys.stderr.isatty(), **options)
+    if world()[0] > 0:
+        return
+    if as_json:
+        typer.echo(to_json(found), nl=False)
+    else:
+        if found["num_done_before"] == found["num_images"]:
+            typer.echo("Nothing was left to do.")
+        typer.echo(
+            f"{found['num_images']} images: {found['num_normal']} normal, {found['num_anomalous']} anomalous, "
+            f"{found['num_unreadable']} unreadable. Written to {found['table']}"
+        )
+    if found["num_unreadable"] == found["num_images"]:
+        raise OSError(f"None of the images of {source!r} could be read; the column error of the table says why.")
+    if found["num_unreadable"]:
+        raise typer.Exit(3)
+
+
+def _predict_photos(source: Path, model: str, heatmap: Path | None, as_json: bool, options: dict):
     from tqdm.auto import tqdm
 
-    from .bundled import bundled_checkpoint
     from .image_processing_vip2clip import list_images
     from .pipeline_anomaly_detection import AnomalyDetectionPipeline
+    from .runs import check_dtype
 
     if not source.exists():
         raise OSError(f"{str(source)!r} not found; expected a photo or a folder of photos.")
@@ -212,15 +310,14 @@ def predict(
         raise OSError(f"{str(heatmap)!r} is a file; expected a folder for the heatmaps of several photos.")
     if heatmap is not None and not several and heatmap.is_dir():
         raise OSError(f"{str(heatmap)!r} is a folder; expected a file for the heatmap of one photo.")
-    if model is None:
+    if len(photos) > MANY_PHOTOS:
         typer.echo(
-            "Using the small checkpoint of the package, made to try things out. For real work name one on CLIP "
-            "ViT-L/14 with --model: convert the authors' or train your own, see docs/quickstart.md.",
+            f"{len(photos)} photos: with --output FOLDER they go through the model in batches, into a table, and a "
+            "run that is stopped can be gone on with.",
             err=True,
         )
-        model = str(bundled_checkpoint())
-    options = {} if threshold is None else {"threshold": (threshold, threshold)}
-    detector = AnomalyDetectionPipeline.from_pretrained(model, device=device, **options)
+    options["dtype"] = check_dtype(options["dtype"])
+    detector = AnomalyDetectionPipeline.from_pretrained(model, **options)
     results = []
     for photo in tqdm(photos, disable=not (several and sys.stderr.isatty())):
         entry = {"image": str(photo)}
@@ -304,8 +401,9 @@ def evaluate(
     """
     from .data.sources import DataSource
     from .distributed import world
-    from .evaluation.runner import evaluate_checkpoint, name_of, to_json, without_nan
+    from .evaluation.runner import evaluate_checkpoint, without_nan
     from .evaluation.tables import category_table, comparison_tables, notes
+    from .runs import name_of, to_json
 
     def show(result: dict):
         typer.echo(f"\n{result['name']}, in percent\n{category_table(result)}")
