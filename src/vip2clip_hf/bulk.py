@@ -138,10 +138,13 @@ def predict_to_folder(
 
     folder = PredictionFolder(Path(output), chunk_size)
     images = as_images(source, folder.path)
+    # What it does to images, not where its code is from.
+    processing = json.loads(image_processor.to_json_string())
+    processing = {key: value for key, value in processing.items() if key not in ("auto_map", "image_processor_type")}
     settings = {
         "kind": "prediction",
         "model_checksum": model_checksum(model),
-        "image_processor": json.loads(image_processor.to_json_string()),
+        "image_processor": processing,
         "dtype": str(model.dtype).removeprefix("torch."),
         "source": images.description,
         "image_threshold": pair[0],

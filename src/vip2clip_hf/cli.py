@@ -249,9 +249,7 @@ def predict(
     bulk.update(compile=compile, split=split, category=category, overwrite=overwrite)
     given = [f"--{name.replace('_', '-')}" for name, value in bulk.items() if value not in (None, False, [])]
     if output is None and given:
-        raise ValueError(
-            f"{', '.join(given)} go with --output FOLDER, which is not given; name one or leave them out."
-        )
+        raise ValueError(f"Without --output there is no {', '.join(given)}; add --output FOLDER or leave them out.")
     if output is not None and heatmap is not None:
         raise ValueError("--heatmap OUT goes without --output; with it --heatmaps draws into OUTPUT/heatmaps.")
     if model is None:

@@ -71,7 +71,16 @@ def load_checkpoint(
     image_processor = ViP2ClipImageProcessor.from_pretrained(checkpoint)
     check_image_processor(image_processor, model.config.image_size)
     model.to(state.device if device is None or state.num_processes > 1 else device)
+    _align(model)
     return model, image_processor
+
+
+def _align(model: torch.nn.Module):
+    """On CPUs sums round by where weights lie in memory, and a file that is mapped puts them anywhere. All of them at
+    multiples of 64 bytes, as torch allocates, every process computes the same bits."""
+    for weight in (*model.parameters(), *model.buffers()):
+        if weight.device.type == "cpu" and weight.data_ptr() % 64:
+            weight.data = weight.data.clone()
 
 
 def name_of(checkpoint: str | os.PathLike) -> str:
