@@ -62,11 +62,12 @@ def _checkpoint_or_bundled(model: str | None) -> str:
         return model
     from .bundled import bundled_checkpoint
 
-    typer.echo(
-        "Using the small checkpoint of the package, made to try things out. For real work name one on CLIP "
-        "ViT-L/14 with --model: convert the authors' or train your own, see docs/quickstart.md.",
-        err=True,
-    )
+    if os.environ.get("RANK", "0") == "0":  # of several processes one says it
+        typer.echo(
+            "Using the small checkpoint of the package, made to try things out. For real work name one on CLIP "
+            "ViT-L/14 with --model: convert the authors' or train your own, see docs/quickstart.md.",
+            err=True,
+        )
     return str(bundled_checkpoint())
 
 
@@ -243,9 +244,19 @@ def data(
         raise typer.Exit(3)
 
 
+# More photos than this are better predicted into a folder.
+MANY_PHOTOS = 1000
+
+
 @app.command()
 def predict(
-    source: Annotated[Path, typer.Argument(metavar="IMAGE_OR_FOLDER", help="A photo, or a folder of photos.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="A photo, or a folder of photos. With --output also a table, meta.json, Hub id or NAME=ROOT.",
+        ),
+    ],
     model: Annotated[
         str | None, typer.Option(help="Checkpoint: folder or Hub id (default: the small one of the package).")
     ] = None,
@@ -256,12 +267,55 @@ def predict(
     threshold: Annotated[
         float | None, typer.Option(help="Above this a photo is anomalous (default: that of the checkpoint).")
     ] = None,
+    top_k: Annotated[
+        int | None, typer.Option(help="Patches per layer that stand for a photo (default: that of the checkpoint).")
+    ] = None,
     device: Annotated[
         str | None, typer.Option(help="Where to run (default: an accelerator where there is one).")
     ] = None,
+    dtype: Annotated[str, typer.Option(help="Precision: float32, bfloat16 or float16.")] = "float32",
+    backbone: Annotated[
+        str | None, typer.Option(help="For a checkpoint of adapters only: its CLIP, where it is not the one it names.")
+    ] = None,
+    regions: Annotated[bool, typer.Option("--regions", help="List the connected areas of the mask.")] = False,
+    tile_size: Annotated[
+        int | None, typer.Option(min=0, help="See larger photos in tiles of this side in pixels; 0 for none.")
+    ] = None,
+    tile_overlap: Annotated[
+        float | None, typer.Option(help="Share of a tile that neighbours have in common (default: 0.25).")
+    ] = None,
+    max_pixels: Annotated[
+        int | None, typer.Option(min=1, help="Refuse photos with more pixels than this (default: 89 million).")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Folder for a table of any number of photos, subfolders included; goes on after a stop."),
+    ] = None,
+    heatmaps: Annotated[bool, typer.Option("--heatmaps", help="With --output: draw all heatmaps.")] = False,
+    maps: Annotated[bool, typer.Option("--maps", help="With --output: keep all maps, as float16.")] = False,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="With --output: photos that go through the model together (default: 8).")
+    ] = None,
+    num_workers: Annotated[
+        int | None,
+        typer.Option(min=0, help="With --output: workers that read photos, for each process (default: 0)."),
+    ] = None,
+    compile: Annotated[bool, typer.Option("--compile", help="With --output: compile the vision tower.")] = False,
+    split: Annotated[str | None, typer.Option(help="With --output: split of a data set (default: test).")] = None,
+    category: Annotated[
+        list[str] | None,
+        typer.Option(help="With --output: only this category of a data set. Repeatable.", show_default=False),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="With --output: delete what another prediction has written there.")
+    ] = False,
 ):
     """Score photos, and draw where the defects are.
+
+    With --output any number of photos is streamed into a table, OUTPUT/predictions.parquet. Several processes share
+    the work: accelerate launch --module vip2clip_hf predict with the same arguments. Killed, it goes on when called
+    again.
 
     Exit codes: 0 all is well, 1 nothing could be done, 3 some photos could not be read.
 
@@ -270,11 +324,65 @@ def predict(
     vip2clip predict photo.jpg --heatmap heatmap.png
 
     vip2clip predict photos --model org/vip2clip --heatmap heatmaps --json
+
+    vip2clip predict photos --model org/vip2clip --output predictions --heatmaps --num-workers 4
     """
+
+    bulk = {"heatmaps": heatmaps, "maps": maps, "batch_size": batch_size, "num_workers": num_workers}
+    bulk.update(compile=compile, split=split, category=category, overwrite=overwrite)
+    given = [f"--{name.replace('_', '-')}" for name, value in bulk.items() if value not in (None, False, [])]
+    if output is None and given:
+        raise ValueError(f"Without --output there is no {', '.join(given)}; add --output FOLDER or leave them out.")
+    if output is not None and heatmap is not None:
+        raise ValueError("--heatmap OUT goes without --output; with it --heatmaps draws into OUTPUT/heatmaps.")
+    if output is not None and (regions or tile_size or tile_overlap is not None):
+        raise ValueError("--regions and tiles go without --output: bulk prediction sees every photo whole.")
+    if max_pixels is not None:
+        from PIL import Image
+
+        Image.MAX_IMAGE_PIXELS = max_pixels
+    model = _checkpoint_or_bundled(model)
+    options = {"device": device, "dtype": dtype, "backbone": backbone, "top_k": top_k}
+    if threshold is not None:
+        options["threshold"] = (threshold, threshold)
+    if output is not None:
+        _predict_to_folder(source, model, output, as_json, bulk, options)
+    else:
+        options.update(regions=regions, tile_size=tile_size, tile_overlap=tile_overlap)
+        _predict_photos(Path(source), model, heatmap, as_json, options)
+
+
+def _predict_to_folder(source: str, model: str, output: Path, as_json: bool, bulk: dict, options: dict):
+    from .bulk import find_source, predict_checkpoint
+    from .distributed import world
+    from .runs import to_json
+
+    images = find_source(source, bulk.pop("split"), bulk.pop("category"))
+    options.update((name, value) for name, value in bulk.items() if value is not None)
+    found = predict_checkpoint(model, images, output, progress=sys.stderr.isatty(), **options)
+    if world()[0] > 0:
+        return
+    if as_json:
+        typer.echo(to_json(found), nl=False)
+    else:
+        if found["num_done_before"] == found["num_images"]:
+            typer.echo("Nothing was left to do.")
+        typer.echo(
+            f"{found['num_images']} images: {found['num_normal']} normal, {found['num_anomalous']} anomalous, "
+            f"{found['num_unreadable']} unreadable. Written to {found['table']}"
+        )
+    if found["num_unreadable"] == found["num_images"]:
+        raise OSError(f"None of the images of {source!r} could be read; the column error of the table says why.")
+    if found["num_unreadable"]:
+        raise typer.Exit(3)
+
+
+def _predict_photos(source: Path, model: str, heatmap: Path | None, as_json: bool, options: dict):
     from tqdm.auto import tqdm
 
     from .image_processing_vip2clip import list_images
     from .pipeline_anomaly_detection import AnomalyDetectionPipeline
+    from .runs import check_dtype
 
     if not source.exists():
         raise OSError(f"{str(source)!r} not found; expected a photo or a folder of photos.")
@@ -284,9 +392,14 @@ def predict(
         raise OSError(f"{str(heatmap)!r} is a file; expected a folder for the heatmaps of several photos.")
     if heatmap is not None and not several and heatmap.is_dir():
         raise OSError(f"{str(heatmap)!r} is a folder; expected a file for the heatmap of one photo.")
-    model = _checkpoint_or_bundled(model)
-    options = {} if threshold is None else {"threshold": (threshold, threshold)}
-    detector = AnomalyDetectionPipeline.from_pretrained(model, device=device, **options)
+    if len(photos) > MANY_PHOTOS:
+        typer.echo(
+            f"{len(photos)} photos: with --output FOLDER they go through the model in batches, into a table, and a "
+            "run that is stopped can be gone on with.",
+            err=True,
+        )
+    options["dtype"] = check_dtype(options["dtype"])
+    detector = AnomalyDetectionPipeline.from_pretrained(model, **options)
     results = []
     for photo in tqdm(photos, disable=not (several and sys.stderr.isatty())):
         entry = {"image": str(photo)}
@@ -298,6 +411,7 @@ def predict(
             results.append({**entry, "error": str(error)})
             continue
         entry.update(score=found["score"], label=found["label"], anomalous_pixels=int(found["mask"].sum()))
+        entry.update((name, found[name]) for name in ("p_value", "regions") if name in found)
         if heatmap is not None:
             target = heatmap / f"{photo.name}.png" if several else heatmap
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -311,7 +425,15 @@ def predict(
     else:
         for entry in results:
             text = entry.get("error") or f"{entry['score']:.3f} {entry['label']}"
+            if entry.get("p_value") is not None:
+                text += f", p-value {entry['p_value']:.3g}"
             typer.echo(f"{entry['image']}: {text}")
+            for region in entry.get("regions", ()):
+                left, top, right, bottom = region["box"]
+                typer.echo(
+                    f"  {left}, {top} to {right}, {bottom}: {region['area']} pixels, "
+                    f"mean {region['mean_score']:.3f}, peak {region['peak_score']:.3f}"
+                )
     if any("error" in entry for entry in results):
         raise typer.Exit(3)
 
@@ -370,8 +492,9 @@ def evaluate(
     """
     from .data.sources import DataSource
     from .distributed import world
-    from .evaluation.runner import evaluate_checkpoint, name_of, to_json, without_nan
+    from .evaluation.runner import evaluate_checkpoint, without_nan
     from .evaluation.tables import category_table, comparison_tables, notes
+    from .runs import name_of, to_json
 
     def show(result: dict):
         typer.echo(f"\n{result['name']}, in percent\n{category_table(result)}")
@@ -454,7 +577,6 @@ def calibrate(
 
     vip2clip calibrate --model checkpoint --labelled photos --recall 0.95 --output calibrated
     """
-    from .bundled import bundled_checkpoint
     from .calibration import calibrate as from_normal
     from .calibration import calibrate_labelled, save_calibration
     from .files import check_new_folder
@@ -468,7 +590,7 @@ def calibrate(
         raise ValueError("--recall needs anomalous images: give --labelled instead of --normal.")
     if output is not None:
         check_new_folder(output)
-    checkpoint = str(bundled_checkpoint()) if model is None else model
+    checkpoint = _checkpoint_or_bundled(model)
     if output is None and (model is None or not Path(checkpoint).is_dir()):
         what = "The checkpoint of the package" if model is None else f"{model!r}, a checkpoint on the Hub,"
         raise ValueError(f"{what} is not changed: name a new folder for a calibrated copy with --output.")
