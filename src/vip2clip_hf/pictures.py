@@ -350,8 +350,8 @@ def new_figure(width: float, height: float) -> "Figure":
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError(
-            "Figures and sheets are drawn with matplotlib, which is not installed: pip install 'vip2clip_hf[eval]', or "
-            "leave them out."
+            "Figures and sheets are drawn with matplotlib, which is not installed: pip install 'vip2clip_hf[eval]', "
+            "or leave them out."
         ) from error
     figure = Figure(figsize=(width, height), layout="constrained", dpi=110)
     FigureCanvasAgg(figure)
