@@ -1,8 +1,11 @@
 """Figures of results, attention and layers: the arrays behind them, what is drawn, the files."""
 
 import os
+import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -300,6 +303,21 @@ print("drawn")
         [sys.executable, "-c", code], env={**env, "MPLBACKEND": "TkAgg"}, capture_output=True, text=True, timeout=300
     )
     assert done.stdout.strip() == "drawn", done.stderr[-2000:]
+
+
+def test_examples_of_the_documentation(tmp_path, monkeypatch, capsys):
+    root = Path(__file__).parents[1]
+    page = (root / "docs" / "pictures.md").read_text(encoding="utf-8")
+    shutil.copytree(root / "training" / "examples", tmp_path / "training" / "examples")
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(block, names)
+    assert {path.name for path in tmp_path.glob("*.png")} == {"attention.png", "layers.png", "result.png"}
+    (shown,) = re.findall(r"```\n(\(4, 2.*?)```", page, re.DOTALL)
+    found = capsys.readouterr().out
+    numbers = [[float(number) for number in re.findall(r"\d+(?:\.\d+)?", text)] for text in (shown, found)]
+    np.testing.assert_allclose(*numbers, atol=0.011)
 
 
 # Bad input
