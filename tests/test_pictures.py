@@ -136,7 +136,8 @@ def test_result(photo, truth):
     figure = result_figure(photo, a_result(photo), truth, title="nut.jpg", pixel_threshold=0.6)
     assert figure.get_suptitle() == "nut.jpg\nscore 0.750, anomalous"
     assert titles(figure) == ["photo", "ground truth", "anomaly map, 0.000 to 0.800"]
-    first, second, third, bar = figure.axes
+    first, second, third = figure.axes
+    (bar,) = third.child_axes
     assert np.array_equal(first.images[0].get_array(), np.asarray(photo))
     assert np.array_equal(second.images[0].get_array(), truth > 0)
     drawn = third.images[1]
@@ -157,9 +158,9 @@ def test_result_of_the_pipeline(detector, photo):
     result = detector(photo)
     figure = result_figure(photo, result)
     assert titles(figure)[0] == "photo"
-    assert len(figure.axes) == 3  # photo, map, colour bar
+    assert len(figure.axes) == 2  # photo and map
     assert figure.get_suptitle() == f"score {result['score']:.3f}, {result['label']}"
-    assert not figure.axes[2].lines  # no threshold known
+    assert not figure.axes[1].child_axes[0].lines  # no threshold known
     tensors = {**result, "anomaly_map": torch.from_numpy(result["anomaly_map"]), "mask": torch.tensor(result["mask"])}
     assert titles(result_figure(photo, tensors)) == titles(figure)
 
@@ -225,23 +226,23 @@ def test_attention(detector, photo):
     layers = (1, 2, 4)
     expected = [f"{prompt} prompt, block {layer}" for prompt in ("normal", "anomalous") for layer in layers]
     assert titles(figure) == ["photo", *expected]
-    assert "multiples of uniform attention (1/36 a patch)" in figure.get_suptitle()
+    assert "multiples of uniform attention\n(1/36 a patch;" in figure.get_suptitle()
     maps = attention_maps(detector, photo)
     named = {axis.get_title(): axis for axis in figure.axes}
-    bars = iter(figure.axes[7:])
     for prompt, name in enumerate(("normal", "anomalous")):
         for layer, block in enumerate(layers):
-            drawn = named[f"{name} prompt, block {block}"].images[1]
+            axis = named[f"{name} prompt, block {block}"]
+            drawn, (bar,) = axis.images[1], axis.child_axes
             np.testing.assert_array_equal(drawn.get_array(), maps[layer, prompt])
             high = max(maps[layer, prompt].max(), 1.1)  # a scale of its own, stated beside it
             np.testing.assert_allclose(drawn.get_clim(), (1, high))
-            assert [text.get_text() for text in next(bars).get_yticklabels()] == ["1×", f"{high:.3g}×"]
+            assert [text.get_text() for text in bar.get_yticklabels()] == ["1×", f"{high:.3g}×"]
 
 
 def test_layers(detector, photo):
     figure = layers_figure(detector, photo)
     assert [title.split(",")[0] for title in titles(figure)] == ["photo", "block 1", "block 2", "block 4", "mean"]
-    assert len(figure.axes) == 6  # one colour bar
+    assert [len(axis.child_axes) for axis in figure.axes] == [0, 0, 0, 0, 1]  # one colour bar
     maps = layer_anomaly_maps(detector, photo)
     for axis, values in zip(figure.axes[1:5], (*maps, maps.mean(axis=0))):
         np.testing.assert_array_equal(axis.images[1].get_array(), values)
@@ -348,7 +349,7 @@ def test_a_model_without_attention(photo):
     for draw in (attention_maps, attention_figure):
         with pytest.raises(ValueError, match="use_fine_grained_perception=False"):
             draw(detector, photo)
-    assert len(layers_figure(detector, photo).axes) == 6
+    assert len(layers_figure(detector, photo).axes) == 5
 
 
 def test_something_else_than_a_pipeline(detector, photo):

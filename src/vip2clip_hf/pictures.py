@@ -20,6 +20,7 @@ from .pipeline_anomaly_detection import HEATMAP_COLORS, HEATMAP_OPACITY, Anomaly
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.colorbar import Colorbar
     from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
     from matplotlib.image import AxesImage
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 MAX_SIDE = 1024
 # Attention of so many times its even share has the strongest colour where none is higher.
 LEAST_CONTRAST = 1.1
+# Inches that a title needs.
+LEAST_WIDTH = 4.8
 PROMPTS = ("normal", "anomalous")
 # Neither stands in the heatmap. The ground truth is dashed as well, for those who cannot tell them apart.
 MASK_COLOR = "#0050ff"
@@ -159,8 +162,7 @@ def result_figure(
         shown.outline(axes[-1], where, color, style, name if where.any() else f"{name} (empty)")
         for name, where, color, style in outlines
     ]
-    bar = figure.colorbar(drawn, ax=axes[-1], fraction=0.05, pad=0.02)
-    bar.ax.tick_params(labelsize=7)
+    bar = _color_bar(figure, axes[-1], drawn, width)
     if pixel_threshold is not None:
         bar.ax.axhline(pixel_threshold, color=MASK_COLOR, linewidth=1.5)
         handles[0].set_label(f"{handles[0].get_label()}, threshold {pixel_threshold:.3f}")
@@ -197,7 +199,7 @@ def attention_figure(detector: AnomalyDetectionPipeline, image: Any) -> "Figure"
     photo = load_image(image)
     shown, layers = _Shown(photo), detector.model.config.feature_layers
     width, height = _panel(photo, 2.0)
-    figure = new_figure((1 + len(layers)) * (width + 0.55), 2 * (height + 0.35) + 0.5)
+    figure = new_figure(max(LEAST_WIDTH, (1 + len(layers)) * (width + 0.55)), 2 * (height + 0.35) + 0.65)
     maps = attention_maps(detector, photo, shown.size)
     names = [[f"{prompt} prompt, block {layer}" for layer in layers] for prompt in PROMPTS]
     axes = figure.subplot_mosaic([["photo", *row] for row in names])
@@ -207,12 +209,12 @@ def attention_figure(detector: AnomalyDetectionPipeline, image: Any) -> "Figure"
         name, values = names[prompt][layer], maps[layer, prompt]
         high = max(float(values.max()), LEAST_CONTRAST)
         drawn = shown.draw_map(axes[name], values, name, (1.0, high), grey=True)
-        bar = figure.colorbar(drawn, ax=axes[name], fraction=0.05, pad=0.02, ticks=[1, high])
-        bar.ax.set_yticklabels(["1×", f"{high:.3g}×"], fontsize=7)
+        bar = _color_bar(figure, axes[name], drawn, width, ticks=[1, high])
+        bar.ax.set_yticklabels(["1×", f"{high:.3g}×"])
     patches = (detector.model.config.image_size // detector.model.config.clip_config.vision_config.patch_size) ** 2
     title = (
-        f"Attention of the prompts, in multiples of uniform attention (1/{patches} a patch); every panel has a scale "
-        "of its own"
+        "Attention of the prompts, in multiples of uniform attention\n"
+        f"(1/{patches} a patch; every panel has a scale of its own)"
     )
     figure.suptitle(title + _about_tiles(detector, photo), fontsize=9)
     return figure
@@ -241,15 +243,14 @@ def layers_figure(detector: AnomalyDetectionPipeline, image: Any) -> "Figure":
     photo = load_image(image)
     shown, layers = _Shown(photo), detector.model.config.feature_layers
     width, height = _panel(photo, 2.0)
-    figure = new_figure((2 + len(layers)) * (width + 0.1) + 0.5, height + 0.6)
+    figure = new_figure(max(LEAST_WIDTH, (2 + len(layers)) * (width + 0.1) + 0.5), height + 0.6)
     maps = layer_anomaly_maps(detector, photo, shown.size)
     axes = figure.subplots(1, 2 + len(layers))
     shown.draw(axes[0], "photo")
     names = [*(f"block {layer}" for layer in layers), "mean"]
     for axis, values, name in zip(axes[1:], (*maps, maps.mean(axis=0)), names):
         drawn = shown.draw_map(axis, values, f"{name}, {values.min():.3f} to {values.max():.3f}")
-    bar = figure.colorbar(drawn, ax=axes[-1], fraction=0.05, pad=0.02)
-    bar.ax.tick_params(labelsize=7)
+    _color_bar(figure, axes[-1], drawn, width)
     figure.suptitle("Anomaly map of every feature layer, and their mean" + _about_tiles(detector, photo), fontsize=9)
     return figure
 
@@ -435,6 +436,13 @@ class _Shown:
 def _bare(axis: "Axes", title: str):
     axis.set(xticks=[], yticks=[])
     axis.set_title(title, fontsize=7)
+
+
+def _color_bar(figure: "Figure", axis: "Axes", drawn: "AxesImage", width: float, **options) -> "Colorbar":
+    """A colour bar as high as the picture it belongs to, which is so many inches wide."""
+    bar = figure.colorbar(drawn, cax=axis.inset_axes([1 + 0.05 / width, 0, 0.12 / width, 1]), **options)
+    bar.ax.tick_params(labelsize=7)
+    return bar
 
 
 def _summary(result: dict[str, Any]) -> str:
