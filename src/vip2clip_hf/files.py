@@ -50,11 +50,15 @@ def new_folder(target: str | os.PathLike) -> Iterator[Path]:
         shutil.rmtree(staged, ignore_errors=True)
 
 
-def write_atomically(path: Path, content: str):
-    """Text to a file that is never half-written."""
+def write_atomically(path: Path, content: str | bytes):
+    """Text or bytes to a file that is never half-written."""
     staged = path.with_name(f".{path.name}.tmp")
-    staged.write_text(content, encoding="utf-8")
-    os.replace(staged, path)
+    try:
+        staged.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
+        os.replace(staged, path)
+    except BaseException:
+        staged.unlink(missing_ok=True)
+        raise
 
 
 __all__ = ["check_new_folder", "new_folder", "umask", "write_atomically"]
