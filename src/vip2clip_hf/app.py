@@ -1,0 +1,481 @@
+"""The page of `vip2clip app`: photos in, scores, decisions, maps and masks out, in a browser.
+
+Everything is computed by [`AnomalyDetectionPipeline`]; what is between it and the page is in
+[`vip2clip_hf.app_results`].
+"""
+
+import contextlib
+import html
+import ipaddress
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from .app_results import MAX_FILE_SIZE, MAX_IMAGES, PhotoInspector, PhotoResult, draw_mask
+from .bundled import bundled_checkpoint
+from .pipeline_anomaly_detection import AnomalyDetectionPipeline
+
+
+try:
+    import gradio as gr
+    import scipy  # noqa: F401 - regions need it, at the first click
+except ImportError as error:
+    raise ImportError("The page needs gradio and scipy: pip install 'vip2clip_hf[app]'.") from error
+
+
+# Photos of 50 megapixels are read; the 89 that Pillow allows would take some gigabytes each.
+MAX_PIXELS = 50_000_000
+# Uploads and results are kept so many seconds, for so many visitors.
+KEPT_SECONDS, KEPT_SESSIONS = 3600, 100
+# Regions that the page lists; the download has all.
+SHOWN_REGIONS = 100
+ALL_LAYERS = "all layers"
+# Fonts of the system: the page fetches nothing from anywhere.
+THEME = gr.themes.Default(
+    primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+)
+CSS = """
+footer { display: none !important; }
+.gradio-container { max-width: 1400px !important; margin: auto; }
+#summary { font-size: 1.15rem; }
+#summary .anomalous, #summary .normal { border-radius: 6px; color: white; font-weight: 600; padding: 2px 10px; }
+#summary .anomalous { background: #b3261e; }
+#summary .normal { background: #2e7d32; }
+#status ul { margin: 0.3rem 0 0 1.2rem; list-style: disc; }
+#status .problem { border-left: 4px solid #b3261e; padding: 2px 0 2px 10px; }
+"""
+
+
+@dataclass
+class Session:
+    """
+    What the server keeps for one visitor.
+
+    Args:
+        results (`list[PhotoResult]`): in the order of the uploads.
+        problems (`list[tuple[str, str]]`): name and reason of each upload without a result.
+        selected (`int`): position of the photo that is shown.
+    """
+
+    results: list[PhotoResult] = field(default_factory=list)
+    problems: list[tuple[str, str]] = field(default_factory=list)
+    selected: int = 0
+
+
+def build_app(
+    model: str | os.PathLike | AnomalyDetectionPipeline | None = None,
+    device: str | None = None,
+    *,
+    max_images: int = MAX_IMAGES,
+    max_file_size: float = MAX_FILE_SIZE,
+) -> gr.Blocks:
+    """
+    The page, to be launched or mounted into another server. [`launch`] does the former with safe settings.
+
+    Args:
+        model (`str`, `os.PathLike` or [`AnomalyDetectionPipeline`], *optional*):
+            Folder or Hub id of a checkpoint, or a pipeline; the small checkpoint of the package when not given.
+        device (*optional*): where to run; the first accelerator when not given.
+        max_images (`int`, defaults to 50): photos at a time.
+        max_file_size (`float`, defaults to 20): megabytes a file may have.
+
+    Raises:
+        OSError: a checkpoint that cannot be read.
+        ValueError: a checkpoint of another kind, or limits that are not positive.
+    """
+    detector = model
+    if not isinstance(model, AnomalyDetectionPipeline):
+        detector = AnomalyDetectionPipeline.from_pretrained(
+            bundled_checkpoint() if model is None else model, device=device
+        )
+    page = _Page(PhotoInspector(detector, max_images, max_file_size), _model_name(model))
+    return page.build(bundled=model is None)
+
+
+def _model_name(model: Any) -> str:
+    """What the page calls a checkpoint: a Hub id, or the last part of a path, not where it lies."""
+    if model is None:
+        return bundled_checkpoint().name
+    if isinstance(model, AnomalyDetectionPipeline):
+        model = getattr(model.model, "name_or_path", "") or "a pipeline"
+    return os.path.basename(os.path.abspath(model)) if os.path.isdir(model) else str(model)
+
+
+class _Page:
+    """Layout and events. Methods named `on_...` answer events."""
+
+    def __init__(self, inspector: PhotoInspector, model_name: str):
+        self.inspector, self.model_name = inspector, model_name
+
+    def build(self, bundled: bool) -> gr.Blocks:
+        inspector = self.inspector
+        image_threshold, pixel_threshold = inspector.thresholds
+        with gr.Blocks(
+            title="vip2clip", analytics_enabled=False, fill_width=True, delete_cache=(600, KEPT_SECONDS)
+        ) as page:
+            gr.HTML(_introduction(self.model_name, bundled), elem_id="introduction")
+            session = gr.State(Session(), time_to_live=KEPT_SECONDS)
+            with gr.Row(equal_height=False):
+                with gr.Column(scale=1, min_width=280):
+                    files = gr.File(
+                        label=f"Photos (up to {inspector.max_images}, {inspector.max_file_size:g} MB each)",
+                        file_count="multiple",
+                        height=220,
+                        elem_id="files",
+                    )
+                    with gr.Group():
+                        image_slider = gr.Slider(
+                            0, 1, image_threshold, step=0.001, label="Image threshold",
+                            info="A photo is anomalous when its score is greater.", elem_id="image_threshold",
+                        )  # fmt: skip
+                        pixel_slider = gr.Slider(
+                            0, 1, pixel_threshold, step=0.001, label="Pixel threshold",
+                            info="A pixel is marked when its value in the map is greater.", elem_id="pixel_threshold",
+                        )  # fmt: skip
+                        layer = gr.Dropdown(
+                            [ALL_LAYERS, *(f"layer {index}" for index in inspector.layers)],
+                            value=ALL_LAYERS, label="Map of",
+                            info="Score, decision and mask always come from all layers.", elem_id="layer",
+                        )  # fmt: skip
+                    reset = gr.Button("Thresholds of the checkpoint", size="sm", elem_id="reset")
+                    pack = gr.Button("Pack results for download", size="sm", elem_id="pack", interactive=False)
+                    download = gr.File(
+                        label="Results: JSON, CSV, heatmaps, masks", visible=False, interactive=False, height=90,
+                        elem_id="download",
+                    )  # fmt: skip
+                with gr.Column(scale=4):
+                    status = gr.HTML(_status(Session()), elem_id="status")
+                    with gr.Column(visible=False) as shown:
+                        table = gr.Dataframe(
+                            headers=self._headers(), interactive=False, max_height=240, elem_id="results",
+                            label="Results; choose a row to see the photo", show_label=True, type="array",
+                        )  # fmt: skip
+                        summary = gr.HTML(elem_id="summary")
+                        with gr.Row():
+                            pictures = [
+                                gr.Image(
+                                    label=label, format="jpeg", interactive=False, buttons=["download", "fullscreen"],
+                                    min_width=220, height=380, elem_id=label.lower(),
+                                )
+                                for label in ("Photo", "Heatmap", "Mask")
+                            ]  # fmt: skip
+                        regions = gr.Dataframe(
+                            headers=["left", "top", "right", "bottom", "area", "mean", "peak"], interactive=False,
+                            label="Regions of the mask, in pixels", show_label=True, max_height=240, elem_id="regions",
+                            type="array",
+                        )  # fmt: skip
+            photo_view, heatmap_view, mask_view = pictures
+            thresholds = [image_slider, pixel_slider]
+            decided = [status, table, summary, mask_view, regions, pack, download]
+            private = {"api_visibility": "private"}
+            files.change(
+                self.on_files,
+                [files, session, *thresholds, layer],
+                [session, shown, photo_view, heatmap_view, *decided],
+                show_progress_on=status,
+                **private,
+            )
+            table.select(
+                self.on_select,
+                [session, *thresholds, layer],
+                [session, photo_view, heatmap_view, *decided],
+                show_progress="hidden",
+                **private,
+            )
+            gr.on(
+                [slider.change for slider in thresholds],
+                self.on_thresholds,
+                [session, *thresholds],
+                decided,
+                trigger_mode="always_last",
+                show_progress="hidden",
+                **private,
+            )
+            layer.change(
+                self.on_layer, [session, layer], [status, heatmap_view], trigger_mode="always_last", **private
+            )
+            reset.click(lambda: inspector.thresholds, None, thresholds, **private)
+            pack.click(self.on_pack, [session, *thresholds], [status, download], show_progress_on=status, **private)
+        return page
+
+    def _headers(self) -> list[str]:
+        return ["#", "file", "score", "decision", *(["p-value"] if self.inspector.calibrated else [])]
+
+    def on_files(
+        self,
+        paths: list[str] | None,
+        session: Session,
+        image_threshold: float,
+        pixel_threshold: float,
+        layer: str,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008 - how gradio finds it
+    ) -> list:
+        paths = [str(path) for path in paths or []]
+        count = min(len(paths), self.inspector.max_images)
+        results, problems = self.inspector.analyse(
+            paths, session.results, lambda position, name: progress((position, count), desc=name, unit="photos")
+        )
+        session = Session(results, problems)
+        return [
+            session,
+            gr.update(visible=bool(results)),
+            *self._show(session, image_threshold, pixel_threshold, layer),
+        ]
+
+    def on_select(
+        self, session: Session, image_threshold: float, pixel_threshold: float, layer: str, event: gr.SelectData
+    ) -> list:
+        # The number in the first column and not the position, which changes when the table is sorted.
+        number = int(event.row_value[0])
+        if not 1 <= number <= len(session.results):
+            return [session, gr.skip(), gr.skip(), _status(session, _GONE), *[gr.skip()] * 6]
+        session = Session(session.results, session.problems, number - 1)
+        return [session, *self._show(session, image_threshold, pixel_threshold, layer)]
+
+    def _show(self, session: Session, image_threshold: float, pixel_threshold: float, layer: str) -> list:
+        """Photo, heatmap and what depends on the thresholds."""
+        if not session.results:
+            return [None, None, *self._decided(session, (image_threshold, pixel_threshold))]
+        result = session.results[session.selected]
+        try:
+            photo = self.inspector.read(result.path, result.name)
+            decided = self._decided(session, (image_threshold, pixel_threshold), photo)
+            return [photo, self._heatmap(result, photo, layer), *decided]
+        except (OSError, ValueError) as error:
+            return [None, None, *self._failed(session, error)]
+
+    def _heatmap(self, result: PhotoResult, photo: Image.Image, layer: str) -> Image.Image:
+        return self.inspector.heatmap(result, photo, None if layer == ALL_LAYERS else int(layer.rpartition(" ")[2]))
+
+    def _decided(self, session: Session, thresholds: tuple[float, float], photo: Image.Image | None = None) -> list:
+        """Values of the components that depend on the thresholds: status, table, summary, mask, regions, pack,
+        download."""
+        if not session.results:
+            return [_status(session), None, "", None, None, gr.update(interactive=False), gr.update(visible=False)]
+        result = session.results[session.selected]
+        photo = self.inspector.read(result.path, result.name) if photo is None else photo
+        rows = []
+        for number, other in enumerate(session.results, start=1):
+            found = self.inspector.decide(other, thresholds)
+            row = [number, other.name, f"{found['score']:.3f}", found["label"]]
+            if "p_value" in found:
+                row.append("" if found["p_value"] is None else f"{found['p_value']:.4f}")
+            rows.append(row)
+        found = self.inspector.inspect(result, thresholds)
+        regions = [
+            [*region["box"], region["area"], f"{region['mean_score']:.3f}", f"{region['peak_score']:.3f}"]
+            for region in found["regions"][:SHOWN_REGIONS]
+        ]
+        return [
+            _status(session),
+            rows,
+            _summary(result, found),
+            draw_mask(photo, found["mask"]),
+            regions,
+            gr.update(interactive=True),
+            # What was packed before was decided otherwise.
+            gr.update(visible=False, value=None),
+        ]
+
+    def _failed(self, session: Session, error: Exception) -> list:
+        return [_status(session, str(error)), *[gr.skip()] * 6]
+
+    def on_thresholds(self, session: Session, image_threshold: float, pixel_threshold: float) -> list:
+        if not session.results:
+            return [gr.skip()] * 7
+        try:
+            return self._decided(session, (image_threshold, pixel_threshold))
+        except (OSError, ValueError) as error:
+            return self._failed(session, error)
+
+    def on_layer(self, session: Session, layer: str) -> list:
+        if not session.results:
+            return [gr.skip()] * 2
+        result = session.results[session.selected]
+        try:
+            photo = self.inspector.read(result.path, result.name)
+            return [_status(session), self._heatmap(result, photo, layer)]
+        except (OSError, ValueError) as error:
+            return [_status(session, str(error)), gr.skip()]
+
+    def on_pack(self, session: Session, image_threshold: float, pixel_threshold: float) -> list:
+        if not session.results:
+            return [_status(session, _GONE), gr.skip()]
+        # In the folder of the uploads, so that it goes when they go.
+        folder = gr.utils.get_upload_folder()
+        os.makedirs(folder, exist_ok=True)
+        target = Path(tempfile.mkdtemp(dir=folder)) / "vip2clip_results.zip"
+        try:
+            self.inspector.write_zip(
+                target, self.model_name, session.results, session.problems, (image_threshold, pixel_threshold)
+            )
+        except (OSError, ValueError) as error:
+            shutil.rmtree(target.parent, ignore_errors=True)
+            return [_status(session, str(error)), gr.skip()]
+        return [_status(session), gr.update(value=str(target), visible=True)]
+
+
+_GONE = f"The results are no longer on the server, which keeps them for {KEPT_SECONDS // 60} minutes; add the photos again."
+
+
+def _introduction(model_name: str, bundled: bool) -> str:
+    text = f"<h2>Visual anomaly detection</h2><p>Model: <b>{html.escape(model_name)}</b>"
+    if bundled:
+        text += (
+            ", the small checkpoint of the package, made to try things out. For real work start the page with a "
+            "larger one: <code>vip2clip app --model CHECKPOINT</code>"
+        )
+    return f"{text}.</p>"
+
+
+def _status(session: Session, problem: str | None = None) -> str:
+    """How many photos were read and which were not, as HTML; names come from outside."""
+    count, unread = len(session.results), list(session.problems)
+    text = f"<p>{count} {'photo' if count == 1 else 'photos'} analysed.</p>" if count else ""
+    if not count and not unread:
+        text = "<p>Add one or several photos to begin.</p>"
+    if problem is not None:
+        text += f'<div class="problem">{html.escape(problem)}</div>'
+    if unread:
+        lines = "".join(f"<li><b>{html.escape(name)}</b>: {html.escape(reason)}</li>" for name, reason in unread)
+        what = "1 file has" if len(unread) == 1 else f"{len(unread)} files have"
+        text += f'<div class="problem">{what} no result:<ul>{lines}</ul></div>'
+    return text
+
+
+def _summary(result: PhotoResult, found: dict[str, Any]) -> str:
+    height, width = result.size
+    marked, regions = int(found["mask"].sum()), len(found["regions"])
+    parts = [f"score {found['score']:.3f}"]
+    if found.get("p_value") is not None:
+        parts.append(f"p-value {found['p_value']:.4f}")
+    share = 100 * marked / (height * width)
+    parts.append(f'<span id="marked">{marked:,}</span> of {height * width:,} pixels marked ({share:.1f} %)')
+    parts.append(f"{regions} {'region' if regions == 1 else 'regions'}")
+    if regions > SHOWN_REGIONS:
+        parts[-1] += f", the first {SHOWN_REGIONS} below"
+    label = found["label"]
+    return f'<b>{html.escape(result.name)}</b> <span class="{label}">{label}</span> {", ".join(parts)}'
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address is reached from this machine only."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+@contextlib.contextmanager
+def _private_folder() -> Iterator[Path]:
+    """A folder that takes all temporary files of this process, and is removed at the end, also when it is told to
+    terminate."""
+    folder = Path(tempfile.mkdtemp(prefix="vip2clip-app-"))  # for this user only
+    before, temporary = dict(os.environ), tempfile.tempdir
+    os.environ.update(
+        GRADIO_TEMP_DIR=str(folder),
+        GRADIO_ANALYTICS_ENABLED="False",
+        GRADIO_RUN_HISTORY="False",
+        MPLCONFIGDIR=str(folder / "matplotlib"),  # gradio loads matplotlib where there is one
+    )
+    tempfile.tempdir = str(folder)
+    handler = None
+    if threading.current_thread() is threading.main_thread():
+        handler = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        yield folder
+    finally:
+        if handler is not None:
+            signal.signal(signal.SIGTERM, handler)
+        tempfile.tempdir = temporary
+        for name in set(os.environ) - set(before):
+            del os.environ[name]
+        os.environ.update(before)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def launch(
+    model: str | os.PathLike | AnomalyDetectionPipeline | None = None,
+    device: str | None = None,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    max_images: int = MAX_IMAGES,
+    max_file_size: float = MAX_FILE_SIZE,
+    max_pixels: int = MAX_PIXELS,
+    open_browser: bool = False,
+):
+    """
+    Serve the page until the process is stopped.
+
+    Uploads and results go to a temporary folder of this process, are deleted after an hour, and with the folder at
+    the end. Nothing is written elsewhere, nothing is sent anywhere, and no address but that of the host is bound.
+
+    Args:
+        model, device, max_images, max_file_size: see [`build_app`].
+        host (`str`, defaults to "127.0.0.1"):
+            Address to bind. Any but a loopback address lets others on the network in, for which there is a warning.
+        port (`int`, defaults to 7860): its port.
+        max_pixels (`int`, defaults to 50,000,000): pixels a photo may have; larger ones are refused before they are
+            decoded. Sets `PIL.Image.MAX_IMAGE_PIXELS` while the page is served.
+        open_browser (`bool`, defaults to `False`): whether to show the page in the browser of this machine.
+
+    Raises:
+        OSError: a checkpoint that cannot be read, or an address that cannot be bound.
+        ValueError: a checkpoint of another kind, or limits that are not positive.
+    """
+    if max_pixels < 1:
+        raise ValueError(f"max_pixels is {max_pixels!r}; expected a positive number of pixels.")
+    if not is_loopback(host):
+        print(
+            f"Warning: on {host} everyone who reaches this machine over the network can use the page, without a "
+            "password. Leave --host out to keep it to this machine.",
+            file=sys.stderr,
+        )
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, max_pixels
+    try:
+        with _private_folder():
+            page = build_app(model, device, max_images=max_images, max_file_size=max_file_size)
+            try:
+                _, address, _ = page.launch(
+                    server_name=host,
+                    server_port=port,
+                    inbrowser=open_browser,
+                    max_file_size=int(max_file_size * 1024**2),
+                    share=False,
+                    prevent_thread_lock=True,
+                    quiet=True,
+                    show_error=False,
+                    allowed_paths=[],
+                    state_session_capacity=KEPT_SESSIONS,
+                    ssr_mode=False,
+                    pwa=False,
+                    mcp_server=False,
+                    enable_monitoring=False,
+                    footer_links=[],
+                    theme=THEME,
+                    css=CSS,
+                )
+            except OSError as error:
+                raise OSError(
+                    f"Address {host}, port {port} cannot be bound ({error}); choose another with --port or --host."
+                ) from error
+            print(f"Serving on {address} (Ctrl+C ends it)", flush=True)
+            try:
+                page.block_thread()
+            finally:
+                page.close(verbose=False)
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+
+
+__all__ = ["build_app", "is_loopback", "launch"]
