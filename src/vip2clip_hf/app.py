@@ -38,6 +38,7 @@ MAX_PIXELS = 50_000_000
 KEPT_SECONDS, KEPT_SESSIONS = 3600, 100
 # Regions that the page lists; the download has all.
 SHOWN_REGIONS = 100
+_GONE = f"Results are kept for {KEPT_SECONDS // 60} minutes, and these are gone; add the photos again."
 ALL_LAYERS = "all layers"
 # Fonts of the system: the page fetches nothing from anywhere.
 THEME = gr.themes.Default(
@@ -45,7 +46,7 @@ THEME = gr.themes.Default(
 )
 CSS = """
 footer { display: none !important; }
-.gradio-container { max-width: 1400px !important; margin: auto; }
+.gradio-container { max-width: 1400px !important; margin: auto; width: 100%; }
 #summary { font-size: 1.15rem; }
 #summary .anomalous, #summary .normal { border-radius: 6px; color: white; font-weight: 600; padding: 2px 10px; }
 #summary .anomalous { background: #b3261e; }
@@ -125,7 +126,7 @@ class _Page:
             gr.HTML(_introduction(self.model_name, bundled), elem_id="introduction")
             session = gr.State(Session(), time_to_live=KEPT_SECONDS)
             with gr.Row(equal_height=False):
-                with gr.Column(scale=1, min_width=280):
+                with gr.Column(scale=1, min_width=340):
                     files = gr.File(
                         label=f"Photos (up to {inspector.max_images}, {inspector.max_file_size:g} MB each)",
                         file_count="multiple",
@@ -152,7 +153,7 @@ class _Page:
                         label="Results: JSON, CSV, heatmaps, masks", visible=False, interactive=False, height=90,
                         elem_id="download",
                     )  # fmt: skip
-                with gr.Column(scale=4):
+                with gr.Column(scale=3):
                     status = gr.HTML(_status(Session()), elem_id="status")
                     with gr.Column(visible=False) as shown:
                         table = gr.Dataframe(
@@ -322,9 +323,6 @@ class _Page:
             shutil.rmtree(target.parent, ignore_errors=True)
             return [_status(session, str(error)), gr.skip()]
         return [_status(session), gr.update(value=str(target), visible=True)]
-
-
-_GONE = f"The results are no longer on the server, which keeps them for {KEPT_SECONDS // 60} minutes; add the photos again."
 
 
 def _introduction(model_name: str, bundled: bool) -> str:

@@ -112,9 +112,7 @@ class PhotoInspector:
                 )
             content = Path(path).read_bytes()
         except FileNotFoundError as error:
-            raise OSError(
-                f"{name!r} is no longer on the server, which keeps uploads for a while; add it again."
-            ) from (error)
+            raise OSError(f"{name!r} is no longer there, uploads are kept for an hour; add it again.") from (error)
         # By content: a message then has the name of the file, and not its place on the server.
         return load_image({"bytes": content, "path": name})
 
