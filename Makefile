@@ -4,6 +4,8 @@ PYTHON ?= python3
 # Pinned because the newest build pulls several gigabytes of CUDA on Linux.
 TORCH ?= torch==2.13.0
 VENV ?= .venv
+# Test processes side by side; each computes on one thread.
+JOBS ?= 2
 
 ifeq ($(OS),Windows_NT)
 BIN := $(VENV)/Scripts
@@ -24,10 +26,10 @@ demo: $(VENV)/.installed
 	$(BIN)/python training/demo.py
 
 test: lint
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n $(JOBS) -m "not slow"
 
 test-all: lint
-	$(BIN)/python -m pytest --durations=10
+	$(BIN)/python -m pytest -n $(JOBS) --durations=10
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -2,6 +2,8 @@ import os
 
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub reads it
+# The models are tiny: threads cost more than they bring, much more where several tests run side by side.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import json
 from pathlib import Path

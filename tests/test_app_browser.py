@@ -305,15 +305,23 @@ def test_loopback_only(server):
             socket.create_connection((address, server.port), timeout=2).close()
 
 
-def test_nothing_is_written_elsewhere_or_left(server):
-    """Runs last: stops the server."""
-    # Importing torch makes an empty folder of its own, for every program.
-    inductor = [path for path in server.folders["tmp"].glob("torchinductor_*") if not any(path.iterdir())]
-    (temporary,) = set(server.folders["tmp"].iterdir()) - set(inductor)
-    assert temporary.name.startswith("vip2clip-app-")
-    assert temporary.stat().st_mode & 0o077 == 0
-    assert any(path.suffix in (".jpg", ".zip") for path in temporary.rglob("*"))
-    server.stop()
+def test_nothing_is_written_elsewhere_or_left(browser, tmp_path):
+    server = Server(tmp_path)
+    try:
+        server.wait()
+        page = Page(browser, server.address)
+        page.upload(EXAMPLES / "hazelnut_damaged_1.jpg")
+        page.until(lambda: page.source("#mask"), "the result")
+        page.find("#pack").click()
+        page.until(lambda: page.find("#download a[href]"), "the link")
+        # Importing torch makes an empty folder of its own, for every program.
+        inductor = [path for path in server.folders["tmp"].glob("torchinductor_*") if not any(path.iterdir())]
+        (temporary,) = set(server.folders["tmp"].iterdir()) - set(inductor)
+        assert temporary.name.startswith("vip2clip-app-")
+        assert temporary.stat().st_mode & 0o077 == 0
+        assert {".jpg", ".zip"} <= {path.suffix for path in temporary.rglob("*")}
+    finally:
+        server.stop()
     assert server.process.returncode == 128 + signal.SIGTERM
     left = {name: list(folder.rglob("*")) for name, folder in server.folders.items()}
     assert left == {"home": [], "work": [], "tmp": inductor}

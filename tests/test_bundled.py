@@ -63,6 +63,15 @@ def test_a_missing_checkpoint_is_named(monkeypatch, tmp_path):
         bundled_checkpoint()
 
 
+def test_missing_examples_are_named(monkeypatch, tmp_path):
+    assert {path.name for path in bundled.example_photos().glob("*normal*.jpg")} == {
+        "hazelnut_normal_1.jpg", "hazelnut_normal_2.jpg",
+    }  # fmt: skip
+    monkeypatch.setattr(bundled, "_EXAMPLES", (tmp_path,))
+    with pytest.raises(OSError, match="example photos are missing"):
+        bundled.example_photos()
+
+
 # vip2clip predict
 
 
@@ -131,3 +140,5 @@ def test_wheel_contains_it(tmp_path):
     names = zipfile.ZipFile(wheel).namelist()
     assert "vip2clip_hf/checkpoints/vip2clip-tiny/model.safetensors" in names
     assert "vip2clip_hf/evaluation/anomaly_metrics/anomaly_metrics.py" in names
+    assert "vip2clip_hf/examples/hazelnut_damaged_1.jpg" in names
+    assert "vip2clip_hf/examples/README.md" in names

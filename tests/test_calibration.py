@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
 from conftest import change_weights, tiny_config
 from vip2clip_hf import AnomalyDetectionPipeline, ViP2ClipForAnomalyDetection, ViP2ClipImageProcessor
 from vip2clip_hf import calibration as module
 from vip2clip_hf.calibration import calibrate, calibrate_labelled, save_calibration
 from vip2clip_hf.calibration_vip2clip import conformal_threshold, region_score
+from vip2clip_hf.cli import app
 from vip2clip_hf.data import load_folder
 from vip2clip_hf.data.synthetic import write_dataset
 from vip2clip_hf.hub import save_checkpoint
@@ -246,3 +248,59 @@ def test_a_damaged_calibration_is_refused(content):
 
 def test_describe_has_nothing_to_say_without():
     assert module.describe_calibration(tiny_config()) is None
+
+
+# vip2clip calibrate
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, ["calibrate", *map(str, arguments), "--device", "cpu"])
+
+
+def test_command(detector, photos, checkpoint, tmp_path):
+    done = run("--model", checkpoint, "--normal", photos, "--false_alarm_rate", "0.1", "--output", tmp_path / "new")
+    assert done.exit_code == 0, done.output
+    expected = calibrate(detector, photos, 0.1)
+    assert f"image threshold {expected.image_threshold:.6f}" in done.stdout
+    config = json.loads((tmp_path / "new" / "config.json").read_text())
+    assert config["calibration"]["image"]["scores"] == pytest.approx(expected.content["image"]["scores"], abs=1e-6)
+    assert not json.loads((checkpoint / "config.json").read_text()).get("calibration")
+    (photos / "broken.png").write_bytes(b"no picture")
+    done = run("--model", checkpoint, "--normal", photos, "--false-alarm-rate", "0.1", "--json", "--tile-size", 20)
+    assert done.exit_code == 3
+    summary = json.loads(done.stdout)
+    assert list(summary["unreadable"]) == [str(photos / "broken.png")]
+    assert summary["settings"]["tile_size"] == 20
+    assert "scores" not in summary["image"]
+    assert json.loads((checkpoint / "config.json").read_text())["image_threshold"] == summary["image"]["threshold"]
+
+
+def test_command_with_labels(checkpoint, tmp_path):
+    root = write_dataset(tmp_path / "set", ("dots",), num_normal=4, num_anomalous=2, size=48, seed=3)
+    done = run("--model", checkpoint, "--labelled", root, "--recall", "0.9", "--output", tmp_path / "new")
+    assert done.exit_code == 0, done.output
+    card = (tmp_path / "new" / "README.md").read_text()
+    assert "the largest that find 0.9 of what is anomalous" in card
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "either --normal"),
+        (["--normal", "x", "--labelled", "y"], "either --normal"),
+        (["--normal", "absent"], "is no folder"),
+        (["--normal", ".", "--recall", "0.5"], "--recall needs anomalous images"),
+        (["--normal", "."], "is not changed: name a new folder"),
+        (["--normal", ".", "--model", "org/name"], "is not changed: name a new folder"),
+    ],
+)
+def test_command_bad_requests(arguments, message):
+    assert message in str(run(*arguments).exception)
+
+
+def test_command_refuses_before_the_work(checkpoint, photos, tmp_path):
+    assert "at least 99 normal images" in str(run("--model", checkpoint, "--normal", photos).exception)
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "file").write_text("x")
+    done = run("--model", checkpoint, "--normal", photos, "--output", tmp_path / "used")
+    assert "not empty" in str(done.exception)

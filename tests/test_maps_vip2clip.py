@@ -59,3 +59,33 @@ def test_gradient_after_inference_mode():
     maps = torch.rand(6, 6, requires_grad=True)
     resize_maps(maps, 31, 1.5).sum().backward()
     assert maps.grad is not None
+
+
+class Twice(torch.nn.Module):
+    """As in training: without and with smoothing in one graph."""
+
+    def forward(self, maps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return resize_maps(maps, (20, 11)), resize_maps(maps, 20, 2.0)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_matrices_are_constants_of_an_exported_graph(strict):
+    shapes = ({0: torch.export.Dim("batch", min=1)},)
+    program = torch.export.export(Twice(), (torch.rand(3, 6, 6),), dynamic_shapes=shapes, strict=strict)
+    operations = {str(node.target) for part in program.graph_module.modules() for node in part.graph.nodes}
+    assert not {name for name in operations if any(word in name for word in ("arange", "exp", "abs"))}
+    maps = torch.rand(5, 6, 6)
+    torch.testing.assert_close(program.module()(maps), Twice()(maps), rtol=0, atol=0)
+
+
+def test_matrices_in_a_compiled_graph():
+    torch._dynamo.reset()
+    compiled = torch.compile(Twice(), fullgraph=True, backend="aot_eager")
+    for side in (6, 7, 9):  # from the second on sizes are symbols
+        maps = torch.rand(2, side, side)
+        torch.testing.assert_close(compiled(maps), Twice()(maps), rtol=0, atol=0)
+    with torch.inference_mode():
+        compiled(maps)
+    maps.requires_grad_()
+    compiled(maps)[1].sum().backward()
+    assert maps.grad is not None

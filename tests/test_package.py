@@ -13,7 +13,8 @@ def test_import_needs_base_dependencies_only():
     """Neither extras nor torchvision, and importing twice registers once."""
     code = """
 import sys
-for name in ("datasets", "evaluate", "sklearn", "scipy", "torchvision", "accelerate", "matplotlib"):
+for name in ("datasets", "evaluate", "sklearn", "scipy", "torchvision", "accelerate", "matplotlib",
+             "onnx", "onnxruntime", "onnxscript"):
     sys.modules[name] = None
 import importlib, warnings
 import vip2clip_hf
@@ -22,7 +23,7 @@ import numpy as np
 importlib.reload(vip2clip_hf)
 processor = vip2clip_hf.ViP2ClipImageProcessor(size=32)
 assert processor(np.zeros((5, 6), np.uint8))["pixel_values"][0].shape == (3, 32, 32)
-import vip2clip_hf.cli, vip2clip_hf.convert_vip2clip_to_hf, vip2clip_hf.hub
+import vip2clip_hf.cli, vip2clip_hf.export, vip2clip_hf.convert_vip2clip_to_hf, vip2clip_hf.hub, vip2clip_hf.pictures
 # Folders are read and checked without the library datasets; a data set says what is missing.
 import tempfile, vip2clip_hf.data
 from vip2clip_hf.data.synthetic import write_dataset

@@ -1,9 +1,11 @@
-"""The small checkpoint that comes with the package."""
+"""The small checkpoint and the example photos that come with the package."""
 
 from pathlib import Path
 
 
 _FOLDER = Path(__file__).parent / "checkpoints" / "vip2clip-tiny"
+# In a wheel they stand in the package, in a clone where the README shows them.
+_EXAMPLES = (Path(__file__).parent / "examples", Path(__file__).parents[2] / "training" / "examples")
 
 
 def bundled_checkpoint() -> Path:
@@ -20,4 +22,18 @@ def bundled_checkpoint() -> Path:
     return _FOLDER
 
 
-__all__ = ["bundled_checkpoint"]
+def example_photos() -> Path:
+    """
+    Folder of four example photos of hazelnuts, two of them damaged (`*_mask.png` marks where); its README.md says
+    whose they are.
+
+    Raises:
+        OSError: the package was installed without them.
+    """
+    for folder in _EXAMPLES:
+        if (folder / "README.md").is_file():
+            return folder
+    raise OSError(f"The example photos are missing from {str(_EXAMPLES[0])!r}; install vip2clip_hf again.")
+
+
+__all__ = ["bundled_checkpoint", "example_photos"]

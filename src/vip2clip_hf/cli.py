@@ -57,6 +57,20 @@ def parse_settings(settings: list[str]) -> dict:
     return parsed
 
 
+def _checkpoint_or_bundled(model: str | None) -> str:
+    if model is not None:
+        return model
+    from .bundled import bundled_checkpoint
+
+    if os.environ.get("RANK", "0") == "0":  # of several processes one says it
+        typer.echo(
+            "Using the small checkpoint of the package, made to try things out. For real work name one on CLIP "
+            "ViT-L/14 with --model: convert the authors' or train your own, see docs/quickstart.md.",
+            err=True,
+        )
+    return str(bundled_checkpoint())
+
+
 @app.command()
 def convert(
     checkpoint: Annotated[Path, typer.Option(help="A .pth file of the authors' released code.")],
@@ -84,6 +98,66 @@ def convert(
     model = convert_release_checkpoint(checkpoint, clip, **parse_settings(setting or []))
     save_checkpoint(model, ViP2ClipImageProcessor(size=model.config.image_size), output, adapters_only=adapters_only)
     typer.echo(f"Wrote {output}")
+
+
+@app.command()
+def export(
+    output: Annotated[Path, typer.Option(help="Folder to write; must be empty or not exist.")],
+    model: Annotated[
+        str | None, typer.Option(help="Checkpoint: folder or Hub id (default: the small one of the package).")
+    ] = None,
+    format_name: Annotated[
+        str, typer.Option("--format", help="onnx (model.onnx), or torch (model.pt2, a program of torch.export).")
+    ] = "onnx",
+    opset: Annotated[
+        int | None, typer.Option(help="Version of ONNX's operators (default: 18).", show_default=False)
+    ] = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="For a checkpoint of adapters only: its CLIP, where it is not the one it names.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was written as JSON.")] = False,
+):
+    """Write a checkpoint as one graph from pixel values to scores and maps, and compare it with PyTorch.
+
+    Batches can have any size. Where an output is more than 1e-4 away from PyTorch's nothing is written.
+
+    Examples:
+
+    vip2clip export --model checkpoint --output exported
+
+    vip2clip export --model checkpoint --output exported --format torch
+    """
+    import torch
+
+    from .export import DEFAULT_OPSET, check_format, check_opset, check_packages, export_onnx, export_torch
+    from .files import check_new_folder
+    from .image_processing_vip2clip import ViP2ClipImageProcessor
+    from .modeling_vip2clip import ViP2ClipForAnomalyDetection
+
+    # Before the checkpoint is loaded, which can take minutes.
+    check_format(format_name)
+    check_packages(format_name)
+    if format_name == "onnx":
+        opset = DEFAULT_OPSET if opset is None else opset
+        check_opset(opset)
+    elif opset is not None:
+        raise ValueError("--opset is for --format onnx; leave it out.")
+    check_new_folder(output)
+    model = _checkpoint_or_bundled(model)
+    loaded = ViP2ClipForAnomalyDetection.from_pretrained(model, dtype=torch.float32, backbone=backbone)
+    image_processor = ViP2ClipImageProcessor.from_pretrained(model)
+    if format_name == "onnx":
+        report = export_onnx(loaded, image_processor, output, opset=opset)
+    else:
+        report = export_torch(loaded, image_processor, output)
+    if as_json:
+        typer.echo(json.dumps(report, indent=2))
+        return
+    typer.echo(f"Wrote {output}")
+    for name, size in report["files"].items():
+        typer.echo(f"  {name}: {f'{size / 1e6:.1f} MB' if size >= 1e5 else f'{size} bytes'}")
+    found = ", ".join(f"{name} {value:.1e}" for name, value in report["largest_deviation"].items())
+    typer.echo(f"Largest deviation from PyTorch: {found} (allowed: {report['tolerance']:g})")
 
 
 @app.command()
@@ -170,9 +244,19 @@ def data(
         raise typer.Exit(3)
 
 
+# More photos than this are better predicted into a folder.
+MANY_PHOTOS = 1000
+
+
 @app.command()
 def predict(
-    source: Annotated[Path, typer.Argument(metavar="IMAGE_OR_FOLDER", help="A photo, or a folder of photos.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="A photo, or a folder of photos. With --output also a table, meta.json, Hub id or NAME=ROOT.",
+        ),
+    ],
     model: Annotated[
         str | None, typer.Option(help="Checkpoint: folder or Hub id (default: the small one of the package).")
     ] = None,
@@ -183,12 +267,55 @@ def predict(
     threshold: Annotated[
         float | None, typer.Option(help="Above this a photo is anomalous (default: that of the checkpoint).")
     ] = None,
+    top_k: Annotated[
+        int | None, typer.Option(help="Patches per layer that stand for a photo (default: that of the checkpoint).")
+    ] = None,
     device: Annotated[
         str | None, typer.Option(help="Where to run (default: an accelerator where there is one).")
     ] = None,
+    dtype: Annotated[str, typer.Option(help="Precision: float32, bfloat16 or float16.")] = "float32",
+    backbone: Annotated[
+        str | None, typer.Option(help="For a checkpoint of adapters only: its CLIP, where it is not the one it names.")
+    ] = None,
+    regions: Annotated[bool, typer.Option("--regions", help="List the connected areas of the mask.")] = False,
+    tile_size: Annotated[
+        int | None, typer.Option(min=0, help="See larger photos in tiles of this side in pixels; 0 for none.")
+    ] = None,
+    tile_overlap: Annotated[
+        float | None, typer.Option(help="Share of a tile that neighbours have in common (default: 0.25).")
+    ] = None,
+    max_pixels: Annotated[
+        int | None, typer.Option(min=1, help="Refuse photos with more pixels than this (default: 89 million).")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Folder for a table of any number of photos, subfolders included; goes on after a stop."),
+    ] = None,
+    heatmaps: Annotated[bool, typer.Option("--heatmaps", help="With --output: draw all heatmaps.")] = False,
+    maps: Annotated[bool, typer.Option("--maps", help="With --output: keep all maps, as float16.")] = False,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="With --output: photos that go through the model together (default: 8).")
+    ] = None,
+    num_workers: Annotated[
+        int | None,
+        typer.Option(min=0, help="With --output: workers that read photos, for each process (default: 0)."),
+    ] = None,
+    compile: Annotated[bool, typer.Option("--compile", help="With --output: compile the vision tower.")] = False,
+    split: Annotated[str | None, typer.Option(help="With --output: split of a data set (default: test).")] = None,
+    category: Annotated[
+        list[str] | None,
+        typer.Option(help="With --output: only this category of a data set. Repeatable.", show_default=False),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="With --output: delete what another prediction has written there.")
+    ] = False,
 ):
     """Score photos, and draw where the defects are.
+
+    With --output any number of photos is streamed into a table, OUTPUT/predictions.parquet. Several processes share
+    the work: accelerate launch --module vip2clip_hf predict with the same arguments. Killed, it goes on when called
+    again.
 
     Exit codes: 0 all is well, 1 nothing could be done, 3 some photos could not be read.
 
@@ -197,12 +324,65 @@ def predict(
     vip2clip predict photo.jpg --heatmap heatmap.png
 
     vip2clip predict photos --model org/vip2clip --heatmap heatmaps --json
+
+    vip2clip predict photos --model org/vip2clip --output predictions --heatmaps --num-workers 4
     """
+
+    bulk = {"heatmaps": heatmaps, "maps": maps, "batch_size": batch_size, "num_workers": num_workers}
+    bulk.update(compile=compile, split=split, category=category, overwrite=overwrite)
+    given = [f"--{name.replace('_', '-')}" for name, value in bulk.items() if value not in (None, False, [])]
+    if output is None and given:
+        raise ValueError(f"Without --output there is no {', '.join(given)}; add --output FOLDER or leave them out.")
+    if output is not None and heatmap is not None:
+        raise ValueError("--heatmap OUT goes without --output; with it --heatmaps draws into OUTPUT/heatmaps.")
+    if output is not None and (regions or tile_size or tile_overlap is not None):
+        raise ValueError("--regions and tiles go without --output: bulk prediction sees every photo whole.")
+    if max_pixels is not None:
+        from PIL import Image
+
+        Image.MAX_IMAGE_PIXELS = max_pixels
+    model = _checkpoint_or_bundled(model)
+    options = {"device": device, "dtype": dtype, "backbone": backbone, "top_k": top_k}
+    if threshold is not None:
+        options["threshold"] = (threshold, threshold)
+    if output is not None:
+        _predict_to_folder(source, model, output, as_json, bulk, options)
+    else:
+        options.update(regions=regions, tile_size=tile_size, tile_overlap=tile_overlap)
+        _predict_photos(Path(source), model, heatmap, as_json, options)
+
+
+def _predict_to_folder(source: str, model: str, output: Path, as_json: bool, bulk: dict, options: dict):
+    from .bulk import find_source, predict_checkpoint
+    from .distributed import world
+    from .runs import to_json
+
+    images = find_source(source, bulk.pop("split"), bulk.pop("category"))
+    options.update((name, value) for name, value in bulk.items() if value is not None)
+    found = predict_checkpoint(model, images, output, progress=sys.stderr.isatty(), **options)
+    if world()[0] > 0:
+        return
+    if as_json:
+        typer.echo(to_json(found), nl=False)
+    else:
+        if found["num_done_before"] == found["num_images"]:
+            typer.echo("Nothing was left to do.")
+        typer.echo(
+            f"{found['num_images']} images: {found['num_normal']} normal, {found['num_anomalous']} anomalous, "
+            f"{found['num_unreadable']} unreadable. Written to {found['table']}"
+        )
+    if found["num_unreadable"] == found["num_images"]:
+        raise OSError(f"None of the images of {source!r} could be read; the column error of the table says why.")
+    if found["num_unreadable"]:
+        raise typer.Exit(3)
+
+
+def _predict_photos(source: Path, model: str, heatmap: Path | None, as_json: bool, options: dict):
     from tqdm.auto import tqdm
 
-    from .bundled import bundled_checkpoint
     from .image_processing_vip2clip import list_images
     from .pipeline_anomaly_detection import AnomalyDetectionPipeline
+    from .runs import check_dtype
 
     if not source.exists():
         raise OSError(f"{str(source)!r} not found; expected a photo or a folder of photos.")
@@ -212,15 +392,14 @@ def predict(
         raise OSError(f"{str(heatmap)!r} is a file; expected a folder for the heatmaps of several photos.")
     if heatmap is not None and not several and heatmap.is_dir():
         raise OSError(f"{str(heatmap)!r} is a folder; expected a file for the heatmap of one photo.")
-    if model is None:
+    if len(photos) > MANY_PHOTOS:
         typer.echo(
-            "Using the small checkpoint of the package, made to try things out. For real work name one on CLIP "
-            "ViT-L/14 with --model: convert the authors' or train your own, see docs/quickstart.md.",
+            f"{len(photos)} photos: with --output FOLDER they go through the model in batches, into a table, and a "
+            "run that is stopped can be gone on with.",
             err=True,
         )
-        model = str(bundled_checkpoint())
-    options = {} if threshold is None else {"threshold": (threshold, threshold)}
-    detector = AnomalyDetectionPipeline.from_pretrained(model, device=device, **options)
+    options["dtype"] = check_dtype(options["dtype"])
+    detector = AnomalyDetectionPipeline.from_pretrained(model, **options)
     results = []
     for photo in tqdm(photos, disable=not (several and sys.stderr.isatty())):
         entry = {"image": str(photo)}
@@ -232,6 +411,7 @@ def predict(
             results.append({**entry, "error": str(error)})
             continue
         entry.update(score=found["score"], label=found["label"], anomalous_pixels=int(found["mask"].sum()))
+        entry.update((name, found[name]) for name in ("p_value", "regions") if name in found)
         if heatmap is not None:
             target = heatmap / f"{photo.name}.png" if several else heatmap
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -245,7 +425,15 @@ def predict(
     else:
         for entry in results:
             text = entry.get("error") or f"{entry['score']:.3f} {entry['label']}"
+            if entry.get("p_value") is not None:
+                text += f", p-value {entry['p_value']:.3g}"
             typer.echo(f"{entry['image']}: {text}")
+            for region in entry.get("regions", ()):
+                left, top, right, bottom = region["box"]
+                typer.echo(
+                    f"  {left}, {top} to {right}, {bottom}: {region['area']} pixels, "
+                    f"mean {region['mean_score']:.3f}, peak {region['peak_score']:.3f}"
+                )
     if any("error" in entry for entry in results):
         raise typer.Exit(3)
 
@@ -304,8 +492,9 @@ def evaluate(
     """
     from .data.sources import DataSource
     from .distributed import world
-    from .evaluation.runner import evaluate_checkpoint, name_of, to_json, without_nan
+    from .evaluation.runner import evaluate_checkpoint, without_nan
     from .evaluation.tables import category_table, comparison_tables, notes
+    from .runs import name_of, to_json
 
     def show(result: dict):
         typer.echo(f"\n{result['name']}, in percent\n{category_table(result)}")
@@ -385,6 +574,116 @@ def serve(
         max_pixels=max_pixels,
         open_browser=browser,
     )
+
+
+@app.command()
+def calibrate(
+    model: Annotated[
+        str | None, typer.Option(help="Checkpoint: folder or Hub id (default: the small one of the package).")
+    ] = None,
+    normal: Annotated[
+        Path | None, typer.Option(help="Folder of normal images that nothing was trained or chosen on.")
+    ] = None,
+    labelled: Annotated[
+        str | None,
+        typer.Option(metavar="[NAME=]ROOT", help="Instead: data with labels, for the thresholds of the best F1."),
+    ] = None,
+    false_alarm_rate: Annotated[
+        float, typer.Option(help="With --normal: share of normal images that may be called anomalous.")
+    ] = 0.01,
+    recall: Annotated[
+        float | None, typer.Option(help="With --labelled: share of what is anomalous to find, instead of the best F1.")
+    ] = None,
+    min_region_area: Annotated[
+        float, typer.Option(help="With --normal: share of the image that a region has to cover to count.")
+    ] = 0.0,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="New folder for a calibrated copy (default: the checkpoint itself is changed)."),
+    ] = None,
+    tile_size: Annotated[
+        int, typer.Option(min=0, help="See larger photos in tiles of this side in pixels; 0 for none.")
+    ] = 0,
+    tile_overlap: Annotated[float, typer.Option(help="Share of a tile that neighbours have in common.")] = 0.25,
+    device: Annotated[
+        str | None, typer.Option(help="Where to run (default: an accelerator where there is one).")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the thresholds as JSON.")] = False,
+):
+    """Choose thresholds on images of one's own, and write them into a checkpoint.
+
+    From normal images alone the rate of false alarms is known: on normal images like these at most the one asked for.
+
+    Exit codes: 0 all is well, 1 it could not be done, 3 done, but some images could not be read or look anomalous.
+
+    Examples:
+
+    vip2clip calibrate --model checkpoint --normal photos/good --false-alarm-rate 0.01
+
+    vip2clip calibrate --model checkpoint --labelled photos --recall 0.95 --output calibrated
+    """
+    from .calibration import calibrate as from_normal
+    from .calibration import calibrate_labelled, save_calibration
+    from .files import check_new_folder
+    from .pipeline_anomaly_detection import AnomalyDetectionPipeline
+
+    if (normal is None) == (labelled is None):
+        raise ValueError("Expected either --normal, a folder of normal images, or --labelled, data with labels.")
+    if normal is not None and not normal.is_dir():
+        raise OSError(f"{str(normal)!r} is no folder; expected one with normal images.")
+    if normal is not None and recall is not None:
+        raise ValueError("--recall needs anomalous images: give --labelled instead of --normal.")
+    if output is not None:
+        check_new_folder(output)
+    checkpoint = _checkpoint_or_bundled(model)
+    if output is None and (model is None or not Path(checkpoint).is_dir()):
+        what = "The checkpoint of the package" if model is None else f"{model!r}, a checkpoint on the Hub,"
+        raise ValueError(f"{what} is not changed: name a new folder for a calibrated copy with --output.")
+    options = {"tile_size": tile_size, "tile_overlap": tile_overlap}
+    detector = AnomalyDetectionPipeline.from_pretrained(checkpoint, device=device, **options)
+    progress = sys.stderr.isatty()
+    if normal is not None:
+        found = from_normal(detector, normal, false_alarm_rate, min_region_area=min_region_area, progress=progress)
+    else:
+        from .data.sources import DataSource
+
+        source = DataSource.parse(labelled)
+        found = calibrate_labelled(
+            detector, source.load(), recall=recall, mask_threshold=source.mask_threshold, progress=progress
+        )
+    if not Path(checkpoint).is_dir():  # on the Hub: a folder with the same files
+        from huggingface_hub import snapshot_download
+
+        checkpoint = snapshot_download(checkpoint)
+    folder = save_calibration(found, checkpoint, output)
+    if as_json:
+        summary = {name: value for name, value in found.content.items() if name not in ("image", "pixel")}
+        for level in ("image", "pixel"):
+            summary[level] = {name: value for name, value in found.content[level].items() if name != "scores"}
+        summary.update(checkpoint=str(folder), suspicious=found.suspicious, unreadable=found.unreadable)
+        typer.echo(json.dumps(summary, indent=2, ensure_ascii=False))
+    else:
+        count = found.content["image"]["num_images"]
+        typer.echo(f"image threshold {found.image_threshold:.6f}, pixel threshold {found.pixel_threshold:.6f}")
+        typer.echo(f"from {count} images; written to {folder}: config.json, README.md")
+    if found.suspicious or found.unreadable:
+        raise typer.Exit(3)
+
+
+@app.command()
+def demo(
+    output: Annotated[
+        Path, typer.Option(help="Folder for the sheet of pictures and the fine-tuned checkpoint.")
+    ] = Path("demo_output"),
+    seed: Annotated[int, typer.Option(help="Of the generated pictures and of training.")] = 0,
+):
+    """Find and draw defects with the checkpoint of the package, fine-tune it, evaluate it: without network or GPU.
+
+    Example: vip2clip demo --output demo_output
+    """
+    from .demo import run_demo
+
+    run_demo(output, seed)
 
 
 def main():

@@ -15,6 +15,16 @@ def umask() -> int:
     return current
 
 
+def check_new_folder(target: str | os.PathLike):
+    """
+    Raises:
+        OSError: it is a file, or a folder that is not empty.
+    """
+    target = Path(target)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise OSError(f"{str(target)!r} exists and is not empty; expected a new folder.")
+
+
 @contextlib.contextmanager
 def new_folder(target: str | os.PathLike) -> Iterator[Path]:
     """
@@ -26,9 +36,8 @@ def new_folder(target: str | os.PathLike) -> Iterator[Path]:
     Raises:
         OSError: it is a file, or not empty.
     """
+    check_new_folder(target)
     target = Path(target)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise OSError(f"{str(target)!r} exists and is not empty; expected a new folder.")
     target.parent.mkdir(parents=True, exist_ok=True)
     staged = Path(tempfile.mkdtemp(prefix=".vip2clip-", dir=target.parent))
     try:
@@ -41,11 +50,15 @@ def new_folder(target: str | os.PathLike) -> Iterator[Path]:
         shutil.rmtree(staged, ignore_errors=True)
 
 
-def write_atomically(path: Path, content: str):
-    """Text to a file that is never half-written."""
+def write_atomically(path: Path, content: str | bytes):
+    """Text or bytes to a file that is never half-written."""
     staged = path.with_name(f".{path.name}.tmp")
-    staged.write_text(content, encoding="utf-8")
-    os.replace(staged, path)
+    try:
+        staged.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
+        os.replace(staged, path)
+    except BaseException:
+        staged.unlink(missing_ok=True)
+        raise
 
 
-__all__ = ["new_folder", "umask", "write_atomically"]
+__all__ = ["check_new_folder", "new_folder", "umask", "write_atomically"]

@@ -8,40 +8,50 @@ import numpy as np
 import torch
 
 
-def _bilinear_matrix(in_size: int, out_size: int) -> torch.Tensor:
+def _bilinear_matrix(in_size: int, out_size: int) -> np.ndarray:
     """Bilinear interpolation along one axis (align_corners=False) as a matrix of shape (out_size, in_size)."""
-    options = {"dtype": torch.float64, "device": "cpu"}
-    position = ((torch.arange(out_size, **options) + 0.5) * in_size / out_size - 0.5).clamp(0, in_size - 1)
-    return (1 - (position[:, None] - torch.arange(in_size, **options)).abs()).clamp_min(0)
+    position = ((np.arange(out_size) + 0.5) * in_size / out_size - 0.5).clip(0, in_size - 1)
+    return (1 - np.abs(position[:, None] - np.arange(in_size))).clip(0)
 
 
-def _gaussian_matrix(size: int, sigma: float, truncate: float = 4.0) -> torch.Tensor:
+def _gaussian_matrix(size: int, sigma: float, truncate: float = 4.0) -> np.ndarray:
     """scipy's `gaussian_filter1d` with mode "reflect" along one axis as a matrix of shape (size, size)."""
     radius = int(truncate * sigma + 0.5)
     total = sum(math.exp(-0.5 * (offset / sigma) ** 2) for offset in range(-radius, radius + 1))
 
-    def kernel(offsets: torch.Tensor) -> torch.Tensor:
-        inside = (offsets.abs() <= radius).to(offsets.dtype)
-        return inside * torch.exp(-0.5 * (offsets / sigma) ** 2) / total
+    def kernel(offsets: np.ndarray) -> np.ndarray:
+        return (np.abs(offsets) <= radius) * np.exp(-0.5 * (offsets / sigma) ** 2) / total
 
     # Reflection about the edge of the border pixel, d c b a | a b c d | d c b a, repeated where the kernel is longer.
-    column = torch.arange(size, dtype=torch.float64, device="cpu")
+    column = np.arange(size, dtype=np.float64)
     row = column[:, None]
     repeats = radius // (2 * size) + 1
     shifts = [2 * size * repeat for repeat in range(-repeats, repeats + 1)]
     return sum(kernel(row - column + shift) + kernel(row + column + 1 + shift) for shift in shifts)
 
 
-def _resize_and_smooth_matrix(in_size: int, out_size: int, sigma: float) -> torch.Tensor:
-    """Bilinear resize, then Gaussian smoothing, as one matrix of shape (out_size, in_size), float64 on the CPU."""
-    matrix = _bilinear_matrix(in_size, out_size)
-    return _gaussian_matrix(out_size, sigma) @ matrix if sigma > 0 else matrix
-
-
 @lru_cache(maxsize=32)
-def _cached_matrix(in_size: int, out_size: int, sigma: float) -> np.ndarray:
-    # As numpy: a tensor made under inference_mode could not be used in training afterwards.
-    return _resize_and_smooth_matrix(in_size, out_size, sigma).numpy()
+def _numpy_matrix(in_size: int, out_size: int, sigma: float, dtype: type) -> np.ndarray:
+    """Bilinear resize, then Gaussian smoothing, as one matrix of shape (out_size, in_size), computed in float64."""
+    # In numpy: what is computed by torch while a graph is recorded is recorded with it, and what it computes under
+    # inference_mode could not be used in training afterwards.
+    matrix = _bilinear_matrix(in_size, out_size)
+    return (_gaussian_matrix(out_size, sigma) @ matrix if sigma > 0 else matrix).astype(dtype)
+
+
+# Not looked into by torch.compile and strict export, so that theirs is a constant as well. The matrices are no buffers
+# of the model: those would be uninitialised after from_pretrained.
+@torch.compiler.allow_in_graph
+def _resize_and_smooth_matrix(
+    in_size: int, out_size: int, sigma: float, dtype: torch.dtype, device: torch.device
+) -> torch.Tensor:
+    """The matrix as a tensor, a constant in compiled, exported and traced graphs."""
+    numpy_dtype = np.float64 if dtype == torch.float64 else np.float32
+    with torch.inference_mode(False):
+        # In a graph with dynamic sizes they are symbols up to here.
+        matrix = torch.from_numpy(_numpy_matrix(int(in_size), int(out_size), float(sigma), numpy_dtype))
+        # Only where there is something to convert: it would be a step of the graph.
+        return matrix if matrix.dtype == dtype and device.type == "cpu" else matrix.to(device, dtype)
 
 
 def without_autocast(device_type: str) -> contextlib.AbstractContextManager:
@@ -71,16 +81,12 @@ def resize_maps(maps: torch.Tensor, size: int | tuple[int, int], sigma: float = 
     if not maps.is_floating_point():
         maps = maps.float()
     height, width = (size, size) if isinstance(size, int) else size
-    # A compiled graph cannot look into the cache; it takes the matrices as constants of its own. They are not buffers:
-    # those would be uninitialised after from_pretrained.
-    compiling = torch.compiler.is_compiling()
-    matrices = []
-    for axis, out in ((-2, height), (-1, width)):
-        arguments = int(maps.shape[axis]), out, float(sigma)
-        matrix = _resize_and_smooth_matrix(*arguments) if compiling else torch.from_numpy(_cached_matrix(*arguments))
-        matrices.append(matrix.to(maps.dtype).to(maps.device))
+    rows, columns = (
+        _resize_and_smooth_matrix(maps.shape[axis], out, sigma, maps.dtype, maps.device)
+        for axis, out in ((-2, height), (-1, width))
+    )
     with without_autocast(maps.device.type):
-        return matrices[0] @ maps @ matrices[1].T
+        return rows @ maps @ columns.T
 
 
 __all__ = ["resize_maps", "without_autocast"]

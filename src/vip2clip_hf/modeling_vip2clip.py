@@ -543,13 +543,17 @@ class ViP2ClipForAnomalyDetection(ViP2ClipPreTrainedModel):
                 hidden = run(hidden)
         return hidden
 
-    def get_prompt_embeds(self, image_embeds: torch.FloatTensor) -> torch.FloatTensor:
+    def get_prompt_embeds(
+        self, image_embeds: torch.FloatTensor, prefix: ViP2ClipPromptPrefix | None = None
+    ) -> torch.FloatTensor:
         """
         Embeddings of the image-conditioned prompts (section 4.1, ICA).
 
         Args:
             image_embeds (`torch.FloatTensor` of shape `(batch_size, projection_dim)`):
                 Image embeddings; L2-normalised first.
+            prefix ([`ViP2ClipPromptPrefix`], *optional*):
+                From [`get_prompt_prefix`], which is called when it is not given.
 
         Returns:
             `torch.FloatTensor` of shape `(batch_size, 2, projection_dim)`, order [normal, anomalous], L2-normalised.
@@ -558,7 +562,8 @@ class ViP2ClipForAnomalyDetection(ViP2ClipPreTrainedModel):
         if not self.config.use_image_conditioning:
             image_embeds = image_embeds[:1]  # the same prompts for every image
         prompts = self.get_prompts(image_embeds)
-        text_embeds = F.normalize(self.encode_prompts(prompts, self.get_prompt_prefix()), dim=-1)
+        prefix = self.get_prompt_prefix() if prefix is None else prefix
+        text_embeds = F.normalize(self.encode_prompts(prompts, prefix), dim=-1)
         return text_embeds.expand(batch_size, -1, -1)
 
     def align(
@@ -711,6 +716,8 @@ class ViP2ClipForAnomalyDetection(ViP2ClipPreTrainedModel):
             ValueError: inputs missing or of the wrong shape, pixels that are not finite, labels or masks with other
                 values than 0 and 1.
         """
+        # First: it looks at weights, for which an accelerator would have to finish what it has been given.
+        prefix = self.get_prompt_prefix()
         normalized = pixel_values is not None  # not what comes from elsewhere
         if pixel_values is not None:
             if image_embeds is not None or patch_embeds is not None:
@@ -729,7 +736,7 @@ class ViP2ClipForAnomalyDetection(ViP2ClipPreTrainedModel):
         if return_dict is None:
             return_dict = self.config.return_dict
 
-        text_embeds = self.get_prompt_embeds(image_embeds)
+        text_embeds = self.get_prompt_embeds(image_embeds, prefix)
         aligned = self.align(
             text_embeds,
             patch_embeds,

@@ -158,6 +158,7 @@ class AnomalyDetectionPipeline(Pipeline):
                 "ViP2ClipImageProcessor(size=model.config.image_size)."
             )
         check_image_processor(self.image_processor, self.model.config.image_size)
+        self.model.eval()  # a model that comes from training is still in training mode
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs):
         """

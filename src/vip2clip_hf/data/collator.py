@@ -19,11 +19,11 @@ def count_masks(dataset: "Dataset") -> int:
     return sum(mask.is_valid and label.as_py() == 1 for mask, label in zip(columns["mask"], columns["label"]))
 
 
-def undecoded(dataset: "Dataset") -> "Dataset":
+def undecoded(dataset: "Dataset", columns: Iterable[str] = ("image", "mask")) -> "Dataset":
     """A data set that leaves decoding to the image processor, which names the file when one cannot be read."""
     from datasets import Image
 
-    for column in ("image", "mask"):
+    for column in columns:
         dataset = dataset.cast_column(column, Image(decode=False))
     return dataset
 

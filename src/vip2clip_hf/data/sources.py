@@ -56,16 +56,19 @@ class DataSource:
         """Mask values greater than this are anomalous."""
         return 0 if self.benchmark is None else BENCHMARKS[self.benchmark].mask_threshold
 
-    def load(self) -> "Dataset":
+    def load(self, need_labels: bool = True) -> "Dataset":
         """
+        Args:
+            need_labels (`bool`, defaults to `True`): whether every image has to have a label.
+
         Raises:
-            OSError, ValueError: see `load_folder` and `load_benchmark`; images without labels.
+            OSError, ValueError: see `load_folder` and `load_benchmark`; images without labels, where they are needed.
         """
         if self.benchmark is None:
             dataset = load_folder(self.root, self.split, self.categories)
         else:
             dataset = load_benchmark(self.benchmark, self.root, self.split, self.categories)
-        unlabelled = sum(label is None for label in dataset["label"])
+        unlabelled = sum(label is None for label in dataset["label"]) if need_labels else 0
         if unlabelled:
             raise ValueError(
                 f"{self.root}: {unlabelled} of {len(dataset)} images have no label; expected one for every image, for "

@@ -6,7 +6,6 @@ import io
 import json
 import math
 import os
-import platform
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -14,16 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import transformers
 from transformers.utils import logging
 
-from .. import __version__
 from ..data.provenance import find_training_overlap
 from ..data.sources import DataSource
 from ..distributed import from_all, from_first, world
 from ..files import write_atomically
-from ..image_processing_vip2clip import LABELS, ViP2ClipImageProcessor, check_image_processor
+from ..image_processing_vip2clip import LABELS, ViP2ClipImageProcessor
 from ..modeling_vip2clip import ViP2ClipForAnomalyDetection
+from ..runs import load_checkpoint, model_checksum, name_of, to_json, versions
 from .evaluator import evaluate_model
 from .metrics import METRICS
 from .recorder import EvaluationRecorder, MapWriter, file_names
@@ -38,7 +36,6 @@ if TYPE_CHECKING:
 logger = logging.get_logger(__name__)
 SETTINGS_FILE = "settings.json"
 RESULT_FILE = "result.json"
-DTYPES = ("float32", "bfloat16", "float16")
 
 
 def evaluate_sets(
@@ -115,7 +112,7 @@ def evaluate_sets(
     output = Path(output)
     settings = {
         "model": name,
-        "model_checksum": _model_checksum(model),
+        "model_checksum": model_checksum(model),
         "data": {one.name: _data_checksum(one, dataset) for one, dataset in zip(sets, datasets)},
         "fpr_limit": fpr_limit,
         "aupro_convention": aupro_convention,
@@ -212,28 +209,10 @@ def evaluate_checkpoint(
     Raises:
         OSError, ValueError, RuntimeError: see [`evaluate_sets`] and the model's `from_pretrained`.
     """
-    try:
-        from accelerate import PartialState
-    except ImportError as error:
-        raise ImportError("Evaluation needs accelerate: pip install 'vip2clip_hf[eval]'.") from error
-    if isinstance(dtype, str):
-        if dtype not in DTYPES:
-            raise ValueError(f"dtype is {dtype!r}; expected {', '.join(DTYPES)}.")
-        dtype = getattr(torch, dtype)
-    state = PartialState(cpu=device == "cpu")
-    model = ViP2ClipForAnomalyDetection.from_pretrained(checkpoint, dtype=dtype, backbone=backbone)
-    image_processor = ViP2ClipImageProcessor.from_pretrained(checkpoint)
-    check_image_processor(image_processor, model.config.image_size)
-    model.to(state.device if device is None or state.num_processes > 1 else device)
+    model, image_processor = load_checkpoint(checkpoint, device=device, dtype=dtype, backbone=backbone, extra="eval")
     if name is None:
         name = name_of(checkpoint)
     return evaluate_sets(model, image_processor, sets, output, name=name, **options)
-
-
-def name_of(checkpoint: str | os.PathLike) -> str:
-    """What a checkpoint is called where nothing is said: its folder, without the way to it, or its Hub id."""
-    path = Path(checkpoint)
-    return path.resolve().name if path.exists() else str(checkpoint)
 
 
 def _prepare(output: Path, settings: dict[str, Any], overwrite: bool):
@@ -245,6 +224,8 @@ def _prepare(output: Path, settings: dict[str, Any], overwrite: bool):
         if not file.exists():
             raise OSError(f"{str(output)!r} is not empty and holds no evaluation; choose another folder.")
         found = json.loads(file.read_text(encoding="utf-8"))
+        if "data" not in found:
+            raise OSError(f"{str(output)!r} holds a prediction and no evaluation; choose another folder.")
         different = [key for key, value in settings.items() if found.get(key) != value]
         if not different and not overwrite:
             return
@@ -260,20 +241,6 @@ def _prepare(output: Path, settings: dict[str, Any], overwrite: bool):
             (output / name).unlink(missing_ok=True)
     output.mkdir(parents=True, exist_ok=True)
     write_atomically(file, to_json(settings))
-
-
-def _model_checksum(model: ViP2ClipForAnomalyDetection) -> str:
-    """Of adapters, the projections of the backbone and the configuration: another model has another one."""
-    digest = hashlib.sha256()
-    config = model.config.to_dict()
-    for key in ("_name_or_path", "transformers_version", "architectures", "dtype"):
-        config.pop(key, None)
-    digest.update(json.dumps(config, sort_keys=True, default=str).encode())
-    weights = {**model.adapter_state_dict(), "projection": model.clip.visual_projection.weight}
-    for key in sorted(weights):
-        digest.update(key.encode())
-        digest.update(weights[key].detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
-    return f"{digest.hexdigest()[:16]} {model.dtype}"
 
 
 def _data_checksum(one: DataSource, dataset: "Dataset") -> str:
@@ -292,20 +259,6 @@ def _scores_csv(dataset: "Dataset", scores: Sequence[float]) -> str:
     for image_id, category, label, defect, score in zip(*columns, scores):
         writer.writerow([image_id, category, LABELS[label], defect, f"{score:.6f}"])
     return text.getvalue()
-
-
-def versions() -> dict[str, str]:
-    """Of what computed the figures."""
-    return {
-        "vip2clip_hf": __version__,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "python": platform.python_version(),
-    }
-
-
-def to_json(content: Any) -> str:
-    return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def without_nan(value: Any) -> Any:

@@ -12,6 +12,7 @@ from ..data.collator import undecoded
 from ..distributed import world
 from ..image_processing_vip2clip import LABELS, ViP2ClipImageProcessor, load_image, load_mask
 from ..modeling_vip2clip import ViP2ClipForAnomalyDetection
+from ..pictures import new_figure, save_figure
 from .recorder import file_names
 
 
@@ -58,16 +59,8 @@ def draw_sheet(rows: Sequence[dict[str, Any]], title: str, value_range: tuple[fl
     Returns:
         `matplotlib.figure.Figure`: needs no display.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError(
-            "Sheets are drawn with matplotlib, which is not installed: pip install 'vip2clip_hf[eval]', or leave the "
-            "sheets out."
-        ) from error
-
     low, high = value_range
-    figure = Figure(figsize=(6.6, 0.7 + 2.15 * len(rows)), layout="constrained", dpi=110)
+    figure = new_figure(6.6, 0.7 + 2.15 * len(rows))
     axes = figure.subplots(len(rows), 3, squeeze=False)
     for (photo, truth, heat), row in zip(axes, rows):
         image = row["image"].convert("RGB")
@@ -140,9 +133,7 @@ def write_sheets(
             heat = outputs.anomaly_maps[0].float().cpu().numpy()
             rows.append({"image": image, "mask": mask, "anomaly_map": heat, "caption": caption})
         figure = draw_sheet(rows, f"{title} {category}".strip(), value_range)
-        staged = paths[-1].with_suffix(".tmp")
-        figure.savefig(staged, format="png")
-        os.replace(staged, paths[-1])
+        save_figure(figure, paths[-1])
     return paths
 
 

@@ -1,0 +1,113 @@
+"""The checkpoint of the package at work, without network, data or GPU: find defects, draw them, fine-tune.
+
+It looks at the example photos and at generated pictures, prints scores and draws a sheet of all. Then it is fine-tuned
+for two epochs on generated pictures of one surface, and evaluated on others of it before and after.
+"""
+
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from transformers import PrinterCallback, set_seed
+
+from .bundled import bundled_checkpoint, example_photos
+from .data import load_folder
+from .data.synthetic import generate_image, write_dataset
+from .evaluation.evaluator import evaluate_model
+from .hub import save_checkpoint
+from .image_processing_vip2clip import ViP2ClipImageProcessor
+from .modeling_vip2clip import ViP2ClipForAnomalyDetection
+from .pipeline_anomaly_detection import AnomalyDetectionPipeline
+from .trainer import ViP2ClipTrainer, ViP2ClipTrainingArguments
+
+
+# A surface that the checkpoint was not trained on.
+SURFACE = "dots"
+TILE = 224
+
+
+def read_examples(seed: int) -> list[tuple[str, Image.Image, Image.Image | None]]:
+    """Name, picture and mask of the photos and of two generated pictures."""
+    pictures = []
+    for path in sorted(example_photos().glob("*.jpg")):
+        mask = path.with_name(f"{path.stem}_mask.png")
+        pictures.append((path.name, Image.open(path), Image.open(mask) if mask.exists() else None))
+    for defect in (None, "blob"):
+        picture, mask = generate_image(SURFACE, defect, 256, seed=seed + 100)
+        pictures.append((f"generated, {defect or 'normal'}", picture, mask))
+    return pictures
+
+
+def draw_sheet(rows: list[list[Image.Image]]) -> Image.Image:
+    sheet = Image.new("RGB", (TILE * len(rows[0]), TILE * len(rows)), "white")
+    for y, row in enumerate(rows):
+        for x, picture in enumerate(row):
+            sheet.paste(picture.convert("RGB").resize((TILE, TILE)), (x * TILE, y * TILE))
+    return sheet
+
+
+def run_demo(output: str | os.PathLike = "demo_output", seed: int = 0):
+    """
+    Print what is found, write `sheet.png` and the fine-tuned `checkpoint` to a folder.
+
+    Args:
+        output (`str` or `os.PathLike`, defaults to `"demo_output"`): the folder.
+        seed (`int`, defaults to 0): of the generated pictures and of training.
+
+    Raises:
+        OSError: the folder cannot be written, or holds a checkpoint from before.
+    """
+    output = Path(output)
+    output.mkdir(parents=True, exist_ok=True)
+    start = time.perf_counter()
+
+    detector = AnomalyDetectionPipeline.from_pretrained(bundled_checkpoint(), device="cpu")
+    rows = []
+    print("Scores of the bundled checkpoint:")
+    for name, picture, mask in read_examples(seed):
+        result = detector(picture, heatmap=True)
+        print(f"  {name:32s} {result['score']:.3f} {result['label']}")
+        # On a fixed scale from 0 to 1, as the heatmap.
+        anomaly_map = Image.fromarray(np.rint(result["anomaly_map"] * 255).astype(np.uint8))
+        rows.append([picture, anomaly_map, result["heatmap"], mask or Image.new("L", picture.size)])
+    draw_sheet(rows).save(output / "sheet.png")
+    print(f"{output / 'sheet.png'}: photo, map, heatmap and true mask side by side")
+
+    with tempfile.TemporaryDirectory() as folder:
+        train_root = write_dataset(Path(folder, "train"), (SURFACE,), 16, 4, 256, seed)
+        eval_root = write_dataset(Path(folder, "eval"), (SURFACE,), 12, 4, 256, seed + 1)
+        train_dataset, eval_dataset = load_folder(train_root), load_folder(eval_root)
+        set_seed(seed)
+        model = ViP2ClipForAnomalyDetection.from_pretrained(bundled_checkpoint())
+        image_processor = ViP2ClipImageProcessor.from_pretrained(bundled_checkpoint())
+        arguments = ViP2ClipTrainingArguments(
+            output_dir=str(Path(folder, "run")),
+            num_train_epochs=2,
+            perception_learning_rate=1e-3,
+            seed=seed,
+            cache_features=str(Path(folder, "cache")),
+            disable_tqdm=not sys.stderr.isatty(),
+            logging_strategy="no",
+            save_strategy="no",
+            use_cpu=True,
+        )
+        trainer = ViP2ClipTrainer(model, arguments, image_processor, train_dataset)
+        trainer.remove_callback(PrinterCallback)
+        before = evaluate_model(model, image_processor, eval_dataset)["mean"]
+        print(f"Fine-tuning for two epochs on {len(train_dataset)} generated pictures of {SURFACE} ...")
+        trainer.train()
+        after = evaluate_model(model, image_processor, eval_dataset)["mean"]
+        print(f"On {len(eval_dataset)} others:")
+        titles = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "pixel_aupro": "AUPRO"}
+        for name, title in titles.items():
+            print(f"  {title} {before[name]:.3f} before, {after[name]:.3f} after fine-tuning")
+        save_checkpoint(model, image_processor, output / "checkpoint")
+    print(f"The fine-tuned checkpoint is in {output / 'checkpoint'}.")
+    print(f"Took {time.perf_counter() - start:.0f} seconds.")
+
+
+__all__ = ["run_demo"]
