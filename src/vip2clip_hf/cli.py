@@ -531,6 +531,51 @@ def evaluate(
         typer.echo(f"\nWritten to {output}: results.json, results.csv, tables.md (all six methods), tables.tex")
 
 
+@app.command("app")
+def serve(
+    model: Annotated[
+        str | None, typer.Option(help="Checkpoint: folder or Hub id (default: the small one of the package).")
+    ] = None,
+    host: Annotated[
+        str, typer.Option(help="Address to bind; any other lets others on the network in, without a password.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to bind.")] = 7860,
+    device: Annotated[
+        str | None, typer.Option(help="Where to run (default: an accelerator where there is one).")
+    ] = None,
+    max_images: Annotated[int, typer.Option(min=1, help="Photos at a time.")] = 50,
+    max_file_size: Annotated[float, typer.Option(min=0.001, help="Megabytes a file may have.")] = 20,
+    max_pixels: Annotated[
+        int, typer.Option(min=1, help="Pixels a photo may have; larger ones are refused before they are decoded.")
+    ] = 50_000_000,
+    browser: Annotated[
+        bool, typer.Option("--browser/--no-browser", help="Show the page in the browser of this machine.")
+    ] = True,
+):
+    """Serve a page that scores photos and shows where the defects are (extra: app).
+
+    Uploads stay in a temporary folder that is removed at the end; nothing is sent anywhere.
+
+    Examples:
+
+    vip2clip app
+
+    vip2clip app --model org/vip2clip --port 8000 --no-browser
+    """
+    from .app import launch
+
+    launch(
+        model,
+        device,
+        host=host,
+        port=port,
+        max_images=max_images,
+        max_file_size=max_file_size,
+        max_pixels=max_pixels,
+        open_browser=browser,
+    )
+
+
 @app.command()
 def calibrate(
     model: Annotated[

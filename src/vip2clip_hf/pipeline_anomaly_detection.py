@@ -257,13 +257,20 @@ class AnomalyDetectionPipeline(Pipeline):
 
         Returns:
             `dict`: `score` (float in [0, 1]) and `anomaly_map` (`np.ndarray`, float32 in [0, 1]) at the size of the
-            model, where the photo is seen in tiles at that of the photo. The map of a call is resized from it.
+            model, where the photo is seen in tiles at that of the photo. The map of a call is resized from it. Also
+            `layer_maps` (`np.ndarray` of shape `(num_layers, 2, grid, grid)`, float32 in [0, 1]), from which
+            `model.get_anomaly_maps` makes the map or that of some layers; None where the photo is seen in tiles.
         """
         outputs = self.forward(
             self.preprocess(image, **{**self._preprocess_params, "heatmap": False}), **self._forward_params
         )
         score, anomaly_map = outputs["scores"].reshape(-1)[0], outputs["anomaly_maps"][0]
-        return {"score": float(score), "anomaly_map": anomaly_map.float().cpu().numpy()}
+        layer_maps = outputs.get("layer_maps")
+        return {
+            "score": float(score),
+            "anomaly_map": anomaly_map.float().cpu().numpy(),
+            "layer_maps": None if layer_maps is None else layer_maps[0].float().cpu().numpy(),
+        }
 
     def _settings(
         self, tile_size: int | None = None, tile_overlap: float | None = None, top_k: int | None = None
@@ -308,7 +315,7 @@ class AnomalyDetectionPipeline(Pipeline):
         of_each = tiles if several else [tiles]
         if not any(of_each):
             outputs = self.model(pixel_values=pixel_values, top_k=top_k)
-            return {"scores": outputs["scores"], "anomaly_maps": outputs["anomaly_maps"], **passed}
+            return {**{name: outputs[name] for name in ("scores", "anomaly_maps", "layer_maps")}, **passed}
         scores, maps = [], []
         for position, found in enumerate(of_each):
             if found:
