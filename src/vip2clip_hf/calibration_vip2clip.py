@@ -6,6 +6,7 @@ the n + 1 places in their order is equally likely for the new one. A threshold a
 or without.
 """
 
+import importlib
 import math
 from collections.abc import Sequence
 from fractions import Fraction
@@ -90,12 +91,16 @@ def p_value(score: float, stored: Sequence[float], num_images: int) -> float:
     return (1 + num_images - below) / (1 + num_images)
 
 
-def _label_regions(mask: np.ndarray) -> tuple[np.ndarray, int]:
+def _ndimage() -> Any:
+    # Not by name: a checkpoint that carries this file would ask for scipy before anything is wanted of it.
     try:
-        from scipy import ndimage
+        return importlib.import_module("scipy.ndimage")
     except ImportError as error:
         raise ImportError("Regions need scipy: pip install 'vip2clip_hf[train]'.") from error
-    return ndimage.label(mask, structure=np.ones((3, 3), dtype=int))
+
+
+def _label_regions(mask: np.ndarray) -> tuple[np.ndarray, int]:
+    return _ndimage().label(mask, structure=np.ones((3, 3), dtype=int))
 
 
 def region_score(anomaly_map: np.ndarray, min_area: int = 1) -> float:
@@ -159,10 +164,8 @@ def find_regions(anomaly_map: np.ndarray, mask: np.ndarray) -> list[dict[str, An
     labels, number = _label_regions(mask)
     if number == 0:
         return []
-    from scipy import ndimage
-
     regions = []
-    for index, (rows, columns) in enumerate(ndimage.find_objects(labels), start=1):
+    for index, (rows, columns) in enumerate(_ndimage().find_objects(labels), start=1):
         inside = anomaly_map[rows, columns][labels[rows, columns] == index]
         regions.append(
             {
