@@ -17,16 +17,22 @@ _API_PAGE = Path(__file__).with_name("api.md")
 
 
 def _split_entry(entry: str) -> tuple[str, str]:
-    """Names and types, and what is said about them: cut at the first colon outside of brackets and backticks."""
-    depth, quoted = 0, False
+    """Names and types, and what is said about them: cut at the first colon outside of brackets and backticks. Names
+    become code, types are."""
+    depth, quoted, outside = 0, False, ""
     for place, letter in enumerate(entry):
-        if letter == "`":
-            quoted = not quoted
-        elif not quoted:
+        quoted ^= letter == "`"
+        if not quoted:
             depth += (letter in "([") - (letter in ")]")
             if letter == ":" and depth == 0:
-                return entry[:place], entry[place + 1 :]
-    return entry, ""
+                break
+        outside += " " if quoted or depth else letter  # of the same length, without what is in brackets
+    else:
+        place = len(entry)
+    head = entry[:place]
+    for name in reversed(list(re.finditer(r"(?<![^ ,])\*{0,2}\w+(?=[ ,]|$)", outside[:place]))):
+        head = f"{head[: name.start()]}`{name[0]}`{head[name.end() :]}"
+    return " ".join(head.split()), entry[place + 1 :]
 
 
 def _to_list(body: list[str]) -> list[str]:
@@ -39,7 +45,6 @@ def _to_list(body: list[str]) -> list[str]:
     items = []
     for lines in entries:
         head, text = _split_entry("\n".join(lines))
-        head = re.sub(r"(^|, )(\*{0,2}\w+)(?=,| \(|$)", r"\1`\2`", " ".join(head.split()))
         first, _, rest = text.strip("\n").partition("\n")
         text = f"{first.strip()}\n{textwrap.dedent(rest)}".strip()
         items.append(textwrap.indent(f"{head}: {text}" if text else head, "    ").replace("    ", "-   ", 1))
@@ -65,7 +70,9 @@ def to_markdown(docstring: str, known: dict[str, str]) -> str:
         written += ["", f"**{heading[1]}**", ""]
         if heading[2]:
             written.append(heading[2])
-        written += _to_list(body) if heading[1] in ("Args", "Raises") else textwrap.dedent("\n".join(body)).splitlines()
+        written += (
+            _to_list(body) if heading[1] in ("Args", "Raises") else textwrap.dedent("\n".join(body)).splitlines()
+        )
         written.append("")
 
     def link(found: re.Match) -> str:

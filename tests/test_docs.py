@@ -1,6 +1,9 @@
 """Documentation that is true: every block of code in it is run, every link leads somewhere, the site builds."""
 
+import importlib
 import importlib.util
+import inspect
+import os
 import re
 import shutil
 import subprocess
@@ -17,6 +20,7 @@ from transformers import CLIPConfig, CLIPModel
 
 import benchmark_trees as trees
 import docs_runner as runner
+import vip2clip_hf
 from conftest import FIXTURES, tiny_clip_config
 from vip2clip_hf import ViP2ClipForAnomalyDetection
 from vip2clip_hf.bundled import bundled_checkpoint
@@ -30,14 +34,21 @@ PAGES = {
     str(path.relative_to(ROOT)): path
     for path in (ROOT / "README.md", ROOT / "training" / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 }
-SLOW = ("docs/export.md", "docs/performance.md", "docs/training.md", "training/README.md")
+SLOW = (
+    "docs/calibration.md",
+    "docs/deployment.md",
+    "docs/export.md",
+    "docs/performance.md",
+    "docs/training.md",
+    "training/README.md",
+)
 # Beyond what every environment of this project has.
 NEEDS = {"docs/export.md": ("onnx", "onnxscript", "onnxruntime")}
 
 # What is not run, and why. The options of commands are compared with --help all the same.
 NOT_RUN = {
     r"pip install .*": "installs into the environment",
-    r"make (demo|test|test-all|docs)": "makes an environment, or runs this test; its steps have tests of their own",
+    r"make (demo|test|test-all|docs).*": "makes an environment, or runs this test; its steps have tests of their own",
     r"python training/benchmark\.py .*": "measures for minutes",
     r"python training/build_tiny\.py .*": "half an hour and real data; run in small by test_build_tiny.py",
     r".*--push_to_hub .*": "publishes; run against a stand-in for the Hub by test_training_scripts.py",
@@ -93,10 +104,14 @@ def _backbone(folder: Path):
     ViP2ClipForAnomalyDetection.from_pretrained(bundled_checkpoint()).clip.save_pretrained(folder)
 
 
-def _flat(folder: Path):
+def _flat(folder: Path, count: int = 2):
     folder.mkdir()
-    for number in range(2):
+    for number in range(count):
         generate_image("weave", None, 96, seed=number)[0].save(folder / f"{number}.png")
+
+
+def _normal(folder: Path):
+    _flat(folder, 12)
 
 
 def _table(path: Path):
@@ -114,6 +129,7 @@ PREPARED: dict[str, Callable[[Path], object]] = {
     "training": lambda folder: shutil.copytree(ROOT / "training", folder),
     "photo.jpg": _photo,
     "photos": _photos,
+    "normal_photos": _normal,
     "parts.csv": _table,
     "parts": _photos,
     "other_parts": _photos,
@@ -175,9 +191,13 @@ def test_code_runs(name, tmp_path, monkeypatch):
     blocks = runner.read_blocks(PAGES[name])
     for package in NEEDS.get(name, ()):
         pytest.importorskip(package)
-    prepare(name, "\n".join(block.text for block in blocks), tmp_path)
+    code = "\n".join(block.text for block in blocks)
+    prepare(name, code, tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(datasets, "load_dataset", _hub_data_set)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)  # a page changes it
+    if "torch.compile(" in code and not any(map(shutil.which, ("g++", "clang++", "cl"))):
+        pytest.skip("torch.compile needs a C++ compiler")
     namespace = {"__name__": "__main__"}
     for block in blocks:
         where = f"{name}, line {block.line}"
@@ -246,3 +266,129 @@ def test_tables_of_this_test_are_used():
     for page, shown, _ in SMALL_PYTHON:
         assert shown in PAGES[page].read_text(encoding="utf-8"), shown
     assert set(SLOW) | set(NEEDS) <= set(PAGES)
+
+
+# Links
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub and mkdocs make them."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_links_lead_somewhere(name):
+    page = PAGES[name]
+    text = re.sub(r"^ *```.*?^ *```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        linked = (page.parent / path).resolve() if path else page
+        assert linked.exists(), f"{name}: {target}"
+        assert not anchor or anchor in anchors(linked), f"{name}: {target}"
+    for path in re.findall(r"`((?:tests|training|docs|src)/[\w./-]+\.\w+)`", text):
+        assert (ROOT / path).exists(), f"{name}: {path}"
+
+
+def test_every_page_is_in_the_index():
+    index = PAGES["docs/index.md"].read_text(encoding="utf-8")
+    for path in (ROOT / "docs").glob("*.md"):
+        assert path.name == "index.md" or f"({path.name})" in index, f"docs/index.md does not name {path.name}"
+
+
+# The site
+
+
+def test_site_builds(tmp_path):
+    """In strict mode: every page is in the navigation, every link and every name of the API page is found."""
+    pytest.importorskip("material", reason="extra `docs` is not installed")
+    pytest.importorskip("mkdocstrings", reason="extra `docs` is not installed")
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")],
+        cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    api = (tmp_path / "site" / "api.html").read_text(encoding="utf-8")
+    for path in api_names():
+        assert f'id="{path}"' in api, path
+    for page in (tmp_path / "site").glob("*.html"):
+        text = page.read_text(encoding="utf-8")
+        loaded = re.findall(r"<(?:script|img|link rel=\"stylesheet\")[^>]*(?:src|href)=\"(https?:[^\"]+)", text)
+        assert not loaded, f"{page.name} needs a network: {loaded}"
+
+
+def api_names() -> list[str]:
+    return re.findall(r"^::: ([\w.]+)$", PAGES["docs/api.md"].read_text(encoding="utf-8"), re.MULTILINE)
+
+
+def test_api_page():
+    """Table and text name the same; what a package exports is on the page; no word of a docstring is lost."""
+    pytest.importorskip("griffe", reason="extra `docs` is not installed")
+    spec = importlib.util.spec_from_file_location("mkdocs_docstrings", ROOT / "docs" / "mkdocs_docstrings.py")
+    docstrings = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(docstrings)
+    text = PAGES["docs/api.md"].read_text(encoding="utf-8")
+    listed = [f"{module}.{name}" for name, module in re.findall(r"^\| `(\w+)` \| `([\w.]+)` \|", text, re.MULTILINE)]
+    assert sorted(listed) == sorted(api_names())
+    for path in listed:
+        module, _, name = path.rpartition(".")
+        described = getattr(importlib.import_module(module), name)
+        for one in (described, *(vars(described).values() if isinstance(described, type) else ())):
+            docstring = inspect.getdoc(one) if callable(one) else None
+            if docstring:
+                words = re.findall(r"\w+", docstrings.to_markdown(docstring, {}))
+                assert words == re.findall(r"\w+", docstring), path
+    names = {path.rpartition(".")[2] for path in listed}
+    exported = {*vip2clip_hf.__all__, *vip2clip_hf.data.__all__} - {
+        "__version__", "BENCHMARKS", "ViP2ClipPreTrainedModel"
+    }  # fmt: skip
+    assert exported <= names
+
+
+# The test itself
+
+
+@pytest.mark.parametrize(
+    ("shown", "real", "same"),
+    [
+        ("score 0.968 anomalous", "score 0.971 anomalous", True),
+        ("score 0.968 anomalous", "score 0.95 anomalous", False),
+        ("6510 pixels", "6530 pixels", True),
+        ("6510 pixels", "6900 pixels", False),
+        ("a normal", "a anomalous", False),
+        ("one\ntwo", "one", False),
+        ("one\n...\nfour", "one\ntwo\nthree\nfour", True),
+        ("one\n...\nfour", "one\ntwo\nthree", False),
+    ],
+)
+def test_outputs_are_compared(shown, real, same):
+    if same:
+        runner.same_output(shown, real)
+    else:
+        with pytest.raises(AssertionError):
+            runner.same_output(shown, real)
+
+
+def test_unknown_blocks_and_commands_fail(tmp_path, monkeypatch):
+    page = tmp_path / "page.md"
+    page.write_text(
+        "```python\nprint(1)\n```\n\n```\n2\n```\n\n- item\n\n  ```bash\n  # no\n  vip2clip data \\\n    x\n  ```\n"
+    )
+    blocks = runner.read_blocks(page)
+    assert [(block.language, block.line, block.output) for block in blocks] == [
+        ("python", 2, "2\n"),
+        ("bash", 12, None),
+    ]
+    assert runner.read_commands(blocks[1]) == ["vip2clip data x"]
+    with pytest.raises(AssertionError, match="cannot be run"):
+        run("somecommand --now")
+    with pytest.raises(AssertionError, match="exit code 1"):
+        run("vip2clip data absent")
+    with pytest.raises(AssertionError, match="unknown option --imagess"):
+        run("python training/benchmark.py data --imagess 3")
+    with pytest.raises(AssertionError):
+        run("make docs-of-old")
