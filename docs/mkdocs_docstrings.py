@@ -1,7 +1,8 @@
 """Docstrings in the style of Hugging Face as Markdown, for the pages that mkdocstrings makes.
 
 `name (`type`, defaults to 1):` is read by none of the parsers of griffe without losses (several names in one entry,
-types in backticks). Here every entry becomes a list item, word for word, and [`Name`] a link where the API page has it.
+types in backticks). Here every entry becomes a list item, word for word, and [`Name`] a link where the API page has
+it.
 """
 
 import re
@@ -20,19 +21,17 @@ def _split_entry(entry: str) -> tuple[str, str]:
     """Names and types, and what is said about them: cut at the first colon outside of brackets and backticks. Names
     become code, types are."""
     depth, quoted, outside = 0, False, ""
-    for place, letter in enumerate(entry):
+    for letter in entry:
         quoted ^= letter == "`"
         if not quoted:
             depth += (letter in "([") - (letter in ")]")
             if letter == ":" and depth == 0:
                 break
         outside += " " if quoted or depth else letter  # of the same length, without what is in brackets
-    else:
-        place = len(entry)
-    head = entry[:place]
-    for name in reversed(list(re.finditer(r"(?<![^ ,])\*{0,2}\w+(?=[ ,]|$)", outside[:place]))):
+    head = entry[: len(outside)]
+    for name in reversed(list(re.finditer(r"(?<![^ ,])\*{0,2}\w+(?=[ ,]|$)", outside))):
         head = f"{head[: name.start()]}`{name[0]}`{head[name.end() :]}"
-    return " ".join(head.split()), entry[place + 1 :]
+    return " ".join(head.split()), entry[len(outside) + 1 :]
 
 
 def _to_list(body: list[str]) -> list[str]:
@@ -70,9 +69,8 @@ def to_markdown(docstring: str, known: dict[str, str]) -> str:
         written += ["", f"**{heading[1]}**", ""]
         if heading[2]:
             written.append(heading[2])
-        written += (
-            _to_list(body) if heading[1] in ("Args", "Raises") else textwrap.dedent("\n".join(body)).splitlines()
-        )
+        listed = heading[1] in ("Args", "Raises")
+        written += _to_list(body) if listed else textwrap.dedent("\n".join(body)).splitlines()
         written.append("")
 
     def link(found: re.Match) -> str:
@@ -80,7 +78,8 @@ def to_markdown(docstring: str, known: dict[str, str]) -> str:
         path = f"{known[name]}.{member}".rstrip(".") if name in known else found[1]
         return f"[`{found[1]}`][{path}]" if name in known or path in known.values() else f"`{found[1]}`"
 
-    return re.sub(r"\[`([\w.]+)`\](?![(\[])", link, "\n".join(written))
+    text = "\n".join(written).replace("] [", "] \\[")  # two words in brackets are no link
+    return re.sub(r"\[`([\w.]+)`\](?![(\[])", link, text)
 
 
 class Docstrings(griffe.Extension):

@@ -35,13 +35,9 @@ PAGES = {
     for path in (ROOT / "README.md", ROOT / "training" / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 }
 SLOW = (
-    "docs/calibration.md",
-    "docs/deployment.md",
-    "docs/export.md",
-    "docs/performance.md",
-    "docs/training.md",
+    "docs/calibration.md", "docs/deployment.md", "docs/export.md", "docs/performance.md", "docs/training.md",
     "training/README.md",
-)
+)  # fmt: skip
 # Beyond what every environment of this project has.
 NEEDS = {"docs/export.md": ("onnx", "onnxscript", "onnxruntime")}
 
@@ -375,14 +371,11 @@ def test_outputs_are_compared(shown, real, same):
 
 def test_unknown_blocks_and_commands_fail(tmp_path, monkeypatch):
     page = tmp_path / "page.md"
-    page.write_text(
-        "```python\nprint(1)\n```\n\n```\n2\n```\n\n- item\n\n  ```bash\n  # no\n  vip2clip data \\\n    x\n  ```\n"
-    )
+    listed = "- item\n\n  ```bash\n  # no\n  vip2clip data \\\n    x\n  ```\n"
+    page.write_text(f"```python\nprint(1)\n```\n\n```\n2\n```\n\n{listed}")
     blocks = runner.read_blocks(page)
-    assert [(block.language, block.line, block.output) for block in blocks] == [
-        ("python", 2, "2\n"),
-        ("bash", 12, None),
-    ]
+    found = [(block.language, block.line, block.output) for block in blocks]
+    assert found == [("python", 2, "2\n"), ("bash", 12, None)]
     assert runner.read_commands(blocks[1]) == ["vip2clip data x"]
     with pytest.raises(AssertionError, match="cannot be run"):
         run("somecommand --now")

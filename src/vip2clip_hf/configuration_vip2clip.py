@@ -31,8 +31,8 @@ STATE_WORD_TOKEN_IDS: dict[str, tuple[int, ...]] = {
     "imperfect": (46034,),
 }
 
-# What `from_variant` changes with respect to the defaults, which are the paper's equations. docs/paper-and-release.md says
-# where and why they differ.
+# What `from_variant` changes with respect to the defaults, which are the paper's equations. Where and why they differ
+# is in docs/paper-and-release.md.
 _VARIANTS: dict[str, dict[str, Any]] = {
     "paper": {},
     "release": {
