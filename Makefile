@@ -13,7 +13,7 @@ else
 BIN := $(VENV)/bin
 endif
 
-.PHONY: demo test test-all lint format clean
+.PHONY: demo test test-all docs lint format clean
 
 # Made anew when the dependencies change.
 $(VENV)/.installed: pyproject.toml
@@ -31,6 +31,10 @@ test: lint
 test-all: lint
 	$(BIN)/python -m pytest -n $(JOBS) --durations=10
 
+# The documentation as a site, in site/.
+docs: $(VENV)/.installed
+	$(BIN)/python -m mkdocs build --strict --site-dir site
+
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -40,4 +44,4 @@ format: $(VENV)/.installed
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) demo_output outputs
+	rm -rf $(VENV) demo_output outputs site

@@ -95,6 +95,14 @@ def test_the_authors_recipe_is_the_default(build, tmp_path):
     assert groups[1]["lr"] == 3.0
 
 
+def test_a_calibration_ends_with_training(build):
+    """It was that of other weights."""
+    trainer = build(num_train_epochs=1)
+    trainer.model.config.calibration = {"image": {"num_images": 1, "scores": [0.5]}}
+    trainer.train()
+    assert trainer.model.config.calibration is None
+
+
 def test_parts_of_the_loss_are_logged(build):
     arguments = {"num_train_epochs": 2, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 4}
     for variant in ("paper", "release"):

@@ -21,7 +21,7 @@ class ModelArguments:
             "script out; its figures mean nothing."
         },
     )
-    variant: str = field(default="paper", metadata={"help": "'paper' or 'release', see docs/model.md."})
+    variant: str = field(default="paper", metadata={"help": "'paper' or 'release', see docs/paper-and-release.md."})
     image_size: int = field(default=518, metadata={"help": "Side of the input in pixels."})
     feature_layers: list[int] = field(
         default_factory=lambda: [6, 12, 18, 24], metadata={"help": "1-based vision blocks to align."}

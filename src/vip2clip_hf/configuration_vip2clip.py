@@ -31,8 +31,8 @@ STATE_WORD_TOKEN_IDS: dict[str, tuple[int, ...]] = {
     "imperfect": (46034,),
 }
 
-# What `from_variant` changes with respect to the defaults, which are the paper's equations. docs/model.md says where
-# and why they differ.
+# What `from_variant` changes with respect to the defaults, which are the paper's equations. Where and why they differ
+# is in docs/paper-and-release.md.
 _VARIANTS: dict[str, dict[str, Any]] = {
     "paper": {},
     "release": {
@@ -236,7 +236,7 @@ class ViP2ClipConfig(PreTrainedConfig):
         """
         A named set of choices: `"paper"` is the equations of the paper (the defaults), `"release"` what the authors'
         released code computes: eight unscaled heads, mean logits, no layer norm on the class token, a smoothed focal
-        loss, and "damaged" in both prompts. docs/model.md lists the differences one by one.
+        loss, and "damaged" in both prompts. docs/paper-and-release.md lists the differences.
 
         Raises:
             ValueError: for another name, or for an override that is no field.

@@ -1,7 +1,6 @@
 """Image processor of ViP²-CLIP: photos to pixel values, masks to labels, model outputs to results at photo size."""
 
 import os
-import warnings
 from io import BytesIO
 from numbers import Real
 from typing import Any
@@ -102,21 +101,20 @@ def _open(source: str, timeout: float | None) -> Image.Image:
 
 
 def _decode(source: str | BytesIO, shown: str) -> Image.Image:
-    limit = Image.MAX_IMAGE_PIXELS
     try:
-        with warnings.catch_warnings():
-            # Pillow only warns up to twice the limit, and the warning is lost in most programs.
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(source)
+        image = Image.open(source)
+        # Pillow itself only warns up to twice the limit, and the warning is lost in most programs.
+        if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
+            raise Image.DecompressionBombError(f"it has {image.width} x {image.height} pixels.")
         image.load()
     except FileNotFoundError as error:
         raise FileNotFoundError(f"Image file {shown} not found; check the path.") from error
     except UnidentifiedImageError as error:
         raise OSError(f"{shown} is no image that can be read; expected a format Pillow knows.") from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+    except Image.DecompressionBombError as error:
         raise OSError(
-            f"Image {shown} is too large: {error} The limit is {limit:,} pixels; to read it all the same raise it, "
-            "with PIL.Image.MAX_IMAGE_PIXELS = ... or --max-pixels."
+            f"Image {shown} is too large: {error} The limit is {Image.MAX_IMAGE_PIXELS:,} pixels; to read it all the "
+            "same raise it, with PIL.Image.MAX_IMAGE_PIXELS = ... or --max-pixels."
         ) from error
     except Exception as error:  # whatever Pillow's decoders raise on broken files
         raise OSError(f"Image {shown} could not be decoded ({error}); it may be truncated or damaged.") from error

@@ -349,6 +349,9 @@ class ViP2ClipTrainer(Trainer):
         """
         if self._rows is None:
             raise ValueError("There is nothing to train on: give train_dataset.")
+        if self.model.config.calibration is not None:
+            logger.warning("The calibration was that of the weights of before, and is dropped; calibrate again.")
+            self.model.config.calibration = None
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
             logger.warning(
