@@ -142,6 +142,7 @@ def check_options(command: str):
 
 def run_command(command: str) -> str:
     """Run a command in this process: starting Python and torch anew takes longer than most of them."""
+    command = re.sub(r"^accelerate launch .*--module vip2clip_hf ", "vip2clip ", command)
     words = shlex.split(command)
     script = _script(words)
     if words[0] == "vip2clip" or (script is not None and script[0] == "evaluate"):
