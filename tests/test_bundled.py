@@ -89,6 +89,16 @@ def test_predict_one_photo(tmp_path):
         assert (picture.format, picture.size) == ("PNG", (256, 256))
 
 
+def test_predict_from_a_script():
+    """As others call it: results alone on one stream, what is to be said on the other, no bars."""
+    command = [sys.executable, "-m", "vip2clip_hf", "predict", str(EXAMPLES / "hazelnut_normal_1.jpg"), "--regions"]
+    done = subprocess.run([*command, "--device", "cpu"], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 1
+    assert done.stderr.startswith("Using the small checkpoint")
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_predict_a_folder(tmp_path):
     photos = tmp_path / "photos"
     photos.mkdir()

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 from huggingface_hub.errors import StrictDataclassError
+from transformers.utils import logging
 
 from . import __version__
 
@@ -688,6 +689,8 @@ def demo(
 
 def main():
     """Entry point: errors that say what to do are printed without a traceback, with exit code 1."""
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()  # of loading: in a log they are only noise
     try:
         app()
     except (ImportError, OSError, RuntimeError, StrictDataclassError, TypeError, ValueError) as error:
