@@ -610,7 +610,29 @@ def test_a_calibrated_checkpoint(model, image_processor, photos, tmp_path):
             assert row["anomalous_area"] == 0 or row["anomalous_area"] >= 0.3
     predict_to_folder(model, image_processor, photos, tmp_path / "other", batch_size=1, top_k=3)
     assert {row["p_value"] for row in rows_of(tmp_path / "other").values()} == {None}
-    model.config.calibration["settings"]["tile_size"] = 100
-    with pytest.raises(ValueError, match="calibrated with tiles"):
-        predict_to_folder(model, image_processor, photos, tmp_path / "third")
-    assert not (tmp_path / "third").exists()
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_tiles(model, image_processor, photos, tmp_path, num_workers):
+    """Given, and those of a calibration; heatmaps and maps are at the size of the photo."""
+    given = {"tile_size": 30, "tile_overlap": 0.4}
+    detector = AnomalyDetectionPipeline(model=model, image_processor=image_processor, device="cpu", **given)
+    options = {"maps": True, "heatmaps": True, "num_workers": num_workers}
+    predict_to_folder(model, image_processor, photos, tmp_path / "out", **given, **options)
+    readable = [name for name in ids_of(photos) if name not in ("broken.jpg", "x/cut.png")]
+    rows = rows_of(tmp_path / "out")
+    for name in readable:
+        expected = detector(str(photos / name))
+        assert rows[name]["score"] == pytest.approx(expected["score"], abs=1e-6)
+        anomaly_map = np.load(tmp_path / "out" / "maps" / f"{name}.npy")
+        assert anomaly_map.dtype == np.float16
+        if max(anomaly_map.shape) > 48:
+            np.testing.assert_allclose(anomaly_map, expected["anomaly_map"], atol=1e-3)
+    if num_workers == 0:
+        calibrate(detector, [str(photos / name) for name in readable], 0.2).apply(model.config)
+        predict_to_folder(model, image_processor, photos, tmp_path / "calibrated")
+        for name, row in rows_of(tmp_path / "calibrated").items():
+            assert row["p_value"] == (None if row["error"] else pytest.approx(detector(str(photos / name))["p_value"]))
+            assert row["score"] == rows[name]["score"]
+        with pytest.raises(OSError, match="another tile_size"):
+            predict_to_folder(model, image_processor, photos, tmp_path / "calibrated", tile_size=0)

@@ -29,7 +29,7 @@ from .distributed import from_all, from_first, world
 from .files import write_atomically
 from .image_processing_vip2clip import LABELS, ViP2ClipImageProcessor, load_image
 from .modeling_vip2clip import ViP2ClipForAnomalyDetection
-from .pipeline_anomaly_detection import draw_heatmap
+from .pipeline_anomaly_detection import AnomalyDetectionPipeline, draw_heatmap
 from .runs import load_checkpoint, model_checksum, name_of, to_json, versions
 
 
@@ -72,6 +72,8 @@ def predict_to_folder(
     num_workers: int = 0,
     threshold: float | tuple[float, float] | None = None,
     top_k: int | None = None,
+    tile_size: int | None = None,
+    tile_overlap: float | None = None,
     heatmaps: bool = False,
     maps: bool = False,
     chunk_size: int = 256,
@@ -107,8 +109,9 @@ def predict_to_folder(
             Images that go through the model together.
         num_workers (`int`, defaults to 0):
             Processes that read images, for each process.
-        threshold, top_k (*optional*):
-            See [`AnomalyDetectionPipeline`].
+        threshold, top_k, tile_size, tile_overlap (*optional*):
+            See [`AnomalyDetectionPipeline`]. With tiles a batch of decoded photos is held, and maps are those of the
+            photos, at their size.
         heatmaps (`bool`, defaults to `False`):
             Whether to draw the map over every photo, into `heatmaps/`.
         maps (`bool`, defaults to `False`):
@@ -132,12 +135,18 @@ def predict_to_folder(
     for argument, value in (("batch_size", batch_size), ("chunk_size", chunk_size)):
         if value < 1:
             raise ValueError(f"{argument} is {value}; expected at least 1.")
-    calibration = model.config.calibration or {}
-    if (calibration.get("settings") or {}).get("tile_size"):
-        raise ValueError(
-            "The checkpoint was calibrated with tiles, but bulk prediction sees every image whole, so that its "
-            "thresholds would not hold. Calibrate it without tiles, or use AnomalyDetectionPipeline."
-        )
+    was_training = model.training
+    detector = AnomalyDetectionPipeline(
+        model=model,
+        image_processor=image_processor,
+        task="anomaly-detection",
+        device=model.device,
+        tile_size=tile_size,
+        tile_overlap=tile_overlap,
+        top_k=top_k,
+    )
+    model.train(was_training)  # until it is needed, and afterwards
+    scored_with = detector.score_settings()
     patches = model.config.patch_grid**2
     if top_k is not None and not 1 <= top_k <= patches:
         raise ValueError(f"top_k is {top_k}; expected an integer from 1 to {patches}, the patches of an image.")
@@ -160,7 +169,7 @@ def predict_to_folder(
         "source": images.description,
         "image_threshold": pair[0],
         "pixel_threshold": pair[1],
-        "top_k": model.config.top_k if top_k is None else top_k,
+        **scored_with,
         "heatmaps": heatmaps,
         "maps": maps,
         "chunk_size": chunk_size,
@@ -181,11 +190,11 @@ def predict_to_folder(
             raise OSError("Not every process sees the images; expected a folder that all machines see.")
         missing = from_first(folder.missing() if world()[0] == 0 else None)
         before = folder.num_images - sum(len(folder.positions(chunk)) for chunk in missing)
-        if maps:
+        if maps and not scored_with["tile_size"]:
             _check_room(folder.path, folder.num_images - before, model.config.image_size)
-        options = {"batch_size": batch_size, "num_workers": num_workers, "threshold": threshold, "top_k": top_k}
+        options = {"batch_size": batch_size, "num_workers": num_workers, "threshold": threshold}
         options.update(heatmaps=heatmaps, maps=maps, progress=progress)
-        _predict(model, image_processor, images, folder, missing[world()[0] :: world()[1]], before, **options)
+        _predict(detector, images, folder, missing[world()[0] :: world()[1]], before, **options)
         from_all(None)  # until the parts of all processes are there
         summary = None
         if world()[0] == 0:
@@ -246,8 +255,7 @@ def predict_checkpoint(
 
 
 def _predict(
-    model: ViP2ClipForAnomalyDetection,
-    image_processor: ViP2ClipImageProcessor,
+    detector: AnomalyDetectionPipeline,
     images: FolderImages | DatasetImages,
     folder: "PredictionFolder",
     chunks: Sequence[int],
@@ -256,16 +264,16 @@ def _predict(
     batch_size: int,
     num_workers: int,
     threshold: float | tuple[float, float],
-    top_k: int | None,
     heatmaps: bool,
     maps: bool,
     progress: bool,
 ):
     """The chunks of this process."""
-    names, decision = folder.names, _Decision(model.config, top_k)
+    model, image_processor, settings = detector.model, detector.image_processor, detector.score_settings()
+    names, decision, tiled = folder.names, _Decision(model.config, settings), bool(settings["tile_size"])
     batches = _Batches(folder, chunks, batch_size)
     loader = torch.utils.data.DataLoader(
-        _Photos(images, names, image_processor),
+        _Photos(images, names, None if tiled else image_processor),
         batch_sampler=batches,
         collate_fn=_collate,
         num_workers=num_workers,
@@ -284,13 +292,28 @@ def _predict(
             _ImageWriter(images, names, image_processor, folder.path, heatmaps, maps) as writer,
         ):
             rows: dict[int, dict[str, Any]] = {}
-            for positions, pixel_values, errors in loader:
+            for positions, photos, errors in loader:
                 rows.update((position, {"error": reason}) for position, reason in zip(positions, errors))
                 readable = [position for position, reason in zip(positions, errors) if reason is None]
                 if readable:
                     try:
-                        outputs = model(pixel_values=pixel_values.to(model.device, non_blocking=True), top_k=top_k)
-                        results = image_processor.post_process_anomaly_detection(outputs, threshold=threshold)
+                        if tiled:
+                            found = [detector.decision_map(photo) for photo in photos]
+                            outputs = [
+                                {
+                                    "scores": torch.tensor([one["score"]]),
+                                    "anomaly_maps": torch.from_numpy(one["anomaly_map"])[None],
+                                }
+                                for one in found
+                            ]
+                        else:
+                            pixel_values = photos.to(model.device, non_blocking=True)
+                            outputs = [model(pixel_values=pixel_values, top_k=settings["top_k"])]
+                        results = [
+                            result
+                            for one in outputs
+                            for result in image_processor.post_process_anomaly_detection(one, threshold=threshold)
+                        ]
                     except ValueError as error:
                         ids = [as_text(names[position]) for position in readable]
                         raise ValueError(f"{error} The images of the batch are {ids}.") from error
@@ -314,11 +337,11 @@ def _predict(
 class _Decision:
     """What the table says of an image."""
 
-    def __init__(self, config: ViP2ClipConfig, top_k: int | None):
+    def __init__(self, config: ViP2ClipConfig, settings: dict[str, Any]):
         calibration = config.calibration or {}
         self.min_region_area = (calibration.get("pixel") or {}).get("min_region_area", 0)
         stored = calibration.get("image") or {}
-        same = (calibration.get("settings") or {}).get("top_k") == (config.top_k if top_k is None else top_k)
+        same = calibration.get("settings") == settings
         self.num_images = stored.get("num_images")
         self.scores = np.asarray(stored["scores"]) if same and stored.get("scores") else None
 
@@ -550,18 +573,23 @@ def _check_room(path: Path, num_maps: int, size: int):
 
 
 class _Photos(torch.utils.data.Dataset):
-    """Images by position, as the model takes them, or why they cannot be read."""
+    """Images by position, as the model takes them (without an image processor as photos), or why they cannot be
+    read."""
 
-    def __init__(self, images: FolderImages | DatasetImages, names: Names, image_processor: ViP2ClipImageProcessor):
+    def __init__(
+        self, images: FolderImages | DatasetImages, names: Names, image_processor: ViP2ClipImageProcessor | None
+    ):
         self.images, self.names, self.image_processor = images, names, image_processor
         self.max_pixels = Image.MAX_IMAGE_PIXELS  # which workers of their own interpreter do not know of
 
-    def __getitem__(self, position: int) -> tuple[int, torch.Tensor | None, str | None]:
+    def __getitem__(self, position: int) -> tuple[int, torch.Tensor | Image.Image | None, str | None]:
         Image.MAX_IMAGE_PIXELS = self.max_pixels
         try:
             photo = load_image(self.images.image(position, self.names[position]))
         except (OSError, ValueError) as error:
             return position, None, _reason(error)
+        if self.image_processor is None:
+            return position, photo, None
         return position, self.image_processor(photo, return_tensors="pt")["pixel_values"][0], None
 
 
@@ -570,11 +598,13 @@ def _reason(error: Exception) -> str:
 
 
 def _collate(
-    items: Sequence[tuple[int, torch.Tensor | None, str | None]],
-) -> tuple[list[int], torch.Tensor | None, list[str | None]]:
+    items: Sequence[tuple[int, torch.Tensor | Image.Image | None, str | None]],
+) -> tuple[list[int], torch.Tensor | list[Image.Image], list[str | None]]:
     positions, images, errors = zip(*items)
     readable = [image for image in images if image is not None]
-    return list(positions), torch.stack(readable) if readable else None, list(errors)
+    if readable and isinstance(readable[0], torch.Tensor):
+        readable = torch.stack(readable)
+    return list(positions), readable, list(errors)
 
 
 class _Batches:

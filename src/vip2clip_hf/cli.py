@@ -336,20 +336,21 @@ def predict(
         raise ValueError(f"Without --output there is no {', '.join(given)}; add --output FOLDER or leave them out.")
     if output is not None and heatmap is not None:
         raise ValueError("--heatmap OUT goes without --output; with it --heatmaps draws into OUTPUT/heatmaps.")
-    if output is not None and (regions or tile_size or tile_overlap is not None):
-        raise ValueError("--regions and tiles go without --output: bulk prediction sees every photo whole.")
+    if output is not None and regions:
+        raise ValueError("--regions goes without --output: the table has no place for lists of them.")
     if max_pixels is not None:
         from PIL import Image
 
         Image.MAX_IMAGE_PIXELS = max_pixels
     model = _checkpoint_or_bundled(model)
     options = {"device": device, "dtype": dtype, "backbone": backbone, "top_k": top_k}
+    options.update(tile_size=tile_size, tile_overlap=tile_overlap)
     if threshold is not None:
         options["threshold"] = (threshold, threshold)
     if output is not None:
         _predict_to_folder(source, model, output, as_json, bulk, options)
     else:
-        options.update(regions=regions, tile_size=tile_size, tile_overlap=tile_overlap)
+        options.update(regions=regions)
         _predict_photos(Path(source), model, heatmap, as_json, options)
 
 
