@@ -131,6 +131,15 @@ def test_predict_bad_requests(tmp_path):
     assert isinstance(predict(tmp_path / "broken.jpg").exception, OSError)
 
 
+@pytest.mark.parametrize("more", [[], ["--output", "out"]])
+def test_a_device_that_is_not_there_is_named(more, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, ["predict", str(EXAMPLES), "--device", "quark", *more])
+    assert isinstance(done.exception, ValueError)
+    assert "device is 'quark', which cannot be used here" in str(done.exception)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_examples_are_attributed():
     text = (EXAMPLES / "README.md").read_text(encoding="utf-8")
     assert "CC BY 4.0" in text

@@ -85,7 +85,7 @@ def test_a_calibration_with_large_regions_marks_lower_values(detector, photos):
 
 
 def test_false_alarms_on_new_images(detector):
-    """The guarantee with a model in the loop: 400 new images after calibration on 199."""
+    """The guarantee with a model in the loop: 200 new images after calibration on 99."""
     found = calibrate(detector, pictures(99, seed=1), 0.1)
     found.apply(detector.model.config)
     results = list(detector(pictures(200, seed=2), batch_size=8))

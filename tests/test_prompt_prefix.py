@@ -176,8 +176,8 @@ def test_inference_mode_and_no_grad_mixed(model, image_embeds):
 
 
 def test_several_threads(model, image_embeds):
-    """Two sets of weights take turns while eight threads compute: each result is that of one of them, and after a
-    change only of the new one."""
+    """Eight threads compute with two models while what these keep is dropped again and again: every result is that of
+    the model asked."""
     other = copy.deepcopy(model)
     with torch.no_grad():
         other.prompt_learner.normal_context.mul_(3)

@@ -174,6 +174,23 @@ def merge_adapters_with_backbone(
     return config, {**{BACKBONE_PREFIX + k: v.clone() if given else v for k, v in weights.items()}, **adapters}
 
 
+def check_device(device: int | str | torch.device | None):
+    """
+    Raises:
+        ValueError: a device that is none, or is not there.
+    """
+    if device is None or (isinstance(device, int) and device < 0):  # the library's number of the CPU
+        return
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, NotImplementedError, RuntimeError) as error:  # whatever torch raises
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise ValueError(
+            f"device is {str(device)!r}, which cannot be used here ({reason}); expected one that torch has on this "
+            "machine, such as cpu, cuda, cuda:1 or mps."
+        ) from error
+
+
 def token_settings(
     words: dict[str, str | None], vocab_size: int, tokenizer=None, source: str | None = None, **hub_kwargs
 ) -> dict[str, int | tuple[int, ...]]:
@@ -220,6 +237,7 @@ def token_settings(
 
 __all__ = [
     "backbone_checksum",
+    "check_device",
     "load_clip",
     "merge_adapters_with_backbone",
     "naming",

@@ -230,12 +230,8 @@ def predict_checkpoint(
             Folder or Hub id.
         source, output, options:
             See [`predict_to_folder`].
-        device (`str`, *optional*):
-            Where to run; an accelerator, when not given and there is one.
-        dtype (`torch.dtype` or `str`, defaults to `"float32"`):
-            Precision of the model.
-        backbone (`str` or `os.PathLike`, *optional*):
-            For a checkpoint of adapters only: its CLIP, where it is not the one it names.
+        device, dtype, backbone:
+            See [`vip2clip_hf.runs.load_checkpoint`].
         compile (`bool`, defaults to `False`):
             Whether to compile the vision tower. Takes a while, and pays for many images on a GPU.
         name (`str`, *optional*):

@@ -47,8 +47,6 @@ class Calibration:
     Thresholds and where they come from.
 
     Args:
-        image_threshold, pixel_threshold (`float`):
-            In [0, 1]; an image or pixel is anomalous when its value is greater.
         content (`dict`):
             What goes into `config.calibration`: `method` ("conformal", "f1" or "recall"), `false_alarm_rate`, `date`,
             `settings` (tiles and top-k the scores were computed with), and for `image` and `pixel` `num_images`,
@@ -59,11 +57,19 @@ class Calibration:
             Images that could not be read, and why; they do not count.
     """
 
-    image_threshold: float
-    pixel_threshold: float
     content: dict[str, Any]
     suspicious: list[str] = field(default_factory=list)
     unreadable: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def image_threshold(self) -> float:
+        """In [0, 1]; an image is anomalous when its score is greater."""
+        return self.content["image"]["threshold"]
+
+    @property
+    def pixel_threshold(self) -> float:
+        """In [0, 1]; a pixel is anomalous when its value is greater."""
+        return self.content["pixel"]["threshold"]
 
     def apply(self, config: ViP2ClipConfig):
         """Put thresholds and calibration into a configuration."""
@@ -145,7 +151,7 @@ def calibrate(
             "scores": stored_scores(peaks),
         },
     }
-    return Calibration(image_threshold, pixel_threshold, content, suspicious, unreadable)
+    return Calibration(content, suspicious, unreadable)
 
 
 def calibrate_labelled(
@@ -201,7 +207,9 @@ def calibrate_labelled(
             has_mask=np.array([has_mask]),
         )  # fmt: skip
         scores.append(result["score"])
-        marked_values += np.bincount((anomaly_map[marked] * (_BINS - 1)).astype(np.int64), minlength=_BINS)
+        # In float64, where the product is exact: no value is counted above where it is.
+        steps = anomaly_map[marked].astype(np.float64) * (_BINS - 1)
+        marked_values += np.bincount(steps.astype(np.int64), minlength=_BINS)
     if unreadable:
         name, reason = next(iter(unreadable.items()))
         raise OSError(f"{name} could not be read: {reason}")
@@ -228,7 +236,7 @@ def calibrate_labelled(
         },
         "pixel": {"num_images": len(labels), "threshold": pixel_threshold},
     }  # fmt: skip
-    return Calibration(image_threshold, pixel_threshold, content)
+    return Calibration(content)
 
 
 def _mask_like(mask: Any, anomaly_map: np.ndarray, threshold: float) -> np.ndarray:

@@ -24,6 +24,19 @@ app = typer.Typer(
 )
 
 
+# Options that several commands have.
+Model = Annotated[
+    str | None, typer.Option(help="Checkpoint: folder or Hub id (default: the small one of the package).")
+]
+Backbone = Annotated[
+    str | None, typer.Option(help="For a checkpoint of adapters only: its CLIP, where it is not the one it names.")
+]
+Device = Annotated[
+    str | None, typer.Option(help="Where to run: cpu, cuda, mps (default: an accelerator where there is one).")
+]
+Dtype = Annotated[str, typer.Option(help="Precision: float32, bfloat16 or float16.")]
+
+
 def _version(show: bool):
     if show:
         typer.echo(__version__)
@@ -104,18 +117,14 @@ def convert(
 @app.command()
 def export(
     output: Annotated[Path, typer.Option(help="Folder to write; must be empty or not exist.")],
-    model: Annotated[
-        str | None, typer.Option(help="Checkpoint: folder or Hub id (default: the small one of the package).")
-    ] = None,
+    model: Model = None,
     format_name: Annotated[
         str, typer.Option("--format", help="onnx (model.onnx), or torch (model.pt2, a program of torch.export).")
     ] = "onnx",
     opset: Annotated[
         int | None, typer.Option(help="Version of ONNX's operators (default: 18).", show_default=False)
     ] = None,
-    backbone: Annotated[
-        str | None, typer.Option(help="For a checkpoint of adapters only: its CLIP, where it is not the one it names.")
-    ] = None,
+    backbone: Backbone = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was written as JSON.")] = False,
 ):
     """Write a checkpoint as one graph from pixel values to scores and maps, and compare it with PyTorch.
@@ -258,9 +267,7 @@ def predict(
             help="A photo, or a folder of photos. With --output also a table, meta.json, Hub id or NAME=ROOT.",
         ),
     ],
-    model: Annotated[
-        str | None, typer.Option(help="Checkpoint: folder or Hub id (default: the small one of the package).")
-    ] = None,
+    model: Model = None,
     heatmap: Annotated[
         Path | None,
         typer.Option(metavar="OUT", help="Draw the map over the photo: a PNG file, or a folder for several photos."),
@@ -271,13 +278,9 @@ def predict(
     top_k: Annotated[
         int | None, typer.Option(help="Patches per layer that stand for a photo (default: that of the checkpoint).")
     ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="Where to run (default: an accelerator where there is one).")
-    ] = None,
-    dtype: Annotated[str, typer.Option(help="Precision: float32, bfloat16 or float16.")] = "float32",
-    backbone: Annotated[
-        str | None, typer.Option(help="For a checkpoint of adapters only: its CLIP, where it is not the one it names.")
-    ] = None,
+    device: Device = None,
+    dtype: Dtype = "float32",
+    backbone: Backbone = None,
     regions: Annotated[bool, typer.Option("--regions", help="List the connected areas of the mask.")] = False,
     tile_size: Annotated[
         int | None, typer.Option(min=0, help="See larger photos in tiles of this side in pixels; 0 for none.")
@@ -328,7 +331,6 @@ def predict(
 
     vip2clip predict photos --model org/vip2clip --output predictions --heatmaps --num-workers 4
     """
-
     bulk = {"heatmaps": heatmaps, "maps": maps, "batch_size": batch_size, "num_workers": num_workers}
     bulk.update(compile=compile, split=split, category=category, overwrite=overwrite)
     given = [f"--{name.replace('_', '-')}" for name, value in bulk.items() if value not in (None, False, [])]
@@ -460,13 +462,9 @@ def evaluate(
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images that go through the model together.")] = 8,
     num_workers: Annotated[int, typer.Option(min=0, help="Processes that read images, for each process.")] = 0,
-    device: Annotated[
-        str | None, typer.Option(help="Where to run: cpu, cuda, mps (default: an accelerator where there is one).")
-    ] = None,
-    dtype: Annotated[str, typer.Option(help="Precision: float32, bfloat16 or float16.")] = "float32",
-    backbone: Annotated[
-        str | None, typer.Option(help="For a checkpoint of adapters only: its CLIP, where it is not the one it names.")
-    ] = None,
+    device: Device = None,
+    dtype: Dtype = "float32",
+    backbone: Backbone = None,
     fpr_limit: Annotated[float, typer.Option(help="False positive rate up to which AUPRO is integrated.")] = 0.3,
     aupro_convention: Annotated[
         str, typer.Option(help="exact, or release: the sweep of the authors' code, for published figures.")
@@ -535,16 +533,12 @@ def evaluate(
 
 @app.command("app")
 def serve(
-    model: Annotated[
-        str | None, typer.Option(help="Checkpoint: folder or Hub id (default: the small one of the package).")
-    ] = None,
+    model: Model = None,
     host: Annotated[
         str, typer.Option(help="Address to bind; any other lets others on the network in, without a password.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to bind.")] = 7860,
-    device: Annotated[
-        str | None, typer.Option(help="Where to run (default: an accelerator where there is one).")
-    ] = None,
+    device: Device = None,
     max_images: Annotated[int, typer.Option(min=1, help="Photos at a time.")] = 50,
     max_file_size: Annotated[float, typer.Option(min=0.001, help="Megabytes a file may have.")] = 20,
     max_pixels: Annotated[
@@ -580,9 +574,7 @@ def serve(
 
 @app.command()
 def calibrate(
-    model: Annotated[
-        str | None, typer.Option(help="Checkpoint: folder or Hub id (default: the small one of the package).")
-    ] = None,
+    model: Model = None,
     normal: Annotated[
         Path | None, typer.Option(help="Folder of normal images that nothing was trained or chosen on.")
     ] = None,
@@ -607,9 +599,7 @@ def calibrate(
         int, typer.Option(min=0, help="See larger photos in tiles of this side in pixels; 0 for none.")
     ] = 0,
     tile_overlap: Annotated[float, typer.Option(help="Share of a tile that neighbours have in common.")] = 0.25,
-    device: Annotated[
-        str | None, typer.Option(help="Where to run (default: an accelerator where there is one).")
-    ] = None,
+    device: Device = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the thresholds as JSON.")] = False,
 ):
     """Choose thresholds on images of one's own, and write them into a checkpoint.

@@ -59,9 +59,11 @@ def run_demo(output: str | os.PathLike = "demo_output", seed: int = 0):
         seed (`int`, defaults to 0): of the generated pictures and of training.
 
     Raises:
-        OSError: the folder cannot be written, or holds a checkpoint from before.
+        OSError: the folder cannot be written, or is a file.
     """
     output = Path(output)
+    if output.exists() and not output.is_dir():
+        raise OSError(f"{str(output)!r} is a file; expected a folder or a path that does not exist yet.")
     output.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
 

@@ -105,7 +105,7 @@ def _decode(source: str | BytesIO, shown: str) -> Image.Image:
         image = Image.open(source)
         # Pillow itself only warns up to twice the limit, and the warning is lost in most programs.
         if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
-            raise Image.DecompressionBombError(f"it has {image.width} x {image.height} pixels.")
+            raise Image.DecompressionBombError
         image.load()
     except FileNotFoundError as error:
         raise FileNotFoundError(f"Image file {shown} not found; check the path.") from error
@@ -113,8 +113,9 @@ def _decode(source: str | BytesIO, shown: str) -> Image.Image:
         raise OSError(f"{shown} is no image that can be read; expected a format Pillow knows.") from error
     except Image.DecompressionBombError as error:
         raise OSError(
-            f"Image {shown} is too large: {error} The limit is {Image.MAX_IMAGE_PIXELS:,} pixels; to read it all the "
-            "same raise it, with PIL.Image.MAX_IMAGE_PIXELS = ... or --max-pixels."
+            f"Image {shown} is too large: it has more pixels than allowed. The limit is "
+            f"{Image.MAX_IMAGE_PIXELS:,} pixels; to read it all the same raise it, with PIL.Image.MAX_IMAGE_PIXELS = "
+            "... or --max-pixels."
         ) from error
     except Exception as error:  # whatever Pillow's decoders raise on broken files
         raise OSError(f"Image {shown} could not be decoded ({error}); it may be truncated or damaged.") from error

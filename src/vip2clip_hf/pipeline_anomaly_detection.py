@@ -11,7 +11,7 @@ from transformers import AutoImageProcessor, AutoModel, PreTrainedConfig
 from transformers.pipelines.base import Pipeline
 from transformers.utils import logging
 
-from .backbone_vip2clip import naming
+from .backbone_vip2clip import check_device, naming
 from .calibration_vip2clip import find_regions, keep_large_regions, min_region_pixels, p_value
 from .image_processing_vip2clip import DEFAULT_TIMEOUT, check_image_processor, list_images, load_image
 from .tiling_vip2clip import TileBlender, check_tiling, tile_boxes
@@ -125,6 +125,7 @@ class AnomalyDetectionPipeline(Pipeline):
             kwargs:
                 Passed to the model's `from_pretrained`: `dtype`, `revision`, `token`, `backbone`, ...
         """
+        check_device(device)
         shared = {
             name: kwargs[name]
             for name in (

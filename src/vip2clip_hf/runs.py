@@ -12,6 +12,7 @@ import torch
 import transformers
 
 from . import __version__
+from .backbone_vip2clip import check_device
 from .image_processing_vip2clip import ViP2ClipImageProcessor, check_image_processor
 from .modeling_vip2clip import ViP2ClipForAnomalyDetection
 
@@ -59,6 +60,7 @@ def load_checkpoint(
 
     Raises:
         ImportError: accelerate is not installed.
+        ValueError: a device that is not there, or an unknown precision.
         OSError, ValueError, RuntimeError: see the model's `from_pretrained`.
     """
     try:
@@ -66,6 +68,7 @@ def load_checkpoint(
     except ImportError as error:
         raise ImportError(f"Running over many images needs accelerate: pip install 'vip2clip_hf[{extra}]'.") from error
     dtype = check_dtype(dtype)
+    check_device(device)
     state = PartialState(cpu=device == "cpu", timeout=TIMEOUT)
     model = ViP2ClipForAnomalyDetection.from_pretrained(checkpoint, dtype=dtype, backbone=backbone)
     image_processor = ViP2ClipImageProcessor.from_pretrained(checkpoint)
@@ -76,8 +79,8 @@ def load_checkpoint(
 
 
 def _align(model: torch.nn.Module):
-    """On CPUs sums round by where weights lie in memory, and a file that is mapped puts them anywhere. All of them at
-    multiples of 64 bytes, as torch allocates, every process computes the same bits."""
+    """On CPUs sums can round by where weights lie in memory, and a file that is mapped puts them anywhere. All of them
+    at multiples of 64 bytes, as torch allocates, so that every process computes the same bits."""
     for weight in (*model.parameters(), *model.buffers()):
         if weight.device.type == "cpu" and weight.data_ptr() % 64:
             weight.data = weight.data.clone()

@@ -197,12 +197,8 @@ def evaluate_checkpoint(
             Folder or Hub id.
         sets, output, options:
             See [`evaluate_sets`].
-        device (`str`, *optional*):
-            Where to run; an accelerator, when not given and there is one.
-        dtype (`torch.dtype` or `str`, defaults to `"float32"`):
-            Precision of the model.
-        backbone (`str` or `os.PathLike`, *optional*):
-            For a checkpoint of adapters only: its CLIP, where it is not the one it names.
+        device, dtype, backbone:
+            See [`vip2clip_hf.runs.load_checkpoint`].
         name (`str`, *optional*):
             What to call it in the tables; the name of the checkpoint, when not given.
 
