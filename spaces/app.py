@@ -5,7 +5,7 @@ The checkpoint is the variable VIP2CLIP_MODEL of the Space (a Hub id), or the sm
 
 import os
 
-from vip2clip_hf.app import launch
+from vip2clip_hf import launch
 
 
 if __name__ == "__main__":

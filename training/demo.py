@@ -1,4 +1,4 @@
-"""The demo of the package, `vip2clip demo`, from a clone."""
+"""The demo of the package from a clone: the `vip2clip demo` command."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""`vip2clip evaluate` for several processes and machines.
+"""Evaluate a checkpoint on one or several processes: the `vip2clip evaluate` command, for accelerate.
 
 accelerate launch training/evaluate.py mvtec=MVTec visa=VisA --model CHECKPOINT --output results
 """

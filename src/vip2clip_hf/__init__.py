@@ -1,48 +1,88 @@
 """ViP²-CLIP: zero-shot visual anomaly detection as a Hugging Face Transformers model.
 
-Importing the package registers it with transformers, so that `AutoConfig`, `AutoModel`, `AutoImageProcessor` and
-`pipeline("anomaly-detection")` know it.
+Where torch is installed, importing the package registers it with transformers, so that `AutoConfig`, `AutoModel`,
+`AutoImageProcessor` and `pipeline("anomaly-detection")` know it. All other names are imported when they are first
+used.
 """
 
-from transformers import AutoConfig, AutoImageProcessor, AutoModel
-from transformers.pipelines import PIPELINE_REGISTRY
+import importlib
+import importlib.util
+import sys
+from typing import TYPE_CHECKING
 
-from .configuration_vip2clip import ViP2ClipConfig
-from .image_processing_vip2clip import ViP2ClipImageProcessor
-from .modeling_vip2clip import (
-    ViP2ClipAlignmentOutput,
-    ViP2ClipAnomalyDetectionOutput,
-    ViP2ClipForAnomalyDetection,
-    ViP2ClipPreTrainedModel,
-)
-from .pipeline_anomaly_detection import AnomalyDetectionPipeline
+from ._version import __version__
+from .utils.lazy import lazy_names
 
 
-__version__ = "0.1.0"
+__getattr__, __dir__, __all__ = lazy_names(__name__)
+__all__ += ["__version__"]
+
+if TYPE_CHECKING:
+    from .app import build_app as build_app, launch as launch
+    from .calibration import (
+        Calibration as Calibration,
+        calibrate as calibrate,
+        calibrate_labelled as calibrate_labelled,
+        save_calibration as save_calibration,
+    )
+    from .checkpoints import (
+        bundled_checkpoint as bundled_checkpoint,
+        example_photos as example_photos,
+    )
+    from .data import (
+        BENCHMARKS as BENCHMARKS,
+        DataSource as DataSource,
+        ViP2ClipCollator as ViP2ClipCollator,
+        check_data as check_data,
+        index_benchmark as index_benchmark,
+        index_folder as index_folder,
+        load_benchmark as load_benchmark,
+        load_folder as load_folder,
+    )
+    from .data.synthetic import generate_image as generate_image, write_dataset as write_dataset
+    from .evaluation import (
+        EVALUATE_MODULE as EVALUATE_MODULE,
+        AnomalyMetrics as AnomalyMetrics,
+        evaluate_checkpoint as evaluate_checkpoint,
+        evaluate_model as evaluate_model,
+        evaluate_sets as evaluate_sets,
+    )
+    from .export import export_onnx as export_onnx, export_torch as export_torch
+    from .hub import push_checkpoint as push_checkpoint, save_checkpoint as save_checkpoint
+    from .inference import predict_checkpoint as predict_checkpoint, predict_to_folder as predict_to_folder
+    from .models.vip2clip import (
+        AnomalyDetectionPipeline as AnomalyDetectionPipeline,
+        ViP2ClipAlignmentOutput as ViP2ClipAlignmentOutput,
+        ViP2ClipAnomalyDetectionOutput as ViP2ClipAnomalyDetectionOutput,
+        ViP2ClipConfig as ViP2ClipConfig,
+        ViP2ClipForAnomalyDetection as ViP2ClipForAnomalyDetection,
+        ViP2ClipImageProcessor as ViP2ClipImageProcessor,
+        ViP2ClipPreTrainedModel as ViP2ClipPreTrainedModel,
+        convert_release_checkpoint as convert_release_checkpoint,
+        draw_heatmap as draw_heatmap,
+        load_image as load_image,
+        load_mask as load_mask,
+    )
+    from .plotting import (
+        attention_figure as attention_figure,
+        attention_maps as attention_maps,
+        layer_anomaly_maps as layer_anomaly_maps,
+        layers_figure as layers_figure,
+        result_figure as result_figure,
+        save_figure as save_figure,
+    )
+    from .training import (
+        FeatureCache as FeatureCache,
+        ViP2ClipTrainer as ViP2ClipTrainer,
+        ViP2ClipTrainingArguments as ViP2ClipTrainingArguments,
+    )
 
 
 def _register():
-    AutoConfig.register("vip2clip", ViP2ClipConfig, exist_ok=True)
-    AutoModel.register(ViP2ClipConfig, ViP2ClipForAnomalyDetection, exist_ok=True)
-    # One class for both backends: where torchvision is installed the library would otherwise look for a second one.
-    backends = {"pil": ViP2ClipImageProcessor, "torchvision": ViP2ClipImageProcessor}
-    AutoImageProcessor.register(ViP2ClipConfig, image_processor_classes=backends, exist_ok=True)
-    if "anomaly-detection" not in PIPELINE_REGISTRY.supported_tasks:
-        # AutoModel, not our class: the name has to be found in transformers when a saved folder is loaded.
-        PIPELINE_REGISTRY.register_pipeline(
-            "anomaly-detection", pipeline_class=AnomalyDetectionPipeline, pt_model=AutoModel, type="image"
-        )
+    """Register with transformers, which needs torch. The `vip2clip` command skips it and loads what it needs."""
+    installed = all(importlib.util.find_spec(name) is not None for name in ("torch", "transformers"))
+    if installed and "_vip2clip_command" not in sys.modules:
+        importlib.import_module(".models.vip2clip", __name__)
 
 
 _register()
-
-__all__ = [
-    "AnomalyDetectionPipeline",
-    "ViP2ClipAlignmentOutput",
-    "ViP2ClipAnomalyDetectionOutput",
-    "ViP2ClipConfig",
-    "ViP2ClipForAnomalyDetection",
-    "ViP2ClipImageProcessor",
-    "ViP2ClipPreTrainedModel",
-    "__version__",
-]

@@ -1,33 +1,36 @@
-"""The checkpoint of the package at work, without network, data or GPU: find defects, draw them, fine-tune.
+"""The bundled checkpoint at work, offline and without a GPU: find defects, draw them, fine-tune.
 
-It looks at the example photos and at generated pictures, prints scores and draws a sheet of all. Then it is fine-tuned
-for two epochs on generated pictures of one surface, and evaluated on others of it before and after.
+It scores the example photos and synthetic images, and draws a sheet of all. Then it is fine-tuned for two epochs on
+synthetic images of one surface, and evaluated on other images of that surface before and after.
 """
 
 import os
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from transformers import PrinterCallback, set_seed
 
-from .bundled import bundled_checkpoint, example_photos
-from .data import load_folder
-from .data.synthetic import generate_image, write_dataset
+from .checkpoints.bundled import bundled_checkpoint, example_photos
+from .checkpoints.saving import write_checkpoint
+from .data.loading import load_folder
+from .data.synthetic.dataset import generate_image, write_dataset
 from .evaluation.evaluator import evaluate_model
-from .hub import save_checkpoint
-from .image_processing_vip2clip import ViP2ClipImageProcessor
-from .modeling_vip2clip import ViP2ClipForAnomalyDetection
-from .pipeline_anomaly_detection import AnomalyDetectionPipeline
-from .trainer import ViP2ClipTrainer, ViP2ClipTrainingArguments
+from .models.vip2clip.image_processing_vip2clip import ViP2ClipImageProcessor
+from .models.vip2clip.modeling_vip2clip import ViP2ClipForAnomalyDetection
+from .models.vip2clip.pipeline_anomaly_detection import AnomalyDetectionPipeline
+from .training.arguments import ViP2ClipTrainingArguments
+from .training.trainer import ViP2ClipTrainer
 
 
 # A surface that the checkpoint was not trained on.
 SURFACE = "dots"
 TILE = 224
+TITLES = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "pixel_aupro": "AUPRO"}
 
 
 def read_examples(seed: int) -> list[tuple[str, Image.Image, Image.Image | None]]:
@@ -50,13 +53,18 @@ def draw_sheet(rows: list[list[Image.Image]]) -> Image.Image:
     return sheet
 
 
-def run_demo(output: str | os.PathLike = "demo_output", seed: int = 0):
+def run_demo(output: str | os.PathLike = "demo_output", seed: int = 0, say: Callable[[str], None] = print) -> dict:
     """
-    Print what is found, write `sheet.png` and the fine-tuned `checkpoint` to a folder.
+    Score the examples, draw `sheet.png`, fine-tune, and write the fine-tuned `checkpoint` to a folder.
 
     Args:
         output (`str` or `os.PathLike`, defaults to `"demo_output"`): the folder.
-        seed (`int`, defaults to 0): of the generated pictures and of training.
+        seed (`int`, defaults to 0): seed of the synthetic images and of training.
+        say (`Callable[[str], None]`, defaults to `print`): called with every line of the report.
+
+    Returns:
+        `dict`: `scores` (by image, `score` and `label`), `before` and `after` (metrics before and after fine-tuning),
+        `sheet` and `checkpoint` (paths).
 
     Raises:
         OSError: the folder cannot be written, or is a file.
@@ -68,16 +76,18 @@ def run_demo(output: str | os.PathLike = "demo_output", seed: int = 0):
     start = time.perf_counter()
 
     detector = AnomalyDetectionPipeline.from_pretrained(bundled_checkpoint(), device="cpu")
-    rows = []
-    print("Scores of the bundled checkpoint:")
+    rows, scores = [], {}
+    say("Scores of the bundled checkpoint:")
     for name, picture, mask in read_examples(seed):
         result = detector(picture, heatmap=True)
-        print(f"  {name:32s} {result['score']:.3f} {result['label']}")
+        scores[name] = {"score": result["score"], "label": result["label"]}
+        say(f"  {name:32s} {result['score']:.3f} {result['label']}")
         # On a fixed scale from 0 to 1, as the heatmap.
         anomaly_map = Image.fromarray(np.rint(result["anomaly_map"] * 255).astype(np.uint8))
         rows.append([picture, anomaly_map, result["heatmap"], mask or Image.new("L", picture.size)])
-    draw_sheet(rows).save(output / "sheet.png")
-    print(f"{output / 'sheet.png'}: photo, map, heatmap and true mask side by side")
+    sheet = output / "sheet.png"
+    draw_sheet(rows).save(sheet)
+    say(f"{sheet}: photo, anomaly map, heatmap and true mask side by side")
 
     with tempfile.TemporaryDirectory() as folder:
         train_root = write_dataset(Path(folder, "train"), (SURFACE,), 16, 4, 256, seed)
@@ -100,16 +110,18 @@ def run_demo(output: str | os.PathLike = "demo_output", seed: int = 0):
         trainer = ViP2ClipTrainer(model, arguments, image_processor, train_dataset)
         trainer.remove_callback(PrinterCallback)
         before = evaluate_model(model, image_processor, eval_dataset)["mean"]
-        print(f"Fine-tuning for two epochs on {len(train_dataset)} generated pictures of {SURFACE} ...")
+        say(f"Fine-tuning for two epochs on {len(train_dataset)} synthetic images of {SURFACE} ...")
         trainer.train()
         after = evaluate_model(model, image_processor, eval_dataset)["mean"]
-        print(f"On {len(eval_dataset)} others:")
-        titles = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "pixel_aupro": "AUPRO"}
-        for name, title in titles.items():
-            print(f"  {title} {before[name]:.3f} before, {after[name]:.3f} after fine-tuning")
-        save_checkpoint(model, image_processor, output / "checkpoint")
-    print(f"The fine-tuned checkpoint is in {output / 'checkpoint'}.")
-    print(f"Took {time.perf_counter() - start:.0f} seconds.")
+        say(f"On {len(eval_dataset)} other images:")
+        for name, title in TITLES.items():
+            say(f"  {title} {before[name]:.3f} before, {after[name]:.3f} after fine-tuning")
+        write_checkpoint(model, image_processor, output / "checkpoint")
+    say(f"The fine-tuned checkpoint is in {output / 'checkpoint'}.")
+    say(f"Took {time.perf_counter() - start:.0f} seconds.")
+    metrics = ({name: found[name] for name in TITLES} for found in (before, after))
+    found = dict(zip(("before", "after"), metrics))
+    return {"scores": scores, **found, "sheet": str(sheet), "checkpoint": str(output / "checkpoint")}
 
 
 __all__ = ["run_demo"]

@@ -1,32 +1,30 @@
-"""Data sets: the benchmarks of the paper, one's own folders, tables and Hub data sets, generated ones.
+"""Datasets: the benchmarks of the paper, your own folders, tables and Hub datasets, synthetic ones.
 
-Reading folders needs the base dependencies only; `datasets` (extra `train`) is imported when a data set is made.
+Reading folders needs the base installation only; `datasets` (extra `data`) is needed to make a dataset of them.
 """
 
-from .benchmarks import BENCHMARKS, Benchmark, get_benchmark
-from .checks import DataCheck, check_data
-from .collator import ViP2ClipCollator
-from .index import DataIndex, features
-from .loading import index_benchmark, index_folder, load_benchmark, load_folder
-from .provenance import describe_training_set, find_training_overlap
-from .report import CategoryReport, DataReport
+from typing import TYPE_CHECKING
+
+from ..utils.lazy import lazy_names
 
 
-__all__ = [
-    "BENCHMARKS",
-    "Benchmark",
-    "CategoryReport",
-    "DataCheck",
-    "DataIndex",
-    "DataReport",
-    "ViP2ClipCollator",
-    "check_data",
-    "describe_training_set",
-    "features",
-    "find_training_overlap",
-    "get_benchmark",
-    "index_benchmark",
-    "index_folder",
-    "load_benchmark",
-    "load_folder",
-]
+__getattr__, __dir__, __all__ = lazy_names(__name__)
+
+if TYPE_CHECKING:
+    from .benchmarks import BENCHMARKS as BENCHMARKS, Benchmark as Benchmark, get_benchmark as get_benchmark
+    from .checks import DataCheck as DataCheck, check_data as check_data
+    from .collator import ViP2ClipCollator as ViP2ClipCollator
+    from .index import DataIndex as DataIndex, features as features
+    from .kolektor_thirds import write_kolektor_thirds as write_kolektor_thirds
+    from .loading import (
+        index_benchmark as index_benchmark,
+        index_folder as index_folder,
+        load_benchmark as load_benchmark,
+        load_folder as load_folder,
+    )
+    from .provenance import (
+        describe_training_set as describe_training_set,
+        find_training_overlap as find_training_overlap,
+    )
+    from .report import CategoryReport as CategoryReport, DataReport as DataReport
+    from .sources import DataSource as DataSource

@@ -10,7 +10,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from ..image_processing_vip2clip import load_image, load_mask
+from ..models.vip2clip.image_loading_vip2clip import load_image, load_mask
 from .index import DataIndex
 
 

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..image_processing_vip2clip import ViP2ClipImageProcessor, load_mask
+from ..models.vip2clip.image_loading_vip2clip import load_mask
+from ..models.vip2clip.image_processing_vip2clip import ViP2ClipImageProcessor
+from ..utils.extras import extra
 
 
 if TYPE_CHECKING:
@@ -21,7 +23,8 @@ def count_masks(dataset: "Dataset") -> int:
 
 def undecoded(dataset: "Dataset", columns: Iterable[str] = ("image", "mask")) -> "Dataset":
     """A data set that leaves decoding to the image processor, which names the file when one cannot be read."""
-    from datasets import Image
+    with extra("data", "Reading a dataset"):
+        from datasets import Image
 
     for column in columns:
         dataset = dataset.cast_column(column, Image(decode=False))

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from ..image_processing_vip2clip import LABELS
-from .benchmarks import Benchmark
-from .layouts import Layout, Reading, Row
+from ..models.vip2clip.decision_vip2clip import LABELS
+from ..utils.extras import extra
+from .benchmarks.benchmark import Benchmark
+from .layouts.base import Layout, Reading, Row
 from .report import CategoryReport, DataReport
 
 
@@ -20,22 +21,14 @@ COLUMNS = ("image", "mask", "label", "category", "defect", "image_id")
 NO_MASK = "anomalous images without a mask; they count in image metrics and the image loss only"
 
 
-def import_datasets():
-    try:
-        import datasets
-    except ImportError as error:
-        raise ImportError(
-            "Data sets need the library datasets, which is not installed: pip install 'vip2clip_hf[train]'."
-        ) from error
-    return datasets
-
-
 def features() -> "Features":
     """
     The schema of every data set: `image` and `mask` (`Image`, the mask null where there is none), `label` (0 normal, 1
     anomalous, null where unknown), `category`, `defect` (empty for normal images) and `image_id`.
     """
-    datasets = import_datasets()
+    with extra("data", "Reading a dataset"):
+        import datasets
+
     text = datasets.Value("string")
     label = datasets.ClassLabel(names=list(LABELS))
     values = (datasets.Image(), datasets.Image(), label, text, text, text)
@@ -122,7 +115,9 @@ class DataIndex:
         The images as `datasets.Dataset`, see [`features`]; each is opened when its row is read. Source, licence and
         citation of a benchmark stand in its `info`.
         """
-        datasets = import_datasets()
+        with extra("data", "Reading a dataset"):
+            import datasets
+
         if self.source is not None:
             return self.source
         import pyarrow as pa

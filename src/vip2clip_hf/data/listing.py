@@ -6,14 +6,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
-from ..image_processing_vip2clip import IMAGE_EXTENSIONS
+from ..models.vip2clip.image_loading_vip2clip import IMAGE_EXTENSIONS
 
 
-MASK_FOLDERS = ("ground_truth", "ground truth", "groundtruth", "gt", "masks", "mask")
-MASK_SUFFIXES = ("_mask", "_label", "_segmentation")
 SYSTEM_FILES = frozenset({"thumbs.db", "desktop.ini", "ehthumbs.db"})
 SYSTEM_FOLDERS = frozenset({"__macosx", "$recycle.bin", "system volume information"})
-
 LAYOUT_FILE, SYSTEM_FILE, NO_IMAGE = "part of the layout", "left by a system or an archiver", "no image"
 MASK_WITHOUT_IMAGE, OUTSIDE = "mask without an image", "outside the layout"
 
@@ -185,91 +182,12 @@ class Listing:
         return (", ".join(lines[:most]) + more) or "nothing"
 
 
-class MaskFinder:
-    """
-    Masks of a folder by stem, after one known suffix (`_mask`, `_label`, `_Segmentation`, in any case) is taken off.
-    Never by sort order: there, one stray file shifts every pair behind it.
-
-    Args:
-        listing (`Listing`): what there is.
-        folder (`str`, *optional*): folder of the masks; None where there is none.
-        prefix (`str`, defaults to `""`): what masks carry in front of the stem, where they lie beside the images.
-        suffix (`str`, defaults to `""`): the same behind it.
-    """
-
-    def __init__(self, listing: Listing, folder: str | None, prefix: str = "", suffix: str = ""):
-        self.by_stem: dict[str, list[str]] = {}
-        for path in listing.images(folder) if folder is not None else ():
-            name = stem(path)
-            lower = name.lower()
-            if not lower.startswith(prefix) or not lower.endswith(suffix):
-                continue
-            listing.mark([path], MASK_WITHOUT_IMAGE)
-            name, lower = name[len(prefix) :], lower[len(prefix) :]
-            known = next((s for s in MASK_SUFFIXES if lower.endswith(s) and len(lower) > len(s)), "")
-            for key in {name[: len(name) - len(known)]} if suffix else {name, name[: len(name) - len(known)]}:
-                self.by_stem.setdefault(key, []).append(path)
-
-    def __call__(self, image: str) -> list[str]:
-        """The masks of an image: none, one, or several where files compete."""
-        return self.by_stem.get(stem(image), [])
-
-
-class PathResolver:
-    """
-    Paths that stand in a file of a data set, as paths below its root.
-
-    Tried in this order: the path as it is; without its first part, when that is the name of the root; and the
-    longest trailing part that exists below the root, for paths of another machine.
-
-    Args:
-        listing (`Listing`): what there is.
-        folder (`str`, defaults to `""`): folder the file with the paths lies in, to which they are relative.
-    """
-
-    LEAVES = "paths that lead out of the data set, left out"
-    ABSENT = "images that a file names but that are not there, left out"
-
-    def __init__(self, listing: Listing, folder: str = ""):
-        self.listing, self.folder = listing, folder
-        self.root_name = listing.folder_name("")
-        self.rerooted = 0
-
-    @staticmethod
-    def parts(path: str) -> list[str] | None:
-        """Parts of a path, `..` resolved; None where it leads out."""
-        kept: list[str] = []
-        for part in str(path).replace("\\", "/").split("/"):
-            if part == "..":
-                if not kept:
-                    return None
-                kept.pop()
-            elif part not in ("", "."):
-                kept.append(part)
-        return kept
-
-    def __call__(self, path: str) -> str | None:
-        """Path below the root of a file that exists, or None."""
-        parts = self.parts(path)
-        if not parts:
-            return None
-        foreign = str(path).startswith(("/", "\\")) or (len(parts[0]) == 2 and parts[0][1] == ":")
-        if not foreign:
-            for candidate in ((self.folder, *parts) if self.folder else parts, parts):
-                if "/".join(candidate) in self.listing:
-                    return "/".join(candidate)
-            if parts[0] == self.root_name and "/".join(parts[1:]) in self.listing:
-                return "/".join(parts[1:])
-        for drop in range(0 if foreign else 1, len(parts)):
-            tail = "/".join(parts[drop:])
-            if tail in self.listing:
-                self.rerooted += 1
-                return tail
-        return None
-
-    def refused(self, path: str) -> tuple[str, str]:
-        """Why a path gave nothing: the kind of warning, and the path."""
-        return (self.LEAVES if self.parts(path) is None else self.ABSENT), str(path)
-
-
-__all__ = ["Listing", "MaskFinder", "PathResolver"]
+__all__ = [
+    "LAYOUT_FILE",
+    "MASK_WITHOUT_IMAGE",
+    "Listing",
+    "has_image_extension",
+    "is_system_path",
+    "natural_key",
+    "stem",
+]

@@ -1,42 +1,28 @@
-"""Benchmarks, folders, tables and Hub ids to data sets: the layout is recognised, or given."""
+"""Load benchmarks, folders, tables and Hub datasets. The layout is recognised or given."""
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from transformers.utils import logging
 
-from .benchmarks import BENCHMARKS, Benchmark, get_benchmark
+from .benchmarks.registry import get_benchmark
+from .hub_datasets import index_dataset, index_hub, is_hub_id, with_images_inside
 from .index import DataIndex, make_index
-from .layouts import BENCHMARK_LAYOUTS, FOLDER_LAYOUTS, Layout, Reading, layouts_of
+from .layouts.base import Reading
+from .layouts.meta_json import META, read_meta, read_meta_file
+from .layouts.registry import FOLDER_LAYOUTS, LAYOUTS
+from .layouts.table import TABLE, TABLE_EXTENSIONS, find_table, metadata_file, read_table
 from .listing import Listing
+from .recognition import choose_layout, left_out, read_layout
 from .report import examples
-from .stored import HUB_LAYOUT, index_dataset, index_hub, is_hub_id, with_images_inside
-from .tables import (
-    META_LAYOUT,
-    TABLE_EXTENSIONS,
-    TABLE_LAYOUT,
-    find_table,
-    metadata_file,
-    read_meta,
-    read_meta_file,
-    read_table,
-)
 
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-
 logger = logging.get_logger(__name__)
-
-# As tried on a folder, one after the other.
-FOUND_IN_FOLDERS = (
-    META_LAYOUT, *(FOLDER_LAYOUTS[name] for name in ("tree", "classes", "pairs")), TABLE_LAYOUT, FOLDER_LAYOUTS["flat"]
-)  # fmt: skip
-LAYOUTS = layouts_of((*FOUND_IN_FOLDERS, HUB_LAYOUT, *BENCHMARK_LAYOUTS.values()))
 
 
 def load_benchmark(
@@ -161,7 +147,7 @@ def index_benchmark(
     if layout is not None and layout not in benchmark.layouts:
         raise ValueError(f"layout is {layout!r}; {benchmark.title} is read in {', '.join(benchmark.layouts)}.")
     layouts = [LAYOUTS[known] for known in (benchmark.layouts if layout is None else (layout,))]
-    reading, found = _read(listing, _choose(listing, layouts, benchmark), layouts, benchmark)
+    reading, found = read_layout(listing, choose_layout(listing, layouts, benchmark), layouts, benchmark)
     return make_index(reading, found, split, categories)
 
 
@@ -190,9 +176,9 @@ def index_folder(
             read_meta(reading, path.name)
             if not reading.rows:
                 raise ValueError(
-                    f"{str(path)!r} names no image that is there; expected paths below its folder.{_left_out(reading)}"
+                    f"{str(path)!r} names no image that is there; expected paths below its folder.{left_out(reading)}"
                 )
-            return make_index(reading, META_LAYOUT, split, categories)
+            return make_index(reading, META, split, categories)
         if wants_table and path.suffix.lower() in TABLE_EXTENSIONS:
             return _index_table(Listing(path.parent), path.name, split, categories, columns, normal_labels)
         raise ValueError(
@@ -206,11 +192,11 @@ def index_folder(
         layout = "table"
     if layout == "table" or (layout is None and metadata_file(listing) is not None):
         return _index_table(listing, find_table(listing), split, categories, columns, normal_labels)
-    layouts = [LAYOUTS[layout]] if layout is not None else FOUND_IN_FOLDERS
-    chosen = _choose(listing, layouts, None)
-    if chosen is not None and chosen[1][0] is TABLE_LAYOUT:
+    layouts = [LAYOUTS[layout]] if layout is not None else FOLDER_LAYOUTS
+    chosen = choose_layout(listing, layouts, None)
+    if chosen is not None and chosen[1][0] is TABLE:
         return _index_table(chosen[0], find_table(chosen[0]), split, categories, columns, normal_labels)
-    reading, found = _read(listing, chosen, layouts, None)
+    reading, found = read_layout(listing, chosen, layouts, None)
     return make_index(reading, found, split, categories)
 
 
@@ -221,102 +207,6 @@ def _existing_folder(root: str | os.PathLike) -> Path:
     if path.exists():
         raise OSError(f"{str(path)!r} is a file; expected the folder of a data set.")
     raise OSError(f"Folder {str(path)!r} not found; expected the root of a data set.")
-
-
-def _choose(
-    listing: Listing, layouts: Sequence[Layout], benchmark: Benchmark | None
-) -> tuple[Listing, list[Layout]] | None:
-    """The data root, which is the folder or one in it, and the layouts it is in, the first before the others."""
-    root = listing.root
-    found = [layout for layout in layouts if layout.matches(listing, benchmark)]
-    # A stray picture beside the folder that holds the data does not make a data set.
-    if found and found[0].name != "flat":
-        return listing, found
-    inner = []
-    for folder in listing.subfolders(""):
-        child = Listing(root / folder)
-        matching = [layout for layout in layouts if layout.matches(child, benchmark)]
-        if matching and not (found and matching[0].name == "flat"):
-            inner.append((child, matching))
-    if len(inner) > 1:
-        inner = _prefer(inner, benchmark)
-    if len(inner) > 1:
-        names = ", ".join(child.root.name for child, _ in inner)
-        if all(matching[0].name == "flat" for _, matching in inner):
-            raise ValueError(
-                f"{str(root)!r} holds several folders of images ({names}), of which it cannot be told what they are; "
-                f"expected {_expected(layouts)}."
-            )
-        raise ValueError(f"{str(root)!r} holds several data sets: {names}. Name the folder of one.")
-    if inner:
-        return inner[0]
-    return (listing, found) if found else None
-
-
-def _prefer(inner: list[tuple[Listing, list[Layout]]], benchmark: Benchmark | None) -> list:
-    """Of several folders inside those that bear the name of the benchmark; of the same images as PNG and TIF, PNG."""
-    if benchmark is None:
-        return inner
-
-    def plain(name: str) -> str:
-        return re.sub(r"[^a-z0-9]", "", name.lower())
-
-    names = {plain(name) for name in (benchmark.name, benchmark.title, *benchmark.folders)}
-    named = [one for one in inner if plain(one[0].root.name) in names]
-    formats = [one for one in inner if one[0].root.name.lower() == "png"]
-    copies = {one[0].root.name.lower() for one in inner} <= {"png", "tif", "tiff"}
-    return formats if copies and formats else named or inner
-
-
-def _read(
-    listing: Listing,
-    chosen: tuple[Listing, list[Layout]] | None,
-    layouts: Sequence[Layout],
-    benchmark: Benchmark | None,
-) -> tuple[Reading, Layout]:
-    what = "a data set" if benchmark is None else benchmark.title
-    if chosen is None:
-        hint = _looks_like(listing) if benchmark is None else ""
-        if benchmark is not None and len(benchmark.categories) > 1:
-            hint = f" Its categories are {', '.join(benchmark.categories)}."
-        raise ValueError(
-            f"{str(listing.root)!r} is not laid out as {what}; expected {_expected(layouts)}, directly in it or in "
-            f"one folder inside. It holds: {listing.outline()}.{hint}"
-        )
-    listing, matching = chosen
-    failed = None
-    for layout in matching:
-        reading = Reading(listing, benchmark)
-        layout.read(reading)
-        if failed is not None:
-            reading.notes.append(failed)
-        if reading.rows:
-            return reading, layout
-        failed = f"{layout.title} was not used: none of the images it names was found."
-        listing = Listing(listing.root)
-    raise ValueError(
-        f"{str(listing.root)!r} is laid out as {matching[-1].title} but holds no images; expected "
-        f"{matching[-1].expected}. It holds: {listing.outline()}.{_left_out(reading)}"
-    )
-
-
-def _left_out(reading: Reading) -> str:
-    found = [f"{len(paths)} {kind}: {examples(paths)}" for kind, paths in reading.warnings.items()]
-    return f" Found were {'; '.join(found)}." if found else ""
-
-
-def _expected(layouts: Sequence[Layout]) -> str:
-    return "; or ".join(f"{layout.title} ({layout.expected})" for layout in layouts)
-
-
-def _looks_like(listing: Listing) -> str:
-    """A hint where a folder is a benchmark in a layout of its own."""
-    for layout in BENCHMARK_LAYOUTS.values():
-        chosen = _choose(listing, [layout], None)
-        if chosen is not None:
-            names = [benchmark.name for benchmark in BENCHMARKS.values() if layout.name in benchmark.layouts]
-            return f" It looks like {layout.title}: use load_benchmark({names[0]!r}, ...)."
-    return ""
 
 
 # Tables
@@ -332,16 +222,14 @@ def _index_table(
 ) -> DataIndex:
     path = listing.root / table
     if path.suffix.lower() == ".parquet" and (dataset := with_images_inside(path, columns)) is not None:
-        return index_dataset(
-            dataset, str(path), TABLE_LAYOUT, split, categories, columns, normal_labels, path.parent.name
-        )
+        return index_dataset(dataset, str(path), TABLE, split, categories, columns, normal_labels, path.parent.name)
     reading = Reading(listing)
     read_table(reading, table, columns, normal_labels)
     if not reading.rows:
         raise ValueError(
-            f"{str(path)!r} names no image that is there; expected paths relative to its folder.{_left_out(reading)}"
+            f"{str(path)!r} names no image that is there; expected paths relative to its folder.{left_out(reading)}"
         )
-    return make_index(reading, TABLE_LAYOUT, split, categories)
+    return make_index(reading, TABLE, split, categories)
 
 
-__all__ = ["LAYOUTS", "index_benchmark", "index_folder", "load_benchmark", "load_folder"]
+__all__ = ["index_benchmark", "index_folder", "load_benchmark", "load_folder"]

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from .benchmarks import Benchmark
+from .benchmarks.benchmark import Benchmark
 
 
 @dataclass

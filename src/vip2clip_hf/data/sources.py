@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .benchmarks import BENCHMARKS
+from ..utils.extras import extra
+from .benchmarks.registry import BENCHMARKS
 from .collator import undecoded
 from .loading import load_benchmark, load_folder
 
@@ -86,7 +87,8 @@ def concatenate(sources: Sequence[DataSource], datasets: Sequence["Dataset"]) ->
         sources (`Sequence[DataSource]`): the sets.
         datasets (`Sequence[datasets.Dataset]`): what their `load()` gave.
     """
-    from datasets import concatenate_datasets
+    with extra("data", "Joining datasets"):
+        from datasets import concatenate_datasets
 
     parts = []
     for source, dataset in zip(sources, datasets):

@@ -1,7 +1,17 @@
-"""Metrics and the evaluation of a model."""
+"""Metrics, the evaluation of a model, and its tables."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..utils.lazy import lazy_names
 
 
-# For `evaluate.load(EVALUATE_MODULE)`, of the library evaluate.
+# For `evaluate.load(EVALUATE_MODULE)` of the library evaluate.
 EVALUATE_MODULE = str(Path(__file__).with_name("anomaly_metrics"))
+
+__getattr__, __dir__, __all__ = lazy_names(__name__)
+
+if TYPE_CHECKING:
+    from .evaluator import evaluate_model as evaluate_model
+    from .metrics import METRICS as METRICS, AnomalyMetrics as AnomalyMetrics
+    from .runner import evaluate_checkpoint as evaluate_checkpoint, evaluate_sets as evaluate_sets

@@ -6,9 +6,9 @@ import torch
 from tqdm.auto import tqdm
 
 from ..data.collator import ViP2ClipCollator, undecoded
-from ..distributed import from_all, world
-from ..image_processing_vip2clip import ViP2ClipImageProcessor
-from ..modeling_vip2clip import ViP2ClipForAnomalyDetection
+from ..models.vip2clip.image_processing_vip2clip import ViP2ClipImageProcessor
+from ..models.vip2clip.modeling_vip2clip import ViP2ClipForAnomalyDetection
+from ..utils.distributed import from_all, world
 from .metrics import AnomalyMetrics
 from .recorder import EvaluationRecorder
 

@@ -14,10 +14,26 @@ on the number of values, the errors add up to a bound that can be stated, and tw
 
 import numpy as np
 
+from .histogram_counts import (
+    BIN_BITS,
+    LEAVES,
+    NEGATIVE,
+    PART_BITS,
+    PARTS,
+    POSITIVE,
+    WEIGHT,
+    add_at,
+    count_keys,
+    count_positive,
+    grow,
+    parts_and_leaves,
+    select_nodes,
+    sum_from_above,
+    to_values,
+    with_pixels,
+)
 
-NEGATIVE, POSITIVE, WEIGHT = range(3)
-BIN_BITS, PART_BITS = 7, 4  # a bin holds 2^7 patterns, a part of it 2^4
-PARTS, LEAVES = 1 << (BIN_BITS - PART_BITS), 1 << PART_BITS
+
 # Bins are kept in pages, so that the gap between zero and the smallest value beside it costs nothing.
 PAGE_BITS = 12
 PAGE, NUM_PAGES = 1 << PAGE_BITS, 1 << (32 - BIN_BITS - PAGE_BITS)
@@ -29,27 +45,6 @@ MAX_NODES = 1 << 17
 MANY_NODES = 3 << 15
 
 
-def to_keys(values: np.ndarray) -> np.ndarray:
-    """float32 as uint32 of the same order. Minus zero equals zero."""
-    bits = (values + np.float32(0)).view(np.uint32)
-    if bits.size and bits.max() >> 31:
-        return np.where(bits >> 31, ~bits, bits | np.uint32(1 << 31))
-    bits |= np.uint32(1 << 31)
-    return bits
-
-
-def to_values(keys: np.ndarray) -> np.ndarray:
-    """The inverse of `to_keys`."""
-    keys = np.asarray(keys).astype(np.uint32)
-    return np.where(keys >> 31, keys & np.uint32((1 << 31) - 1), ~keys).astype(np.uint32).view(np.float32)
-
-
-def _grown(array: np.ndarray, size: int, fill: float = 0) -> np.ndarray:
-    grown = np.full((*array.shape[:-1], size), fill, dtype=array.dtype)
-    grown[..., : array.shape[-1]] = array
-    return grown
-
-
 class _Level:
     """Bins of one level: what lies in each undivided, all that lies in it, and the node that divides it, or -1."""
 
@@ -59,8 +54,8 @@ class _Level:
         self.node = np.zeros(0, dtype=np.int32)
 
     def resize(self, size: int):
-        self.own, self.mass = _grown(self.own, size), _grown(self.mass, size)
-        self.node = _grown(self.node, size, -1)
+        self.own, self.mass = grow(self.own, size), grow(self.mass, size)
+        self.node = grow(self.node, size, -1)
 
 
 class PixelHistogram:
@@ -113,10 +108,10 @@ class PixelHistogram:
         added = np.zeros((3, here.stop - here.start))
         for block in blocks:
             added[NEGATIVE] += np.bincount(self._places_of_keys(block, first), minlength=added.shape[1])
-        _count_positive(added, positive_places, weights)
+        count_positive(added, positive_places, weights)
         self.totals += added.sum(axis=1)
         self.bins.mass[:, here] += added
-        above = _from_above(self.bins.mass)
+        above = sum_from_above(self.bins.mass)
         new = self._too_full(self.bins, here, added, above[:, here])
         self._divide_bins(new + here.start)
         nodes = self.bins.node[here]
@@ -129,15 +124,15 @@ class PixelHistogram:
         parts, leaves = np.empty(count, dtype=np.intp), np.empty(count, dtype=np.uint8)
         filled = 0
         for block in blocks:
-            chosen, node = _selected(nodes, self._places_of_keys(block, first))
+            chosen, node = select_nodes(nodes, self._places_of_keys(block, first))
             there = slice(filled, filled + len(chosen))
-            parts[there], leaves[there] = _parts_and_leaves(block[chosen], node)
+            parts[there], leaves[there] = parts_and_leaves(block[chosen], node)
             filled = there.stop
-        chosen, node = _selected(nodes, positive_places)
-        positive_parts, positive_leaves = _parts_and_leaves(positive[chosen], node)
+        chosen, node = select_nodes(nodes, positive_places)
+        positive_parts, positive_leaves = parts_and_leaves(positive[chosen], node)
         weights = weights[chosen]
         size = self.num_nodes[0] * PARTS
-        added = _count(parts, positive_parts, weights, size)
+        added = count_keys(parts, positive_parts, weights, size)
         self.parts.mass[:, :size] += added
         self._divide_parts(self._too_full(self.parts, slice(0, size), added, self._above_parts(above)))
         undivided = self.parts.node[:size] < 0
@@ -146,10 +141,10 @@ class PixelHistogram:
         if undivided.all():
             return
         # To the third.
-        chosen, node = _selected(self.parts.node, parts)
-        positive_chosen, positive_node = _selected(self.parts.node, positive_parts)
+        chosen, node = select_nodes(self.parts.node, parts)
+        positive_chosen, positive_node = select_nodes(self.parts.node, positive_parts)
         size = self.num_nodes[1] * LEAVES
-        self.leaves[:, :size] += _count(
+        self.leaves[:, :size] += count_keys(
             node * LEAVES + leaves[chosen],
             positive_node * LEAVES + positive_leaves[positive_chosen],
             weights[positive_chosen],
@@ -219,15 +214,15 @@ class PixelHistogram:
         start, self.num_nodes[1] = self.num_nodes[1], self.num_nodes[1] + count
         self.parts.node[places] = np.arange(start, start + count)
         if self.num_nodes[1] * LEAVES > self.leaves.shape[1]:
-            self.leaves = _grown(self.leaves, max(self.leaves.shape[1] * 9 // 8, self.num_nodes[1] * LEAVES))
+            self.leaves = grow(self.leaves, max(self.leaves.shape[1] * 9 // 8, self.num_nodes[1] * LEAVES))
         self.part_parents = np.concatenate([self.part_parents, places])
 
     def _above_parts(self, above: np.ndarray) -> np.ndarray:
         """Negatives and pixels in every part and above it, from those in every bin and above it."""
         count = self.num_nodes[0]
         places = self._places(self.parents.astype(np.intp)) if count else self.parents
-        inside = _from_above(self.parts.mass[:, : count * PARTS].reshape(3, count, PARTS))
-        inside += (above - _with_pixels(self.bins.mass))[:, places, None]
+        inside = sum_from_above(self.parts.mass[:, : count * PARTS].reshape(3, count, PARTS))
+        inside += (above - with_pixels(self.bins.mass))[:, places, None]
         return inside.reshape(2, -1)
 
     def _part_keys(self, places: np.ndarray) -> np.ndarray:
@@ -237,7 +232,7 @@ class PixelHistogram:
     def _compact(self):
         """Undo divisions that would not be made today: with more values, each bin matters less."""
         size = self.num_nodes[0] * PARTS
-        above = _from_above(self.bins.mass)
+        above = sum_from_above(self.bins.mass)
         bins = (self.bins.node >= 0) & self._too_much(*self.bins.mass[: POSITIVE + 1], above)
         of_parts = bins[self._places(self.parents.astype(np.intp))].repeat(PARTS)
         parts = (self.parts.node[:size] >= 0) & of_parts
@@ -299,9 +294,9 @@ class PixelHistogram:
         bins = [self._places(part.astype(np.intp)) for part in bins]
         places_of_all = np.concatenate(bins)
         counts = np.concatenate([state["bin_counts"], state["part_counts"], state["leaf_counts"]], axis=1)
-        _add_at(self.bins.mass, places_of_all, counts)
+        add_at(self.bins.mass, places_of_all, counts)
         self.totals += counts.sum(axis=1)
-        _add_at(self.bins.own, bins[0], state["bin_counts"])
+        add_at(self.bins.own, bins[0], state["bin_counts"])
         divided = np.unique(np.concatenate(bins[1:]))
         self._divide_bins(divided[self.bins.node[divided] < 0])
         for keys, values, above in (
@@ -310,18 +305,18 @@ class PixelHistogram:
         ):
             node = self.bins.node[above]
             there = node >= 0
-            _add_at(self.bins.own, above[~there], values[:, ~there])  # no room for their nodes
+            add_at(self.bins.own, above[~there], values[:, ~there])  # no room for their nodes
             places, values = (node * PARTS + ((keys >> PART_BITS) & (PARTS - 1)))[there], values[:, there]
-            _add_at(self.parts.mass, places, values)
+            add_at(self.parts.mass, places, values)
             if keys is state["part_keys"]:
-                _add_at(self.parts.own, places, values)
+                add_at(self.parts.own, places, values)
                 continue
             wanted = np.unique(places)
             self._divide_parts(wanted[self.parts.node[wanted] < 0])
             node, leaves = self.parts.node[places], state["leaf_keys"][there] & (LEAVES - 1)
             there = node >= 0
-            _add_at(self.parts.own, places[~there], values[:, ~there])
-            _add_at(self.leaves, (node * LEAVES + leaves)[there], values[:, there])
+            add_at(self.parts.own, places[~there], values[:, ~there])
+            add_at(self.leaves, (node * LEAVES + leaves)[there], values[:, there])
 
     # Reading
 
@@ -350,7 +345,7 @@ class PixelHistogram:
         cell of its own.
         """
         size = self.num_nodes[0] * PARTS
-        above = _from_above(self.bins.mass)
+        above = sum_from_above(self.bins.mass)
         levels = [
             (self.bins.own, self.bins.mass, above, self.bins.node >= 0),
             (
@@ -386,54 +381,4 @@ class PixelHistogram:
         return {name: float(min(1.0, bound)) for name, bound in bounds.items()}
 
 
-def _count(places: np.ndarray, positive_places: np.ndarray, weights: np.ndarray, size: int) -> np.ndarray:
-    """Negatives, positives and weights by place, `(3, size)`."""
-    counts = np.zeros((3, size))
-    counts[NEGATIVE] = np.bincount(places, minlength=size)
-    _count_positive(counts, positive_places, weights)
-    return counts
-
-
-def _count_positive(counts: np.ndarray, places: np.ndarray, weights: np.ndarray):
-    """Of counts that hold all values as negatives, make those at some places positives."""
-    if places.size:
-        size = counts.shape[1]
-        counts[POSITIVE] = np.bincount(places, minlength=size)
-        counts[WEIGHT] = np.bincount(places, weights=weights, minlength=size)
-        counts[NEGATIVE] -= counts[POSITIVE]
-
-
-def _add_at(counts: np.ndarray, places: np.ndarray, values: np.ndarray):
-    """Add to places that may come more than once."""
-    for row, added in zip(counts, values):
-        np.add.at(row, places, added)
-
-
-def _with_pixels(mass: np.ndarray) -> np.ndarray:
-    """Negatives and pixels, `(2, ...)`."""
-    return np.stack([mass[NEGATIVE], mass[NEGATIVE] + mass[POSITIVE]])
-
-
-def _from_above(mass: np.ndarray) -> np.ndarray:
-    """Negatives and pixels in every bin and, along the last axis, above it."""
-    from_above = _with_pixels(mass)
-    backwards = from_above[..., ::-1]
-    np.cumsum(backwards, axis=-1, out=backwards)
-    return from_above
-
-
-def _selected(nodes: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Which of the values at some places lie in divided bins, and the nodes that divide these."""
-    node = nodes.take(places)
-    chosen = (node >= 0).nonzero()[0]
-    return chosen, node[chosen].astype(np.intp)
-
-
-def _parts_and_leaves(keys: np.ndarray, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Places of the parts of nodes that keys lie in, and which of their leaves. `nodes` is overwritten."""
-    nodes *= PARTS
-    nodes += (keys >> PART_BITS) & (PARTS - 1)
-    return nodes, (keys & (LEAVES - 1)).astype(np.uint8)
-
-
-__all__ = ["NEGATIVE", "POSITIVE", "WEIGHT", "PixelHistogram", "to_keys", "to_values"]
+__all__ = ["PixelHistogram"]

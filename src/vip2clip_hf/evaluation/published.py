@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from ..data.benchmarks import BENCHMARKS
+from ..data.benchmarks.registry import BENCHMARKS
 
 
 METHODS = ("CLIP", "WinCLIP", "APRIL-GAN", "AnomalyCLIP", "AdaCLIP", "ViP²-CLIP")
@@ -13,7 +13,6 @@ TRIPLES = {
 }
 # The paper takes these from WinCLIP's own publication; the others it has measured.
 TAKEN_OVER = {("WinCLIP", "mvtec"), ("WinCLIP", "visa")}
-
 # By level and benchmark, in the order of the rows: one triple a method, in the order of METHODS.
 PUBLISHED: dict[str, dict[str, tuple[tuple[float, float, float], ...]]] = {
     "image": {
@@ -197,7 +196,6 @@ PUBLISHED: dict[str, dict[str, tuple[tuple[float, float, float], ...]]] = {
         ),
     },
 }
-
 # The rows AVERAGE as printed. WinCLIP's industrial ones do not follow from its rows, whose means are 82.7, 82.6, 80.5
 # (image) and 81.2, 53.8, 16.0 (pixel); all others do within the rounding.
 AVERAGES: dict[tuple[str, str], tuple[tuple[float, float, float], ...]] = {

@@ -1,19 +1,20 @@
 """What an evaluation keeps on the way: the score of every image, maps when asked, and how far it has come."""
 
-import json
 import os
 import re
 import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..distributed import from_all, from_first, world
-from ..files import write_atomically
+from ..utils.distributed import from_all, from_first, world
 
+
+if TYPE_CHECKING:
+    from .map_writer import MapWriter
 
 _PART = re.compile(r"part-(\d+)-\d+\.npz")
 
@@ -113,91 +114,4 @@ class EvaluationRecorder:
             shutil.rmtree(self.folder, ignore_errors=True)
 
 
-class MapWriter:
-    """
-    Anomaly maps of a data set as one `(images, height, width)` float16 array a category, `<category>.npy`, written
-    row by row as they come and read with `np.load(path, mmap_mode="r")`; `<category>.json` names the images in the
-    order of its rows.
-
-    Args:
-        folder (`str` or `os.PathLike`):
-            Where to write, the same for all processes. What is there of the same shape is gone on with.
-        categories, image_ids (`Sequence[str]`):
-            Of every image of the data set.
-        size (`int`):
-            Side of a map in pixels.
-
-    Raises:
-        OSError: the disk is too small.
-    """
-
-    def __init__(self, folder: str | os.PathLike, categories: Sequence[str], image_ids: Sequence[str], size: int):
-        folder = Path(folder)
-        self._rows: list[tuple[str, int]] = []
-        ids: dict[str, list[str]] = {}
-        for category, image_id in zip(categories, image_ids):
-            self._rows.append((category, len(ids.setdefault(category, []))))
-            ids[category].append(image_id)
-        names = file_names(ids)
-        shapes = {category: (len(ids[category]), size, size) for category in ids}
-        error = None
-        if world()[0] == 0:
-            folder.mkdir(parents=True, exist_ok=True)
-            try:
-                self._create(folder, ids, names, shapes)
-            except OSError as raised:
-                error = raised
-        if (error := from_first(error)) is not None:
-            raise error
-        self._arrays = {
-            category: np.lib.format.open_memmap(folder / f"{name}.npy", mode="r+") for category, name in names.items()
-        }
-
-    @staticmethod
-    def _create(folder: Path, ids: dict, names: dict, shapes: dict):
-        missing = {}
-        for category, name in names.items():
-            path = folder / f"{name}.npy"
-            if not path.exists() or np.load(path, mmap_mode="r").shape != shapes[category]:
-                missing[path] = shapes[category]
-        needed = sum(2 * int(np.prod(shape)) for shape in missing.values())
-        free = shutil.disk_usage(folder).free
-        if needed > free:
-            raise OSError(
-                f"The maps need {needed / 1e9:.1f} GB in {str(folder)!r}, where {free / 1e9:.1f} GB are free; choose "
-                "another disk, or leave the maps out."
-            )
-        for path, shape in missing.items():
-            staged = path.with_suffix(".tmp")
-            np.lib.format.open_memmap(staged, mode="w+", dtype=np.float16, shape=shape).flush()
-            os.replace(staged, path)
-        for category, name in names.items():
-            content = {"category": category, "image_ids": ids[category]}
-            write_atomically(folder / f"{name}.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-
-    def write(self, positions: Sequence[int], maps: Any):
-        for position, values in zip(positions, maps):
-            category, row = self._rows[position]
-            self._arrays[category][row] = values.float().cpu().numpy()
-
-    def flush(self):
-        for array in self._arrays.values():
-            array.flush()
-
-
-def file_names(names: Sequence[str]) -> dict[str, str]:
-    """A file name for every name, different ones for different names, without anything that could lead elsewhere."""
-    chosen: dict[str, str] = {}
-    taken: set[str] = set()
-    for name in names:
-        base = re.sub(r"[^\w.-]+", "_", name).strip(".")[:100] or "_"
-        candidate, number = base, 1
-        while candidate.lower() in taken:  # also where case does not tell files apart
-            number += 1
-            candidate = f"{base}-{number}"
-        taken.add(candidate.lower())
-        chosen[name] = candidate
-    return chosen
-
-
-__all__ = ["EvaluationRecorder", "MapWriter", "file_names"]
+__all__ = ["EvaluationRecorder"]

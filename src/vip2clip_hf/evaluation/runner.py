@@ -17,21 +17,24 @@ from transformers.utils import logging
 
 from ..data.provenance import find_training_overlap
 from ..data.sources import DataSource
-from ..distributed import from_all, from_first, world
-from ..files import write_atomically
-from ..image_processing_vip2clip import LABELS, ViP2ClipImageProcessor
-from ..modeling_vip2clip import ViP2ClipForAnomalyDetection
-from ..runs import load_checkpoint, model_checksum, name_of, to_json, versions
+from ..models.loading import load_checkpoint, model_checksum, name_of
+from ..models.vip2clip.decision_vip2clip import LABELS
+from ..models.vip2clip.image_processing_vip2clip import ViP2ClipImageProcessor
+from ..models.vip2clip.modeling_vip2clip import ViP2ClipForAnomalyDetection
+from ..utils.distributed import from_all, from_first, world
+from ..utils.files import file_names, write_atomically
+from ..utils.serialization import to_json, without_nan
+from ..utils.versions import versions
 from .evaluator import evaluate_model
+from .map_writer import MapWriter
 from .metrics import METRICS
-from .recorder import EvaluationRecorder, MapWriter, file_names
+from .recorder import EvaluationRecorder
 from .sheets import write_sheets
 from .tables import THRESHOLDS, csv_report, latex_report, markdown_report
 
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
 
 logger = logging.get_logger(__name__)
 SETTINGS_FILE = "settings.json"
@@ -198,14 +201,14 @@ def evaluate_checkpoint(
         sets, output, options:
             See [`evaluate_sets`].
         device, dtype, backbone:
-            See [`vip2clip_hf.runs.load_checkpoint`].
+            See [`vip2clip_hf.models.loading.load_checkpoint`].
         name (`str`, *optional*):
             What to call it in the tables; the name of the checkpoint, when not given.
 
     Raises:
         OSError, ValueError, RuntimeError: see [`evaluate_sets`] and the model's `from_pretrained`.
     """
-    model, image_processor = load_checkpoint(checkpoint, device=device, dtype=dtype, backbone=backbone, extra="eval")
+    model, image_processor = load_checkpoint(checkpoint, device=device, dtype=dtype, backbone=backbone)
     if name is None:
         name = name_of(checkpoint)
     return evaluate_sets(model, image_processor, sets, output, name=name, **options)
@@ -257,15 +260,6 @@ def _scores_csv(dataset: "Dataset", scores: Sequence[float]) -> str:
     return text.getvalue()
 
 
-def without_nan(value: Any) -> Any:
-    """NaN, for which JSON has no word, as null."""
-    if isinstance(value, dict):
-        return {name: without_nan(one) for name, one in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [without_nan(one) for one in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
-
-
 def with_nan(result: dict[str, Any]) -> dict[str, Any]:
     """A result read from JSON, its undefined metrics NaN again."""
     measured = {*METRICS, *THRESHOLDS}
@@ -277,4 +271,4 @@ def with_nan(result: dict[str, Any]) -> dict[str, Any]:
     return {**result, "mean": restored(result["mean"]), "categories": categories}
 
 
-__all__ = ["DataSource", "evaluate_checkpoint", "evaluate_sets"]
+__all__ = ["evaluate_checkpoint", "evaluate_sets"]

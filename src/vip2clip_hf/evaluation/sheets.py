@@ -9,11 +9,13 @@ import numpy as np
 import torch
 
 from ..data.collator import undecoded
-from ..distributed import world
-from ..image_processing_vip2clip import LABELS, ViP2ClipImageProcessor, load_image, load_mask
-from ..modeling_vip2clip import ViP2ClipForAnomalyDetection
-from ..pictures import new_figure, save_figure
-from .recorder import file_names
+from ..models.vip2clip.decision_vip2clip import LABELS
+from ..models.vip2clip.image_loading_vip2clip import load_image, load_mask
+from ..models.vip2clip.image_processing_vip2clip import ViP2ClipImageProcessor
+from ..models.vip2clip.modeling_vip2clip import ViP2ClipForAnomalyDetection
+from ..utils.distributed import world
+from ..utils.figures import new_figure, save_figure
+from ..utils.files import file_names
 
 
 if TYPE_CHECKING:

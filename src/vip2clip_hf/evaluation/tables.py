@@ -10,9 +10,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from tabulate import tabulate
-
-from ..data.benchmarks import BENCHMARKS
+from ..data.benchmarks.registry import BENCHMARKS
+from ..utils.extras import extra
 from .metrics import METRICS
 from .published import METHODS, TAKEN_OVER, TRIPLES, published, published_average, published_sets
 
@@ -146,6 +145,9 @@ def comparison_tables(
 
 
 def _tabulate(rows: list, headers: list[str], tablefmt: str, right: Sequence[int] = ()) -> str:
+    with extra("train", "Printing tables of results"):
+        from tabulate import tabulate
+
     align = ["right" if column in right else "left" for column in range(len(headers))]
     return tabulate(rows, headers, tablefmt=tablefmt, disable_numparse=True, colalign=align)
 

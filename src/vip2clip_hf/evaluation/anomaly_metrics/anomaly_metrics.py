@@ -10,11 +10,10 @@ import datasets
 import evaluate
 import numpy as np
 
-from vip2clip_hf.metrics import METRICS, AnomalyMetrics
+from vip2clip_hf.evaluation.metrics import METRICS, AnomalyMetrics
 
 
 _DESCRIPTION = "Image and pixel AUROC, AP, F1-max and AUPRO of anomaly detection, in one pass over the maps."
-
 _KWARGS_DESCRIPTION = """
 Args of add_batch and compute:
     predictions: image scores, (batch_size,), higher is more anomalous.
@@ -28,7 +27,6 @@ Returns:
     dict: image_auroc, image_ap, image_f1, pixel_auroc, pixel_ap, pixel_aupro, pixel_f1, means over categories in
     [0, 1], NaN where undefined; "undefined", the reasons; "categories", the same for each with counts.
 """
-
 _CITATION = ""
 
 

@@ -1,0 +1,315 @@
+"""Layout and events of the page of [`vip2clip_hf.app`]. Everything is computed by [`vip2clip_hf.app.results`]."""
+
+import html
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ..utils.extras import extra
+from .drawing import draw_mask
+from .results import PhotoInspector, PhotoResult
+
+
+with extra("app", "The page"):
+    import gradio as gr
+    import scipy  # noqa: F401 - needed for regions, at the first click
+
+
+# Uploads and results are kept so many seconds, for so many visitors.
+KEPT_SECONDS, KEPT_SESSIONS = 3600, 100
+# Regions that the page lists; the download has all.
+SHOWN_REGIONS = 100
+_GONE = f"Results are kept for {KEPT_SECONDS // 60} minutes, and these are gone; add the photos again."
+ALL_LAYERS = "all layers"
+# Fonts of the system: the page fetches nothing from anywhere.
+THEME = gr.themes.Default(
+    primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+)
+CSS = """
+footer { display: none !important; }
+.gradio-container { max-width: 1400px !important; margin: auto; width: 100%; }
+#summary { font-size: 1.15rem; }
+#summary .anomalous, #summary .normal { border-radius: 6px; color: white; font-weight: 600; padding: 2px 10px; }
+#summary .anomalous { background: #b3261e; }
+#summary .normal { background: #2e7d32; }
+#status ul { margin: 0.3rem 0 0 1.2rem; list-style: disc; }
+#status .problem { border-left: 4px solid #b3261e; padding: 2px 0 2px 10px; }
+"""
+
+
+@dataclass
+class Session:
+    """
+    What the server keeps for one visitor.
+
+    Args:
+        results (`list[PhotoResult]`): in the order of the uploads.
+        problems (`list[tuple[str, str]]`): name and reason of each upload without a result.
+        selected (`int`): position of the photo that is shown.
+    """
+
+    results: list[PhotoResult] = field(default_factory=list)
+    problems: list[tuple[str, str]] = field(default_factory=list)
+    selected: int = 0
+
+
+class Page:
+    """Layout and events. Methods named `on_...` answer events."""
+
+    def __init__(self, inspector: PhotoInspector, model_name: str):
+        self.inspector, self.model_name = inspector, model_name
+
+    def build(self, bundled: bool) -> gr.Blocks:
+        inspector = self.inspector
+        image_threshold, pixel_threshold = inspector.thresholds
+        with gr.Blocks(
+            title="vip2clip", analytics_enabled=False, fill_width=True, delete_cache=(600, KEPT_SECONDS)
+        ) as page:
+            gr.HTML(_introduction(self.model_name, bundled), elem_id="introduction")
+            session = gr.State(Session(), time_to_live=KEPT_SECONDS)
+            with gr.Row(equal_height=False):
+                with gr.Column(scale=1, min_width=340):
+                    files = gr.File(
+                        label=f"Photos (up to {inspector.max_images}, {inspector.max_file_size:g} MB each)",
+                        file_count="multiple",
+                        height=220,
+                        elem_id="files",
+                    )
+                    with gr.Group():
+                        image_slider = gr.Slider(
+                            0, 1, image_threshold, step=0.001, label="Image threshold",
+                            info="A photo is anomalous when its score is greater.", elem_id="image_threshold",
+                        )  # fmt: skip
+                        pixel_slider = gr.Slider(
+                            0, 1, pixel_threshold, step=0.001, label="Pixel threshold",
+                            info="A pixel is marked when its value in the map is greater.", elem_id="pixel_threshold",
+                        )  # fmt: skip
+                        layer = gr.Dropdown(
+                            [ALL_LAYERS, *(f"layer {index}" for index in inspector.layers)],
+                            value=ALL_LAYERS, label="Map of",
+                            info="Score, decision and mask always come from all layers.", elem_id="layer",
+                        )  # fmt: skip
+                    reset = gr.Button("Thresholds of the checkpoint", size="sm", elem_id="reset")
+                    pack = gr.Button("Pack results for download", size="sm", elem_id="pack", interactive=False)
+                    download = gr.File(
+                        label="Results: JSON, CSV, heatmaps, masks", visible=False, interactive=False, height=90,
+                        elem_id="download",
+                    )  # fmt: skip
+                with gr.Column(scale=3):
+                    status = gr.HTML(_status(Session()), elem_id="status")
+                    with gr.Column(visible=False) as shown:
+                        table = gr.Dataframe(
+                            headers=self._headers(), interactive=False, max_height=240, elem_id="results",
+                            label="Results; choose a row to see the photo", show_label=True, type="array",
+                        )  # fmt: skip
+                        summary = gr.HTML(elem_id="summary")
+                        with gr.Row():
+                            pictures = [
+                                gr.Image(
+                                    label=label, format="jpeg", interactive=False, buttons=["download", "fullscreen"],
+                                    min_width=220, height=380, elem_id=label.lower(),
+                                )
+                                for label in ("Photo", "Heatmap", "Mask")
+                            ]  # fmt: skip
+                        regions = gr.Dataframe(
+                            headers=["left", "top", "right", "bottom", "area", "mean", "peak"], interactive=False,
+                            label="Regions of the mask, in pixels", show_label=True, max_height=240, elem_id="regions",
+                            type="array",
+                        )  # fmt: skip
+            photo_view, heatmap_view, mask_view = pictures
+            thresholds = [image_slider, pixel_slider]
+            decided = [status, table, summary, mask_view, regions, pack, download]
+            private = {"api_visibility": "private"}
+            files.change(
+                self.on_files,
+                [files, session, *thresholds, layer],
+                [session, shown, photo_view, heatmap_view, *decided],
+                show_progress_on=status,
+                **private,
+            )
+            table.select(
+                self.on_select,
+                [session, *thresholds, layer],
+                [session, photo_view, heatmap_view, *decided],
+                show_progress="hidden",
+                **private,
+            )
+            gr.on(
+                [slider.change for slider in thresholds],
+                self.on_thresholds,
+                [session, *thresholds],
+                decided,
+                trigger_mode="always_last",
+                show_progress="hidden",
+                **private,
+            )
+            layer.change(
+                self.on_layer, [session, layer], [status, heatmap_view], trigger_mode="always_last", **private
+            )
+            reset.click(lambda: inspector.thresholds, None, thresholds, **private)
+            pack.click(self.on_pack, [session, *thresholds], [status, download], show_progress_on=status, **private)
+        return page
+
+    def _headers(self) -> list[str]:
+        return ["#", "file", "score", "decision", *(["p-value"] if self.inspector.calibrated else [])]
+
+    def on_files(
+        self,
+        paths: list[str] | None,
+        session: Session,
+        image_threshold: float,
+        pixel_threshold: float,
+        layer: str,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008 - how gradio finds it
+    ) -> list:
+        paths = [str(path) for path in paths or []]
+        count = min(len(paths), self.inspector.max_images)
+        results, problems = self.inspector.analyse(
+            paths, session.results, lambda position, name: progress((position, count), desc=name, unit="photos")
+        )
+        session = Session(results, problems)
+        return [
+            session,
+            gr.update(visible=bool(results)),
+            *self._show(session, image_threshold, pixel_threshold, layer),
+        ]
+
+    def on_select(
+        self, session: Session, image_threshold: float, pixel_threshold: float, layer: str, event: gr.SelectData
+    ) -> list:
+        # The number in the first column and not the position, which changes when the table is sorted.
+        number = int(event.row_value[0])
+        if not 1 <= number <= len(session.results):
+            return [session, gr.skip(), gr.skip(), _status(session, _GONE), *[gr.skip()] * 6]
+        session = Session(session.results, session.problems, number - 1)
+        return [session, *self._show(session, image_threshold, pixel_threshold, layer)]
+
+    def _show(self, session: Session, image_threshold: float, pixel_threshold: float, layer: str) -> list:
+        """Photo, heatmap and what depends on the thresholds."""
+        if not session.results:
+            return [None, None, *self._decided(session, (image_threshold, pixel_threshold))]
+        result = session.results[session.selected]
+        try:
+            photo = self.inspector.read(result.path, result.name)
+            decided = self._decided(session, (image_threshold, pixel_threshold), photo)
+            return [photo, self._heatmap(result, photo, layer), *decided]
+        except (OSError, ValueError) as error:
+            return [None, None, *self._failed(session, error)]
+
+    def _heatmap(self, result: PhotoResult, photo: Image.Image, layer: str) -> Image.Image:
+        return self.inspector.heatmap(result, photo, None if layer == ALL_LAYERS else int(layer.rpartition(" ")[2]))
+
+    def _decided(self, session: Session, thresholds: tuple[float, float], photo: Image.Image | None = None) -> list:
+        """Values of the components that depend on the thresholds: status, table, summary, mask, regions, pack,
+        download."""
+        if not session.results:
+            return [_status(session), None, "", None, None, gr.update(interactive=False), gr.update(visible=False)]
+        result = session.results[session.selected]
+        photo = self.inspector.read(result.path, result.name) if photo is None else photo
+        rows = []
+        for number, other in enumerate(session.results, start=1):
+            found = self.inspector.decide(other, thresholds)
+            row = [number, other.name, f"{found['score']:.3f}", found["label"]]
+            if "p_value" in found:
+                row.append("" if found["p_value"] is None else f"{found['p_value']:.4f}")
+            rows.append(row)
+        found = self.inspector.inspect(result, thresholds)
+        regions = [
+            [*region["box"], region["area"], f"{region['mean_score']:.3f}", f"{region['peak_score']:.3f}"]
+            for region in found["regions"][:SHOWN_REGIONS]
+        ]
+        return [
+            _status(session),
+            rows,
+            _summary(result, found),
+            draw_mask(photo, found["mask"]),
+            regions,
+            gr.update(interactive=True),
+            # What was packed before was decided otherwise.
+            gr.update(visible=False, value=None),
+        ]
+
+    def _failed(self, session: Session, error: Exception) -> list:
+        return [_status(session, str(error)), *[gr.skip()] * 6]
+
+    def on_thresholds(self, session: Session, image_threshold: float, pixel_threshold: float) -> list:
+        if not session.results:
+            return [gr.skip()] * 7
+        try:
+            return self._decided(session, (image_threshold, pixel_threshold))
+        except (OSError, ValueError) as error:
+            return self._failed(session, error)
+
+    def on_layer(self, session: Session, layer: str) -> list:
+        if not session.results:
+            return [gr.skip()] * 2
+        result = session.results[session.selected]
+        try:
+            photo = self.inspector.read(result.path, result.name)
+            return [_status(session), self._heatmap(result, photo, layer)]
+        except (OSError, ValueError) as error:
+            return [_status(session, str(error)), gr.skip()]
+
+    def on_pack(self, session: Session, image_threshold: float, pixel_threshold: float) -> list:
+        if not session.results:
+            return [_status(session, _GONE), gr.skip()]
+        # In the folder of the uploads, so that it goes when they go.
+        folder = gr.utils.get_upload_folder()
+        os.makedirs(folder, exist_ok=True)
+        target = Path(tempfile.mkdtemp(dir=folder)) / "vip2clip_results.zip"
+        try:
+            self.inspector.write_zip(
+                target, self.model_name, session.results, session.problems, (image_threshold, pixel_threshold)
+            )
+        except (OSError, ValueError) as error:
+            shutil.rmtree(target.parent, ignore_errors=True)
+            return [_status(session, str(error)), gr.skip()]
+        return [_status(session), gr.update(value=str(target), visible=True)]
+
+
+def _introduction(model_name: str, bundled: bool) -> str:
+    text = f"<h2>Visual anomaly detection</h2><p>Model: <b>{html.escape(model_name)}</b>"
+    if bundled:
+        text += (
+            ", the small checkpoint of the package, made to try things out. For real work start the page with a "
+            "larger one: <code>vip2clip app --model CHECKPOINT</code>"
+        )
+    return f"{text}.</p>"
+
+
+def _status(session: Session, problem: str | None = None) -> str:
+    """How many photos were read and which were not, as HTML; names come from outside."""
+    count, unread = len(session.results), list(session.problems)
+    text = f"<p>{count} {'photo' if count == 1 else 'photos'} analysed.</p>" if count else ""
+    if not count and not unread:
+        text = "<p>Add one or several photos to begin.</p>"
+    if problem is not None:
+        text += f'<div class="problem">{html.escape(problem)}</div>'
+    if unread:
+        lines = "".join(f"<li><b>{html.escape(name)}</b>: {html.escape(reason)}</li>" for name, reason in unread)
+        what = "1 file has" if len(unread) == 1 else f"{len(unread)} files have"
+        text += f'<div class="problem">{what} no result:<ul>{lines}</ul></div>'
+    return text
+
+
+def _summary(result: PhotoResult, found: dict[str, Any]) -> str:
+    height, width = result.size
+    marked, regions = int(found["mask"].sum()), len(found["regions"])
+    parts = [f"score {found['score']:.3f}"]
+    if found.get("p_value") is not None:
+        parts.append(f"p-value {found['p_value']:.4f}")
+    share = 100 * marked / (height * width)
+    parts.append(f'<span id="marked">{marked:,}</span> of {height * width:,} pixels marked ({share:.1f} %)')
+    parts.append(f"{regions} {'region' if regions == 1 else 'regions'}")
+    if regions > SHOWN_REGIONS:
+        parts[-1] += f", the first {SHOWN_REGIONS} below"
+    label = found["label"]
+    return f'<b>{html.escape(result.name)}</b> <span class="{label}">{label}</span> {", ".join(parts)}'
+
+
+__all__ = ["CSS", "KEPT_SESSIONS", "THEME", "Page", "Session"]

@@ -1,0 +1,53 @@
+"""`vip2clip app`."""
+
+from typing import Annotated
+
+import typer
+
+from .options import Device, Model, shows_progress
+
+
+def app_page(
+    model: Model = None,
+    host: Annotated[
+        str,
+        typer.Option(help="Address to bind. Any other address than this one opens the page to the network, without a "
+                     "password."),
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to bind.")] = 7860,
+    device: Device = None,
+    max_images: Annotated[int, typer.Option(min=1, help="Maximum number of photos at a time.")] = 50,
+    max_file_size: Annotated[float, typer.Option(min=0.001, help="Maximum size of a file, in MB.")] = 20,
+    max_pixels: Annotated[
+        int,
+        typer.Option(min=1, help="Maximum number of pixels of a photo; larger ones are refused before decoding."),
+    ] = 50_000_000,
+    browser: Annotated[
+        bool, typer.Option("--browser/--no-browser", help="Open the page in the browser of this machine.")
+    ] = True,
+):  # fmt: skip
+    """Score photos in a page in the browser (extra: app).
+
+    Uploads stay in a temporary folder that is removed at the end. Nothing is sent anywhere.
+
+    \b
+    Examples:
+      vip2clip app
+      vip2clip app --model org/vip2clip --port 8000 --no-browser
+    """
+    from ..app.server import launch
+
+    shows_progress()
+    launch(
+        model,
+        device,
+        host=host,
+        port=port,
+        max_images=max_images,
+        max_file_size=max_file_size,
+        max_pixels=max_pixels,
+        open_browser=browser,
+    )
+
+
+__all__ = ["app_page"]

@@ -1,0 +1,106 @@
+"""`vip2clip calibrate`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .options import Device, Json, Model, checkpoint_or_bundled, print_json, shows_progress, usage_error
+
+
+def calibrate(
+    model: Model = None,
+    normal: Annotated[
+        Path | None, typer.Option(help="Folder of normal images not used for training or model selection.")
+    ] = None,
+    labelled: Annotated[
+        str | None,
+        typer.Option(metavar="[NAME=]ROOT", help="Instead of --normal: a labelled dataset, for the best F1."),
+    ] = None,
+    false_alarm_rate: Annotated[
+        float, typer.Option(help="With --normal: share of normal images that may be called anomalous.")
+    ] = 0.01,
+    recall: Annotated[
+        float | None,
+        typer.Option(help="With --labelled: share of anomalous images and pixels to find, instead of the best F1."),
+    ] = None,
+    min_region_area: Annotated[
+        float, typer.Option(help="With --normal: smallest region that counts, as a share of the image.")
+    ] = 0.0,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="New folder for a calibrated copy.", show_default="the checkpoint itself is changed"),
+    ] = None,
+    tile_size: Annotated[
+        int, typer.Option(min=0, help="Split larger photos into square tiles of this size, in pixels; 0 for none.")
+    ] = 0,
+    tile_overlap: Annotated[
+        float, typer.Option(help="Overlap of neighbouring tiles, as a share of the tile.")
+    ] = 0.25,
+    device: Device = None,
+    as_json: Json = False,
+):  # fmt: skip
+    """Choose thresholds from your own images.
+
+    Writes the thresholds into the checkpoint. From normal images alone the false-alarm rate is known: on normal images
+    like these it is at most the rate that you choose.
+
+    Exit codes: 0 success, 1 error, 2 wrong usage, 3 done, but some images could not be read or look anomalous.
+
+    \b
+    Examples:
+      vip2clip calibrate --model checkpoint --normal photos/good --false-alarm-rate 0.01
+      vip2clip calibrate --model checkpoint --labelled photos --recall 0.95 --output calibrated
+    """
+    from ..calibration.from_labels import calibrate_labelled
+    from ..calibration.from_normal import calibrate as calibrate_normal
+    from ..calibration.saving import save_calibration
+    from ..models.vip2clip import AnomalyDetectionPipeline
+    from ..utils.files import check_new_folder
+
+    if (normal is None) == (labelled is None):
+        raise usage_error("Expected either --normal, a folder of normal images, or --labelled, a labelled dataset.")
+    if normal is not None and not normal.is_dir():
+        raise OSError(f"{str(normal)!r} is not a folder; expected a folder of normal images.")
+    if normal is not None and recall is not None:
+        raise usage_error("--recall needs anomalous images: pass --labelled instead of --normal.")
+    if output is not None:
+        check_new_folder(output)
+    checkpoint = checkpoint_or_bundled(model)
+    if output is None and (model is None or not Path(checkpoint).is_dir()):
+        what = "The bundled checkpoint" if model is None else f"The checkpoint {model!r} on the Hub"
+        raise usage_error(f"{what} is not changed: pass --output with a new folder for a calibrated copy.")
+    progress = shows_progress()
+    options = {"tile_size": tile_size, "tile_overlap": tile_overlap}
+    detector = AnomalyDetectionPipeline.from_pretrained(checkpoint, device=device, **options)
+    if normal is not None:
+        found = calibrate_normal(
+            detector, normal, false_alarm_rate, min_region_area=min_region_area, progress=progress
+        )
+    else:
+        from ..data.sources import DataSource
+
+        source = DataSource.parse(labelled)
+        found = calibrate_labelled(
+            detector, source.load(), recall=recall, mask_threshold=source.mask_threshold, progress=progress
+        )
+    if not Path(checkpoint).is_dir():  # on the Hub: a folder with the same files
+        from huggingface_hub import snapshot_download
+
+        checkpoint = snapshot_download(checkpoint)
+    folder = save_calibration(found, checkpoint, output)
+    if as_json:
+        summary = {name: value for name, value in found.content.items() if name not in ("image", "pixel")}
+        for level in ("image", "pixel"):
+            summary[level] = {name: value for name, value in found.content[level].items() if name != "scores"}
+        summary.update(checkpoint=str(folder), suspicious=found.suspicious, unreadable=found.unreadable)
+        print_json(summary)
+    else:
+        count = found.content["image"]["num_images"]
+        typer.echo(f"image threshold {found.image_threshold:.6f}, pixel threshold {found.pixel_threshold:.6f}")
+        typer.echo(f"from {count} images; written to {folder}: config.json, README.md")
+    if found.suspicious or found.unreadable:
+        raise typer.Exit(3)
+
+
+__all__ = ["calibrate"]

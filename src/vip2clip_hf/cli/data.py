@@ -1,0 +1,99 @@
+"""`vip2clip data`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .options import Json, parse_pair, print_json, shows_progress, usage_error
+
+
+def data(
+    root: Annotated[str, typer.Argument(help="Folder, table (CSV, JSONL, Parquet), meta.json or Hub id.")],
+    benchmark: Annotated[
+        str | None,
+        typer.Option(help="Read ROOT as this benchmark of the paper: mvtec, visa, ...", show_default="your own data"),
+    ] = None,
+    split: Annotated[str, typer.Option(help="Split to report on.")] = "test",
+    category: Annotated[
+        list[str] | None, typer.Option(help="Report on this category only. Repeatable.", show_default=False)
+    ] = None,
+    layout: Annotated[
+        str | None, typer.Option(help="Layout of the folder: tree, classes, ...", show_default="recognised")
+    ] = None,
+    column: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=COLUMN", help="Column of a table, such as image=file_name. Repeatable."),
+    ] = None,
+    normal_label: Annotated[
+        list[str] | None, typer.Option(help="Label of a table that means normal. Repeatable.", show_default=False)
+    ] = None,
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="Open every image and mask: find damaged files, wrong sizes, empty masks."),
+    ] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 3 if there is any warning.")] = False,
+    as_json: Json = False,
+    synthetic: Annotated[
+        bool,
+        typer.Option("--synthetic", help="First generate a dataset with exact masks in ROOT, a new folder."),
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Seed of --synthetic and --write-thirds.")] = 0,
+    write_thirds: Annotated[
+        Path | None,
+        typer.Option(
+            help="First cut the official KolektorSDD in ROOT into the thirds that the paper evaluates, in this folder."
+        ),
+    ] = None,
+):
+    """Summarize a dataset.
+
+    Reports layout, counts, masks, ignored files, licence and citation.
+
+    Exit codes: 0 success, 1 the dataset cannot be read, 3 --check found problems or --strict found warnings.
+
+    \b
+    Examples:
+      vip2clip data photos
+      vip2clip data MVTec --benchmark mvtec --check
+      vip2clip data generated --synthetic
+    """
+    from ..data.loading import index_benchmark, index_folder
+
+    if benchmark is not None and (column or normal_label):
+        raise usage_error("--column and --normal-label are for tables and Hub datasets; leave out --benchmark.")
+    progress = shows_progress()
+    if synthetic:
+        from ..data.synthetic.dataset import write_dataset
+
+        write_dataset(root, num_train=8, seed=seed)
+    if write_thirds is not None:
+        from ..data.kolektor_thirds import write_kolektor_thirds
+
+        root = str(write_kolektor_thirds(root, write_thirds, seed=seed, progress=progress))
+        benchmark = "ksdd"
+    if benchmark is not None:
+        index = index_benchmark(benchmark, root, split, category, layout=layout)
+    else:
+        pairs = (parse_pair(text, "--column", "NAME=COLUMN", "image=file_name") for text in column or [])
+        columns = dict(pairs) or None
+        index = index_folder(root, split, category, layout=layout, columns=columns, normal_labels=normal_label or None)
+    found = None
+    if check:
+        from ..data.checks import check_data
+
+        found = check_data(index, progress=progress)
+    if as_json:
+        content = index.report.to_dict()
+        if found is not None:
+            content["check"] = found.to_dict()
+        print_json(content)
+    else:
+        typer.echo(index.report)
+        if found is not None:
+            typer.echo(f"\n{found}")
+    if (found is not None and found.problems) or (strict and index.warnings):
+        raise typer.Exit(3)
+
+
+__all__ = ["data"]

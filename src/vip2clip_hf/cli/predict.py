@@ -1,0 +1,231 @@
+"""`vip2clip predict`."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .options import (
+    Backbone,
+    Device,
+    Dtype,
+    Json,
+    Model,
+    checkpoint_or_bundled,
+    print_json,
+    shows_progress,
+    usage_error,
+)
+
+
+# With more photos than this, predicting into a folder is better.
+MANY_PHOTOS = 1000
+
+
+def predict(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="A photo or a folder of photos. With --output also a table, meta.json, Hub id or NAME=ROOT.",
+        ),
+    ],
+    model: Model = None,
+    heatmap: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="OUT", help="Draw the anomaly map over the photo: a PNG file, or a folder for several photos."
+        ),
+    ] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            help="A photo is anomalous if its score is greater than this.", show_default="set by the checkpoint"
+        ),
+    ] = None,
+    top_k: Annotated[
+        int | None,
+        typer.Option(
+            help="Number of top patches per layer used for the image score.", show_default="set by the checkpoint"
+        ),
+    ] = None,
+    device: Device = None,
+    dtype: Dtype = "float32",
+    backbone: Backbone = None,
+    regions: Annotated[bool, typer.Option("--regions", help="List the connected regions of the mask.")] = False,
+    tile_size: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="Split larger photos into square tiles of this size, in pixels; 0 for none.",
+            show_default="set by the checkpoint",
+        ),
+    ] = None,
+    tile_overlap: Annotated[
+        float | None, typer.Option(help="Overlap of neighbouring tiles, as a share of the tile.", show_default="0.25")
+    ] = None,
+    max_pixels: Annotated[
+        int | None, typer.Option(min=1, help="Refuse photos with more pixels than this.", show_default="89 million")
+    ] = None,
+    as_json: Json = False,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="Predict any number of photos, subfolders included, into a table in this folder. An interrupted run "
+            "resumes."
+        ),
+    ] = None,
+    heatmaps: Annotated[bool, typer.Option("--heatmaps", help="With --output: draw all heatmaps.")] = False,
+    maps: Annotated[bool, typer.Option("--maps", help="With --output: keep all anomaly maps, as float16.")] = False,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="With --output: photos per batch.", show_default="8")
+    ] = None,
+    num_workers: Annotated[
+        int | None,
+        typer.Option(min=0, help="With --output: data loading workers per process.", show_default="0"),
+    ] = None,
+    compile: Annotated[bool, typer.Option("--compile", help="With --output: compile the vision tower.")] = False,
+    split: Annotated[
+        str | None, typer.Option(help="With --output: split of a dataset.", show_default="test")
+    ] = None,
+    category: Annotated[
+        list[str] | None,
+        typer.Option(help="With --output: only this category of a dataset. Repeatable.", show_default=False),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="With --output: delete an earlier prediction in that folder.")
+    ] = False,
+):  # fmt: skip
+    """Score photos and locate defects.
+
+    With --output, any number of photos is predicted into a table, OUTPUT/predictions.parquet. To share the work
+    between processes, run accelerate launch --module vip2clip_hf predict with the same arguments. If interrupted, run
+    the same command again to resume.
+
+    Exit codes: 0 success, 1 error, 2 wrong usage, 3 some photos could not be read.
+
+    \b
+    Examples:
+      vip2clip predict photo.jpg --heatmap heatmap.png
+      vip2clip predict photos --model org/vip2clip --heatmap heatmaps --json
+      vip2clip predict photos --model org/vip2clip --output predictions --heatmaps --num-workers 4
+    """
+    bulk = {"heatmaps": heatmaps, "maps": maps, "batch_size": batch_size, "num_workers": num_workers}
+    bulk.update(compile=compile, split=split, category=category, overwrite=overwrite)
+    given = [f"--{name.replace('_', '-')}" for name, value in bulk.items() if value not in (None, False, [])]
+    if output is None and given:
+        raise usage_error(f"{', '.join(given)} can only be used with --output FOLDER.")
+    if output is not None and heatmap is not None:
+        raise usage_error("--heatmap OUT cannot be used with --output; --heatmaps draws into OUTPUT/heatmaps.")
+    if output is not None and regions:
+        raise usage_error("--regions cannot be used with --output: the table has no column for lists of regions.")
+    if max_pixels is not None:
+        from PIL import Image
+
+        Image.MAX_IMAGE_PIXELS = max_pixels
+    model = checkpoint_or_bundled(model)
+    options: dict[str, Any] = {"device": device, "dtype": dtype, "backbone": backbone, "top_k": top_k}
+    options.update(tile_size=tile_size, tile_overlap=tile_overlap)
+    if threshold is not None:
+        options["threshold"] = (threshold, threshold)
+    if output is not None:
+        _predict_to_folder(source, model, output, as_json, bulk, options)
+    else:
+        options.update(regions=regions)
+        _predict_photos(Path(source), model, heatmap, as_json, options)
+
+
+def _predict_to_folder(
+    source: str, model: str, output: Path, as_json: bool, bulk: dict[str, Any], options: dict[str, Any]
+):
+    from ..inference.images import find_source
+    from ..inference.prediction import predict_checkpoint
+    from ..utils.distributed import world
+
+    images = find_source(source, bulk.pop("split"), bulk.pop("category"))
+    options.update((name, value) for name, value in bulk.items() if value is not None)
+    found = predict_checkpoint(model, images, output, progress=shows_progress(), **options)
+    if world()[0] > 0:
+        return
+    if as_json:
+        print_json(found)
+    else:
+        if found["num_done_before"] == found["num_images"]:
+            typer.echo("Nothing was left to do.")
+        typer.echo(
+            f"{found['num_images']} images: {found['num_normal']} normal, {found['num_anomalous']} anomalous, "
+            f"{found['num_unreadable']} unreadable. Written to {found['table']}"
+        )
+    if found["num_unreadable"] == found["num_images"]:
+        raise OSError(f"None of the images of {source!r} could be read; see the column error of the table.")
+    if found["num_unreadable"]:
+        raise typer.Exit(3)
+
+
+def _predict_photos(source: Path, model: str, heatmap: Path | None, as_json: bool, options: dict[str, Any]):
+    from tqdm.auto import tqdm
+
+    from ..models.loading import check_dtype
+    from ..models.vip2clip import AnomalyDetectionPipeline
+    from ..models.vip2clip.image_loading_vip2clip import list_images
+
+    if not source.exists():
+        raise OSError(f"{str(source)!r} not found; expected a photo or a folder of photos.")
+    several = source.is_dir()
+    photos = [Path(path) for path in list_images(source)] if several else [source]
+    if heatmap is not None and several and heatmap.is_file():
+        raise OSError(f"{str(heatmap)!r} is a file; expected a folder for the heatmaps of several photos.")
+    if heatmap is not None and not several and heatmap.is_dir():
+        raise OSError(f"{str(heatmap)!r} is a folder; expected a file for the heatmap of one photo.")
+    if len(photos) > MANY_PHOTOS:
+        typer.echo(
+            f"{len(photos)} photos: with --output FOLDER they are predicted in batches, into a table, and an "
+            "interrupted run resumes.",
+            err=True,
+        )
+    options["dtype"] = check_dtype(options["dtype"])
+    progress = shows_progress()
+    detector = AnomalyDetectionPipeline.from_pretrained(model, **options)
+    results = []
+    for photo in tqdm(photos, disable=not (several and progress)):
+        entry: dict[str, Any] = {"image": str(photo)}
+        try:
+            found = detector(str(photo), heatmap=heatmap is not None)
+        except OSError as error:
+            if not several:
+                raise
+            results.append({**entry, "error": str(error)})
+            continue
+        entry.update(score=found["score"], label=found["label"], anomalous_pixels=int(found["mask"].sum()))
+        entry.update((name, found[name]) for name in ("p_value", "regions") if name in found)
+        if heatmap is not None:
+            target = heatmap / f"{photo.name}.png" if several else heatmap
+            target.parent.mkdir(parents=True, exist_ok=True)
+            staged = target.with_name(f".{target.name}.tmp")
+            found["heatmap"].save(staged, format="PNG")
+            os.replace(staged, target)
+            entry["heatmap"] = str(target)
+        results.append(entry)
+    if as_json:
+        print_json(results if several else results[0])
+    else:
+        for entry in results:
+            _print_result(entry)
+    if any("error" in entry for entry in results):
+        raise typer.Exit(3)
+
+
+def _print_result(entry: dict[str, Any]):
+    text = entry.get("error") or f"{entry['score']:.3f} {entry['label']}"
+    if entry.get("p_value") is not None:
+        text += f", p-value {entry['p_value']:.3g}"
+    typer.echo(f"{entry['image']}: {text}")
+    for region in entry.get("regions", ()):
+        left, top, right, bottom = region["box"]
+        typer.echo(
+            f"  {left}, {top} to {right}, {bottom}: {region['area']} pixels, "
+            f"mean {region['mean_score']:.3f}, peak {region['peak_score']:.3f}"
+        )
+
+
+__all__ = ["predict"]

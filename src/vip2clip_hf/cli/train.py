@@ -1,0 +1,76 @@
+"""`vip2clip train`."""
+
+import logging
+from typing import Annotated, Any
+
+import typer
+
+from .options import print_json, shows_progress, usage_error
+
+
+def train(
+    arguments: Annotated[list[str] | None, typer.Argument(metavar="[CONFIG] [--NAME VALUE ...]")] = None,
+):
+    """Train adapters on datasets with defects."""
+    argv = list(arguments or [])
+    with_parser_help = {"--help", "-h", "--help-all"} & set(argv)
+    from ..training.parsing import make_parser, parse_arguments
+
+    if with_parser_help or not argv:
+        typer.echo(make_parser(show_all="--help-all" in argv).format_help(), nl=False)
+        return
+    logging.basicConfig(level=logging.INFO, format="%(message)s")  # to stderr
+    shows_progress()
+    try:
+        model_arguments, data_arguments, training_arguments = parse_arguments(argv)
+    except ValueError as error:
+        raise usage_error(str(error)) from error
+    if training_arguments.process_index > 0:
+        logging.getLogger().setLevel(logging.WARNING)  # once is enough
+    hub = {"token": training_arguments.hub_token, "private": training_arguments.hub_private_repo}
+    if training_arguments.push_to_hub:
+        from ..hub.publishing import check_push_access
+
+        # Now, not after hours of training.
+        if training_arguments.hub_model_id is None:
+            raise usage_error("--push_to_hub needs --hub_model_id org/name.")
+        check_push_access(training_arguments.hub_model_id, **hub)
+    from ..training.run import run_training
+    from ..utils.serialization import without_nan
+
+    report = run_training(model_arguments, data_arguments, training_arguments)
+    if training_arguments.process_index > 0:
+        return
+    folder = training_arguments.output_dir
+    if training_arguments.push_to_hub:
+        from ..hub.publishing import push_checkpoint
+
+        report["published"] = push_checkpoint(folder, training_arguments.hub_model_id, **hub)
+    if data_arguments.json:
+        print_json(without_nan({**report, "checkpoint": folder}))
+        return
+    for result in report["results"]:
+        _print_result(result)
+    typer.echo(f"Model and results in {folder}")
+    if "published" in report:
+        typer.echo(f"Published as {report['published']}")
+
+
+# The options are those of transformers' parser, which also writes the help.
+train.command_settings = {
+    "context_settings": {"ignore_unknown_options": True, "help_option_names": []},
+    "add_help_option": False,
+}
+
+
+def _print_result(result: dict[str, Any]):
+    mean = result["mean"]
+    names = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "pixel_aupro": "AUPRO"}
+    typer.echo(f"{result['name']}: " + "   ".join(f"{title} {mean[name]:.3f}" for name, title in names.items()))
+    for name, reason in mean["undefined"].items():
+        typer.echo(f"  {name} is undefined: {reason}")
+    for reason in result["trained_on"]:
+        typer.echo(f"  not zero-shot: {reason}")
+
+
+__all__ = ["train"]

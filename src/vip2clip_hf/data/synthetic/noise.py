@@ -1,0 +1,15 @@
+"""Smooth random fields."""
+
+import numpy as np
+
+
+def smooth_noise(rng: np.random.Generator, size: int, radius: float | tuple[float, float]) -> np.ndarray:
+    """Gaussian noise smoothed over `radius` pixels (down, across), with mean 0 and deviation 1, (size, size)."""
+    down, across = radius if isinstance(radius, tuple) else (radius, radius)
+    frequency = np.fft.fftfreq(size)
+    filtered = np.exp(-2 * np.pi**2 * ((down * frequency[:, None]) ** 2 + (across * frequency) ** 2))
+    smooth = np.fft.ifft2(np.fft.fft2(rng.standard_normal((size, size))) * filtered).real
+    return (smooth - smooth.mean()) / smooth.std()
+
+
+__all__ = ["smooth_noise"]

@@ -1,0 +1,89 @@
+"""The files written next to an exported graph: a report for programs and a README."""
+
+import importlib.metadata
+from typing import Any
+
+from ..models.vip2clip.image_processing_vip2clip import ViP2ClipImageProcessor
+from ..models.vip2clip.modeling_vip2clip import ViP2ClipForAnomalyDetection
+
+
+# What is written beside the graph
+
+
+def describe_export(
+    model: ViP2ClipForAnomalyDetection,
+    name: str,
+    details: dict[str, Any],
+    deviation: dict[str, float],
+    tolerance: float,
+) -> dict[str, Any]:
+    from .._version import __version__
+
+    size = model.config.image_size
+    packages = ("torch", "transformers", *(("onnx", "onnxscript", "onnxruntime") if name == "onnx" else ()))
+    return {
+        "format": name,
+        **details,
+        "inputs": {"pixel_values": {"shape": ["batch_size", 3, size, size], "dtype": "float32"}},
+        "outputs": {
+            "scores": {"shape": ["batch_size"], "dtype": "float32"},
+            "anomaly_maps": {"shape": ["batch_size", size, size], "dtype": "float32"},
+        },
+        "image_threshold": model.config.image_threshold,
+        "pixel_threshold": model.config.pixel_threshold,
+        "largest_deviation": deviation,
+        "tolerance": tolerance,
+        "versions": {"vip2clip_hf": __version__, **{key: importlib.metadata.version(key) for key in packages}},
+    }
+
+
+def export_card(report: dict[str, Any], image_processor: ViP2ClipImageProcessor) -> str:
+    size = report["inputs"]["pixel_values"]["shape"][-1]
+    image_threshold, pixel_threshold = report["image_threshold"], report["pixel_threshold"]
+    if report["format"] == "onnx":
+        title = f"`model.onnx`, opset {report['opset']}"
+        imports = "import numpy as np\nimport onnxruntime"
+        load = 'session = onnxruntime.InferenceSession("model.onnx")'
+        run = 'scores, anomaly_maps = session.run(["scores", "anomaly_maps"], {"pixel_values": pixel_values})'
+    else:
+        title = "`model.pt2`, a program of torch.export"
+        imports = "import numpy as np\nimport torch"
+        load = 'model = torch.export.load("model.pt2").module()'
+        run = "with torch.no_grad():\n    scores, anomaly_maps = model(torch.from_numpy(pixel_values))"
+    deviation = ", ".join(f"{key} {value:.1e}" for key, value in report["largest_deviation"].items())
+    versions = ", ".join(f"{key} {value}" for key, value in report["versions"].items())
+    normalised = image_processor.do_normalize
+    mean = list(image_processor.image_mean) if normalised else [0.0] * 3
+    std = list(image_processor.image_std) if normalised else [1.0] * 3
+    scale = image_processor.rescale_factor if image_processor.do_rescale else 1.0
+    return f"""# ViP²-CLIP, exported
+
+{title}. Finds defects: the probability that an image is anomalous, and where.
+
+| | name | shape | |
+|---|---|---|---|
+| input | `pixel_values` | (batch_size, 3, {size}, {size}) float32 | batches of any size |
+| output | `scores` | (batch_size,) float32 | in [0, 1]; anomalous above {image_threshold} |
+| output | `anomaly_maps` | (batch_size, {size}, {size}) float32 | in [0, 1]; anomalous above {pixel_threshold} |
+
+```python
+{imports}
+from PIL import Image, ImageOps
+
+SCALE = np.float32({scale})
+MEAN = np.float32({mean})
+STD = np.float32({std})
+
+{load}
+photo = ImageOps.exif_transpose(Image.open("photo.jpg")).convert("RGB")
+pixels = np.asarray(photo.resize(({size}, {size}), Image.Resampling({int(image_processor.resample)})))
+pixel_values = ((pixels * SCALE - MEAN) / STD).transpose(2, 0, 1)[None]
+{run}
+```
+
+`config.json` and `preprocessor_config.json` are those of the checkpoint, `export.json` says the above for programs.
+Largest deviation from the model in PyTorch: {deviation}. Written with {versions}.
+"""
+
+
+__all__ = ["describe_export", "export_card"]

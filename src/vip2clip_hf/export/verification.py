@@ -1,0 +1,73 @@
+"""Compare an exported file with the model in PyTorch."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..data.synthetic.dataset import generate_image
+from ..models.vip2clip.image_processing_vip2clip import ViP2ClipImageProcessor
+from ..models.vip2clip.modeling_vip2clip import ViP2ClipForAnomalyDetection
+from .graph import private_copy
+
+
+OUTPUTS = ("scores", "anomaly_maps")
+
+
+# The comparison
+
+
+def open_onnx(folder: Path) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"])
+    return lambda pixel_values: tuple(session.run(list(OUTPUTS), {"pixel_values": pixel_values}))
+
+
+def open_torch(folder: Path) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    module = torch.export.load(folder / "model.pt2").module()
+
+    def run(pixel_values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        with torch.no_grad():
+            scores, maps = module(torch.from_numpy(pixel_values))
+        return scores.numpy(), maps.numpy()
+
+    return run
+
+
+def compare_with_model(
+    run: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
+    model: ViP2ClipForAnomalyDetection,
+    image_processor: ViP2ClipImageProcessor,
+) -> dict[str, float]:
+    """The largest differences from the model, with noise and generated pictures, in batches of one, two and three."""
+    size = model.config.image_size
+    pictures = [generate_image("dots", "scratch", 128, 1)[0], generate_image("weave", None, 128, 2)[0]]
+    noise = np.random.default_rng(0).standard_normal((1, 3, size, size), dtype=np.float32)
+    images = np.concatenate([noise, image_processor(pictures, return_tensors="np")["pixel_values"]])
+    with torch.inference_mode(False), torch.no_grad():
+        expected = private_copy(model)(torch.from_numpy(images))
+    deviation = dict.fromkeys(OUTPUTS, 0.0)
+    for batch in (slice(0, 3), slice(1, 3), slice(0, 1)):
+        for name, found in zip(OUTPUTS, run(np.ascontiguousarray(images[batch]))):
+            wanted = expected[name].numpy()[batch]
+            if found.shape != wanted.shape:
+                raise RuntimeError(f"The exported file gives {name} of shape {found.shape}; expected {wanted.shape}.")
+            deviation[name] = float(np.maximum(deviation[name], np.abs(found - wanted).max()))
+    return deviation
+
+
+def check_deviation(deviation: dict[str, float], name: str, tolerance: float):
+    wrong = {key: value for key, value in deviation.items() if not value <= tolerance}  # NaN is wrong as well
+    if wrong:
+        found = " and ".join(f"{key} by {value:.3g}" for key, value in wrong.items())
+        raise RuntimeError(
+            f"The exported {name} file gives other numbers than the model: {found}; expected at most {tolerance:g}. "
+            "Nothing was written."
+        )
+
+
+__all__ = ["OUTPUTS", "check_deviation", "compare_with_model", "open_onnx", "open_torch"]

@@ -1,0 +1,15 @@
+"""Publish checkpoints on the Hub."""
+
+from typing import TYPE_CHECKING
+
+from ..utils.lazy import lazy_names
+
+
+__getattr__, __dir__, __all__ = lazy_names(__name__)
+
+if TYPE_CHECKING:
+    from .publishing import (
+        check_push_access as check_push_access,
+        push_checkpoint as push_checkpoint,
+        save_checkpoint as save_checkpoint,
+    )

@@ -1,0 +1,114 @@
+"""The figure of a result."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ..models.vip2clip.image_loading_vip2clip import load_image, load_mask
+from ..utils.figures import new_figure
+from .canvas import MASK_COLOR, TRUTH_COLOR, PhotoCanvas, color_bar, panel
+
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def result_figure(
+    image: Any,
+    result: dict[str, Any],
+    ground_truth: Any = None,
+    title: str | None = None,
+    *,
+    pixel_threshold: float | None = None,
+    mask_threshold: int | float = 0,
+) -> "Figure":
+    """
+    A result: the photo, the ground truth where it is given, and the photo with the map over it on the fixed scale from
+    0 to 1, with the outlines of mask and ground truth. Score, label and p-value stand above.
+
+    Photos with more than `MAX_SIDE` pixels a side are drawn smaller; of the map and the masks the largest value under
+    every pixel then counts, so that a small region does not vanish.
+
+    Args:
+        image:
+            The photo, as for the pipeline.
+        result (`dict`):
+            What the pipeline or `post_process_anomaly_detection` gave for it, at the size of the photo.
+        ground_truth (*optional*):
+            The true mask, of the size of the photo: a file, PIL image or array, see `load_mask`.
+        title (`str`, *optional*):
+            A line above score and label.
+        pixel_threshold (`float`, *optional*):
+            Marked in the colour bar: `detector.model.config.pixel_threshold`, or what the pipeline was given.
+        mask_threshold (`int` or `float`, defaults to 0):
+            Values of the ground truth greater than this are anomalous. Lossy masks (JPEG) want 127.
+
+    Returns:
+        `matplotlib.figure.Figure`: for [`save_figure`], or to go on with.
+
+    Raises:
+        ValueError: a result that is none, or a map, mask or ground truth of another size than the photo.
+        OSError: an image that cannot be read.
+        ImportError: matplotlib is not installed.
+    """
+    photo = load_image(image)
+    shown = PhotoCanvas(photo)
+    anomaly_map, mask = _check_result(result, photo)
+    if pixel_threshold is not None and not 0 <= pixel_threshold <= 1:
+        raise ValueError(f"pixel_threshold is {pixel_threshold!r}; expected a number in [0, 1].")
+    outlines = [("mask", mask, MASK_COLOR, "solid")]
+    if ground_truth is not None:
+        truth = load_mask(ground_truth) > mask_threshold
+        _check_size("ground_truth", truth, photo)
+        outlines.append(("ground truth", truth, TRUTH_COLOR, "dashed"))
+
+    width, height = panel(photo, 3.4)
+    panels = 1 + len(outlines)
+    figure = new_figure(panels * (width + 0.1) + 0.7, height + 1.0)
+    axes = figure.subplots(1, panels, squeeze=False)[0]
+    shown.draw(axes[0], "photo")
+    if ground_truth is not None:
+        shown.draw_mask(axes[1], truth, "ground truth")
+    drawn = shown.draw_map(axes[-1], anomaly_map, f"anomaly map, {anomaly_map.min():.3f} to {anomaly_map.max():.3f}")
+    handles = [
+        shown.outline(axes[-1], where, color, style, name if where.any() else f"{name} (empty)")
+        for name, where, color, style in outlines
+    ]
+    bar = color_bar(figure, axes[-1], drawn, width)
+    if pixel_threshold is not None:
+        bar.ax.axhline(pixel_threshold, color=MASK_COLOR, linewidth=1.5)
+        handles[0].set_label(f"{handles[0].get_label()}, threshold {pixel_threshold:.3f}")
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=7, frameon=False)
+    figure.suptitle("\n".join(line for line in (title, _summary(result)) if line), fontsize=9)
+    return figure
+
+
+def _check_result(result: Any, photo: Image.Image) -> tuple[np.ndarray, np.ndarray]:
+    """Map and mask of a result."""
+    needed = ("score", "label", "anomaly_map", "mask")
+    if not isinstance(result, dict) or any(name not in result for name in needed):
+        found = sorted(result) if isinstance(result, dict) else type(result).__name__
+        raise ValueError(f"Expected the result of one image, a dict with {', '.join(needed)}, found {found}.")
+    anomaly_map, mask = (torch.as_tensor(result[name]).cpu().numpy() for name in ("anomaly_map", "mask"))
+    for name, values in (("anomaly_map", anomaly_map), ("mask", mask)):
+        _check_size(name, values, photo)
+    return anomaly_map, mask.astype(bool)
+
+
+def _check_size(name: str, values: np.ndarray, photo: Image.Image):
+    if values.shape != (photo.height, photo.width):
+        raise ValueError(
+            f"{name} has shape {values.shape}; expected {(photo.height, photo.width)}, height and width of the image."
+        )
+
+
+def _summary(result: dict[str, Any]) -> str:
+    parts = [f"score {result['score']:.3f}", result["label"]]
+    if result.get("p_value") is not None:
+        parts.append(f"p-value {result['p_value']:.3g}")
+    return ", ".join(parts)
+
+
+__all__ = ["result_figure"]

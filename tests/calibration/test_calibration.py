@@ -1,0 +1,313 @@
+"""Calibration of a model: from images to thresholds in its configuration and card, and decisions made with them."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from helpers.tiny import change_weights, tiny_config
+from vip2clip_hf import (
+    AnomalyDetectionPipeline,
+    ViP2ClipForAnomalyDetection,
+    ViP2ClipImageProcessor,
+)
+from vip2clip_hf.calibration.from_labels import calibrate_labelled
+from vip2clip_hf.calibration.from_normal import calibrate
+from vip2clip_hf.calibration.saving import save_calibration
+from vip2clip_hf.checkpoints.card import describe_calibration
+from vip2clip_hf.cli import app
+from vip2clip_hf.data.loading import load_folder
+from vip2clip_hf.data.synthetic.dataset import write_dataset
+from vip2clip_hf.hub.publishing import save_checkpoint
+from vip2clip_hf.models.vip2clip.decision_vip2clip import conformal_threshold, region_score
+
+
+@pytest.fixture
+def detector() -> AnomalyDetectionPipeline:
+    """Scores and maps that differ from image to image, some pixels of a map on either side of its mean."""
+    model = ViP2ClipForAnomalyDetection(tiny_config("release", smoothing_sigma=1.0)).eval()
+    change_weights(model)
+    with torch.no_grad():
+        model.clip.vision_model.embeddings.patch_embedding.weight.mul_(30)
+        for parameter in (*model.prompt_learner.parameters(), *model.fine_grained_perception.parameters()):
+            parameter.mul_(5)
+    return AnomalyDetectionPipeline(model=model, image_processor=ViP2ClipImageProcessor(size=48), device="cpu")
+
+
+def pictures(count: int, seed: int = 0, size: tuple[int, int] = (40, 60)) -> list[Image.Image]:
+    rng = np.random.default_rng(seed)
+    return [Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)) for _ in range(count)]
+
+
+@pytest.fixture
+def photos(tmp_path):
+    folder = tmp_path / "normal"
+    folder.mkdir()
+    for number, picture in enumerate(pictures(24)):
+        picture.save(folder / f"{number:02d}.png")
+    return folder
+
+
+def test_thresholds_are_those_of_the_scores(detector, photos):
+    found = calibrate(detector, photos, 0.1)
+    results = [detector.decision_map(str(path)) for path in sorted(photos.iterdir())]
+    assert found.image_threshold == conformal_threshold([one["score"] for one in results], 0.1)
+    assert found.pixel_threshold == conformal_threshold([one["anomaly_map"].max() for one in results], 0.1)
+    content = found.content
+    assert (content["method"], content["false_alarm_rate"]) == ("conformal", 0.1)
+    assert content["image"]["num_images"] == content["pixel"]["num_images"] == 24
+    assert content["image"]["scores"] == sorted(one["score"] for one in results)
+    assert content["settings"] == {"tile_size": 0, "tile_overlap": 0.25, "top_k": 5}
+    assert detector.model.config.calibration is None  # until it is applied
+    assert json.loads(json.dumps(content)) == content
+
+
+@pytest.mark.parametrize("area", [0.0, 0.02])
+def test_decisions_keep_the_rate_on_the_calibration_images(detector, photos, area):
+    """Of n images at most rate x (n + 1) - 1 are above the threshold, at the size of the photos as well."""
+    found = calibrate(detector, photos, 0.2, min_region_area=area)
+    found.apply(detector.model.config)
+    results = detector(str(photos), regions=True)
+    assert sum(result["label"] == "anomalous" for result in results) == 4
+    assert sum(result["p_value"] <= 0.2 for result in results) == 4
+    marked = sum(result["mask"].any() for result in results)
+    assert marked <= 4
+    for result in results:
+        assert bool(result["regions"]) == result["mask"].any()
+    # Smaller regions than asked for do not appear in the mask.
+    maps = [detector.decision_map(str(path))["anomaly_map"] for path in sorted(photos.iterdir())]
+    least = max(1, int(np.ceil(area * 48 * 48)))
+    alarmed = [region_score(one, least) > found.pixel_threshold for one in maps]
+    for result, alarm in zip(results, alarmed):
+        assert alarm or not result["mask"].any()
+
+
+def test_a_calibration_with_large_regions_marks_lower_values(detector, photos):
+    any_pixel, large = (calibrate(detector, photos, 0.2, min_region_area=area) for area in (0.0, 0.05))
+    assert large.pixel_threshold < any_pixel.pixel_threshold
+
+
+def test_false_alarms_on_new_images(detector):
+    """The guarantee with a model in the loop: 200 new images after calibration on 99."""
+    found = calibrate(detector, pictures(99, seed=1), 0.1)
+    found.apply(detector.model.config)
+    results = list(detector(pictures(200, seed=2), batch_size=8))
+    for alarms in (
+        sum(result["label"] == "anomalous" for result in results),
+        sum(result["mask"].any() for result in results),
+    ):
+        # The rate given these calibration images scatters around 0.1 by 0.03 (beta distribution), the count on top.
+        assert alarms / 200 <= 0.1 + 3 * np.hypot(0.03, np.sqrt(0.09 / 200))
+
+
+def test_too_few_images_are_refused_before_the_work(detector, photos, monkeypatch):
+    monkeypatch.setattr(detector, "decision_map", None)
+    with pytest.raises(ValueError, match="at least 99 normal images, found 24"):
+        calibrate(detector, photos, 0.01)
+
+
+@pytest.mark.parametrize("rate", [0, 1, 2, -1, float("nan")])
+def test_rates_outside_are_refused(detector, photos, rate):
+    with pytest.raises(ValueError, match="false_alarm_rate"):
+        calibrate(detector, photos, rate)
+
+
+def test_other_bad_requests(detector, photos):
+    with pytest.raises(ValueError, match="min_region_area is 1"):
+        calibrate(detector, photos, 0.1, min_region_area=1)
+    with pytest.raises(ValueError, match="is no folder"):
+        calibrate(detector, photos / "00.png", 0.1)
+
+
+def test_unreadable_images_are_left_out_and_named(detector, photos):
+    (photos / "broken.png").write_bytes(b"no picture")
+    found = calibrate(detector, photos, 0.1)
+    assert list(found.unreadable) == [str(photos / "broken.png")]
+    assert found.content["image"]["num_images"] == 24
+    for path in sorted(photos.iterdir())[:16]:
+        path.write_bytes(b"no picture")
+    with pytest.raises(ValueError, match="at least 9 normal images, found 8"):
+        calibrate(detector, photos, 0.1)
+
+
+def test_images_that_look_anomalous_are_named(detector, photos, monkeypatch):
+    scores = iter([0.1, 0.11, 0.09, 0.12, 0.1, 0.13, 0.08, 0.1, 0.97, 0.11, 0.99, 0.1])
+    monkeypatch.setattr(
+        detector, "decision_map", lambda image: {"score": next(scores), "anomaly_map": np.zeros((4, 4))}
+    )
+    names = [f"{number}.png" for number in range(12)]
+    found = calibrate(detector, names, 0.1)
+    assert found.suspicious == ["10.png", "8.png"]
+
+
+def test_from_labels(detector, tmp_path):
+    root = write_dataset(tmp_path / "set", ("dots",), num_normal=8, num_anomalous=2, size=48, seed=3)
+    dataset = load_folder(root)
+    labels = np.array(dataset["label"])
+    scores = np.array([detector.decision_map(row["image"])["score"] for row in dataset])
+    best = calibrate_labelled(detector, dataset)
+
+    def f1(threshold):
+        found = scores > threshold
+        return 2 * (found & (labels == 1)).sum() / (found.sum() + labels.sum())
+
+    assert f1(best.image_threshold) == pytest.approx(max(f1(np.nextafter(one, 0)) for one in scores))
+    assert best.content["method"] == "f1"
+    for recall in (0.5, 0.9, 1.0):
+        found = calibrate_labelled(detector, dataset, recall=recall)
+        anomalous = scores[labels == 1]
+        above = anomalous > found.image_threshold
+        assert above.mean() >= recall
+        assert (anomalous > anomalous[above].min()).mean() < recall  # no larger threshold would do
+        assert 0 <= found.pixel_threshold < 1
+    best.apply(detector.model.config)
+    assert "p_value" not in detector(dataset[0]["image"])
+    with pytest.raises(ValueError, match=r"recall is 0"):
+        calibrate_labelled(detector, dataset, recall=0)
+    with pytest.raises(ValueError, match="8 normal and 0 anomalous"):
+        calibrate_labelled(detector, dataset.select(np.flatnonzero(labels == 0)))
+
+
+@pytest.fixture
+def checkpoint(detector, tmp_path):
+    folder = tmp_path / "checkpoint"
+    save_checkpoint(detector.model, detector.image_processor, folder)
+    return folder
+
+
+def test_saved_with_the_checkpoint(detector, photos, checkpoint, tmp_path):
+    found = calibrate(detector, photos, 0.1)
+    before = {path.name: path.read_bytes() for path in checkpoint.iterdir()}
+    assert save_calibration(found, checkpoint, tmp_path / "calibrated") == tmp_path / "calibrated"
+    assert before == {path.name: path.read_bytes() for path in checkpoint.iterdir()}
+    loaded = AnomalyDetectionPipeline.from_pretrained(tmp_path / "calibrated", device="cpu")
+    assert loaded.model.config.calibration == found.content
+    assert loaded.model.config.image_threshold == found.image_threshold
+    result = loaded(str(photos / "03.png"))
+    assert 0 < result["p_value"] <= 1
+    assert (result["p_value"] <= 0.1) == (result["label"] == "anomalous")
+    card = (tmp_path / "calibrated" / "README.md").read_text()
+    assert "## Decision" in card
+    assert "from 24 normal images" in card
+    with pytest.raises(OSError, match="not empty"):
+        save_calibration(found, checkpoint, tmp_path / "calibrated")
+
+
+def test_in_place_and_once_more(detector, photos, checkpoint):
+    save_calibration(calibrate(detector, photos, 0.2), checkpoint)
+    found = calibrate(detector, photos, 0.1)
+    save_calibration(found, checkpoint)
+    card = (checkpoint / "README.md").read_text()
+    assert card.count("## Decision") == 1
+    assert "at most 0.1 are called anomalous" in card
+    assert "## Citation" in card
+    assert "auto_map" in json.loads((checkpoint / "config.json").read_text())
+    # It goes along when the model is saved again.
+    model = ViP2ClipForAnomalyDetection.from_pretrained(checkpoint)
+    save_checkpoint(model, detector.image_processor, checkpoint.parent / "again")
+    again = ViP2ClipForAnomalyDetection.from_pretrained(checkpoint.parent / "again")
+    assert again.config.calibration == found.content
+    assert "## Decision" in (checkpoint.parent / "again" / "README.md").read_text()
+    with pytest.raises(OSError, match="expected the folder of a checkpoint"):
+        save_calibration(found, checkpoint.parent)
+
+
+def test_other_settings_than_calibrated_give_no_p_value(detector, photos, caplog):
+    calibrate(detector, photos, 0.1).apply(detector.model.config)
+    photo = str(photos / "00.png")
+    assert detector(photo)["p_value"] is not None
+    assert detector(photo, top_k=2)["p_value"] is None
+    assert detector(photo, tile_size=20)["p_value"] is None
+
+
+def test_tiles_of_the_calibration_are_used(detector, photos):
+    tiled = AnomalyDetectionPipeline(
+        model=detector.model, image_processor=detector.image_processor, device="cpu", tile_size=20, tile_overlap=0.5
+    )
+    found = calibrate(tiled, photos, 0.1)
+    assert found.content["settings"] == {"tile_size": 20, "tile_overlap": 0.5, "top_k": 5}
+    plain = detector(str(photos / "00.png"))
+    found.apply(detector.model.config)
+    result = detector(str(photos / "00.png"))
+    assert result["p_value"] is not None
+    assert result["score"] == pytest.approx(tiled(str(photos / "00.png"))["score"])
+    assert result["score"] != plain["score"]
+    assert detector(str(photos / "00.png"), tile_size=0)["score"] == pytest.approx(plain["score"])
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"image": {"num_images": 0, "scores": []}},
+        {"image": {"num_images": 3, "scores": [0.1, 0.2]}},
+        {"image": {"num_images": 3, "scores": [0.3, 0.2, 0.1]}},
+        {"pixel": {"scores": [0.1]}},
+    ],
+)
+def test_a_damaged_calibration_is_refused(content):
+    with pytest.raises(ValueError, match="calibration"):
+        tiny_config(calibration=content)
+
+
+def test_describe_has_nothing_to_say_without():
+    assert describe_calibration(tiny_config()) is None
+
+
+# vip2clip calibrate
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, ["calibrate", *map(str, arguments), "--device", "cpu"])
+
+
+def test_command(detector, photos, checkpoint, tmp_path):
+    done = run("--model", checkpoint, "--normal", photos, "--false_alarm_rate", "0.1", "--output", tmp_path / "new")
+    assert done.exit_code == 0, done.output
+    expected = calibrate(detector, photos, 0.1)
+    assert f"image threshold {expected.image_threshold:.6f}" in done.stdout
+    config = json.loads((tmp_path / "new" / "config.json").read_text())
+    assert config["calibration"]["image"]["scores"] == pytest.approx(expected.content["image"]["scores"], abs=1e-6)
+    assert not json.loads((checkpoint / "config.json").read_text()).get("calibration")
+    (photos / "broken.png").write_bytes(b"no picture")
+    done = run("--model", checkpoint, "--normal", photos, "--false-alarm-rate", "0.1", "--json", "--tile-size", 20)
+    assert done.exit_code == 3
+    summary = json.loads(done.stdout)
+    assert list(summary["unreadable"]) == [str(photos / "broken.png")]
+    assert summary["settings"]["tile_size"] == 20
+    assert "scores" not in summary["image"]
+    assert json.loads((checkpoint / "config.json").read_text())["image_threshold"] == summary["image"]["threshold"]
+
+
+def test_command_with_labels(checkpoint, tmp_path):
+    root = write_dataset(tmp_path / "set", ("dots",), num_normal=4, num_anomalous=2, size=48, seed=3)
+    done = run("--model", checkpoint, "--labelled", root, "--recall", "0.9", "--output", tmp_path / "new")
+    assert done.exit_code == 0, done.output
+    card = (tmp_path / "new" / "README.md").read_text()
+    assert "the largest that find 0.9 of what is anomalous" in card
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "either --normal"),
+        (["--normal", "x", "--labelled", "y"], "either --normal"),
+        (["--normal", "absent"], "is not a folder"),
+        (["--normal", ".", "--recall", "0.5"], "--recall needs anomalous images"),
+        (["--normal", "."], "is not changed: pass --output"),
+        (["--normal", ".", "--model", "org/name"], "is not changed: pass --output"),
+    ],
+)
+def test_command_bad_requests(arguments, message):
+    done = run(*arguments)
+    assert message in " ".join(done.stderr.split()) or message in str(done.exception)
+
+
+def test_command_refuses_before_the_work(checkpoint, photos, tmp_path):
+    assert "at least 99 normal images" in str(run("--model", checkpoint, "--normal", photos).exception)
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "file").write_text("x")
+    done = run("--model", checkpoint, "--normal", photos, "--output", tmp_path / "used")
+    assert "not empty" in str(done.exception)

@@ -1,0 +1,198 @@
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from helpers.benchmark_trees import Writer, btad_official, kvasir_official
+from vip2clip_hf import cli
+from vip2clip_hf.data.checks import check_data
+from vip2clip_hf.data.loading import index_benchmark, index_folder
+from vip2clip_hf.data.synthetic.dataset import write_dataset
+
+
+@pytest.fixture
+def writer(tmp_path):
+    """Two good images, three bad ones with masks."""
+    writer = Writer(tmp_path / "data")
+    for number in range(2):
+        writer.image(f"good/{number}.png")
+    for number in range(3):
+        writer.image(f"bad/{number}.png")
+        writer.mask(f"masks/{number}.png")
+    return writer
+
+
+def test_no_problems(writer):
+    check = check_data(index_folder(writer.root))
+    assert (check.checked, check.problems, check.notes) == (5, {}, {})
+    assert str(check) == "Checked 5 images and their masks: no problems."
+    assert len(check.usable.to_dataset()) == 5
+
+
+def test_problems_are_listed_and_the_rest_is_usable(writer):
+    (writer.root / "good" / "0.png").write_bytes(b"no image")
+    content = (writer.root / "bad" / "0.png").read_bytes()
+    (writer.root / "bad" / "0.png").write_bytes(content[: len(content) // 2])
+    (writer.root / "masks" / "1.png").write_bytes(b"broken")
+    Image.new("L", (5, 8)).save(writer.root / "masks" / "2.png")
+    index = index_folder(writer.root)
+    check = check_data(index)
+    assert {kind: [name.split(" (")[0] for name in names] for kind, names in check.problems.items()} == {
+        "images that cannot be read": ["good/0.png", "bad/0.png"],
+        "masks that cannot be read": ["bad/1.png"],
+        "masks of another size than their image": ["bad/2.png"],
+    }
+    assert "bad/2.png (mask 5 x 8, image 8 x 8 pixels)" in str(check)
+    dataset = check.usable.to_dataset()
+    assert dataset["image_id"] == ["good/1.png", "bad/1.png", "bad/2.png"]
+    assert [row["mask"] for row in dataset] == [None, None, None]
+    assert len(index.rows) == 5  # the index itself is as it was
+
+
+def test_contradiction(writer):
+    """A folder of masks for the normal images, one of which marks something."""
+    writer.image("good/7.png")
+    writer.mask("masks/good/7.png", empty=False)
+    writer.mask("masks/good/1.png", empty=True)
+    for number in range(3):
+        writer.mask(f"masks/bad/{number}.png")
+    check = check_data(index_folder(writer.root))
+    assert check.problems == {"normal images whose mask marks anomalous pixels": ["good/7.png (1 pixels)"]}
+
+
+def test_notes(writer):
+    writer.mask("masks/0.png", empty=True)
+    noisy = np.full((8, 8), 3, dtype=np.uint8)
+    noisy[0, 0] = 250
+    Image.fromarray(noisy).save(writer.root / "masks" / "1.png")
+    (writer.root / "good" / "copy.png").write_bytes((writer.root / "good" / "1.png").read_bytes())
+    check = check_data(index_folder(writer.root))
+    assert check.problems == {}
+    found = {kind.split(" that")[0].split(" whose")[0]: names for kind, names in check.notes.items()}
+    assert found == {
+        "anomalous images": ["bad/0.png"],
+        "masks with noise near 0": ["bad/1.png"],
+        "images": ["good/copy.png (as good/1.png)"],
+    }
+    assert check_data(index_folder(writer.root), mask_threshold=127).notes.keys() < check.notes.keys()
+
+
+def test_ids_of_classes_are_no_noise(writer):
+    marked = np.zeros((8, 8), dtype=np.uint8)
+    marked[0, :3] = 1, 2, 9
+    Image.fromarray(marked).save(writer.root / "masks" / "1.png")
+    assert check_data(index_folder(writer.root)).notes == {}
+
+
+def test_threshold_of_the_benchmark(tmp_path):
+    assert check_data(index_benchmark("kvasir", kvasir_official(tmp_path / "k").root)).notes == {}
+    lossy = check_data(index_benchmark("kvasir", tmp_path / "k"), mask_threshold=0)
+    assert any(kind.startswith("masks with noise") for kind in lossy.notes)
+    check = check_data(index_benchmark("btad", btad_official(tmp_path / "b").root))
+    assert check.problems == {}
+    assert list(check.notes.values()) == [["02/test/ko/0001.png"]]  # its mask is empty in the original as well
+
+
+def test_stored_images(tmp_path):
+    from datasets import Dataset, Features, Image as ImageFeature
+
+    path = tmp_path / "1.png"
+    Image.new("RGB", (4, 4)).save(path)
+    cells = [{"bytes": path.read_bytes(), "path": None}, {"bytes": b"broken", "path": None}]
+    stored = Dataset.from_dict({"image": cells}, features=Features({"image": ImageFeature()}))
+    stored.to_parquet(tmp_path / "t.parquet")
+    check = check_data(index_folder(tmp_path / "t.parquet"))
+    assert [name[:3] for name in check.problems["images that cannot be read"]] == ["1 ("]
+    assert check.usable.to_dataset()["image_id"] == ["0"]
+
+
+# The command
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    def run(*arguments):
+        monkeypatch.setattr("sys.argv", ["vip2clip", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        captured = capsys.readouterr()
+        return stopped.value.code or 0, captured.out, captured.err
+
+    return run
+
+
+def test_report_of_the_command(run, writer):
+    code, out, _ = run("data", writer.root)
+    assert code == 0
+    assert "one folder for each class (classes)" in out
+    assert ["data", "2", "3", "3"] in [line.split() for line in out.splitlines()]
+
+
+def test_columns_of_the_command(run, writer):
+    writer.text("t.csv", "bild,befund\ngood/0.png,fein\nbad/0.png,riss\n")
+    options = ("--column", "image=bild", "--column", "label=befund", "--normal-label", "fein")
+    code, out, _ = run("data", writer.root / "t.csv", *options)
+    assert code == 0
+    assert "normal: 'fein'; anomalous: 'riss'" in out
+    code, _, err = run("data", writer.root / "t.csv", "--column", "bild")
+    assert code == 2
+    assert "--column 'bild': expected NAME=COLUMN, such as image=file_name" in err
+
+
+def test_json_of_the_command(run, writer):
+    code, out, _ = run("data", writer.root, "--json", "--check")
+    content = json.loads(out)
+    assert code == 0
+    assert content["layout"] == "classes"
+    assert content["total"] == {"normal": 2, "anomalous": 3, "unlabelled": 0, "masks": 3, "expected": None}
+    assert content["check"]["problems"] == {}
+
+
+def test_benchmark_of_the_command(run, tmp_path):
+    code, out, _ = run("data", btad_official(tmp_path).root, "--benchmark", "btad", "--category", "02")
+    assert code == 0
+    assert "BTAD; the paper evaluates the official test split" in out
+    assert "02: 1 normal and 2 anomalous images, published are 30 and 200" in out
+    assert "Licence: CC BY-NC-SA 4.0 (stated by anomalib" in out
+
+
+def test_exit_codes_of_the_command(run, writer, tmp_path):
+    assert run("data", tmp_path / "absent")[0] == 1
+    assert "Error: " in run("data", tmp_path / "absent")[2]
+    assert run("data", writer.root, "--benchmark", "mvtech")[0] == 1
+    assert run("data", writer.root, "--layout", "tree")[0] == 1
+    (writer.root / "masks" / "1.png").unlink()
+    assert run("data", writer.root)[0] == 0
+    code, out, _ = run("data", writer.root, "--strict")
+    assert code == 3
+    assert "1 x anomalous images without a mask" in out
+    (writer.root / "bad" / "1.png").write_bytes(b"broken")
+    code, out, _ = run("data", writer.root, "--check")
+    assert code == 3
+    assert "1 x images that cannot be read" in out
+
+
+def test_synthetic_data_of_the_command(run, tmp_path):
+    code, out, _ = run("data", tmp_path / "new", "--synthetic", "--seed", "3")
+    assert code == 0
+    assert "dots" in out
+    code, _, err = run("data", tmp_path / "new", "--synthetic")
+    assert code == 1
+    assert "not empty; expected a new folder" in err
+    again = write_dataset(tmp_path / "again", num_train=8, seed=3)
+    picture = "dots/test/missing/000.png"
+    assert (tmp_path / "new" / picture).read_bytes() == (again / picture).read_bytes()
+
+
+def test_thirds_of_the_command(run, tmp_path):
+    writer = Writer(tmp_path / "ksdd")
+    for part in range(2):
+        writer.image(f"kos01/Part{part}.jpg")
+        writer.mask(f"kos01/Part{part}_label.bmp", empty=part == 0)
+    code, out, _ = run("data", writer.root, "--benchmark", "ksdd")
+    assert code == 0
+    assert "--write-thirds" in out
+    code, out, _ = run("data", writer.root, "--write-thirds", tmp_path / "thirds")
+    assert code == 0
+    assert "also there: train" in out

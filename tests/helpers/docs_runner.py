@@ -1,0 +1,137 @@
+"""Reads the code blocks of a Markdown page and runs them: Python in one namespace, commands one by one."""
+
+import contextlib
+import importlib
+import io
+import json
+import re
+import shlex
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from typer.testing import CliRunner
+
+from helpers.tiny import ROOT
+from vip2clip_hf.cli import app
+
+
+# Modules of the repository that are started with `python -m`.
+MODULES = ("benchmarks", "training.build_tiny")
+SHELL = ("bash", "sh", "console")
+# Languages that are shown only.
+SHOWN = ("bibtex",)
+_FENCE = re.compile(r"^( *)(```+|~~~+) *([\w+-]*)[^\n]*\n(.*?)^\1\2 *$", re.DOTALL | re.MULTILINE)
+_NUMBER = re.compile(r"-?\d[\d,]*\.?\d*(?:e[+-]?\d+)?")
+
+
+@dataclass
+class Block:
+    """A fenced block: language, text, line of its first line, and the output shown right after it."""
+
+    language: str
+    text: str
+    line: int
+    output: str | None = None
+
+
+def read_blocks(page: Path) -> list[Block]:
+    """The blocks of a page. One without a language is output where nothing but blank lines stands between it and a
+    block that is run; elsewhere it is text (a folder tree, a drawing)."""
+    text, blocks, end = page.read_text(encoding="utf-8"), [], None
+    for found in _FENCE.finditer(text):
+        language, content = found[3], textwrap.dedent(found[4])
+        if language:
+            blocks.append(Block(language, content, text.count("\n", 0, found.start()) + 2))
+            end = found.end()
+        elif end is not None and not text[end : found.start()].strip() and blocks[-1].language not in SHOWN:
+            blocks[-1].output = content
+            end = None
+    return blocks
+
+
+def read_commands(block: Block) -> list[str]:
+    """Command lines: continued ones joined, comments and prompts removed."""
+    lines = re.sub(r"\\\n\s*", " ", block.text).splitlines()
+    commands = [" ".join(shlex.split(line.removeprefix("$ "), comments=True)) for line in lines]
+    return [command for command in commands if command]
+
+
+def same_output(shown: str, real: str):
+    """Words are the same; numbers are to 0.01, or to 1 % where they are larger. A line `...` stands for any."""
+    expected, found = (text.strip().splitlines() for text in (shown, real))
+    if "..." in expected:
+        cut = expected.index("...")
+        rest = len(expected) - cut - 1
+        found = [*found[:cut], "...", *found[len(found) - rest :]]
+    assert [_NUMBER.sub("#", line).split() for line in expected] == [_NUMBER.sub("#", line).split() for line in found]
+    for line, other in zip(expected, found):
+        for one, two in zip(_NUMBER.findall(line), _NUMBER.findall(other)):
+            one, two = (float(number.replace(",", "")) for number in (one, two))
+            assert abs(one - two) <= max(0.01, 0.01 * abs(one)), f"the page says {line!r}, found {other!r}"
+
+
+def run_python(block: Block, page: str, namespace: dict) -> str:
+    source = "\n" * (block.line - 1) + block.text
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        exec(compile(source, page, "exec"), namespace)
+    return out.getvalue()
+
+
+def parse_data(block: Block):
+    return json.loads(block.text) if block.language == "json" else yaml.safe_load(block.text)
+
+
+def _script(words: list[str]) -> tuple[str, list[str]] | None:
+    """Name and arguments of a script of `training/` or a module of the repository, started by Python, accelerate or
+    torchrun."""
+    if words[:2] == ["python", "-m"] and words[2] in MODULES:
+        return words[2], words[3:]
+    for place, word in enumerate(words):
+        if word.endswith(".py") and words[0] in ("python", "torchrun", "accelerate"):
+            assert (ROOT / word).is_file(), f"{word} does not exist"
+            if "--config_file" in words[:place]:
+                config = ROOT / words[words.index("--config_file") + 1]
+                assert "compute_environment" in yaml.safe_load(config.read_text())
+            return Path(word).stem, words[place + 1 :]
+    return None
+
+
+def help_text(words: list[str]) -> str:
+    """What `--help` says, for the options of a command that is not run."""
+    script = _script(words)
+    if script is not None and script[0] in MODULES:
+        parser = importlib.import_module(f"{script[0]}.__main__").make_parser()
+        with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):
+            parser.parse_args([script[1][0], "--help"])
+        return out.getvalue()
+    command = script[0] if script is not None else words[1] if words[0] == "vip2clip" else None
+    if command is None:
+        raise AssertionError(f"{' '.join(words)}: no command whose options are known")
+    option = "--help-all" if command == "train" else "--help"
+    return CliRunner().invoke(app, [command, option], env={"COLUMNS": "200"}, terminal_width=200).output
+
+
+def check_options(command: str):
+    """Every option of a command is one that its `--help` knows."""
+    words = command.split()
+    script = _script(words)
+    given = words[2:] if script is None else script[1]
+    known = set(re.findall(r"--[\w-]+", help_text(words).replace("_", "-")))
+    for option in given:
+        if option.startswith("--"):
+            name = option.partition("=")[0].replace("_", "-")
+            assert name in known, f"{command}: unknown option {option}"
+
+
+def run_command(command: str) -> str:
+    """Run a command in this process: starting Python and torch anew takes longer than most of them."""
+    command = re.sub(r"^accelerate launch .*--module vip2clip_hf ", "vip2clip ", command)
+    words = shlex.split(command)
+    script = _script(words)
+    if words[0] == "vip2clip" or (script is not None and script[0] in ("evaluate", "train")):
+        result = CliRunner().invoke(app, words[1:] if script is None else [script[0], *script[1]])
+        assert result.exit_code == 0, f"{command}: exit code {result.exit_code}\n{result.output}\n{result.exception!r}"
+        return result.stdout
+    raise AssertionError(f"{command}: cannot be run by this test; say in NOT_RUN why")

@@ -1,0 +1,387 @@
+"""Documentation that is true: every block of code in it is run, every link leads somewhere, the site builds."""
+
+import importlib
+import importlib.util
+import inspect
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import datasets
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import CLIPConfig, CLIPModel
+
+import vip2clip_hf
+from helpers import benchmark_trees as trees, docs_runner as runner
+from helpers.tiny import EXAMPLES, FIXTURES, tiny_clip_config
+from vip2clip_hf import ViP2ClipForAnomalyDetection
+from vip2clip_hf.checkpoints.bundled import bundled_checkpoint
+from vip2clip_hf.data.synthetic.dataset import generate_image, write_dataset
+
+
+ROOT = runner.ROOT
+PAGES = {
+    str(path.relative_to(ROOT)): path
+    for path in (ROOT / "README.md", ROOT / "training" / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+}
+SLOW = (
+    "docs/bulk.md", "docs/calibration.md", "docs/deployment.md", "docs/export.md", "docs/performance.md",
+    "docs/training.md", "training/README.md",
+)  # fmt: skip
+# Beyond what every environment of this project has.
+NEEDS = {"docs/export.md": ("onnx", "onnxscript", "onnxruntime")}
+
+# What is not run, and why. The options of commands are compared with --help all the same.
+NOT_RUN = {
+    r"pip install .*": "installs into the environment",
+    r"vip2clip app.*": "serves until it is stopped; run in a browser by test_app_browser.py",
+    r"make (demo|test|test-all|docs).*": "makes an environment, or runs this test; its steps have tests of their own",
+    r"python -m benchmarks .*": "measures for minutes",
+    r"python -m training\.build_tiny .*": "half an hour and real data; run in small by test_build_tiny.py",
+    r"(cp -r|hf) .*": "writes to the Hub; the Space is built by test_app.py",
+    r".*--push_to_hub .*": "publishes; run against a stand-in for the Hub by test_train.py",
+}
+# Words of the pages, and what stands for them here.
+WORDS = {"SEED": "1", "VARIANT": "release"}
+# What is added to a command so that it is done in seconds on a processor; the last wins.
+SMALL = {
+    r".*training/train\.py .*": "--num_train_epochs 1 --use_cpu true --disable_tqdm true --dataloader_num_workers 0",
+    r".*train_mvtec\.json.*": "--image_size 70 --top_k 5",
+    r"vip2clip evaluate .*|.*training/evaluate\.py .*": "--sheets 1",
+}
+# The same for Python: (page, text, what stands for it here).
+SMALL_PYTHON = [
+    ("docs/training.md", 'output_dir="outputs"', 'output_dir="outputs", num_train_epochs=1, use_cpu=True'),
+]
+
+
+# Files and folders that the pages refer to, made when a page names them.
+
+
+def _photos(folder: Path):
+    """Normal and anomalous ones with masks, 3 and 3."""
+    for kind, defect in (("normal", None), ("anomalous", "scratch")):
+        for number in range(3):
+            picture, mask = generate_image("weave", defect, 96, seed=number)
+            for part, image in ((kind, picture), ("masks", mask)):
+                if image is not None and (part != "masks" or defect):
+                    (folder / part).mkdir(parents=True, exist_ok=True)
+                    image.save(folder / part / f"{kind}_{number}.png")
+
+
+def _data_set(seed: int, category: str = "waves") -> Callable[[Path], None]:
+    return lambda root: write_dataset(root, (category,), num_normal=3, num_anomalous=1, size=64, seed=seed)
+
+
+def _clip(folder: Path, layers: int, patch: int, side: int, joint: int = 16, text: int = 16):
+    """A CLIP with as many blocks and patches as the one of that name, and hardly any width."""
+    config = tiny_clip_config()
+    vision = {**config.vision_config.to_dict(), "hidden_size": 16, "intermediate_size": 32}
+    vision.update(num_hidden_layers=layers, patch_size=patch, image_size=side)
+    text_config = {**config.text_config.to_dict(), "hidden_size": text, "intermediate_size": 2 * text}
+    clip = CLIPModel(CLIPConfig(projection_dim=joint, text_config=text_config, vision_config=vision))
+    recorded = load_file(FIXTURES / "oracle_release" / "clip.safetensors")
+    if recorded["token_rows"].shape[1] == text:  # the conversion compares the state words
+        with torch.no_grad():
+            table = clip.text_model.embeddings.token_embedding.weight
+            table[recorded["token_ids"]] = recorded["token_rows"].float()
+    clip.save_pretrained(folder)
+
+
+def _backbone(folder: Path):
+    ViP2ClipForAnomalyDetection.from_pretrained(bundled_checkpoint()).clip.save_pretrained(folder)
+
+
+def _flat(folder: Path, count: int = 2):
+    folder.mkdir()
+    for number in range(count):
+        generate_image("weave", None, 96, seed=number)[0].save(folder / f"{number}.png")
+
+
+def _normal(folder: Path):
+    _flat(folder, 12)
+
+
+def _table(path: Path):
+    _photos(path.with_suffix(""))
+    images = sorted(path.with_suffix("").glob("[na]*/*.png"))
+    rows = [f"{image.relative_to(path.parent)},{'fein' if 'normal' in image.name else 'riss'}" for image in images]
+    path.write_text("\n".join(["bild,befund", *rows]))
+
+
+def _photo(path: Path):
+    Image.open(EXAMPLES / "hazelnut_damaged_1.jpg").save(path)
+
+
+PREPARED: dict[str, Callable[[Path], object]] = {
+    "training": lambda folder: shutil.copytree(ROOT / "training", folder),
+    "src/vip2clip_hf/examples": lambda folder: shutil.copytree(EXAMPLES, folder),
+    "photo.jpg": _photo,
+    "photos": _photos,
+    "normal_photos": _normal,
+    "parts.csv": _table,
+    "parts": _photos,
+    "other_parts": _photos,
+    "CHECKPOINT": lambda folder: shutil.copytree(bundled_checkpoint(), folder),
+    "A": _data_set(0),
+    "B": _data_set(1),
+    "C": _data_set(2),
+    "hazelnut_toy": _data_set(3),
+    "cookies": _data_set(4),
+    "magnetic_tile": _data_set(5),
+    "CLIP": lambda folder: _clip(folder, layers=12, patch=16, side=224),
+    # Sizes that the recorded checkpoint of the authors' code fits.
+    "openai/clip-vit-large-patch14-336": lambda folder: _clip(folder, 24, 14, 336, joint=64, text=96),
+    "epoch_10.pth": lambda path: shutil.copy(FIXTURES / "oracle_release" / "release_checkpoint.pth", path),
+    "path/to/clip": _backbone,
+    "data/MVTec": trees.mvtec_official,  # in the recipes
+    "data/VisA": trees.visa_official,
+    "MVTec": trees.mvtec_official,
+    "VisA": trees.visa_official,
+    "MPDD": trees.mpdd_official,
+    "BTAD": trees.btad_official,
+    "KolektorSDD": trees.ksdd_official,
+    "DAGM": trees.dagm_official,
+    "DTD-Synthetic": trees.dtd_official,
+    "HeadCT": trees.headct_official,
+    "BrainMRI": trees.brainmri_official,
+    "Br35H": trees.br35h_official,
+    "ISIC": trees.isic_official,
+    "CVC-ColonDB": trees.colondb_official,
+    "CVC-ClinicDB": trees.clinicdb_official,
+    "EndoTect": trees.endo_official,
+    "Kvasir-SEG": trees.kvasir_official,
+}
+# Where a page means something else by a name.
+OWN: dict[tuple[str, str], Callable[[Path], object]] = {("docs/quickstart.md", "photos"): _flat}
+# Made where a page has this text, without naming them.
+IMPLIED = {"train_mvtec.json": ("data/MVTec", "data/VisA", "openai/clip-vit-large-patch14-336")}
+
+
+def prepare(page: str, code: str, folder: Path):
+    wanted = {name for name in PREPARED if re.search(rf"(?<![\w/-]){re.escape(name)}(?![\w-])", code)}
+    wanted |= {name for text, names in IMPLIED.items() if text in code for name in names}
+    for name in (name for name in PREPARED if name in wanted):
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        OWN.get((page, name), PREPARED[name])(target)
+
+
+def _hub_data_set(path: str, split: str, **kwargs) -> datasets.Dataset:
+    assert (path, split) == ("org/parts", "test")
+    rows = {"image": [generate_image("weave", None, 64)[0]] * 2, "label": ["good", "bad"], "product": ["a", "b"]}
+    return datasets.Dataset.from_dict(rows)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in PAGES]
+)
+def test_code_runs(name, tmp_path, monkeypatch):
+    blocks = runner.read_blocks(PAGES[name])
+    for package in NEEDS.get(name, ()):
+        pytest.importorskip(package)
+    code = "\n".join(block.text for block in blocks)
+    prepare(name, code, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets, "load_dataset", _hub_data_set)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)  # a page changes it
+    if "torch.compile(" in code and not any(map(shutil.which, ("g++", "clang++", "cl"))):
+        pytest.skip("torch.compile needs a C++ compiler")
+    namespace = {"__name__": "__main__"}
+    for block in blocks:
+        where = f"{name}, line {block.line}"
+        if block.language == "python":
+            text = block.text
+            for page, shown, real in SMALL_PYTHON:
+                text = text.replace(shown, real) if page == name else text
+            out = runner.run_python(runner.Block("python", text, block.line), name, namespace)
+        elif block.language in runner.SHELL:
+            out = "".join(run(command) for command in runner.read_commands(block))
+        elif block.language in ("json", "yaml"):
+            runner.parse_data(block)
+            continue
+        else:
+            assert block.language in runner.SHOWN, f"{where}: nothing is known about blocks of {block.language!r}"
+            continue
+        if block.output is not None:
+            try:
+                runner.same_output(block.output, out)
+            except AssertionError as error:
+                raise AssertionError(f"{where}: the output shown is not that of the block.\n{out}\n{error}") from error
+
+
+def run(command: str) -> str:
+    if any(re.fullmatch(pattern, command) for pattern in NOT_RUN):
+        if "..." not in command and command.split()[0] in ("make", "pip"):
+            check_target(command)
+        elif command.split()[0] not in ("cp", "hf"):
+            runner.check_options(command)
+        return ""
+    # A command in general, "training/train.py ...", is run as the page's first.
+    command = command.replace("training/train.py ...", "training/train.py training/configs/tiny.json --train_data A")
+    words = [WORDS.get(word, word) for word in command.split()]
+    command = " ".join(words)
+    for pattern, more in SMALL.items():
+        if re.fullmatch(pattern, command):
+            command += f" {more}"
+    return runner.run_command(command)
+
+
+def check_target(command: str):
+    """Targets of the Makefile and extras of the package exist."""
+    words = command.split()
+    if words[0] == "make":
+        assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), command
+    for extra in re.findall(r"\.\[([\w,]+)\]", command):
+        for one in extra.split(","):
+            assert re.search(rf"^{one} = \[", (ROOT / "pyproject.toml").read_text(), re.MULTILINE), command
+
+
+def all_commands() -> list[str]:
+    return [
+        command
+        for page in PAGES.values()
+        for block in runner.read_blocks(page)
+        if block.language in runner.SHELL
+        for command in runner.read_commands(block)
+    ]
+
+
+def test_tables_of_this_test_are_used():
+    """What no page has any more is not excused any more."""
+    commands = all_commands()
+    for pattern in (*NOT_RUN, *SMALL):
+        assert any(re.fullmatch(pattern, command) for command in commands), pattern
+    for page, shown, _ in SMALL_PYTHON:
+        assert shown in PAGES[page].read_text(encoding="utf-8"), shown
+    assert set(SLOW) | set(NEEDS) <= set(PAGES)
+
+
+# Links
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub and mkdocs make them."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_links_lead_somewhere(name):
+    page = PAGES[name]
+    text = re.sub(r"^ *```.*?^ *```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        linked = (page.parent / path).resolve() if path else page
+        assert linked.exists(), f"{name}: {target}"
+        assert not anchor or anchor in anchors(linked), f"{name}: {target}"
+    for path in re.findall(r"`((?:tests|training|docs|src)/[\w./-]+\.\w+)`", text):
+        assert (ROOT / path).exists(), f"{name}: {path}"
+
+
+def test_every_page_is_in_the_index():
+    index = PAGES["docs/index.md"].read_text(encoding="utf-8")
+    for path in (ROOT / "docs").glob("*.md"):
+        assert path.name == "index.md" or f"({path.name})" in index, f"docs/index.md does not name {path.name}"
+
+
+# The site
+
+
+def test_site_builds(tmp_path):
+    """In strict mode: every page is in the navigation, every link and every name of the API page is found."""
+    pytest.importorskip("material", reason="extra `docs` is not installed")
+    pytest.importorskip("mkdocstrings", reason="extra `docs` is not installed")
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")],
+        cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    api = (tmp_path / "site" / "api.html").read_text(encoding="utf-8")
+    for path in api_names():
+        assert f'id="{path}"' in api, path
+    for page in (tmp_path / "site").glob("*.html"):
+        text = page.read_text(encoding="utf-8")
+        loaded = re.findall(r"<(?:script|img|link rel=\"stylesheet\")[^>]*(?:src|href)=\"(https?:[^\"]+)", text)
+        assert not loaded, f"{page.name} needs a network: {loaded}"
+
+
+def api_names() -> list[str]:
+    return re.findall(r"^::: ([\w.]+)$", PAGES["docs/api.md"].read_text(encoding="utf-8"), re.MULTILINE)
+
+
+def test_api_page():
+    """Table and text name the same; what a package exports is on the page; no word of a docstring is lost."""
+    pytest.importorskip("griffe", reason="extra `docs` is not installed")
+    spec = importlib.util.spec_from_file_location("mkdocs_docstrings", ROOT / "docs" / "mkdocs_docstrings.py")
+    docstrings = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(docstrings)
+    text = PAGES["docs/api.md"].read_text(encoding="utf-8")
+    listed = [f"{module}.{name}" for name, module in re.findall(r"^\| `(\w+)` \| `([\w.]+)` \|", text, re.MULTILINE)]
+    assert sorted(listed) == sorted(api_names())
+    for path in listed:
+        module, _, name = path.rpartition(".")
+        described = getattr(importlib.import_module(module), name)
+        for one in (described, *(vars(described).values() if isinstance(described, type) else ())):
+            docstring = inspect.getdoc(one) if callable(one) else None
+            if docstring:
+                words = re.findall(r"\w+", docstrings.to_markdown(docstring, {}))
+                assert words == re.findall(r"\w+", docstring), path
+    names = {path.rpartition(".")[2] for path in listed}
+    exported = {*vip2clip_hf.__all__, *vip2clip_hf.data.__all__} - {
+        "__version__", "BENCHMARKS", "EVALUATE_MODULE", "ViP2ClipPreTrainedModel"
+    }  # fmt: skip
+    assert exported <= names
+
+
+# The test itself
+
+
+@pytest.mark.parametrize(
+    ("shown", "real", "same"),
+    [
+        ("score 0.968 anomalous", "score 0.971 anomalous", True),
+        ("score 0.968 anomalous", "score 0.95 anomalous", False),
+        ("6510 pixels", "6530 pixels", True),
+        ("6510 pixels", "6900 pixels", False),
+        ("a normal", "a anomalous", False),
+        ("one\ntwo", "one", False),
+        ("one\n...\nfour", "one\ntwo\nthree\nfour", True),
+        ("one\n...\nfour", "one\ntwo\nthree", False),
+    ],
+)
+def test_outputs_are_compared(shown, real, same):
+    if same:
+        runner.same_output(shown, real)
+    else:
+        with pytest.raises(AssertionError):
+            runner.same_output(shown, real)
+
+
+def test_unknown_blocks_and_commands_fail(tmp_path, monkeypatch):
+    page = tmp_path / "page.md"
+    listed = "- item\n\n  ```bash\n  # no\n  vip2clip data \\\n    x\n  ```\n"
+    page.write_text(f"```python\nprint(1)\n```\n\n```\n2\n```\n\n{listed}")
+    blocks = runner.read_blocks(page)
+    found = [(block.language, block.line, block.output) for block in blocks]
+    assert found == [("python", 2, "2\n"), ("bash", 12, None)]
+    assert runner.read_commands(blocks[1]) == ["vip2clip data x"]
+    with pytest.raises(AssertionError, match="cannot be run"):
+        run("somecommand --now")
+    with pytest.raises(AssertionError, match="exit code 1"):
+        run("vip2clip data absent")
+    with pytest.raises(AssertionError, match="unknown option --imagess"):
+        run("python -m benchmarks data --imagess 3")
+    with pytest.raises(AssertionError):
+        run("make docs-of-old")

@@ -1,0 +1,122 @@
+"""Thresholds, p-values and regions on plain numbers."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from vip2clip_hf.models.vip2clip import decision_vip2clip as core
+
+
+# Whatever the scores look like: with ties, all alike, heavy tails, two kinds of images, saturated at one.
+DISTRIBUTIONS = {
+    "uniform": lambda rng, n: rng.random(n),
+    "beta near one": lambda rng, n: rng.beta(50, 0.5, n),
+    "heavy tail": lambda rng, n: 1 - 1 / (1 + rng.pareto(0.7, n)),
+    "two kinds": lambda rng, n: np.where(rng.random(n) < 0.9, rng.normal(0.1, 0.01, n), rng.normal(0.9, 0.01, n)),
+    "ties": lambda rng, n: np.round(rng.random(n), 1),
+    "all alike": lambda rng, n: np.full(n, 0.5),
+    "saturated": lambda rng, n: np.minimum(1.0, rng.random(n) * 1.5),
+    "float32": lambda rng, n: rng.random(n).astype(np.float32),
+}
+
+
+@pytest.mark.parametrize(("count", "rate"), [(99, 0.01), (250, 0.01), (30, 0.1), (9, 0.1), (57, 0.05)])
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+def test_the_rate_of_false_alarms_is_kept(name, count, rate):
+    """10,000 draws of calibration images and one new normal image: alarms at most the rate and three standard errors;
+    without ties, and just as many images as the rate needs, also not far below it."""
+    rng, draws = np.random.default_rng(0), 10_000
+    scores = DISTRIBUTIONS[name](rng, draws * (count + 1)).reshape(draws, count + 1)
+    alarms = sum(float(row[0]) > core.conformal_threshold(row[1:], rate) for row in scores)
+    error = math.sqrt(rate * (1 - rate) / draws)
+    assert alarms / draws <= rate + 3 * error
+    if name in ("uniform", "beta near one", "heavy tail") and count in (99, 9):
+        assert alarms / draws >= rate - 3 * error
+
+
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+def test_p_values_are_valid_and_agree_with_the_threshold(name):
+    rng, draws, count = np.random.default_rng(1), 10_000, 60
+    scores = DISTRIBUTIONS[name](rng, draws * (count + 1)).reshape(draws, count + 1)
+    found = np.array([core.p_value(float(row[0]), core.stored_scores(row[1:]), count) for row in scores])
+    for rate in (0.02, 0.1, 0.5):
+        assert (found <= rate).mean() <= rate + 3 * math.sqrt(rate * (1 - rate) / draws)
+        for row, value in zip(scores[:500], found[:500]):
+            assert (value <= rate) == (float(row[0]) > core.conformal_threshold(row[1:], rate))
+
+
+def test_many_scores_are_kept_as_quantiles_rounded_upward():
+    rng = np.random.default_rng(2)
+    for count in (10_000, 10_001, 25_000, 123_457):
+        scores = rng.random(count)
+        stored = core.stored_scores(scores)
+        assert len(stored) == 10_000
+        assert stored[-1] == scores.max()
+        ordered = np.sort(scores)
+        for value in (0.0, 0.3, 0.999, 0.99995, float(scores.max()), 1.0):
+            exact = core.p_value(value, ordered, count)
+            found = core.p_value(value, stored, count)
+            assert exact <= found <= exact + 1.01e-4
+    assert core.stored_scores([0.3, 0.1, 0.2]) == [0.1, 0.2, 0.3]
+
+
+@pytest.mark.parametrize(
+    ("rate", "number"), [(0.01, 99), (0.1, 9), (0.05, 19), (0.5, 1), (0.9, 1), (0.001, 999), (0.3, 3)]
+)
+def test_the_smallest_number_of_images(rate, number):
+    """Exactly, although 0.1 is no binary number."""
+    assert core.min_calibration_images(rate) == number
+    assert core.conformal_threshold(np.linspace(0, 1, number), rate) <= 1
+    if number > 1:
+        with pytest.raises(ValueError, match=f"at least {number} normal images, found {number - 1}"):
+            core.conformal_threshold(np.linspace(0, 1, number - 1), rate)
+
+
+@pytest.mark.parametrize("rate", [0, 1, -0.1, 1.5, float("nan"), True])
+def test_rates_that_are_none(rate):
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        core.conformal_threshold(np.linspace(0, 1, 500), rate)
+
+
+def test_scores_that_are_none():
+    with pytest.raises(ValueError, match="finite"):
+        core.conformal_threshold([0.1, float("nan")] * 100, 0.1)
+
+
+def test_which_score_is_the_threshold():
+    assert core.conformal_threshold(np.arange(1, 100) / 100, 0.01) == 0.99
+    assert core.conformal_threshold(np.arange(1, 200) / 200, 0.01) == 198 / 200
+    assert core.p_value(0.995, [0.5] * 99, 99) == 0.01
+    assert core.p_value(0.5, [0.5] * 99, 99) == 1.0
+
+
+@pytest.mark.parametrize("area", [1, 2, 7, 30, 400])
+def test_region_score_says_when_a_region_shows(area):
+    rng = np.random.default_rng(area)
+    for smooth in (0, 2):
+        anomaly_map = ndimage.gaussian_filter(rng.random((20, 20)), smooth).astype(np.float32)
+        score = core.region_score(anomaly_map, area)
+        for threshold in np.unique(anomaly_map):
+            shown = core.keep_large_regions(anomaly_map > threshold, area).any()
+            assert shown == (score > threshold)
+    assert core.region_score(np.full((5, 5), 0.25), 3) == 0.25
+    with pytest.raises(ValueError, match="1 to 25"):
+        core.region_score(np.zeros((5, 5)), 26)
+
+
+def test_regions():
+    anomaly_map = np.zeros((10, 12), dtype=np.float32)
+    anomaly_map[1:3, 2:5] = 0.6
+    anomaly_map[6, 8] = 0.9
+    anomaly_map[7, 9] = 0.8  # over a corner: the same region
+    regions = core.find_regions(anomaly_map, anomaly_map > 0.5)
+    assert regions == [
+        {"box": [8, 6, 10, 8], "area": 2, "mean_score": pytest.approx(0.85), "peak_score": pytest.approx(0.9)},
+        {"box": [2, 1, 5, 3], "area": 6, "mean_score": pytest.approx(0.6), "peak_score": pytest.approx(0.6)},
+    ]
+    assert json.loads(json.dumps(regions)) == regions
+    assert core.find_regions(anomaly_map, anomaly_map > 1) == []
+    assert core.keep_large_regions(anomaly_map > 0.5, 3).sum() == 6

@@ -1,0 +1,380 @@
+import io
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor
+from transformers.models.auto import image_processing_auto
+
+from helpers.tiny import tiny_config
+from vip2clip_hf import ViP2ClipAnomalyDetectionOutput, ViP2ClipImageProcessor
+from vip2clip_hf.models.vip2clip.image_loading_vip2clip import list_images, load_image
+
+
+MEAN = np.array([0.48145466, 0.4578275, 0.40821073])
+STD = np.array([0.26862954, 0.26130258, 0.27577711])
+
+
+def gray_ramp(dtype, top: int) -> np.ndarray:
+    return np.linspace(0, top, 40 * 60).reshape(40, 60).astype(dtype)
+
+
+# Images
+
+
+def test_pixels_are_bicubic_and_normalised_with_clip_values(image_processor, photo):
+    expected = np.asarray(photo.resize((48, 48), Image.Resampling.BICUBIC)) / 255
+    expected = np.moveaxis((expected - MEAN) / STD, -1, 0)
+    inputs = image_processor(photo, return_tensors="pt")
+    assert inputs["pixel_values"].shape == (1, 3, 48, 48)
+    assert inputs["pixel_values"].dtype == torch.float32
+    np.testing.assert_allclose(inputs["pixel_values"][0].numpy(), expected, rtol=0, atol=1e-5)
+    assert "mask_labels" not in inputs
+
+
+@pytest.mark.parametrize("kind", ["path", "str", "array", "channels first", "tensor", "float", "list", "batch"])
+def test_kinds_of_input(image_processor, photo, tmp_path, kind):
+    photo.save(tmp_path / "photo.png")
+    array = np.asarray(photo)
+    given = {
+        "path": tmp_path / "photo.png",
+        "str": str(tmp_path / "photo.png"),
+        "array": array,
+        "channels first": np.moveaxis(array, -1, 0),
+        "tensor": torch.from_numpy(array.copy()),
+        "float": array.astype(np.float64) / 255,
+        "list": [photo],
+        "batch": array[None],
+    }[kind]
+    expected = image_processor(photo, return_tensors="np")["pixel_values"]
+    assert np.array_equal(image_processor(given, return_tensors="np")["pixel_values"], expected)
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "P", "LA", "RGBA", "CMYK", "YCbCr", "HSV"])
+def test_modes_become_rgb(photo, mode):
+    converted = photo.convert(mode)
+    loaded = load_image(converted)
+    assert loaded.mode == "RGB"
+    assert loaded.size == (60, 40)
+    assert np.array_equal(np.asarray(loaded), np.asarray(converted.convert("RGB")))
+
+
+@pytest.mark.parametrize("extension", ["png", "tif"])
+def test_16_bit_files_are_scaled_not_cut_off(tmp_path, extension):
+    """Pillow's own conversion would turn everything above 255, 99.6 % of the values, white."""
+    path = tmp_path / f"deep.{extension}"
+    Image.fromarray(gray_ramp(np.uint16, 65535)).save(path)
+    levels = np.asarray(load_image(path))[..., 0].ravel()
+    assert (levels[0], levels[-1]) == (0, 255)
+    assert np.abs(levels - np.linspace(0, 255, levels.size)).max() <= 1
+    assert np.array_equal(np.asarray(load_image(gray_ramp(np.uint16, 65535)))[..., 0].ravel(), levels)
+    as_int32 = Image.fromarray(gray_ramp(np.int32, 65535))
+    assert as_int32.mode == "I"
+    assert np.array_equal(np.asarray(load_image(as_int32))[..., 0].ravel(), levels)
+
+
+def test_arrays_of_other_types():
+    expected = np.asarray(load_image(gray_ramp(np.uint8, 255)))
+    assert np.array_equal(np.asarray(load_image(gray_ramp(np.int64, 255))), expected)
+    floats = gray_ramp(np.uint8, 255) / 255
+    assert np.array_equal(np.asarray(load_image(floats)), expected)
+    assert np.array_equal(np.asarray(load_image(Image.fromarray(floats.astype(np.float32)))), expected)
+    assert np.array_equal(np.asarray(load_image(torch.from_numpy(floats)[None])), expected)
+    assert np.abs(np.asarray(load_image(torch.from_numpy(floats).bfloat16())).astype(int) - expected).max() <= 1
+    assert np.asarray(load_image(gray_ramp(np.uint8, 255) > 127)).max() == 255
+    assert np.array_equal(np.asarray(load_image(floats * 1.0000001)), expected)  # rounding
+    deep = gray_ramp(np.uint16, 65535)
+    for same in (deep.astype(">u2"), deep[:, ::-1][:, ::-1], np.asfortranarray(deep)):
+        assert np.array_equal(np.asarray(load_image(same)), np.asarray(load_image(deep)))
+    with_alpha = np.dstack([gray_ramp(np.uint8, 255)] * 3 + [np.zeros((40, 60), np.uint8)])
+    assert np.array_equal(np.asarray(load_image(with_alpha)), expected)
+
+
+def test_undecoded_images_of_datasets(photo, tmp_path, image_processor):
+    photo.save(tmp_path / "photo.png")
+    content = (tmp_path / "photo.png").read_bytes()
+    for given in ({"path": str(tmp_path / "photo.png"), "bytes": None}, {"path": None, "bytes": content}):
+        assert np.array_equal(np.asarray(load_image(given)), np.asarray(photo))
+    mask = Image.fromarray(np.full((40, 60), 255, np.uint8))
+    mask.save(tmp_path / "mask.png")
+    given = {"path": "elsewhere.png", "bytes": (tmp_path / "mask.png").read_bytes()}
+    assert image_processor(photo, segmentation_maps=[given])["mask_labels"][0].all()
+    with pytest.raises(OSError, match="elsewhere"):
+        load_image({"path": "elsewhere.png", "bytes": content[:300]})
+
+
+def test_exif_orientation_is_applied(photo, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees for viewing
+    photo.save(tmp_path / "turned.png", exif=exif)
+    assert load_image(tmp_path / "turned.png").size == (40, 60)
+    assert np.array_equal(np.asarray(load_image(tmp_path / "turned.png")), np.rot90(np.asarray(photo), -1))
+    mask = np.zeros((40, 60), np.uint8)
+    mask[:20] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png", exif=exif)
+    processor = ViP2ClipImageProcessor(size=48)
+    labels = processor(tmp_path / "turned.png", segmentation_maps=tmp_path / "mask.png")["mask_labels"][0]
+    assert labels[:, 24:].all()
+    assert not labels[:, :24].any()
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (np.zeros((0, 5, 3), np.uint8), r"at least one pixel.*\(0, 5, 3\)"),
+        (Image.new("RGB", (0, 7)), "0 x 7 pixels"),
+        (np.full((4, 4), np.nan), "NaN or infinity"),
+        (np.full((4, 4), np.inf), "NaN or infinity"),
+        (np.full((4, 4, 3), 200.0), r"floats in \[0, 1\].*200.*uint8"),
+        (np.full((4, 4), -0.5), r"floats in \[0, 1\]"),
+        (np.full((4, 4), 300), "8-bit values.*uint16"),
+        (np.full((4, 4), -1), "8-bit values"),
+        (np.zeros((5, 5, 7), np.uint8), r"expected an array.*\(5, 5, 7\)"),
+        (np.zeros(5, np.uint8), r"expected an array.*\(5,\)"),
+        (np.zeros((4, 4), complex), "expected numbers"),
+        (Image.fromarray(np.full((4, 4), 70000, np.int32)), "16 bits"),
+        (None, "found NoneType"),
+        (17, "found int"),
+    ],
+)
+def test_bad_images(image_processor, image, message):
+    with pytest.raises(ValueError, match=f"(?i){message}"):
+        image_processor(image)
+
+
+def test_bad_files(image_processor, photo, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"absent\.png.*check the path"):
+        image_processor(tmp_path / "absent.png")
+    (tmp_path / "notes.png").write_text("nothing to see")
+    with pytest.raises(OSError, match=r"notes\.png.*no image that can be read"):
+        image_processor(tmp_path / "notes.png")
+    for extension in ("png", "jpg"):
+        photo.resize((600, 400)).save(tmp_path / f"whole.{extension}")
+        content = (tmp_path / f"whole.{extension}").read_bytes()
+        (tmp_path / f"half.{extension}").write_bytes(content[: len(content) // 2])
+        with pytest.raises(OSError, match=rf"half\.{extension}.*truncated or damaged"):
+            image_processor(tmp_path / f"half.{extension}")
+    with pytest.raises(OSError, match="truncated or damaged"):  # opened by the caller, still not decoded
+        image_processor(Image.open(tmp_path / "half.jpg"))
+    with pytest.raises(OSError, match="is a folder; expected an image file"):
+        image_processor(tmp_path)
+    with pytest.raises(ValueError, match="empty list"):
+        image_processor([])
+
+
+def test_too_many_pixels(image_processor, photo, tmp_path, monkeypatch):
+    photo.save(tmp_path / "photo.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(OSError, match=r"too large.*MAX_IMAGE_PIXELS"):
+        image_processor(tmp_path / "photo.png")
+
+
+@pytest.fixture
+def server(photo):
+    """Serves one photo on loopback, at /photo.png."""
+    content = io.BytesIO()
+    photo.save(content, "png")
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            found = self.path == "/photo.png"
+            self.send_response(200 if found else 404)
+            self.end_headers()
+            self.wfile.write(content.getvalue() if found else b"")
+
+        def log_message(self, *args):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_urls(server, photo):
+    assert np.array_equal(np.asarray(load_image(f"{server}/photo.png", timeout=10)), np.asarray(photo))
+    with pytest.raises(OSError, match=r"absent\.png.*could not be fetched .*404.*check address and connection"):
+        load_image(f"{server}/absent.png", timeout=10)
+    with pytest.raises(OSError, match="could not be fetched"):
+        load_image("HTTP://127.0.0.1:9/photo.png", timeout=10)
+
+
+def test_list_images(tmp_path, photo):
+    for name in ("b.PNG", "a.jpg", "notes.txt", "._a.jpg"):
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "folder.png").mkdir()
+    assert list_images(tmp_path) == [str(tmp_path / "a.jpg"), str(tmp_path / "b.PNG")]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="has no image files"):
+        list_images(tmp_path / "empty")
+
+
+# Masks
+
+
+def test_masks_are_resized_like_the_release(image_processor, photo):
+    """Anomalous pixels to 255, bilinear with Pillow, then more than one half."""
+    mask = np.zeros((40, 60), np.uint8)
+    mask[7:21, 11:40] = 3
+    expected = Image.fromarray((mask > 0).astype(np.uint8) * 255).resize((48, 48), Image.Resampling.BILINEAR)
+    expected = (np.asarray(expected) / 255 > 0.5).astype(np.uint8)
+    given = [mask, Image.fromarray(mask), torch.from_numpy(mask), mask[..., None], mask > 0, mask / 255]
+    for one in given:
+        labels = image_processor(photo, segmentation_maps=one, return_tensors="pt")["mask_labels"]
+        assert labels.dtype == torch.uint8
+        assert np.array_equal(labels[0].numpy(), expected)
+    assert 0.15 < expected.mean() < 0.2
+
+
+@pytest.mark.parametrize("mode", ["1", "P", "RGB", "RGBA", "I;16"])
+def test_modes_of_masks(image_processor, photo, tmp_path, mode):
+    mask = np.zeros((40, 60), np.uint8)
+    mask[10:30, 20:40] = 255
+    expected = image_processor(photo, segmentation_maps=mask)["mask_labels"][0]
+    if mode == "I;16":
+        Image.fromarray(mask.astype(np.uint16)).save(tmp_path / "mask.png")
+    else:
+        Image.fromarray(mask).convert(mode).save(tmp_path / "mask.png")
+    actual = image_processor(photo, segmentation_maps=tmp_path / "mask.png")["mask_labels"][0]
+    assert np.array_equal(actual, expected)
+
+
+def test_mask_threshold(photo):
+    """Lossy masks have faint values around the defect."""
+    mask = np.full((40, 60), 9, np.uint8)
+    mask[10:30, 20:40] = 250
+    processor = ViP2ClipImageProcessor(size=48)
+    assert processor(photo, segmentation_maps=mask)["mask_labels"][0].all()
+    marked = processor(photo, segmentation_maps=mask, mask_threshold=127)["mask_labels"][0]
+    assert 0.1 < marked.mean() < 0.3
+    assert np.array_equal(
+        ViP2ClipImageProcessor(size=48, mask_threshold=127)(photo, segmentation_maps=mask)["mask_labels"][0], marked
+    )
+
+
+def test_missing_masks_and_batches(image_processor, photo):
+    mask = np.ones((40, 60), bool)
+    labels = image_processor([photo, photo], segmentation_maps=[None, mask], return_tensors="pt")["mask_labels"]
+    assert labels.shape == (2, 48, 48)
+    assert labels[0].sum() == 0
+    assert labels[1].all()
+    for stacked in (np.stack([~mask, mask]), torch.from_numpy(np.stack([~mask, mask])).bfloat16()):
+        labels = image_processor([photo, photo], segmentation_maps=stacked, return_tensors="pt")["mask_labels"]
+        assert labels.float().mean(dim=(1, 2)).tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (np.zeros((60, 40)), r"position 0 has 60 x 40 pixels .* 40 x 60"),
+        (np.zeros((40, 60, 3)), "mask of shape"),
+        (np.full((40, 60), np.nan), "finite mask values"),
+        ([np.zeros((40, 60))] * 2, "one segmentation map per image, found 2 for 1"),
+    ],
+)
+def test_bad_masks(image_processor, photo, mask, message):
+    with pytest.raises(ValueError, match=message):
+        image_processor(photo, segmentation_maps=mask)
+
+
+# Saving and loading
+
+
+def test_round_trip(tmp_path, photo):
+    processor = ViP2ClipImageProcessor(size=32, mask_threshold=127, image_mean=[0.1, 0.2, 0.3])
+    processor.save_pretrained(tmp_path)
+    loaded = ViP2ClipImageProcessor.from_pretrained(tmp_path)
+    assert loaded.to_dict() == processor.to_dict()
+    assert np.array_equal(loaded(photo)["pixel_values"], processor(photo)["pixel_values"])
+    assert ViP2ClipImageProcessor.from_pretrained(tmp_path, size=24)(photo)["pixel_values"][0].shape == (3, 24, 24)
+
+
+@pytest.mark.parametrize("torchvision", [True, False])
+def test_auto_class_with_and_without_torchvision(tmp_path, monkeypatch, caplog, torchvision):
+    tiny_config().save_pretrained(tmp_path)
+    ViP2ClipImageProcessor(size=48).save_pretrained(tmp_path)
+    monkeypatch.setattr(image_processing_auto, "is_torchvision_available", lambda: torchvision)
+    loaded = AutoImageProcessor.from_pretrained(tmp_path)
+    assert type(loaded) is ViP2ClipImageProcessor
+    assert caplog.text == ""
+
+
+def test_size_must_be_a_square_given_as_height_and_width(photo):
+    with pytest.raises(ValueError, match="expected height and width"):
+        ViP2ClipImageProcessor(size={"shortest_edge": 48})(photo)
+
+
+@pytest.mark.parametrize(
+    "option", [{"do_center_crop": True, "crop_size": 24}, {"input_data_format": "channels_first"}]
+)
+def test_steps_there_are_not_are_refused(image_processor, photo, option):
+    with pytest.raises(ValueError, match=f"{next(iter(option))} is .* leave it out"):
+        image_processor(photo, **option)
+
+
+# Results
+
+
+@pytest.fixture
+def outputs():
+    maps = torch.zeros(2, 48, 48)
+    maps[1, :24] = 0.8
+    return ViP2ClipAnomalyDetectionOutput(scores=torch.tensor([0.5, 0.75]), anomaly_maps=maps)
+
+
+def test_post_processing(image_processor, outputs):
+    normal, anomalous = image_processor.post_process_anomaly_detection(outputs, target_sizes=[(40, 60), (96, 10)])
+    assert (normal["score"], normal["label"]) == (0.5, "normal")  # not greater than the threshold
+    assert (anomalous["score"], anomalous["label"]) == (0.75, "anomalous")
+    assert normal["anomaly_map"].shape == normal["mask"].shape == (40, 60)
+    assert anomalous["anomaly_map"].shape == (96, 10)
+    assert anomalous["anomaly_map"].dtype == torch.float32
+    assert anomalous["mask"].dtype == torch.bool
+    assert not normal["mask"].any()
+    assert anomalous["mask"][:47].all()
+    assert not anomalous["mask"][49:].any()
+
+
+def test_post_processing_without_sizes_and_with_thresholds(image_processor, outputs):
+    results = image_processor.post_process_anomaly_detection(outputs, threshold=0.8)
+    assert [r["label"] for r in results] == ["normal", "normal"]
+    assert results[1]["anomaly_map"].shape == (48, 48)
+    assert not results[1]["mask"].any()  # 0.8 is not greater than 0.8
+    results = image_processor.post_process_anomaly_detection(outputs, threshold=(0.4, 0.9))
+    assert [r["label"] for r in results] == ["anomalous", "anomalous"]
+    assert not results[1]["mask"].any()
+    sizes = torch.tensor([[10, 20], [30, 40]])
+    results = image_processor.post_process_anomaly_detection(outputs, target_sizes=sizes)
+    assert results[1]["mask"].shape == (30, 40)
+
+
+def test_bad_post_processing(image_processor, outputs):
+    post_process = image_processor.post_process_anomaly_detection
+    with pytest.raises(ValueError, match=r"threshold is 1.5; expected one number in \[0, 1\] or a pair"):
+        post_process(outputs, threshold=1.5)
+    with pytest.raises(ValueError, match="threshold"):
+        post_process(outputs, threshold=(0.5, float("nan")))
+    with pytest.raises(ValueError, match="one target size per image, found 1 for 2"):
+        post_process(outputs, target_sizes=[(4, 4)])
+    for wrong in ("high", (0.1, 0.2, 0.3), [0.5]):
+        with pytest.raises(ValueError, match="threshold is"):
+            post_process(outputs, threshold=wrong)
+    outputs.scores[1] = float("nan")
+    with pytest.raises(ValueError, match=r"position 1 is not finite.*bfloat16 or float32"):
+        post_process(outputs)
+    outputs.scores[1], outputs.anomaly_maps[0, 3, 3] = 0.5, float("inf")
+    with pytest.raises(ValueError, match=r"position 0 is not finite"):
+        post_process(outputs)
+
+
+def test_results_are_independent_of_the_outputs(image_processor, outputs):
+    outputs.anomaly_maps.requires_grad_()
+    result = image_processor.post_process_anomaly_detection(outputs)[0]
+    result["anomaly_map"].fill_(1)
+    assert result["anomaly_map"].numpy().max() == 1
+    assert outputs.anomaly_maps[0].max() == 0

@@ -1,0 +1,139 @@
+"""Large and elongated photos in tiles."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vip2clip_hf import AnomalyDetectionPipeline
+from vip2clip_hf.models.vip2clip.tiling_vip2clip import TileBlender, tile_boxes
+
+
+@pytest.fixture
+def detector(model, image_processor):
+    return AnomalyDetectionPipeline(model=model, image_processor=image_processor, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "size", "overlap"),
+    [(200, 5000, 518, 0.25), (5000, 200, 100, 0.5), (4000, 6000, 1000, 0.25), (101, 33, 40, 0.0), (50, 51, 50, 0.9)],
+)
+def test_tiles_cover_the_image(height, width, size, overlap):
+    boxes = tile_boxes(height, width, size, overlap)
+    side = min(size, height, width)
+    covered = np.zeros((height, width), dtype=bool)
+    for left, top, right, bottom in boxes:
+        assert (right - left, bottom - top) == (side, side)
+        assert left >= 0
+        assert top >= 0
+        assert right <= width
+        assert bottom <= height
+        covered[top:bottom, left:right] = True
+    assert covered.all()
+    lefts = sorted({box[0] for box in boxes})
+    steps = np.diff(lefts)
+    assert (steps <= max(1, side * (1 - overlap)) + 1).all()  # rounding
+    assert len(set(boxes)) == len(boxes)
+
+
+def test_an_image_no_larger_than_a_tile_is_seen_whole():
+    assert tile_boxes(100, 80, 100) == []
+    assert tile_boxes(100, 80, 5000) == []
+    assert len(tile_boxes(101, 80, 100)) > 1
+
+
+@pytest.mark.parametrize("size", [0, 15, -1, 2.5, True])
+def test_sizes_that_are_none(size):
+    with pytest.raises(ValueError, match="tile_size"):
+        tile_boxes(100, 100, size)
+
+
+@pytest.mark.parametrize("overlap", [-0.1, 0.95, float("nan"), True])
+def test_overlaps_that_are_none(overlap):
+    with pytest.raises(ValueError, match="tile_overlap"):
+        tile_boxes(100, 100, 50, overlap)
+
+
+def test_blending_keeps_what_all_tiles_agree_on():
+    """A plane comes back as it was, away from the rounding of resized maps; one value everywhere exactly."""
+    height, width = 90, 230
+    boxes = tile_boxes(height, width, 64, 0.3)
+    blender = TileBlender(height, width, boxes)
+    for box in boxes:
+        blender.add(box, torch.full((16, 16), 0.3))
+    torch.testing.assert_close(blender.result(), torch.full((height, width), 0.3))
+    plane = torch.arange(width) / width * torch.ones(height, 1)
+    blender = TileBlender(height, width, boxes)
+    for left, top, right, bottom in boxes:
+        blender.add((left, top, right, bottom), plane[top:bottom, left:right])
+    torch.testing.assert_close(blender.result(), plane, rtol=0, atol=1e-5)
+
+
+def test_tiles_in_the_pipeline(detector, photo):
+    """Against every tile by itself."""
+    large = photo.resize((150, 60))
+    result = detector(large, tile_size=60, tile_overlap=0.5)
+    boxes = tile_boxes(60, 150, 60, 0.5)
+    alone = [detector(large.crop(box)) for box in boxes]
+    assert result["score"] == pytest.approx(max(one["score"] for one in alone), abs=1e-6)
+    assert result["anomaly_map"].shape == result["mask"].shape == (60, 150)
+    blender = TileBlender(60, 150, boxes)
+    for box, one in zip(boxes, alone):
+        blender.add(box, torch.from_numpy(one["anomaly_map"]))
+    np.testing.assert_allclose(result["anomaly_map"], blender.result().numpy(), atol=1e-5)
+    assert result["anomaly_map"].max() <= 1
+    heatmap = detector(large, tile_size=60, heatmap=True, regions=True)
+    assert heatmap["heatmap"].size == (150, 60)
+    assert isinstance(heatmap["regions"], list)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 4])
+def test_tiled_and_whole_photos_in_one_batch(detector, photo, batch_size):
+    photos = [photo, photo.resize((150, 60)), photo.resize((30, 30)), photo.resize((60, 200))]
+    expected = [detector(one, tile_size=60) for one in photos]
+    found = list(detector(photos, tile_size=60, batch_size=batch_size))
+    for one, two in zip(found, expected):
+        assert one["score"] == pytest.approx(two["score"], abs=1e-5)
+        np.testing.assert_allclose(one["anomaly_map"], two["anomaly_map"], atol=1e-5)
+
+
+def test_bad_requests(detector, photo):
+    with pytest.raises(ValueError, match="tile_size is 5"):
+        detector(photo, tile_size=5)
+    with pytest.raises(ValueError, match="tile_overlap is 1"):
+        detector(photo, tile_size=50, tile_overlap=1)
+
+
+def test_line_scan(detector):
+    scan = Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 5000, 3), dtype=np.uint8))
+    result = detector(scan, tile_size=518)
+    assert result["anomaly_map"].shape == (200, 5000)
+
+
+PROGRAM = """
+import resource
+import numpy as np
+from PIL import Image
+from vip2clip_hf import AnomalyDetectionPipeline
+from vip2clip_hf.checkpoints.bundled import bundled_checkpoint
+
+detector = AnomalyDetectionPipeline.from_pretrained(bundled_checkpoint(), device="cpu")
+detector(Image.new("RGB", (300, 300)), tile_size=224)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+photo = Image.linear_gradient("L").resize((6000, 4000)).convert("RGB")
+result = detector(photo, tile_size=1000)
+assert result["anomaly_map"].shape == (4000, 6000)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is counted in kilobytes on Linux only")
+def test_memory_of_a_large_photo():
+    """24 megapixels: a photo of 72 MB, a map of 96 MB, a mask of 24 MB. A few of each, not one for every tile."""
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout.split()[-1]) / 1024 < 900

@@ -1,0 +1,282 @@
+import json
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from helpers.tiny import TINY
+from vip2clip_hf import ViP2ClipForAnomalyDetection, ViP2ClipImageProcessor
+from vip2clip_hf.data import ViP2ClipCollator, load_folder
+from vip2clip_hf.data.synthetic.dataset import write_dataset
+from vip2clip_hf.training import feature_cache
+from vip2clip_hf.training.augmentation import Augmentation
+from vip2clip_hf.training.feature_cache import CachedRows, FeatureCache
+from vip2clip_hf.training.rows import TrainingRows
+
+
+@pytest.fixture
+def root(tmp_path):
+    return write_dataset(tmp_path / "set", ("stripes", "weave"), num_normal=3, num_anomalous=1, size=48)
+
+
+@pytest.fixture
+def dataset(root):
+    return load_folder(root)
+
+
+@pytest.fixture
+def model(clip):
+    return ViP2ClipForAnomalyDetection.from_clip(clip, **TINY).eval()
+
+
+@pytest.fixture
+def build(model, image_processor, dataset, tmp_path):
+    def build(**options):
+        options = {"folder": tmp_path / "cache", "dtype": "float32", "batch_size": 4, **options}
+        arguments = [options.pop(name, default) for name, default in (
+            ("model", model), ("image_processor", image_processor), ("dataset", dataset)
+        )]  # fmt: skip
+        return FeatureCache.build(*arguments, options.pop("folder"), **options)
+
+    return build
+
+
+def _processor() -> ViP2ClipImageProcessor:
+    return ViP2ClipImageProcessor(size=TINY["image_size"])
+
+
+def count_forwards(model, monkeypatch) -> list[int]:
+    seen, original = [], model.get_vision_features
+
+    def counting(pixel_values):
+        seen.append(len(pixel_values))
+        return original(pixel_values)
+
+    monkeypatch.setattr(model, "get_vision_features", counting)
+    return seen
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("float16", 1e-3)])
+def test_rows_are_what_the_backbone_gives(build, model, image_processor, dataset, dtype, tolerance):
+    cache = build(dtype=dtype)
+    assert len(cache) == len(dataset) == 14
+    collator = ViP2ClipCollator(image_processor)
+    cached = collator([cache.row(position) for position in range(14)])
+    plain = collator([dataset[position] for position in range(14)])
+    with torch.no_grad():
+        image_embeds, patch_embeds = model.get_vision_features(plain["pixel_values"])
+    torch.testing.assert_close(cached["image_embeds"], image_embeds, rtol=0, atol=1e-6)
+    assert cached["patch_embeds"].dtype == getattr(torch, dtype)
+    torch.testing.assert_close(cached["patch_embeds"].float(), patch_embeds, rtol=0, atol=tolerance)
+    for name in ("labels", "mask_labels", "mask_label_valid"):
+        assert torch.equal(cached[name], plain[name]), name
+
+
+def test_is_computed_once(build, model, monkeypatch):
+    seen = count_forwards(model, monkeypatch)
+    first = build()
+    assert seen == [4, 4, 4, 2]
+    assert build().folder == first.folder
+    assert len(seen) == 4
+
+
+def test_goes_on_after_an_interruption(build, model, monkeypatch, dataset):
+    original, calls = model.get_vision_features, []
+
+    def interrupted(pixel_values):
+        calls.append(len(pixel_values))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return original(pixel_values)
+
+    monkeypatch.setattr(model, "get_vision_features", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        build()
+    cache = build()
+    assert calls == [4, 4, 4, 4, 2]  # eight rows were there
+    monkeypatch.undo()
+    with torch.no_grad():
+        for position in (0, 9, 13):
+            pixels = ViP2ClipCollator(_processor())([dataset[position]])["pixel_values"]
+            expected = model.get_vision_features(pixels)[1][0]
+            torch.testing.assert_close(cache.row(position)["patch_embeds"], expected, rtol=0, atol=1e-6)
+
+
+def test_damaged_rows_are_computed_again(build, model, monkeypatch, caplog):
+    cache = build()
+    good = cache.row(5)["patch_embeds"].clone()
+    path = cache.folder / "patch_embeds.npy"
+    content = bytearray(path.read_bytes())
+    row_bytes = np.load(path, mmap_mode="r")[0].nbytes
+    content[-14 * row_bytes + 5 * row_bytes + 7] ^= 0x40
+    path.write_bytes(content)
+    seen = count_forwards(model, monkeypatch)
+    again = build()
+    assert sum(seen) == 1
+    assert "1 rows of the feature cache are damaged" in caplog.text
+    torch.testing.assert_close(again.row(5)["patch_embeds"], good, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "missing", "meta", "other shape"])
+def test_a_store_that_is_not_whole_is_built_anew(build, model, monkeypatch, damage, caplog):
+    cache = build()
+    path = cache.folder / "patch_embeds.npy"
+    if damage == "truncated":
+        path.write_bytes(path.read_bytes()[:-1000])
+    elif damage == "missing":
+        path.unlink()
+    elif damage == "meta":
+        (cache.folder / "meta.json").write_text("{")
+    else:
+        np.save(path, np.zeros((14, 3, 36, 15), dtype=np.float32))
+    seen = count_forwards(model, monkeypatch)
+    again = build()
+    assert sum(seen) == 14
+    assert "not whole and is built anew" in caplog.text
+    assert again.row(13)["patch_embeds"].abs().max() > 0
+
+
+def test_everything_that_matters_makes_another_store(build, model, image_processor, dataset, root, monkeypatch):
+    folders = {build().folder}
+    folders.add(build(dtype="float16").folder)
+    folders.add(build(precision="bfloat16").folder)
+    folders.add(build(mask_threshold=127).folder)
+    folders.add(build(augmentation=Augmentation(["flip"]), num_views=2).folder)
+    folders.add(build(augmentation=Augmentation(["flip"], seed=1), num_views=2).folder)
+    folders.add(build(dataset=dataset.select(range(13))).folder)
+    folders.add(build(dataset=dataset.select(range(13, -1, -1))).folder)
+    image_processor.image_mean = [0.5, 0.5, 0.5]
+    folders.add(build().folder)
+    with torch.no_grad():
+        model.clip.vision_model.encoder.layers[0].mlp.fc1.bias[0] += 1e-3
+    folders.add(build().folder)
+    model.config.feature_layers = (1, 2, 3)
+    folders.add(build().folder)
+    # The same names and sizes, other content.
+    path = next(root.rglob("test/good/000.png"))
+    content = bytearray(path.read_bytes())
+    mask = next(root.rglob("*_mask.png"))
+    path.write_bytes(bytes(content) + b"\0")
+    folders.add(build().folder)
+    mask.write_bytes(mask.read_bytes() + b"\0")
+    folders.add(build().folder)
+    assert len(folders) == 13
+    # The adapters and the text tower do not matter.
+    with torch.no_grad():
+        model.prompt_learner.normal_context += 1
+        model.clip.text_projection.weight += 1
+    assert build().folder in folders
+
+
+def test_views(build, dataset, image_processor, model):
+    augmentation = Augmentation(["flip", "cut_paste"], seed=3)
+    cache = build(augmentation=augmentation, num_views=3)
+    assert len(cache) == 42
+    rows, collator = TrainingRows(dataset, augmentation), ViP2ClipCollator(image_processor)
+    cached_rows = CachedRows(dataset, cache)
+    for index in (0, 20, 41):
+        batch, cached = collator([rows[index]]), collator([cached_rows[index]])
+        with torch.no_grad():
+            expected = model.get_vision_features(batch["pixel_values"])[1]
+        torch.testing.assert_close(cached["patch_embeds"], expected, rtol=0, atol=1e-6)
+        assert torch.equal(cached["mask_labels"], batch["mask_labels"])
+        assert torch.equal(cached["labels"], batch["labels"])
+        assert cached["image_ids"] == batch["image_ids"]
+
+
+def test_size_is_told_and_the_disk_is_looked_at(build, monkeypatch, tmp_path):
+    class Usage:
+        free = 50_000
+
+    monkeypatch.setattr(feature_cache.shutil, "disk_usage", lambda folder: Usage)
+    with pytest.raises(OSError, match=r"needs 0\.0 GB \(14 rows of 0\.0 MB\), 0\.0 GB are free"):
+        build()
+    assert not any(path.is_dir() for path in (tmp_path / "cache").iterdir())
+    monkeypatch.undo()
+    cache = build()
+    on_disk = sum(path.stat().st_size for path in cache.folder.glob("*.npy"))
+    assert cache.size_of() == pytest.approx(on_disk, abs=128 * 7)
+
+
+def test_size_at_vit_large():
+    """8.4 MB an image at 518 pixels in float16."""
+    meta = {"num_rows": 1, "image_size": 518, "patch_shape": [4, 1369, 768], "dtype": "float16"}
+    assert 8.41e6 < FeatureCache(Path("x"), meta).size_of() < 8.46e6
+
+
+def test_bad_requests(build, root):
+    with pytest.raises(ValueError, match="expected float16 or float32"):
+        build(dtype="bfloat16")
+    with pytest.raises(ValueError, match="num_views is 2"):
+        build(num_views=2)
+    broken = next(root.rglob("test/blob/000.png"))
+    broken.write_bytes(broken.read_bytes()[:100])
+    with pytest.raises(OSError, match="truncated or damaged"):
+        build()
+
+
+def test_can_be_sent_to_workers(build):
+    cache = build()
+    row = cache.row(3)
+    size = len(pickle.dumps(cache))
+    assert size < 5000
+    torch.testing.assert_close(pickle.loads(pickle.dumps(cache)).row(3), row)
+
+
+def test_two_processes_share_the_work(model, root, tmp_path):
+    model.save_pretrained(tmp_path / "model")
+    (tmp_path / "run.py").write_text(
+        f"""
+import torch
+import torch.distributed as dist
+from vip2clip_hf import ViP2ClipForAnomalyDetection, ViP2ClipImageProcessor
+from vip2clip_hf.data.loading import load_folder
+from vip2clip_hf.training.feature_cache import FeatureCache
+
+dist.init_process_group("gloo")
+model = ViP2ClipForAnomalyDetection.from_pretrained({str(tmp_path / "model")!r})
+seen, original = [], model.get_vision_features
+def counting(pixel_values):
+    seen.append(len(pixel_values))
+    return original(pixel_values)
+model.get_vision_features = counting
+processor = ViP2ClipImageProcessor(size={TINY["image_size"]})
+cache = FeatureCache.build(model, processor, load_folder({str(root)!r}).select(range(11)),
+    {str(tmp_path / "cache")!r}, dtype="float32", batch_size=4)
+with open({str(tmp_path)!r} + f"/seen{{dist.get_rank()}}", "w") as file:
+    file.write(f"{{sum(seen)}} {{cache.folder}}")
+dist.destroy_process_group()
+"""
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", str(tmp_path / "run.py")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = [(tmp_path / f"seen{rank}").read_text().split() for rank in range(2)]
+    assert [line[0] for line in lines] == ["6", "5"]
+    cache = FeatureCache(Path(lines[0][1]), json.loads(Path(lines[0][1], "meta.json").read_text()))
+    dataset, collator = load_folder(root), ViP2ClipCollator(_processor())
+    for position in range(11):
+        with torch.no_grad():
+            expected = model.get_vision_features(collator([dataset[position]])["pixel_values"])[1][0]
+        torch.testing.assert_close(cache.row(position)["patch_embeds"], expected, rtol=0, atol=1e-5)
+
+
+def test_a_second_program_waits(build, tmp_path, caplog):
+    """A store that another program builds is left alone until that is done."""
+    cache = build()
+    script = f"""
+import sys, time
+from filelock import FileLock
+with FileLock({f"{cache.folder}.lock"!r}):
+    print("held", flush=True)
+    time.sleep(1.5)
+"""
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        build()
+        assert other.wait(timeout=10) == 0
+    assert "Another program builds" in caplog.text

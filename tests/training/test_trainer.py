@@ -1,0 +1,519 @@
+import itertools
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from helpers.tiny import TINY, change_weights
+from vip2clip_hf import ViP2ClipForAnomalyDetection
+from vip2clip_hf.data.loading import load_folder
+from vip2clip_hf.data.synthetic.dataset import write_dataset
+from vip2clip_hf.evaluation.evaluator import evaluate_model
+from vip2clip_hf.evaluation.metrics import METRICS
+from vip2clip_hf.training import trainer as trainer_module
+from vip2clip_hf.training.arguments import ViP2ClipTrainingArguments
+from vip2clip_hf.training.checks import check_training_data
+from vip2clip_hf.training.resuming import is_complete_checkpoint, last_complete_checkpoint
+from vip2clip_hf.training.trainer import ViP2ClipTrainer
+
+
+@pytest.fixture
+def root(tmp_path):
+    """14 images; two of the eight anomalous ones have no mask."""
+    root = write_dataset(tmp_path / "set", ("stripes", "weave"), num_normal=3, num_anomalous=1, size=48)
+    for path in sorted(root.rglob("*_mask.png"))[:2]:
+        path.unlink()
+    return root
+
+
+@pytest.fixture
+def dataset(root):
+    return load_folder(root)
+
+
+@pytest.fixture
+def build(clip, image_processor, dataset, tmp_path):
+    """A trainer of a new model, always with the same initial weights."""
+
+    def build(train_dataset=dataset, eval_dataset=None, variant="paper", callbacks=None, **arguments):
+        torch.manual_seed(5)
+        model = ViP2ClipForAnomalyDetection.from_clip(clip, variant=variant, **TINY)
+        defaults = {"output_dir": str(tmp_path / "run"), "disable_tqdm": True, "use_cpu": True, "save_strategy": "no"}
+        args = ViP2ClipTrainingArguments(**{**defaults, **arguments})
+        return ViP2ClipTrainer(model, args, image_processor, train_dataset, eval_dataset, callbacks=callbacks)
+
+    return build
+
+
+def with_sgd(trainer: ViP2ClipTrainer) -> ViP2ClipTrainer:
+    """Steps are then the gradients themselves; Adam's first step is hardly more than their sign."""
+    parameters = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
+    trainer.optimizer = torch.optim.SGD(parameters, lr=0.1)
+    return trainer
+
+
+def assert_same(first: dict, second: dict, tolerance: float):
+    assert set(first) == set(second)
+    for name, tensor in first.items():
+        torch.testing.assert_close(tensor, second[name], rtol=0, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def losses_of(trainer) -> list[float]:
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+# The recipe
+
+
+def test_the_authors_recipe_is_the_default(build, tmp_path):
+    args = ViP2ClipTrainingArguments(output_dir=str(tmp_path))
+    assert (args.per_device_train_batch_size, args.num_train_epochs, args.seed) == (8, 10, 111)
+    assert (args.lr_scheduler_type, args.max_grad_norm, args.weight_decay) == ("constant", 0.0, 0.0)
+    trainer = build()
+    optimizer = trainer.create_optimizer()
+    assert type(optimizer) is torch.optim.Adam
+    others, perception = optimizer.param_groups
+    assert (others["lr"], perception["lr"]) == (1e-3, pytest.approx(1e-5))
+    assert others["betas"] == (0.9, 0.999)
+    names = {id(parameter): name for name, parameter in trainer.model.named_parameters()}
+    assert {names[id(p)].split(".")[0] for p in perception["params"]} == {"fine_grained_perception"}
+    assert {names[id(p)].split(".")[0] for p in others["params"]} == {"prompt_learner", "image_conditioned_adapter"}
+    assert ViP2ClipTrainingArguments(output_dir=str(tmp_path), learning_rate=0.1).perception_learning_rate == 1e-3
+    groups = build(weight_decay=0.5, adam_beta1=0.8, perception_learning_rate=3.0).create_optimizer().param_groups
+    assert all(group["weight_decay"] == 0.5 and group["betas"] == (0.8, 0.999) for group in groups)
+    assert groups[1]["lr"] == 3.0
+
+
+def test_a_calibration_ends_with_training(build):
+    """It was that of other weights."""
+    trainer = build(num_train_epochs=1)
+    trainer.model.config.calibration = {"image": {"num_images": 1, "scores": [0.5]}}
+    trainer.train()
+    assert trainer.model.config.calibration is None
+
+
+def test_parts_of_the_loss_are_logged(build):
+    arguments = {"num_train_epochs": 2, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 4}
+    for variant in ("paper", "release"):
+        trainer = build(variant=variant, **arguments)
+        trainer.train()
+        logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+        assert len(logs) == 2
+        for entry in logs:
+            parts = [entry[f"loss_{name}"] for name in ("image", "focal", "dice_anomalous", "dice_normal")]
+            assert sum(parts) == pytest.approx(entry["loss"], abs=1e-4)
+            assert min(parts) > 0
+
+
+def test_every_image_once_an_epoch_and_the_last_batch_kept(build, monkeypatch):
+    trainer, seen = build(num_train_epochs=2, per_device_train_batch_size=13), []
+    compute = trainer.compute_loss
+
+    def watching(model, inputs, **kwargs):
+        seen.append(list(inputs["image_ids"]))
+        return compute(model, inputs, **kwargs)
+
+    monkeypatch.setattr(trainer, "compute_loss", watching)
+    assert np.isfinite(trainer.train().training_loss)
+    assert [len(batch) for batch in seen] == [13, 1, 13, 1]  # a batch of one as well
+    assert sorted(seen[0] + seen[1]) == sorted(seen[2] + seen[3]) == sorted(trainer.train_dataset.image_ids)
+    assert seen[0] != seen[2]
+
+
+# One large batch, however it is split
+
+
+@pytest.mark.parametrize("batch_size", [4, 2, 1])
+def test_accumulation_equals_a_large_batch(build, batch_size):
+    """Images without a mask are spread unevenly over the batches; the last step is not full."""
+    whole = with_sgd(build(num_train_epochs=2))
+    whole.train()
+    parts = with_sgd(
+        build(num_train_epochs=2, per_device_train_batch_size=batch_size, gradient_accumulation_steps=8 // batch_size)
+    )
+    parts.train()
+    assert whole.state.global_step == parts.state.global_step == 4
+    assert_same(whole.model.adapter_state_dict(), parts.model.adapter_state_dict(), 1e-5)
+    assert losses_of(whole) == pytest.approx(losses_of(parts), abs=1e-4)
+
+
+def test_two_processes_equal_a_large_batch(build, clip_folder, root, tmp_path):
+    """2 x 4 against 1 x 8, in the second step 6 images, 4 and 2; with 9 images 1 and none. Also with an accumulation
+    of 2 x 2 in each process."""
+    (tmp_path / "run.py").write_text(
+        f"""
+import sys
+import torch
+from safetensors.torch import save_file
+from vip2clip_hf import ViP2ClipForAnomalyDetection, ViP2ClipImageProcessor
+from vip2clip_hf.data.loading import load_folder
+from vip2clip_hf.training.arguments import ViP2ClipTrainingArguments
+from vip2clip_hf.training.trainer import ViP2ClipTrainer
+
+for count, batch, accumulate in ((14, 4, 1), (9, 4, 1), (14, 2, 2)):
+    torch.manual_seed(5)
+    model = ViP2ClipForAnomalyDetection.from_clip({str(clip_folder)!r}, **{TINY!r})
+    args = ViP2ClipTrainingArguments(output_dir={str(tmp_path / "two")!r}, disable_tqdm=True, use_cpu=True,
+        num_train_epochs=2, per_device_train_batch_size=batch, gradient_accumulation_steps=accumulate,
+        save_strategy="no")
+    dataset = load_folder({str(root)!r}).select(range(14 - count, 14))
+    trainer = ViP2ClipTrainer(model, args, ViP2ClipImageProcessor(size=48), dataset)
+    trainer.optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    trainer.train()
+    if trainer.is_world_process_zero():
+        save_file(model.adapter_state_dict(), {str(tmp_path)!r} + f"/{{count}}-{{batch}}.safetensors")
+        print("LOSSES", *[entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
+        print("PARTS", *[entry["loss_focal"] for entry in trainer.state.log_history if "loss" in entry])
+"""
+    )
+    done = run("-m", "torch.distributed.run", "--nproc_per_node", "2", tmp_path / "run.py")
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = [line.split() for line in done.stdout.splitlines() if line.startswith(("LOSSES", "PARTS"))]
+    dataset = load_folder(root)
+    for number, (count, batch) in enumerate(((14, 4), (9, 4), (14, 2))):
+        whole = with_sgd(build(dataset.select(range(14 - count, 14)), num_train_epochs=2))
+        whole.train()
+        weights = load_file(tmp_path / f"{count}-{batch}.safetensors")
+        assert_same(whole.model.adapter_state_dict(), weights, 1e-5)
+        assert [float(loss) for loss in lines[2 * number][1:]] == pytest.approx(losses_of(whole), abs=1e-4)
+        focal = [entry["loss_focal"] for entry in whole.state.log_history if "loss" in entry]
+        assert [float(loss) for loss in lines[2 * number + 1][1:]] == pytest.approx(focal, abs=1e-4)
+
+
+def run(*command, **kwargs) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    return subprocess.run(
+        [sys.executable, *map(str, command)],
+        capture_output=True, text=True, timeout=300, check=False, env=environment, **kwargs,
+    )  # fmt: skip
+
+
+# The cache
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("float16", 1e-2)])
+@pytest.mark.parametrize("variant", ["paper", "release"])
+def test_the_cache_changes_nothing(build, dataset, dtype, tolerance, variant, tmp_path):
+    plain = build(variant=variant, num_train_epochs=3, logging_strategy="steps", logging_steps=1)
+    plain.train()
+    cached = build(
+        variant=variant, num_train_epochs=3, logging_strategy="steps", logging_steps=1,
+        cache_features=str(tmp_path / "cache"), cache_dtype=dtype,
+    )  # fmt: skip
+    cached.train()
+    assert len(losses_of(plain)) == 6
+    assert losses_of(cached) == pytest.approx(losses_of(plain), abs=tolerance)
+    if dtype == "float32":
+        assert_same(plain.model.adapter_state_dict(), cached.model.adapter_state_dict(), 1e-4)
+    found = [evaluate_model(trainer.model, trainer.image_processor, dataset)["mean"] for trainer in (plain, cached)]
+    for metric in METRICS:
+        assert found[1][metric] == pytest.approx(found[0][metric], abs=2e-2), metric
+
+
+def test_cached_training_sees_no_pixels(build, monkeypatch, tmp_path):
+    trainer = build(num_train_epochs=3, cache_features=str(tmp_path / "cache"))
+    seen, original = [], trainer.model.get_vision_features
+
+    def counting(pixel_values):
+        seen.append(len(pixel_values))
+        return original(pixel_values)
+
+    monkeypatch.setattr(trainer.model, "get_vision_features", counting)
+    trainer.train()
+    assert sum(seen) == 14
+
+
+def test_cached_views_are_the_views(build, tmp_path):
+    arguments = {"augmentation": ["flip", "cut_paste"], "augmentation_views": 2, "num_train_epochs": 3}
+    plain, cached = build(**arguments), build(**arguments, cache_features=str(tmp_path / "c"), cache_dtype="float32")
+    plain.train()
+    cached.train()
+    assert losses_of(cached) == pytest.approx(losses_of(plain), abs=1e-4)
+    other = build(augmentation=["flip"], num_train_epochs=3)
+    other.train()
+    assert losses_of(other)[1] != pytest.approx(losses_of(plain)[1], abs=1e-4)
+
+
+# Checkpoints
+
+
+def test_checkpoints_hold_adapters_and_can_be_used(build, clip, image_processor, dataset):
+    trainer = build(num_train_epochs=2, save_strategy="epoch")
+    trainer.train()
+    folder = Path(trainer.args.output_dir, "checkpoint-4")
+    assert not any(name.startswith("clip.") for name in load_file(folder / "model.safetensors"))
+    assert not (folder / "training_args.bin").exists()
+    model = ViP2ClipForAnomalyDetection.from_pretrained(folder, backbone=clip)
+    assert_same(model.state_dict(), trainer.model.state_dict(), 0)
+    trainer.save_model()
+    whole = ViP2ClipForAnomalyDetection.from_pretrained(trainer.args.output_dir)
+    assert_same(whole.state_dict(), trainer.model.state_dict(), 0)
+
+
+def test_resumed_equals_uninterrupted(build, tmp_path):
+    whole = build(num_train_epochs=4, save_strategy="steps", save_steps=3, save_total_limit=None)
+    whole.train()
+    for step in (3, 6):  # in the middle of an epoch, and at the end of one
+        resumed = build(num_train_epochs=4, output_dir=str(tmp_path / f"resumed{step}"))
+        resumed.train(resume_from_checkpoint=str(tmp_path / "run" / f"checkpoint-{step}"))
+        assert_same(whole.model.adapter_state_dict(), resumed.model.adapter_state_dict(), 0)
+        assert losses_of(resumed)[-1] == losses_of(whole)[-1]
+
+
+def test_killed_and_resumed(clip_folder, root, tmp_path):
+    """SIGKILL during a save; the same command then ends with the weights of an uninterrupted run."""
+    (tmp_path / "run.py").write_text(
+        f"""
+import os, signal, sys
+import torch
+from vip2clip_hf import ViP2ClipForAnomalyDetection, ViP2ClipImageProcessor
+from vip2clip_hf.data.loading import load_folder
+from vip2clip_hf.training.arguments import ViP2ClipTrainingArguments
+from vip2clip_hf.training.trainer import ViP2ClipTrainer
+
+class Killed(ViP2ClipTrainer):
+    def _save_optimizer_and_scheduler(self, output_dir):
+        if sys.argv[2] == "kill" and output_dir.endswith("-6"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        super()._save_optimizer_and_scheduler(output_dir)
+
+torch.manual_seed(5)
+model = ViP2ClipForAnomalyDetection.from_clip({str(clip_folder)!r}, **{TINY!r})
+args = ViP2ClipTrainingArguments(output_dir={str(tmp_path)!r} + "/" + sys.argv[1], disable_tqdm=True, use_cpu=True,
+    num_train_epochs=4, cache_features={str(tmp_path / "cache")!r})
+trainer = Killed(model, args, ViP2ClipImageProcessor(size=48), load_folder({str(root)!r}))
+trainer.train(resume_from_checkpoint=True)
+trainer.save_model()
+print("STEPS", sum("loss" in entry for entry in trainer.state.log_history))
+"""
+    )
+    assert run(tmp_path / "run.py", "whole", "no").returncode == 0
+    killed = run(tmp_path / "run.py", "killed", "kill")
+    assert killed.returncode == -signal.SIGKILL
+    assert last_complete_checkpoint(tmp_path / "killed") == str(tmp_path / "killed" / "checkpoint-4")
+    assert (tmp_path / "killed" / "checkpoint-6" / "model.safetensors").exists()
+    done = run(tmp_path / "run.py", "killed", "no")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "Going on from" in done.stderr
+    assert "checkpoint-6 was not written to its end and is removed" in done.stderr
+    weights = [load_file(tmp_path / name / "model.safetensors") for name in ("whole", "killed")]
+    assert_same(*weights, 0)
+
+
+def test_what_is_complete(build, tmp_path):
+    trainer = build(num_train_epochs=2, save_strategy="epoch")
+    trainer.train()
+    run_folder = tmp_path / "run"
+    last = run_folder / "checkpoint-4"
+    assert last_complete_checkpoint(run_folder) == str(last)
+    state = (last / "trainer_state.json").read_text()
+    for damaged in (state[: len(state) // 2], None):
+        (last / "trainer_state.json").unlink()
+        if damaged is not None:
+            (last / "trainer_state.json").write_text(damaged)
+        assert not is_complete_checkpoint(last)
+        assert last_complete_checkpoint(run_folder) == str(run_folder / "checkpoint-2")
+    with pytest.raises(OSError, match=r"no complete checkpoint.*last complete one beside it is .*checkpoint-2"):
+        build().train(resume_from_checkpoint=str(last))
+    with pytest.raises(OSError, match=r"absent' is no complete checkpoint of a training\.$"):
+        build().train(resume_from_checkpoint=str(tmp_path / "absent"))
+    assert last_complete_checkpoint(tmp_path / "absent") is None
+
+
+def test_a_full_disk_costs_no_checkpoint(build, monkeypatch, tmp_path):
+    first = build(num_train_epochs=1, save_strategy="epoch")
+    first.train()
+    weights = load_file(tmp_path / "run" / "checkpoint-2" / "model.safetensors")
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    again = build(num_train_epochs=2, save_strategy="epoch", save_total_limit=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", full)
+        with pytest.raises(OSError, match="No space left"):
+            again.train(resume_from_checkpoint=True)
+    assert last_complete_checkpoint(tmp_path / "run") == str(tmp_path / "run" / "checkpoint-2")
+    assert_same(load_file(tmp_path / "run" / "checkpoint-2" / "model.safetensors"), weights, 0)
+    again = build(num_train_epochs=2, save_strategy="epoch", save_total_limit=1)
+    again.train(resume_from_checkpoint=True)
+    assert last_complete_checkpoint(tmp_path / "run") == str(tmp_path / "run" / "checkpoint-4")
+
+
+def test_another_model_is_not_gone_on_with(build, clip, image_processor, tmp_path):
+    build(num_train_epochs=1, save_strategy="epoch").train()
+    checkpoint = str(tmp_path / "run" / "checkpoint-2")
+    trainer = build()
+    change_weights(trainer.model.clip)
+    with pytest.raises(ValueError, match="trained on another CLIP backbone"):
+        trainer.train(resume_from_checkpoint=checkpoint)
+    other = build()
+    other.model.config.image_score = "mean_logits"
+    with pytest.raises(ValueError, match="with image_score 'pooled_features', this model has 'mean_logits'"):
+        other.train(resume_from_checkpoint=checkpoint)
+    weights = load_file(Path(checkpoint, "model.safetensors"))
+    weights["prompt_learner.normal_context"] = weights["prompt_learner.normal_context"][:3].clone()
+    save_file(weights, Path(checkpoint, "model.safetensors"), metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"prompt_learner\.normal_context do not fit"):
+        build().train(resume_from_checkpoint=checkpoint)
+
+
+def test_a_loss_that_is_not_finite_stops(build, monkeypatch, tmp_path):
+    trainer = build(num_train_epochs=3, save_strategy="epoch", per_device_train_batch_size=4)
+    forward, calls = trainer.model.forward, itertools.count(1)
+
+    def diverging(*args, **kwargs):
+        outputs = forward(*args, **kwargs)
+        if next(calls) == 6:
+            outputs.loss_components["focal"] = outputs.loss_components["focal"] * math.nan
+        return outputs
+
+    monkeypatch.setattr(trainer.model, "forward", diverging)
+    with pytest.raises(RuntimeError, match=r"at step 6; the images of the batch are \['.*png'\].*checkpoint-4"):
+        trainer.train()
+    assert last_complete_checkpoint(tmp_path / "run") == str(tmp_path / "run" / "checkpoint-4")
+    weights = load_file(tmp_path / "run" / "checkpoint-4" / "model.safetensors")
+    assert all(torch.isfinite(tensor).all() for tensor in weights.values())
+
+
+# Evaluation on the way
+
+
+def test_evaluation_during_training_and_the_best_checkpoint(build, dataset, tmp_path, monkeypatch):
+    other = load_folder(write_dataset(tmp_path / "o", ("waves",), num_normal=2, num_anomalous=1, size=48, seed=9))
+    values = iter([0.9, 0.5, 0.7])
+    real = evaluate_model
+
+    def evaluated(*args, **kwargs):
+        result = real(*args, **kwargs)
+        if len(args[2]) == len(other):
+            result["mean"]["pixel_aupro"] = next(values, 0.0)
+        return result
+
+    monkeypatch.setattr(trainer_module, "evaluate_model", evaluated)
+    trainer = build(
+        eval_dataset={"mine": dataset, "other": other}, num_train_epochs=3, eval_strategy="epoch",
+        save_strategy="epoch", load_best_model_at_end=True, metric_for_best_model="other_pixel_aupro",
+        save_total_limit=1,
+    )  # fmt: skip
+    trainer.train()
+    logs = [entry for entry in trainer.state.log_history if "eval_pixel_auroc" in entry]
+    assert [entry["eval_other_pixel_aupro"] for entry in logs] == [0.9, 0.5, 0.7]
+    for entry in logs:
+        both = [entry["eval_mine_image_auroc"], entry["eval_other_image_auroc"]]
+        assert entry["eval_image_auroc"] == pytest.approx(np.mean(both))
+    assert trainer.state.best_metric == 0.9
+    assert trainer.state.best_model_checkpoint.endswith("checkpoint-2")
+    best = load_file(tmp_path / "run" / "checkpoint-2" / "model.safetensors")
+    assert_same(trainer.model.adapter_state_dict(), best, 0)
+    # What the Trainer says is what evaluate_model gives.
+    monkeypatch.undo()
+    metrics = trainer.evaluate(dataset)
+    expected = real(trainer.model, trainer.image_processor, dataset)["mean"]
+    assert all(metrics[f"eval_{metric}"] == expected[metric] for metric in METRICS)
+
+
+def test_bad_arguments(tmp_path):
+    def arguments(**options):
+        return ViP2ClipTrainingArguments(output_dir=str(tmp_path), **options)
+
+    with pytest.raises(ValueError, match="optim is sgd"):
+        arguments(optim="sgd")
+    with pytest.raises(ValueError, match="label_smoothing_factor and remove_unused_columns"):
+        arguments(remove_unused_columns=True)
+    with pytest.raises(ValueError, match="cache_dtype is 'int8'"):
+        arguments(cache_dtype="int8")
+    with pytest.raises(ValueError, match="say how many with augmentation_views"):
+        arguments(cache_features="cache", augmentation=["flip"])
+    with pytest.raises(ValueError, match="augmentation_views needs"):
+        arguments(augmentation_views=3)
+    with pytest.raises(ValueError, match="expected some of flip"):
+        arguments(augmentation=["blur"])
+    with pytest.raises(ValueError, match=r"metric_for_best_model is 'pixel_aupr'.*did you mean 'pixel_aupro'"):
+        arguments(
+            metric_for_best_model="pixel_aupr", load_best_model_at_end=True, eval_strategy="epoch",
+            save_strategy="epoch",
+        )  # fmt: skip
+    best = arguments(load_best_model_at_end=True, eval_strategy="epoch", save_strategy="epoch")
+    assert (best.metric_for_best_model, best.greater_is_better) == ("pixel_auroc", True)
+
+
+# Data
+
+
+def test_what_can_be_trained_on(build, root, caplog, tmp_path):
+    dataset = load_folder(root)
+    normal = dataset.select([position for position, label in enumerate(dataset["label"]) if label == 0])
+    with pytest.raises(ValueError, match=r"All 6 training images are normal.*--augmentation cut_paste"):
+        build(normal)
+    with pytest.raises(ValueError, match="have no images"):
+        build(dataset.select([]))
+    flat = load_folder(root / "weave" / "test" / "good")
+    with pytest.raises(ValueError, match="3 of 3 training images have no label"):
+        build(flat)
+    with pytest.raises(ValueError, match="nothing to train on"):
+        build(None).train()
+    assert check_training_data(dataset)
+    caplog.clear()
+    for path in root.rglob("*_mask.png"):
+        path.unlink()
+    assert not check_training_data(load_folder(root))
+    assert "only the image loss is trained" in caplog.text
+    trainer = build(load_folder(root), num_train_epochs=1)
+    trainer.train()
+    assert "loss_focal" not in trainer.state.log_history[0]
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(trainer.state.log_history[0]["loss_image"])
+
+
+def test_normal_images_alone_with_made_up_defects(build, root):
+    dataset = load_folder(root)
+    normal = dataset.select([position for position, label in enumerate(dataset["label"]) if label == 0])
+    trainer = build(normal, num_train_epochs=6, augmentation=["cut_paste"])
+    trainer.train()
+    assert all(entry["loss_focal"] > 0 for entry in trainer.state.log_history if "loss" in entry)
+
+
+def test_a_threshold_for_each_row(build, root, image_processor):
+    dataset = load_folder(root)
+    high = dataset.add_column("mask_threshold", [255] * len(dataset))
+    trainer = build(high)
+    rows = [trainer.train_dataset[position] for position in range(14)]
+    assert trainer.data_collator(rows)["mask_labels"].sum() == 0
+    low = build(dataset.add_column("mask_threshold", [0] * len(dataset)))
+    rows = [low.train_dataset[position] for position in range(14)]
+    batch, plain = low.data_collator(rows), build().data_collator([dataset[position] for position in range(14)])
+    assert torch.equal(batch["mask_labels"], plain["mask_labels"])
+    assert plain["mask_labels"].sum() > 0
+
+
+@pytest.mark.parametrize("cache", [False, True])
+def test_half_precision(build, cache, tmp_path):
+    """bfloat16 for the towers, float32 for the losses; with the cache the pass is one of bfloat16 as well."""
+    more = {"cache_features": str(tmp_path / "cache")} if cache else {}
+    half, full = build(num_train_epochs=2, bf16=True, **more), build(num_train_epochs=2)
+    half.train()
+    full.train()
+    assert losses_of(half) == pytest.approx(losses_of(full), abs=2e-2)
+    assert losses_of(half) != losses_of(full)
+    assert all(parameter.dtype == torch.float32 for parameter in half.model.parameters())
+
+
+def test_progress_shows_the_loss(build, capfd):
+    trainer = build(num_train_epochs=1, disable_tqdm=False)
+    trainer.train()
+    assert "loss=" in capfd.readouterr().err
+
+
+def test_state_is_json(build, tmp_path):
+    trainer = build(num_train_epochs=1, save_strategy="epoch")
+    trainer.train()
+    state = json.loads((tmp_path / "run" / "checkpoint-2" / "trainer_state.json").read_text())
+    assert state["log_history"][0]["loss_image"] > 0
