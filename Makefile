@@ -13,7 +13,9 @@ else
 BIN := $(VENV)/bin
 endif
 
-.PHONY: demo test test-all docs lint format clean
+.PHONY: install demo test test-all pytest docs lint types format clean
+
+install: $(VENV)/.installed
 
 # Made anew when the dependencies change.
 $(VENV)/.installed: pyproject.toml
@@ -31,6 +33,10 @@ test: lint
 test-all: lint
 	$(BIN)/python -m pytest -n $(JOBS) --durations=10
 
+# The tests without lint: make pytest ARGS="tests/models -k loss"
+pytest: $(VENV)/.installed
+	$(BIN)/python -m pytest -n $(JOBS) -m "not slow" $(ARGS)
+
 # The documentation as a site, in site/.
 docs: $(VENV)/.installed
 	$(BIN)/python -m mkdocs build --strict --site-dir site
@@ -38,6 +44,10 @@ docs: $(VENV)/.installed
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+types: $(VENV)/.installed
+	$(BIN)/mypy
 
 format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .

@@ -1,1 +1,1 @@
-"""Benchmarks: each compares with another way to do the same in the same run. README.md says how to run them."""
+"""Benchmarks of this package against alternative implementations. See README.md."""

@@ -1,4 +1,4 @@
-"""`python -m benchmarks NAME`."""
+"""Command line of the benchmarks: `python -m benchmarks NAME`."""
 
 import argparse
 import platform
@@ -11,45 +11,59 @@ from .training import benchmark_step, benchmark_training
 
 
 def make_parser() -> argparse.ArgumentParser:
+    """Create the argument parser."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
-        description="Benchmarks. Each compares with another way to do the same in the same run.",
+        description="Measure this package and an alternative implementation in the same run.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    data = commands.add_parser("data", help="index a folder; compared with imagefolder of datasets")
-    data.add_argument("--images", type=int, default=5000)
-    data.add_argument("--repeats", type=int, default=5)
+    data = commands.add_parser("data", help="listing and labelling of a folder, compared with imagefolder of datasets")
+    data.add_argument("--images", type=int, default=5000, help="number of images")
+    data.add_argument("--repeats", type=int, default=5, help="number of repeats (median)")
     data.set_defaults(run=benchmark_data)
-    metrics = commands.add_parser("metrics", help="pixel metrics of one category; compared with scikit-learn")
-    metrics.add_argument("--maps", type=int, default=200)
-    metrics.add_argument("--side", type=int, default=518)
-    metrics.add_argument("--repeats", type=int, default=3)
+    metrics = commands.add_parser("metrics", help="pixel metrics of one category, compared with scikit-learn")
+    metrics.add_argument("--maps", type=int, default=200, help="number of anomaly maps")
+    metrics.add_argument("--side", type=int, default=518, help="side of a map in pixels")
+    metrics.add_argument("--repeats", type=int, default=3, help="number of repeats (median)")
     metrics.set_defaults(run=benchmark_metrics)
-    training = commands.add_parser("training", help="ten epochs with the feature cache; compared with none")
-    training.add_argument("--clip", help="folder of a CLIP (default: random weights of the size of ViT-L/14)")
-    training.add_argument("--images", type=int, default=6)
-    training.add_argument("--epochs", type=int, default=10)
-    training.add_argument("--repeats", type=int, default=3)
-    training.add_argument("--bf16", action="store_true")
+    training = commands.add_parser(
+        "training", help="training with the feature cache, compared with training without it"
+    )
+    training.add_argument(
+        "--clip", help="folder of a CLIP checkpoint (default: random weights in the size of ViT-L/14)"
+    )
+    training.add_argument("--images", type=int, default=6, help="number of images")
+    training.add_argument("--epochs", type=int, default=10, help="number of epochs")
+    training.add_argument("--repeats", type=int, default=3, help="number of repeats (median)")
+    training.add_argument("--bf16", action="store_true", help="train in bfloat16")
     training.set_defaults(run=benchmark_training)
-    step = commands.add_parser("step", help="one cached training step; used by training")
-    step.add_argument("--clip")
+    step = commands.add_parser("step", help="one training step with the cache, started by training")
+    step.add_argument("--clip", help="folder of a CLIP checkpoint")
     step.set_defaults(run=benchmark_step)
-    inference = commands.add_parser("inference", help="stages of a forward pass; compared with a textbook one")
-    inference.add_argument("--model", help="checkpoint (default: random weights of the size of ViT-L/14)")
-    inference.add_argument("--batch_sizes", type=int, nargs="+", default=[1])
-    inference.add_argument("--dtypes", nargs="*", default=["bfloat16"], choices=["bfloat16", "float16"])
-    inference.add_argument("--towers", nargs="*", default=[], choices=["eager", "channels_last", "compile"])
-    inference.add_argument("--repeats", type=int, default=3)
+    inference = commands.add_parser(
+        "inference", help="stages of a forward pass, compared with a textbook implementation"
+    )
+    inference.add_argument("--model", help="checkpoint (default: random weights in the size of ViT-L/14)")
+    inference.add_argument("--batch_sizes", type=int, nargs="+", default=[1], help="batch sizes to measure")
+    inference.add_argument(
+        "--dtypes", nargs="*", default=["bfloat16"], choices=["bfloat16", "float16"],
+        help="precisions to compare with float32",
+    )  # fmt: skip
+    inference.add_argument(
+        "--towers", nargs="*", default=[], choices=["eager", "channels_last", "compile"],
+        help="alternative ways to run the vision tower",
+    )  # fmt: skip
+    inference.add_argument("--repeats", type=int, default=3, help="number of repeats (median)")
     inference.set_defaults(run=benchmark_inference)
-    forward = commands.add_parser("forward", help="memory of one forward pass; used by inference")
-    forward.add_argument("--model")
-    forward.add_argument("--dtype", default="float32")
+    forward = commands.add_parser("forward", help="memory of one forward pass, started by inference")
+    forward.add_argument("--model", help="checkpoint")
+    forward.add_argument("--dtype", default="float32", help="precision of the model")
     forward.set_defaults(run=benchmark_forward)
     return parser
 
 
-def main(arguments: Sequence[str] | None = None):
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a benchmark."""
     options = make_parser().parse_args(arguments)
     print(f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}")
     options.run(options)

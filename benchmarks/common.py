@@ -1,8 +1,9 @@
-"""What several benchmarks share: timing, models, and the rate of the hardware."""
+"""Shared by several benchmarks: timing, models, and the speed of the hardware."""
 
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -10,7 +11,7 @@ from vip2clip_hf import ViP2ClipConfig, ViP2ClipForAnomalyDetection
 
 
 def median_time(function: Callable[[], object], repeats: int) -> float:
-    """Median seconds of a call."""
+    """Return the median duration of a call in seconds."""
     times = []
     for _ in range(repeats):
         start = time.perf_counter()
@@ -19,13 +20,12 @@ def median_time(function: Callable[[], object], repeats: int) -> float:
     return statistics.median(times)
 
 
-# Training
-
-TINY = {"variant": "release", "image_size": 320, "feature_layers": (3, 6, 9, 12), "top_k": 15}
+# Settings of a model on ViT-Tiny/16.
+TINY: dict[str, Any] = {"variant": "release", "image_size": 320, "feature_layers": (3, 6, 9, 12), "top_k": 15}
 
 
 def new_model(clip: str | None, seed: int = 0) -> ViP2ClipForAnomalyDetection:
-    """New adapters on a CLIP folder, or on a random CLIP of the size of ViT-L/14."""
+    """Create a model with new adapters, on a CLIP checkpoint or on a random CLIP in the size of ViT-L/14."""
     torch.manual_seed(seed)
     if clip is None:
         return ViP2ClipForAnomalyDetection(ViP2ClipConfig())
@@ -33,7 +33,7 @@ def new_model(clip: str | None, seed: int = 0) -> ViP2ClipForAnomalyDetection:
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype, side: int = 2048) -> float:
-    """Floating point operations per second of a large matrix product, the best of five."""
+    """Measure the floating point operations per second of a large matrix product, best of five."""
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     times = []
     for _ in range(5):
@@ -44,8 +44,8 @@ def matrix_rate(device: torch.device, dtype: torch.dtype, side: int = 2048) -> f
 
 
 def vision_operations(config: ViP2ClipConfig) -> float:
-    """Floating point operations of the vision tower for one image."""
-    vision = config.clip_config.vision_config
+    """Return the number of floating point operations of the vision tower for one image."""
+    vision = config.clip_vision_config
     tokens, width = config.patch_grid**2 + 1, vision.hidden_size
-    block = 4 * width**2 + 2 * width * vision.intermediate_size  # weights that every token meets
+    block = 4 * width**2 + 2 * width * vision.intermediate_size  # multiplications per token with the weights
     return vision.num_hidden_layers * (2 * tokens * block + 4 * tokens**2 * width)

@@ -1,4 +1,4 @@
-"""The stages of a forward pass, against a textbook implementation; other precisions; peak memory."""
+"""Stages of a forward pass, compared with a textbook implementation. Also precisions and peak memory."""
 
 import argparse
 import copy
@@ -7,7 +7,9 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -21,11 +23,13 @@ from .textbook import Textbook
 STAGES = ("vision", "prompts", "alignment", "map")
 
 
-def run_stages(model, pixel_values: torch.Tensor) -> tuple[list[float], torch.Tensor, torch.Tensor]:
-    """Seconds of every stage, scores and maps."""
+def run_stages(
+    model: ViP2ClipForAnomalyDetection | Textbook, pixel_values: torch.Tensor
+) -> tuple[list[float], torch.Tensor, torch.Tensor]:
+    """Return the duration of each stage in seconds, the scores (B,) and the anomaly maps (B, S, S)."""
     times = []
 
-    def timed(function, *inputs):
+    def timed(function: Callable[..., Any], *inputs: Any) -> Any:
         start = time.perf_counter()
         output = function(*inputs)
         if pixel_values.is_cuda:
@@ -44,6 +48,7 @@ def run_stages(model, pixel_values: torch.Tensor) -> tuple[list[float], torch.Te
 
 
 def inference_model(options: argparse.Namespace) -> ViP2ClipForAnomalyDetection:
+    """Load the model to measure, on the GPU if there is one."""
     if options.model is None:
         model = new_model(None)
     else:
@@ -52,38 +57,39 @@ def inference_model(options: argparse.Namespace) -> ViP2ClipForAnomalyDetection:
 
 
 def stage_medians(runs: list[list[float]]) -> list[float]:
+    """Return the median duration of each stage in milliseconds."""
     return [1000 * statistics.median(times) for times in zip(*runs)]
 
 
 @torch.inference_mode()
-def benchmark_inference(options: argparse.Namespace):
-    """The stages of a forward, against a textbook implementation; other precisions; peak memory."""
+def benchmark_inference(options: argparse.Namespace) -> None:
+    """Measure the stages of a forward pass, precisions, ways to run the vision tower, and peak memory."""
     model = inference_model(options)
     config, device = model.config, model.device
     size, needed = config.image_size, vision_operations(config)
-    print(f"{options.model or 'random weights of the size of CLIP ViT-L/14'}, {size} pixels, {device}")
+    print(f"{options.model or 'random weights in the size of CLIP ViT-L/14'}, {size} pixels, {device}")
     for batch_size in options.batch_sizes:
         pixels = torch.randn(batch_size, 3, size, size, device=device)
-        candidates = {"ours": model, "textbook": Textbook(model)}
+        candidates: dict[str, ViP2ClipForAnomalyDetection | Textbook] = {"ours": model, "textbook": Textbook(model)}
         runs: dict[str, list[list[float]]] = {name: [] for name in candidates}
-        found = {}
-        for repeat in range(options.repeats + 1):  # the first warms up
+        outputs = {}
+        for repeat in range(options.repeats + 1):  # the first repeat is a warm-up
             for name, candidate in candidates.items():
-                times, *found[name] = run_stages(candidate, pixels)
+                times, *outputs[name] = run_stages(candidate, pixels)
                 if repeat:
                     runs[name].append(times)
         ours, theirs = (stage_medians(runs[name]) for name in candidates)
-        print(f"batch {batch_size}, float32, medians of {options.repeats}, interleaved      ours       textbook")
+        print(f"batch {batch_size}, float32, medians of {options.repeats} repeats      ours       textbook")
         for stage, mine, other in zip(STAGES, ours, theirs):
-            print(f"  {stage:34s} {mine:10.1f} ms {other:10.1f} ms   {other / mine:5.1f} times")
+            print(f"  {stage:34s} {mine:10.1f} ms {other:10.1f} ms   {other / mine:5.1f} times as long")
         for name, times in (("ours", ours), ("textbook", theirs)):
             outside = sum(times[1:])
-            print(f"  {name}: outside the vision tower {outside:.1f} ms, {outside / times[0]:.2%} of it")
+            print(f"  {name}: {outside:.1f} ms outside the vision tower, {outside / times[0]:.2%} of its time")
         rate = needed * batch_size / ours[0] * 1000
         share = rate / matrix_rate(device, torch.float32)
-        print(f"  vision tower: {needed / 1e12:.3f} TFLOP an image, {share:.0%} of the rate of a matrix product")
-        apart = [(mine - other).abs().max().item() for mine, other in zip(found["ours"], found["textbook"])]
-        print(f"  apart: scores {apart[0]:.1e}, maps {apart[1]:.1e}")
+        print(f"  vision tower: {needed / 1e12:.3f} TFLOP per image, {share:.0%} of the speed of a matrix product")
+        differences = [(mine - other).abs().max().item() for mine, other in zip(outputs["ours"], outputs["textbook"])]
+        print(f"  maximum difference: scores {differences[0]:.1e}, maps {differences[1]:.1e}")
         _compare_precisions(model, pixels, options)
         _compare_towers(model, pixels, options)
     for dtype in ("float32", *options.dtypes):
@@ -92,10 +98,11 @@ def benchmark_inference(options: argparse.Namespace):
         output = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
         memory = json.loads(output)
         weights, beyond = memory["weights"], memory["peak"]
-        print(f"  peak memory, batch 1, {dtype}: weights {weights:.0f} MB and {beyond:.0f} MB beyond them")
+        print(f"  peak memory, batch 1, {dtype}: {weights:.0f} MB of weights and {beyond:.0f} MB beyond them")
 
 
-def _compare_precisions(model, pixels: torch.Tensor, options: argparse.Namespace):
+def _compare_precisions(model: ViP2ClipForAnomalyDetection, pixels: torch.Tensor, options: argparse.Namespace) -> None:
+    """Compare the speed and the results of other precisions with float32."""
     models = {"float32": model}
     for dtype in options.dtypes:
         models[dtype] = copy.deepcopy(model).to(getattr(torch, dtype))
@@ -107,17 +114,19 @@ def _compare_precisions(model, pixels: torch.Tensor, options: argparse.Namespace
             if repeat:
                 runs[name].append(sum(times))
     for name in options.dtypes:
-        whole, reduced = (1000 * statistics.median(runs[one]) for one in ("float32", name))
-        apart = [(one - two).abs().max().item() for one, two in zip(outputs[name], outputs["float32"])]
+        whole, reduced = (1000 * statistics.median(runs[dtype]) for dtype in ("float32", name))
+        differences = [(a - b).abs().max().item() for a, b in zip(outputs[name], outputs["float32"])]
         print(
             f"  {name}: {reduced:.1f} ms, float32 {whole:.1f} ms, {whole / reduced:.2f} times as fast; "
-            f"apart: scores {apart[0]:.1e}, maps {apart[1]:.1e}"
+            f"maximum difference: scores {differences[0]:.1e}, maps {differences[1]:.1e}"
         )
 
 
-def _compare_towers(model, pixels: torch.Tensor, options: argparse.Namespace):
-    """Ways to run the vision tower, interleaved."""
-    towers = {"sdpa": (model.get_vision_features, pixels)}
+def _compare_towers(model: ViP2ClipForAnomalyDetection, pixels: torch.Tensor, options: argparse.Namespace) -> None:
+    """Compare the speed of other ways to run the vision tower, interleaved."""
+    towers: dict[str, tuple[Callable[[torch.Tensor], Any], torch.Tensor]] = {
+        "sdpa": (model.get_vision_features, pixels)
+    }
     if "eager" in options.towers:
         eager = copy.deepcopy(model)
         eager.set_attn_implementation("eager")
@@ -134,21 +143,24 @@ def _compare_towers(model, pixels: torch.Tensor, options: argparse.Namespace):
             tower(inputs)[1].sum().item()
             if repeat:
                 runs[name].append(time.perf_counter() - start)
-    usual = statistics.median(runs["sdpa"]) if len(towers) > 1 else 0
+    default = statistics.median(runs["sdpa"]) if len(towers) > 1 else 0
     for name in options.towers:
-        found = statistics.median(runs[name])
-        print(f"  vision tower, {name}: {1000 * found:.1f} ms, sdpa {1000 * usual:.1f} ms, {usual / found:.2f} times")
+        other = statistics.median(runs[name])
+        print(
+            f"  vision tower, {name}: {1000 * other:.1f} ms, sdpa {1000 * default:.1f} ms, "
+            f"{default / other:.2f} times as fast"
+        )
 
 
 @torch.inference_mode()
-def benchmark_forward(options: argparse.Namespace):
-    """Peak memory of forwards of one image, in a process of its own."""
+def benchmark_forward(options: argparse.Namespace) -> None:
+    """Measure the peak memory of forward passes of one image, in this process."""
     dtype = getattr(torch, options.dtype)
     model = inference_model(options).to(dtype)
     size, device = model.config.image_size, model.device
     pixels = torch.randn(1, 3, size, size, device=device, dtype=dtype)
     if device.type == "cpu":
-        # Building the model took more than it holds: the peak of this process is counted from here on.
+        # Reset the peak, because building the model takes more memory than the model.
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     memory = CudaMemory() if device.type == "cuda" else ProcessMemory()
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""Peak memory of a process or of a GPU."""
+"""Peak memory of a process or a GPU."""
 
 from pathlib import Path
 
@@ -6,12 +6,13 @@ import torch
 
 
 class ProcessMemory:
-    """What the process takes at most from now on, beyond what it has now."""
+    """Peak memory of this process on the CPU, beyond the memory in use when the object is created. Needs Linux."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.start = self._status("VmRSS")
 
     def peak(self) -> float:
+        """Return the peak memory since the start, in bytes."""
         return self._status("VmHWM") - self.start
 
     @staticmethod
@@ -19,13 +20,16 @@ class ProcessMemory:
         for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
             if line.startswith(f"{name}:"):
                 return 1024 * int(line.split()[1])
-        raise RuntimeError(f"/proc/self/status has no {name}.")
+        raise RuntimeError(f"/proc/self/status contains no entry {name}.")
 
 
 class CudaMemory:
-    def __init__(self):
+    """Peak memory of torch on the GPU, beyond the memory in use when the object is created."""
+
+    def __init__(self) -> None:
         torch.cuda.reset_peak_memory_stats()
         self.start = torch.cuda.memory_allocated()
 
     def peak(self) -> float:
+        """Return the peak memory since the start, in bytes."""
         return torch.cuda.max_memory_allocated() - self.start

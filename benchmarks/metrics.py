@@ -1,4 +1,4 @@
-"""Pixel metrics of one category, against scikit-learn and a loop over regions."""
+"""Pixel metrics of one category, compared with scikit-learn and a loop over regions."""
 
 import argparse
 import time
@@ -17,7 +17,17 @@ from .common import median_time
 
 
 def generate_maps(count: int, side: int, batch_size: int = 8) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Batches of maps as a model makes them, from a grid of patches, and of masks; some 40 % are anomalous."""
+    """
+    Generate synthetic anomaly maps, upsampled from a grid of patches, and masks. About 40 % are anomalous.
+
+    Args:
+        count (`int`): number of maps.
+        side (`int`): side of a map in pixels.
+        batch_size (`int`, defaults to 8): number of maps per batch.
+
+    Yields:
+        `tuple[np.ndarray, np.ndarray]`: maps in [0, 1], and masks (bool), both of shape `(batch_size, side, side)`.
+    """
     rng = np.random.default_rng(0)
     for start in range(0, count, batch_size):
         size = min(batch_size, count - start)
@@ -36,24 +46,26 @@ def generate_maps(count: int, side: int, batch_size: int = 8) -> Iterator[tuple[
 def textbook_metrics(
     maps: np.ndarray, masks: np.ndarray, steps: int = 200, fpr_limit: float = 0.3
 ) -> dict[str, float]:
-    """Pixel metrics as the codes of this field compute them: scikit-learn on all pixels, and for AUPRO a loop over
-    thresholds, masks and regions."""
+    """
+    Compute pixel metrics in the usual way: scikit-learn on all pixels, and for AUPRO a loop over thresholds, masks and
+    regions.
+    """
     labels, scores = masks.ravel(), maps.ravel()
     precision, recall, _ = precision_recall_curve(labels, scores)
     f1 = 2 * precision * recall / (precision + recall + 1e-8)
     low, high = maps.min(), maps.max()
-    pros, fprs = [], []
+    overlaps_by_threshold, rates_by_threshold = [], []
     for threshold in np.arange(low, high, (high - low) / steps):
-        found = maps > threshold
+        predicted = maps > threshold
         overlaps = []
-        for one, mask in zip(found, masks):
+        for prediction, mask in zip(predicted, masks):
             regions, number = ndimage.label(mask, structure=np.ones((3, 3)))
             for region, place in enumerate(ndimage.find_objects(regions, number), start=1):
                 inside = regions[place] == region
-                overlaps.append(one[place][inside].mean())
-        pros.append(np.mean(overlaps))
-        fprs.append(found[~masks].mean())
-    pros, fprs = np.array(pros), np.array(fprs)
+                overlaps.append(prediction[place][inside].mean())
+        overlaps_by_threshold.append(np.mean(overlaps))
+        rates_by_threshold.append(predicted[~masks].mean())
+    pros, fprs = np.array(overlaps_by_threshold), np.array(rates_by_threshold)
     kept = fprs < fpr_limit
     fprs, pros = fprs[kept], pros[kept]
     return {
@@ -65,6 +77,7 @@ def textbook_metrics(
 
 
 def streamed_metrics(batches: Iterator[tuple[np.ndarray, np.ndarray]], convention: str = "exact") -> dict[str, float]:
+    """Compute pixel metrics with `AnomalyMetrics`, batch by batch."""
     metrics = AnomalyMetrics(aupro_convention=convention)
     for maps, masks in batches:
         labels = masks.reshape(len(masks), -1).any(axis=1)
@@ -73,20 +86,20 @@ def streamed_metrics(batches: Iterator[tuple[np.ndarray, np.ndarray]], conventio
 
 
 def peak_memory(count: int, side: int) -> float:
-    """Peak memory in MB that metrics of `count` maps add to that of making the maps one batch at a time."""
+    """Return the peak memory in MB that the metrics of `count` maps add to generating the maps batch by batch."""
 
-    def peak(consume: Callable[[Iterator], object]) -> int:
+    def peak(consume: Callable[[Iterator[tuple[np.ndarray, np.ndarray]]], object]) -> int:
         tracemalloc.start()
         consume(generate_maps(count, side))
-        found = tracemalloc.get_traced_memory()[1]
+        result = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-        return found
+        return result
 
     return (peak(streamed_metrics) - peak(lambda batches: [None for _ in batches])) / 2**20
 
 
-def benchmark_metrics(options: argparse.Namespace):
-    """All pixel metrics of one category, against scikit-learn and a region loop."""
+def benchmark_metrics(options: argparse.Namespace) -> None:
+    """Measure all pixel metrics of one category, compared with scikit-learn and a loop over regions."""
     batches = list(generate_maps(options.maps, options.side))
     maps, masks = (np.concatenate(parts) for parts in zip(*batches))
     print(f"{options.maps} maps of {options.side} x {options.side}, {masks.any(axis=(1, 2)).mean():.0%} anomalous")
@@ -95,11 +108,12 @@ def benchmark_metrics(options: argparse.Namespace):
     expected = textbook_metrics(maps, masks)
     theirs = time.perf_counter() - start
     exact, release = streamed_metrics(iter(batches)), streamed_metrics(iter(batches), "release")
-    print(f"  AnomalyMetrics               {1000 * ours / options.maps:8.2f} ms a map (median of {options.repeats})")
-    print(f"  scikit-learn and region loop {1000 * theirs / options.maps:8.2f} ms a map   {theirs / ours:.0f} times")
+    per_map, ratio = 1000 / options.maps, f"{theirs / ours:.0f} times as long"
+    print(f"  AnomalyMetrics               {per_map * ours:8.2f} ms per map (median of {options.repeats} repeats)")
+    print(f"  scikit-learn and region loop {per_map * theirs:8.2f} ms per map   {ratio}")
     for name, value in expected.items():
-        found = (release if name == "pixel_aupro" else exact)[name]
-        print(f"  {name:12s} {value:.6f}, AnomalyMetrics {abs(found - value):.1e} apart")
-    print(f"  AUPRO cut at the limit exactly {exact['pixel_aupro']:.6f}, the sweep {release['pixel_aupro']:.6f}")
+        result = (release if name == "pixel_aupro" else exact)[name]
+        print(f"  {name:12s} {value:.6f}, difference of AnomalyMetrics {abs(result - value):.1e}")
+    print(f"  AUPRO: {exact['pixel_aupro']:.6f} cut exactly at the limit, {release['pixel_aupro']:.6f} by the sweep")
     for count in (options.maps, 10 * options.maps):
-        print(f"  peak memory added by {count} maps: {peak_memory(count, options.side):.0f} MB")
+        print(f"  peak memory added by the metrics of {count} maps: {peak_memory(count, options.side):.0f} MB")

@@ -1,4 +1,4 @@
-"""ViP²-CLIP in a textbook implementation, to compare with."""
+"""Textbook implementation of ViP²-CLIP, for comparison."""
 
 import torch
 import torch.nn.functional as F
@@ -7,17 +7,22 @@ from scipy import ndimage
 from vip2clip_hf import ViP2ClipForAnomalyDetection
 
 
-# Inference
-
-
 class Textbook:
-    """ViP²-CLIP from plain library calls: prompts of 77 tokens, all hidden states kept, every patch projected, maps
-    smoothed one by one with scipy. The same stages with the same numbers, as far as rounding goes."""
+    """
+    ViP²-CLIP from plain library calls.
 
-    def __init__(self, model: ViP2ClipForAnomalyDetection):
+    It uses prompts of 77 tokens, keeps all hidden states, projects every patch, and smooths maps one by one with
+    scipy. The stages and results are those of the model, except for rounding.
+
+    Args:
+        model ([`ViP2ClipForAnomalyDetection`]): model with the weights.
+    """
+
+    def __init__(self, model: ViP2ClipForAnomalyDetection) -> None:
         self.model, self.config, self.clip = model, model.config, model.clip
 
     def get_vision_features(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return image embeddings (B, D) and patch embeddings (B, L, P, D)."""
         clip = self.clip
         output = clip.vision_model(pixel_values, output_hidden_states=True, interpolate_pos_encoding=True)
         token = output.pooler_output if self.config.image_embeds_layernorm else output.last_hidden_state[:, 0]
@@ -29,6 +34,7 @@ class Textbook:
         return image_embeds, torch.stack([F.normalize(layer, dim=-1) for layer in layers], dim=1)
 
     def get_prompt_embeds(self, image_embeds: torch.Tensor) -> torch.Tensor:
+        """Return text embeddings (B, 2, D)."""
         text, prompts = self.clip.text_model, self.model.get_prompts(image_embeds)
         longest = text.config.max_position_embeddings
         padded = F.pad(prompts, (0, 0, 0, longest - prompts.shape[2])).flatten(0, 1)
@@ -42,10 +48,10 @@ class Textbook:
         return F.normalize(self.clip.text_projection(ends), dim=-1)
 
     def align(self, text_embeds: torch.Tensor, patch_embeds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Scores and the maps of every layer, (B, L, 2, P)."""
+        """Return scores (B,) and layer maps (B, L, 2, P)."""
         config, perception = self.config, self.model.fine_grained_perception
         heads, temperature = config.perception_num_heads, config.temperature
-        text_embeds, maps, logits = text_embeds.float(), [], []
+        text_embeds, maps, layer_logits = text_embeds.float(), [], []
 
         def split(projected: torch.Tensor) -> torch.Tensor:
             return projected.unflatten(-1, (heads, -1)).transpose(1, 2)
@@ -66,11 +72,11 @@ class Textbook:
             probabilities = (cosines / temperature).softmax(-1)
             maps.append(probabilities.mT)
             chosen = (cosines[..., 1] - cosines[..., 0]).topk(config.top_k, dim=-1).indices
-            pooled = torch.stack([one[places].mean(0) for one, places in zip(patches, chosen)])
+            pooled = torch.stack([image[places].mean(0) for image, places in zip(patches, chosen)])
             if config.image_score == "pooled_features":
                 pooled = F.normalize(pooled, dim=-1)
-            logits.append((refined @ pooled[..., None])[..., 0] / temperature)
-        logits = torch.stack(logits)
+            layer_logits.append((refined @ pooled[..., None])[..., 0] / temperature)
+        logits = torch.stack(layer_logits)
         if config.image_score == "pooled_features":
             scores = logits.softmax(-1).mean(0)[:, 1]
         else:
@@ -78,6 +84,7 @@ class Textbook:
         return scores, torch.stack(maps, dim=1)
 
     def get_anomaly_maps(self, layer_maps: torch.Tensor) -> torch.Tensor:
+        """Return anomaly maps (B, S, S)."""
         grid, size = self.config.patch_grid, self.config.image_size
         layers = [
             F.interpolate(layer.unflatten(-1, (grid, grid)), (size, size), mode="bilinear", align_corners=False)
@@ -85,5 +92,5 @@ class Textbook:
         ]
         mean = torch.stack([(1 - layer[:, 0] + layer[:, 1]) / 2 for layer in layers]).mean(0).cpu().numpy()
         return torch.stack(
-            [torch.from_numpy(ndimage.gaussian_filter(one, self.config.smoothing_sigma)) for one in mean]
+            [torch.from_numpy(ndimage.gaussian_filter(layer_mean, self.config.smoothing_sigma)) for layer_mean in mean]
         )

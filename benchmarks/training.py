@@ -1,4 +1,4 @@
-"""Training with the feature cache, against training without."""
+"""Training with the feature cache, compared with training without it."""
 
 import argparse
 import json
@@ -12,7 +12,7 @@ from pathlib import Path
 import datasets
 import torch
 
-from vip2clip_hf import ViP2ClipImageProcessor
+from vip2clip_hf import ViP2ClipForAnomalyDetection, ViP2ClipImageProcessor
 from vip2clip_hf.data.loading import load_folder
 from vip2clip_hf.data.synthetic.dataset import write_dataset
 from vip2clip_hf.training.arguments import ViP2ClipTrainingArguments
@@ -22,8 +22,10 @@ from .common import matrix_rate, new_model, vision_operations
 from .memory import CudaMemory, ProcessMemory
 
 
-def time_training(model, root: Path, folder: Path, epochs: int, cache: Path | None, bf16: bool) -> tuple[float, float]:
-    """Seconds of the cache pass and of the training after it."""
+def time_training(
+    model: ViP2ClipForAnomalyDetection, root: Path, folder: Path, epochs: int, cache: Path | None, bf16: bool
+) -> tuple[float, float]:
+    """Return the duration of the cache pass and of training, in seconds."""
     arguments = ViP2ClipTrainingArguments(
         output_dir=str(folder),
         num_train_epochs=epochs,
@@ -38,28 +40,28 @@ def time_training(model, root: Path, folder: Path, epochs: int, cache: Path | No
     start = time.perf_counter()
     if cache is not None:
         trainer.cache_features()
-    passed = time.perf_counter() - start
+    cache_seconds = time.perf_counter() - start
     start = time.perf_counter()
     trainer.train()
-    return passed, time.perf_counter() - start
+    return cache_seconds, time.perf_counter() - start
 
 
-def benchmark_training(options: argparse.Namespace):
-    """Ten epochs with the feature cache against ten without, interleaved."""
+def benchmark_training(options: argparse.Namespace) -> None:
+    """Measure training with and without the feature cache, interleaved."""
     datasets.disable_progress_bars()
     model = new_model(options.clip)
     config = model.config
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.bfloat16 if options.bf16 else torch.float32
-    # At ViT-L/14 width an epoch without the cache is measured once and counted as often as there are epochs.
+    # In the size of ViT-L/14, one epoch without the cache is measured and multiplied by the number of epochs.
     measured = options.epochs if options.clip else 1
     with tempfile.TemporaryDirectory() as folder:
         per_kind = max(1, options.images // 5)
         root = write_dataset(Path(folder, "data"), ("weave",), options.images - 4 * per_kind, per_kind, 256)
         count = len(load_folder(root))
-        what = options.clip or "random weights of the size of CLIP ViT-L/14"
+        name = options.clip or "random weights in the size of CLIP ViT-L/14"
         print(
-            f"{what}, {config.image_size} pixels, {device}, {str(dtype)[6:]}, {count} images, {options.epochs} epochs"
+            f"{name}, {config.image_size} pixels, {device}, {str(dtype)[6:]}, {count} images, {options.epochs} epochs"
         )
         passes, cached, plain = [], [], []
         for repeat in range(options.repeats):
@@ -72,26 +74,29 @@ def benchmark_training(options: argparse.Namespace):
             cached.append(sum(parts))
         rate, needed = count / statistics.median(passes), vision_operations(config)
     plain_time, cached_time = statistics.median(plain), statistics.median(cached)
-    how = "" if measured == options.epochs else f", extrapolated from {measured} epoch"
-    print(f"  without cache {plain_time:8.1f} s{how}")
-    print(f"  with cache    {cached_time:8.1f} s, of which the pass is {statistics.median(passes):.1f} s")
-    print(f"  {plain_time / cached_time:.1f} times as fast (median of {options.repeats}, interleaved)")
+    note = "" if measured == options.epochs else f", extrapolated from {measured} epoch"
+    print(f"  without cache {plain_time:8.1f} s{note}")
+    print(f"  with cache    {cached_time:8.1f} s, including {statistics.median(passes):.1f} s for the cache pass")
+    print(f"  {plain_time / cached_time:.1f} times as fast (medians of {options.repeats} repeats, interleaved)")
     share = rate * needed / matrix_rate(torch.device(device), dtype)
-    each = f"{needed / 1e12:.3f} TFLOP each"
-    print(f"  cache pass {rate:.2f} images/s, {share:.0%} of the rate of a matrix product ({each})")
+    work = f"{needed / 1e12:.3f} TFLOP per image"
+    print(f"  cache pass: {rate:.2f} images/s, {share:.0%} of the speed of a matrix product ({work})")
     command = [sys.executable, "-m", "benchmarks", "step", *(["--clip", options.clip] if options.clip else [])]
-    found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
-    seconds, peak = found["seconds"], found["peak"]
-    print(f"  a cached step of 8 images: {seconds:.2f} s, peak memory beyond the weights {peak:.0f} MB")
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
+    result = json.loads(output)
+    seconds, peak = result["seconds"], result["peak"]
+    print(
+        f"  training step of 8 images with the cache: {seconds:.2f} s, {peak:.0f} MB of peak memory beyond the weights"
+    )
 
 
-def benchmark_step(options: argparse.Namespace):
-    """Time and peak memory of a cached training step with Adam, in a process of its own."""
+def benchmark_step(options: argparse.Namespace) -> None:
+    """Measure the time and the peak memory of a training step with the cache and Adam, in this process."""
     model = new_model(options.clip).train()
     config = model.config
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device)
-    layers, patches, width = len(config.feature_layers), config.patch_grid**2, config.clip_config.projection_dim
+    layers, patches, width = len(config.feature_layers), config.patch_grid**2, config.projection_dim
     batch = {
         "image_embeds": torch.randn(8, width, device=device),
         "patch_embeds": torch.randn(8, layers, patches, width, device=device),

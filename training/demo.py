@@ -1,4 +1,4 @@
-"""The demo of the package from a clone: the `vip2clip demo` command."""
+"""Run the `vip2clip demo` command from a clone of the repository."""
 
 import sys
 

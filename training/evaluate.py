@@ -1,4 +1,4 @@
-"""Evaluate a checkpoint on one or several processes: the `vip2clip evaluate` command, for accelerate.
+"""Run the `vip2clip evaluate` command with accelerate, on one or more processes.
 
 accelerate launch training/evaluate.py mvtec=MVTec visa=VisA --model CHECKPOINT --output results
 """

@@ -1,4 +1,4 @@
-"""Train adapters on one or several processes: the `vip2clip train` command, for accelerate.
+"""Run the `vip2clip train` command with accelerate, on one or more processes.
 
 accelerate launch training/train.py training/configs/tiny.json --clip CLIP --train_data A --eval_data B C
 """

@@ -1,8 +1,7 @@
 """ViP²-CLIP: zero-shot visual anomaly detection as a Hugging Face Transformers model.
 
-Where torch is installed, importing the package registers it with transformers, so that `AutoConfig`, `AutoModel`,
-`AutoImageProcessor` and `pipeline("anomaly-detection")` know it. All other names are imported when they are first
-used.
+If torch is installed, importing the package registers the model with transformers: `AutoConfig`, `AutoModel`,
+`AutoImageProcessor` and `pipeline("anomaly-detection")` then support it. All other names are imported on first use.
 """
 
 import importlib
@@ -78,8 +77,8 @@ if TYPE_CHECKING:
     )
 
 
-def _register():
-    """Register with transformers, which needs torch. The `vip2clip` command skips it and loads what it needs."""
+def _register() -> None:
+    """Register the model with transformers. The `vip2clip` command skips this to avoid importing torch."""
     installed = all(importlib.util.find_spec(name) is not None for name in ("torch", "transformers"))
     if installed and "_vip2clip_command" not in sys.modules:
         importlib.import_module(".models.vip2clip", __name__)

@@ -1,4 +1,4 @@
-"""`python -m vip2clip_hf` is the `vip2clip` command: `accelerate launch --module vip2clip_hf predict ...`."""
+"""Run the `vip2clip` command with `python -m vip2clip_hf` or `accelerate launch --module vip2clip_hf`."""
 
 from .cli import main
 

@@ -1,3 +1,3 @@
-"""The version of the package. In a file of its own so that no other module is imported to read it."""
+"""Version of the package, in a separate module that can be read without importing the package."""
 
 __version__ = "0.1.0"

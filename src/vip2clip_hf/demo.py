@@ -1,7 +1,7 @@
-"""The bundled checkpoint at work, offline and without a GPU: find defects, draw them, fine-tune.
+"""Demo of the bundled checkpoint: find defects, draw them, fine-tune. Runs offline, without a GPU.
 
-It scores the example photos and synthetic images, and draws a sheet of all. Then it is fine-tuned for two epochs on
-synthetic images of one surface, and evaluated on other images of that surface before and after.
+The demo scores example photos and synthetic images and draws them in one sheet. It then fine-tunes the checkpoint for
+two epochs on synthetic images of one surface, and evaluates it before and after on other images of that surface.
 """
 
 import os
@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 from PIL import Image
@@ -27,67 +28,87 @@ from .training.arguments import ViP2ClipTrainingArguments
 from .training.trainer import ViP2ClipTrainer
 
 
-# A surface that the checkpoint was not trained on.
+# The checkpoint was not trained on this surface.
 SURFACE = "dots"
 TILE = 224
 TITLES = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "pixel_aupro": "AUPRO"}
 
 
 def read_examples(seed: int) -> list[tuple[str, Image.Image, Image.Image | None]]:
-    """Name, picture and mask of the photos and of two generated pictures."""
-    pictures = []
+    """
+    Load the example photos and generate two synthetic images, one normal and one with a defect.
+
+    Args:
+        seed (`int`): seed of the synthetic images.
+
+    Returns:
+        `list[tuple[str, PIL.Image.Image, PIL.Image.Image | None]]`: name, image and mask; None without a mask.
+    """
+    examples: list[tuple[str, Image.Image, Image.Image | None]] = []
     for path in sorted(example_photos().glob("*.jpg")):
-        mask = path.with_name(f"{path.stem}_mask.png")
-        pictures.append((path.name, Image.open(path), Image.open(mask) if mask.exists() else None))
+        mask_path = path.with_name(f"{path.stem}_mask.png")
+        examples.append((path.name, Image.open(path), Image.open(mask_path) if mask_path.exists() else None))
     for defect in (None, "blob"):
-        picture, mask = generate_image(SURFACE, defect, 256, seed=seed + 100)
-        pictures.append((f"generated, {defect or 'normal'}", picture, mask))
-    return pictures
+        image, mask = generate_image(SURFACE, defect, 256, seed=seed + 100)
+        examples.append((f"generated, {defect or 'normal'}", image, mask))
+    return examples
 
 
 def draw_sheet(rows: list[list[Image.Image]]) -> Image.Image:
+    """
+    Draw images in a grid.
+
+    Args:
+        rows (`list[list[PIL.Image.Image]]`): rows with the same number of images.
+
+    Returns:
+        `PIL.Image.Image`: the sheet, with square cells of 224 pixels.
+    """
     sheet = Image.new("RGB", (TILE * len(rows[0]), TILE * len(rows)), "white")
     for y, row in enumerate(rows):
-        for x, picture in enumerate(row):
-            sheet.paste(picture.convert("RGB").resize((TILE, TILE)), (x * TILE, y * TILE))
+        for x, image in enumerate(row):
+            sheet.paste(image.convert("RGB").resize((TILE, TILE)), (x * TILE, y * TILE))
     return sheet
 
 
-def run_demo(output: str | os.PathLike = "demo_output", seed: int = 0, say: Callable[[str], None] = print) -> dict:
+def run_demo(
+    output: str | os.PathLike = "demo_output", seed: int = 0, say: Callable[[str], None] = print
+) -> dict[str, Any]:
     """
-    Score the examples, draw `sheet.png`, fine-tune, and write the fine-tuned `checkpoint` to a folder.
+    Run the demo and write `sheet.png` and the fine-tuned `checkpoint` to a folder.
 
     Args:
-        output (`str` or `os.PathLike`, defaults to `"demo_output"`): the folder.
+        output (`str` or `os.PathLike`, defaults to `"demo_output"`): folder to write; created if it does not exist.
         seed (`int`, defaults to 0): seed of the synthetic images and of training.
-        say (`Callable[[str], None]`, defaults to `print`): called with every line of the report.
+        say (`Callable[[str], None]`, defaults to `print`): called with each line of the report.
 
     Returns:
-        `dict`: `scores` (by image, `score` and `label`), `before` and `after` (metrics before and after fine-tuning),
-        `sheet` and `checkpoint` (paths).
+        `dict`: `scores` (`score` and `label` by image name), `before` and `after` (metrics before and after
+        fine-tuning), `sheet` and `checkpoint` (paths).
 
     Raises:
-        OSError: the folder cannot be written, or is a file.
+        OSError: if the folder is a file or cannot be written.
     """
     output = Path(output)
     if output.exists() and not output.is_dir():
-        raise OSError(f"{str(output)!r} is a file; expected a folder or a path that does not exist yet.")
+        raise OSError(f"{str(output)!r} is a file; expected a folder, or a path that does not exist.")
     output.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
 
     detector = AnomalyDetectionPipeline.from_pretrained(bundled_checkpoint(), device="cpu")
-    rows, scores = [], {}
+    rows: list[list[Image.Image]] = []
+    scores: dict[str, dict[str, Any]] = {}
     say("Scores of the bundled checkpoint:")
-    for name, picture, mask in read_examples(seed):
-        result = detector(picture, heatmap=True)
+    for name, image, mask in read_examples(seed):
+        result = cast(dict[str, Any], detector(image, heatmap=True))
         scores[name] = {"score": result["score"], "label": result["label"]}
         say(f"  {name:32s} {result['score']:.3f} {result['label']}")
-        # On a fixed scale from 0 to 1, as the heatmap.
+        # Fixed scale from 0 to 1, like the heatmap.
         anomaly_map = Image.fromarray(np.rint(result["anomaly_map"] * 255).astype(np.uint8))
-        rows.append([picture, anomaly_map, result["heatmap"], mask or Image.new("L", picture.size)])
+        rows.append([image, anomaly_map, result["heatmap"], mask or Image.new("L", image.size)])
     sheet = output / "sheet.png"
     draw_sheet(rows).save(sheet)
-    say(f"{sheet}: photo, anomaly map, heatmap and true mask side by side")
+    say(f"Wrote {sheet}. Columns: image, anomaly map, heatmap, true mask.")
 
     with tempfile.TemporaryDirectory() as folder:
         train_root = write_dataset(Path(folder, "train"), (SURFACE,), 16, 4, 256, seed)
@@ -119,9 +140,13 @@ def run_demo(output: str | os.PathLike = "demo_output", seed: int = 0, say: Call
         write_checkpoint(model, image_processor, output / "checkpoint")
     say(f"The fine-tuned checkpoint is in {output / 'checkpoint'}.")
     say(f"Took {time.perf_counter() - start:.0f} seconds.")
-    metrics = ({name: found[name] for name in TITLES} for found in (before, after))
-    found = dict(zip(("before", "after"), metrics))
-    return {"scores": scores, **found, "sheet": str(sheet), "checkpoint": str(output / "checkpoint")}
+    return {
+        "scores": scores,
+        "before": {name: before[name] for name in TITLES},
+        "after": {name: after[name] for name in TITLES},
+        "sheet": str(sheet),
+        "checkpoint": str(output / "checkpoint"),
+    }
 
 
 __all__ = ["run_demo"]

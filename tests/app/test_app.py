@@ -18,9 +18,9 @@ from helpers.tiny import ROOT, change_weights
 from vip2clip_hf import AnomalyDetectionPipeline, cli
 
 
-gr = pytest.importorskip("gradio", reason="the page needs gradio (pip install 'vip2clip_hf[app]')")
+gr = pytest.importorskip("gradio", reason="the web app needs gradio (pip install 'vip2clip_hf[app]')")
 
-from vip2clip_hf.app import page as app_page, server as app  # noqa: E402 - once it is known to be there
+from vip2clip_hf.app import page as app_page, server as app  # noqa: E402 - after the check for gradio
 from vip2clip_hf.app.drawing import draw_mask  # noqa: E402
 from vip2clip_hf.app.results import PhotoInspector, PhotoResult, safe_stem  # noqa: E402
 
@@ -41,7 +41,7 @@ def inspector(detector) -> PhotoInspector:
 
 @pytest.fixture
 def uploads(photo, tmp_path) -> list[str]:
-    """Two photos of different size, in folders as the server makes them."""
+    """Two photos of different sizes, in separate folders like on the server."""
     paths = []
     for name, picture in (("a.png", photo), ("b (1).jpg", photo.rotate(90, expand=True).resize((90, 120)))):
         path = tmp_path / f"upload-{name[0]}" / name
@@ -53,7 +53,7 @@ def uploads(photo, tmp_path) -> list[str]:
 
 @pytest.fixture
 def calls(detector, monkeypatch) -> list[int]:
-    """Grows by one with every pass through the model."""
+    """A list that grows by one with each pass through the model."""
     made, forward = [], detector.model.forward
 
     def counted(*args, **kwargs):
@@ -68,7 +68,7 @@ def calls(detector, monkeypatch) -> list[int]:
 
 
 def test_same_as_the_pipeline(inspector, detector, uploads, calls):
-    """Whatever the thresholds, and with one pass per photo."""
+    """Stored results give the output of the pipeline for any thresholds, with one pass per photo."""
     results, problems = inspector.analyse(uploads)
     assert [result.name for result in results] == ["a.png", "b (1).jpg"]
     assert problems == []
@@ -94,8 +94,7 @@ def test_same_as_the_pipeline(inspector, detector, uploads, calls):
     assert len(calls) == before
 
 
-def test_maps_of_layers(inspector, uploads):
-    """Their mean is the map of all."""
+def test_the_mean_of_the_layer_maps_is_the_map_of_all_layers(inspector, uploads):
     (result, _), _ = inspector.analyse(uploads)
     layers = torch.stack([inspector._map(result, layer) for layer in inspector.layers])
     assert len(layers) == 3
@@ -119,7 +118,7 @@ def test_calibrated(inspector, detector, uploads):
 
 
 def test_tiles(model, image_processor, photo, tmp_path):
-    """Photos seen in tiles have a map of their own size, which is kept within limits, and no layers."""
+    """A photo split into tiles has a map at its own size (up to a limit) and no maps of single layers."""
     detector = AnomalyDetectionPipeline(model=model, image_processor=image_processor, device="cpu", tile_size=40)
     inspector = PhotoInspector(detector)
     photo.save(tmp_path / "a.png")
@@ -130,12 +129,12 @@ def test_tiles(model, image_processor, photo, tmp_path):
     np.testing.assert_allclose(inspector.inspect(small, (0.5, 0.5))["anomaly_map"], wanted["anomaly_map"], atol=1e-3)
     assert wide.tiled_map.shape == (27, 1024)
     assert inspector.inspect(wide, (0.5, 0.5))["mask"].shape == (40, 1500)
-    with pytest.raises(ValueError, match="seen in tiles"):
+    with pytest.raises(ValueError, match=r"'a\.png' was split into tiles and has no maps of single layers"):
         inspector.heatmap(small, photo, 1)
 
 
-def test_what_is_kept_is_small(inspector, photo, tmp_path):
-    """No pixels, whatever the size of the photo."""
+def test_stored_results_are_small(inspector, photo, tmp_path):
+    """They contain no pixels and do not grow with the photo."""
     photo.save(tmp_path / "small.png")
     photo.resize((2000, 1500)).save(tmp_path / "large.jpg")
     (small, large), _ = inspector.analyse([str(tmp_path / "small.png"), str(tmp_path / "large.jpg")])
@@ -143,11 +142,11 @@ def test_what_is_kept_is_small(inspector, photo, tmp_path):
     assert small.nbytes == large.nbytes == 3 * 2 * grid**2 * 4
     kept = [value for value in vars(large).values() if isinstance(value, (np.ndarray, torch.Tensor, Image.Image))]
     assert len(kept) == 1
-    # At the size of ViT-L/14 a session of 50 photos stays below 3 MB.
+    # For ViT-L/14, a session of 50 photos takes less than 3 MB.
     assert 50 * np.zeros((4, 2, 37, 37), np.float32).nbytes < 3e6
 
 
-def test_seen_before(inspector, uploads, calls):
+def test_known_photos_are_not_analysed_again(inspector, uploads, calls):
     first, _ = inspector.analyse(uploads[:1])
     both, _ = inspector.analyse(uploads, first)
     assert both[0] is first[0]
@@ -157,7 +156,7 @@ def test_seen_before(inspector, uploads, calls):
     assert named == []
 
 
-def test_what_cannot_be_read_is_listed(inspector, uploads, tmp_path, monkeypatch):
+def test_unreadable_files_are_listed(inspector, uploads, tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50_000_000)
     text, cut, bomb, large = (tmp_path / name for name in ("<b>text.png", "cut.png", "bomb.png", "large.bin"))
     text.write_text("no picture")
@@ -169,30 +168,30 @@ def test_what_cannot_be_read_is_listed(inspector, uploads, tmp_path, monkeypatch
     results, problems = inspector.analyse([str(text), uploads[0], str(cut), str(bomb), str(large), "/gone.png"])
     assert [result.name for result in results] == ["a.png"]
     reasons = dict(problems)
-    assert "no image that can be read" in reasons["<b>text.png"]
+    assert "cannot be read as an image; expected a format Pillow supports" in reasons["<b>text.png"]
     assert "could not be decoded" in reasons["cut.png"]
-    assert "The limit is 50,000,000 pixels" in reasons["bomb.png"]
+    assert "expected at most 50,000,000 pixels" in reasons["bomb.png"]
     assert "--max-pixels" in reasons["bomb.png"]
-    assert "has 21.0 MB; the limit is 20 MB, raise it with --max-file-size" in reasons["large.bin"]
-    assert "add it again" in reasons["gone.png"]
+    assert "has 21.0 MB; the limit is 20 MB. Raise it with --max-file-size." in reasons["large.bin"]
+    assert "uploads are kept for one hour. Add the photo again." in reasons["gone.png"]
     assert str(tmp_path) not in str(problems)
     shown = app_page._status(app_page.Session(results, problems))
     assert "&lt;b&gt;text.png" in shown
     assert "<b>text" not in shown
-    assert "5 files have no result" in shown
+    assert "No result for 5 files" in shown
 
 
 def test_limits(detector, uploads, calls):
     results, problems = PhotoInspector(detector, max_images=1).analyse(uploads)
     assert len(results) == len(calls) == 1
-    assert problems == [("b (1).jpg", "left out; the page takes 1 photos at a time.")]
+    assert problems == [("b (1).jpg", "skipped; the limit is 1 photo. Raise it with --max-images.")]
     with pytest.raises(ValueError, match="max_images is 0"):
         PhotoInspector(detector, max_images=0)
     with pytest.raises(ValueError, match="max_file_size is 0"):
         PhotoInspector(detector, max_file_size=0)
 
 
-def test_weights_that_overflow_are_named(inspector, detector, uploads, monkeypatch):
+def test_scores_that_are_not_finite_are_reported(inspector, detector, uploads, monkeypatch):
     found = detector.decision_map(uploads[0])
     monkeypatch.setattr(detector, "decision_map", lambda image: {**found, "score": float("nan")})
     results, problems = inspector.analyse(uploads[:1])
@@ -202,7 +201,7 @@ def test_weights_that_overflow_are_named(inspector, detector, uploads, monkeypat
 
 def test_zip(inspector, uploads, tmp_path):
     results, _ = inspector.analyse(uploads)
-    # Names are for reading only, whatever is in them.
+    # Names are never used as paths.
     results[1].name = "../../etc/passwd\\ü;.png"
     problems = [("wrong.png", 'no "image"')]
     thresholds = (0.5, float(np.median(inspector.inspect(results[0], (0.5, 0.5))["anomaly_map"])))
@@ -263,7 +262,7 @@ def test_draw_mask(photo):
         draw_mask(photo, np.zeros((2, 2), bool))
 
 
-# The page
+# The web app
 
 
 @pytest.fixture
@@ -275,7 +274,7 @@ def labels(rows: list[list]) -> list[str]:
     return [row[3] for row in rows]
 
 
-def test_thresholds_move_without_the_model(page, uploads, calls):
+def test_thresholds_change_without_running_the_model(page, uploads, calls):
     session, shown, photo, heatmap, status, table, summary, mask, *_ = page.on_files(
         uploads, app_page.Session(), 0.5, 0.5, app_page.ALL_LAYERS
     )
@@ -307,11 +306,11 @@ def test_problems_are_shown(page, uploads, tmp_path):
     (tmp_path / "wrong.png").write_text("no picture")
     values = page.on_files([str(tmp_path / "wrong.png")], app_page.Session(), 0.5, 0.5, app_page.ALL_LAYERS)
     assert not values[1]["visible"]
-    assert "'wrong.png' is no image" in values[4].replace("&#x27;", "'")
+    assert "'wrong.png' cannot be read as an image" in values[4].replace("&#x27;", "'")
     session, *_ = page.on_files(uploads, values[0], 0.5, 0.5, app_page.ALL_LAYERS)
-    assert "threshold is (2, 0.5); expected one number in [0, 1]" in page.on_thresholds(session, 2, 0.5)[0]
+    assert "threshold is (2, 0.5); expected a number in [0, 1]" in page.on_thresholds(session, 2, 0.5)[0]
     assert "threshold is" in page.on_pack(session, 0.5, -1)[0]
-    assert "seen" not in page.on_layer(session, "layer 1")[0]
+    assert "split" not in page.on_layer(session, "layer 1")[0]
     assert "expected one of [1, 2, 4]" in page.on_layer(session, "layer 3")[0]
     for path in uploads:
         Path(path).unlink()
@@ -320,26 +319,26 @@ def test_problems_are_shown(page, uploads, tmp_path):
         page.on_layer(session, "layer 1"),
         page.on_pack(session, 0, 0),
     ):
-        assert "is no longer there" in values[0]
-    assert page.on_files([], session, 0.5, 0.5, app_page.ALL_LAYERS)[4] == "<p>Add one or several photos to begin.</p>"
+        assert "is no longer available" in values[0]
+    assert page.on_files([], session, 0.5, 0.5, app_page.ALL_LAYERS)[4] == "<p>Add one or more photos to begin.</p>"
 
 
-def test_a_session_that_is_gone(page):
+def test_an_expired_session(page):
     event = gr.SelectData(None, {"index": [0, 0], "value": "1", "row_value": ["1", "a.png"]})
-    assert "add the photos again" in page.on_select(app_page.Session(), 0.5, 0.5, app_page.ALL_LAYERS, event)[3]
-    assert "add the photos again" in page.on_pack(app_page.Session(), 0.5, 0.5)[0]
+    assert "Add the photos again." in page.on_select(app_page.Session(), 0.5, 0.5, app_page.ALL_LAYERS, event)[3]
+    assert "Add the photos again." in page.on_pack(app_page.Session(), 0.5, 0.5)[0]
     for values in (page.on_thresholds(app_page.Session(), 0.5, 0.5), page.on_layer(app_page.Session(), "layer 1")):
         assert all(value == gr.skip() for value in values)
 
 
-def test_pack_writes_to_the_temporary_folder(page, uploads, tmp_path, monkeypatch):
+def test_the_download_is_in_the_temporary_folder(page, uploads, tmp_path, monkeypatch):
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "temporary"))
     session, *_ = page.on_files(uploads, app_page.Session(), 0.5, 0.5, app_page.ALL_LAYERS)
     target = Path(page.on_pack(session, 0.5, 0.5)[1]["value"])
     assert target.is_relative_to(tmp_path / "temporary")
     assert "results.json" in zipfile.ZipFile(target).namelist()
     page.on_pack(session, 0.5, 2)
-    assert len(list((tmp_path / "temporary").iterdir())) == 1  # nothing half-written
+    assert len(list((tmp_path / "temporary").iterdir())) == 1  # an error leaves no file
 
 
 def test_build_app(detector):
@@ -359,14 +358,14 @@ def test_build_app(detector):
 
 
 def test_model_names(tmp_path):
-    """Not where a folder lies."""
+    """The path of a folder is not shown."""
     (tmp_path / "checkpoint").mkdir()
     assert app._model_name(tmp_path / "checkpoint") == "checkpoint"
     assert app._model_name("org/model") == "org/model"
 
 
-def test_states_are_small_values():
-    """What gradio copies for every visitor."""
+def test_initial_state():
+    """Gradio copies it for each visitor."""
     assert app_page.Session().results == []
     assert PhotoResult("a", "b", (1, 1), 0.5).nbytes == 0
 
@@ -386,8 +385,8 @@ class _Launched(Exception):
     pass
 
 
-def test_launch_is_closed(detector, monkeypatch, capsys):
-    """Loopback, no share, no files of the machine; everything is as before in the end."""
+def test_launch_settings(detector, monkeypatch, capsys):
+    """Loopback only, no public link, no files of the machine; global settings are restored."""
     seen = {}
 
     def launch(self, **options):
@@ -406,18 +405,21 @@ def test_launch_is_closed(detector, monkeypatch, capsys):
     assert (tempfile.gettempdir(), Image.MAX_IMAGE_PIXELS) == before
     with pytest.raises(_Launched):
         app.launch(detector, host="0.0.0.0")
-    assert "Warning: on 0.0.0.0 everyone" in capsys.readouterr().err
+    assert (
+        "Warning: with --host 0.0.0.0, anyone on the network can use the app without a password."
+        in capsys.readouterr().err
+    )
     with pytest.raises(ValueError, match="max_pixels is 0"):
         app.launch(detector, max_pixels=0)
 
 
-def test_a_port_that_is_taken(detector):
+def test_a_port_in_use(detector):
     import socket
 
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        with pytest.raises(OSError, match=r"cannot be bound .* choose another with --port"):
+        with pytest.raises(OSError, match=r"cannot be bound .*\. Choose another with --port"):
             app.launch(detector, port=taken.getsockname()[1])
 
 
@@ -443,7 +445,9 @@ def test_command(monkeypatch):
 def test_without_gradio():
     code = "import sys; sys.modules['gradio'] = None\nfrom vip2clip_hf.app import launch\nlaunch()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
-    assert "ImportError: The page needs gradio, which is not installed: pip install 'vip2clip_hf[app]'." in done.stderr
+    assert (
+        "ImportError: The web app needs gradio, which is not installed: pip install 'vip2clip_hf[app]'." in done.stderr
+    )
 
 
 # The Space
@@ -469,7 +473,7 @@ def test_space_files():
     assert front["sdk"] == "gradio"
     assert (ROOT / "spaces" / front["app_file"]).is_file()
     assert re.fullmatch(r"3\.\d+", front["python_version"])
-    # The dependencies of the package and of its extra; gradio is the Space's own.
+    # Dependencies of the package and of its extra, except gradio, which the Space provides.
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     base = re.search(r"\ndependencies = \[(.*?)\]", text, re.DOTALL)[1]
     extra = re.search(r"\napp = \[(.*?)\]", text)[1]

@@ -1,4 +1,4 @@
-"""Calibration of a model: from images to thresholds in its configuration and card, and decisions made with them."""
+"""Calibration: from images to thresholds in the configuration and the model card, and the resulting decisions."""
 
 import json
 
@@ -27,7 +27,7 @@ from vip2clip_hf.models.vip2clip.decision_vip2clip import conformal_threshold, r
 
 @pytest.fixture
 def detector() -> AnomalyDetectionPipeline:
-    """Scores and maps that differ from image to image, some pixels of a map on either side of its mean."""
+    """A model with scores that differ between images, and maps that vary around their mean."""
     model = ViP2ClipForAnomalyDetection(tiny_config("release", smoothing_sigma=1.0)).eval()
     change_weights(model)
     with torch.no_grad():
@@ -37,7 +37,7 @@ def detector() -> AnomalyDetectionPipeline:
     return AnomalyDetectionPipeline(model=model, image_processor=ViP2ClipImageProcessor(size=48), device="cpu")
 
 
-def pictures(count: int, seed: int = 0, size: tuple[int, int] = (40, 60)) -> list[Image.Image]:
+def random_images(count: int, seed: int = 0, size: tuple[int, int] = (40, 60)) -> list[Image.Image]:
     rng = np.random.default_rng(seed)
     return [Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)) for _ in range(count)]
 
@@ -46,12 +46,12 @@ def pictures(count: int, seed: int = 0, size: tuple[int, int] = (40, 60)) -> lis
 def photos(tmp_path):
     folder = tmp_path / "normal"
     folder.mkdir()
-    for number, picture in enumerate(pictures(24)):
-        picture.save(folder / f"{number:02d}.png")
+    for number, image in enumerate(random_images(24)):
+        image.save(folder / f"{number:02d}.png")
     return folder
 
 
-def test_thresholds_are_those_of_the_scores(detector, photos):
+def test_thresholds_follow_from_the_scores(detector, photos):
     found = calibrate(detector, photos, 0.1)
     results = [detector.decision_map(str(path)) for path in sorted(photos.iterdir())]
     assert found.image_threshold == conformal_threshold([one["score"] for one in results], 0.1)
@@ -66,8 +66,8 @@ def test_thresholds_are_those_of_the_scores(detector, photos):
 
 
 @pytest.mark.parametrize("area", [0.0, 0.02])
-def test_decisions_keep_the_rate_on_the_calibration_images(detector, photos, area):
-    """Of n images at most rate x (n + 1) - 1 are above the threshold, at the size of the photos as well."""
+def test_rate_on_the_calibration_images(detector, photos, area):
+    """Of n images, at most rate x (n + 1) - 1 are above the threshold, also at the size of the photos."""
     found = calibrate(detector, photos, 0.2, min_region_area=area)
     found.apply(detector.model.config)
     results = detector(str(photos), regions=True)
@@ -77,7 +77,7 @@ def test_decisions_keep_the_rate_on_the_calibration_images(detector, photos, are
     assert marked <= 4
     for result in results:
         assert bool(result["regions"]) == result["mask"].any()
-    # Smaller regions than asked for do not appear in the mask.
+    # Regions below the minimum area do not appear in the mask.
     maps = [detector.decision_map(str(path))["anomaly_map"] for path in sorted(photos.iterdir())]
     least = max(1, int(np.ceil(area * 48 * 48)))
     alarmed = [region_score(one, least) > found.pixel_threshold for one in maps]
@@ -85,55 +85,56 @@ def test_decisions_keep_the_rate_on_the_calibration_images(detector, photos, are
         assert alarm or not result["mask"].any()
 
 
-def test_a_calibration_with_large_regions_marks_lower_values(detector, photos):
+def test_minimum_area_lowers_the_pixel_threshold(detector, photos):
     any_pixel, large = (calibrate(detector, photos, 0.2, min_region_area=area) for area in (0.0, 0.05))
     assert large.pixel_threshold < any_pixel.pixel_threshold
 
 
 def test_false_alarms_on_new_images(detector):
-    """The guarantee with a model in the loop: 200 new images after calibration on 99."""
-    found = calibrate(detector, pictures(99, seed=1), 0.1)
+    """Check the guarantee with a model: 200 new images after a calibration on 99."""
+    found = calibrate(detector, random_images(99, seed=1), 0.1)
     found.apply(detector.model.config)
-    results = list(detector(pictures(200, seed=2), batch_size=8))
+    results = list(detector(random_images(200, seed=2), batch_size=8))
     for alarms in (
         sum(result["label"] == "anomalous" for result in results),
         sum(result["mask"].any() for result in results),
     ):
-        # The rate given these calibration images scatters around 0.1 by 0.03 (beta distribution), the count on top.
+        # The rate for these calibration images has a standard deviation of 0.03 (beta distribution); the count of
+        # alarms adds its own.
         assert alarms / 200 <= 0.1 + 3 * np.hypot(0.03, np.sqrt(0.09 / 200))
 
 
-def test_too_few_images_are_refused_before_the_work(detector, photos, monkeypatch):
+def test_too_few_images_are_refused_at_once(detector, photos, monkeypatch):
     monkeypatch.setattr(detector, "decision_map", None)
     with pytest.raises(ValueError, match="at least 99 normal images, found 24"):
         calibrate(detector, photos, 0.01)
 
 
 @pytest.mark.parametrize("rate", [0, 1, 2, -1, float("nan")])
-def test_rates_outside_are_refused(detector, photos, rate):
+def test_invalid_rate(detector, photos, rate):
     with pytest.raises(ValueError, match="false_alarm_rate"):
         calibrate(detector, photos, rate)
 
 
-def test_other_bad_requests(detector, photos):
+def test_other_invalid_arguments(detector, photos):
     with pytest.raises(ValueError, match="min_region_area is 1"):
         calibrate(detector, photos, 0.1, min_region_area=1)
-    with pytest.raises(ValueError, match="is no folder"):
+    with pytest.raises(ValueError, match="is not a folder"):
         calibrate(detector, photos / "00.png", 0.1)
 
 
-def test_unreadable_images_are_left_out_and_named(detector, photos):
-    (photos / "broken.png").write_bytes(b"no picture")
+def test_unreadable_images_are_skipped_and_listed(detector, photos):
+    (photos / "broken.png").write_bytes(b"no image")
     found = calibrate(detector, photos, 0.1)
     assert list(found.unreadable) == [str(photos / "broken.png")]
     assert found.content["image"]["num_images"] == 24
     for path in sorted(photos.iterdir())[:16]:
-        path.write_bytes(b"no picture")
+        path.write_bytes(b"no image")
     with pytest.raises(ValueError, match="at least 9 normal images, found 8"):
         calibrate(detector, photos, 0.1)
 
 
-def test_images_that_look_anomalous_are_named(detector, photos, monkeypatch):
+def test_images_that_look_anomalous_are_listed(detector, photos, monkeypatch):
     scores = iter([0.1, 0.11, 0.09, 0.12, 0.1, 0.13, 0.08, 0.1, 0.97, 0.11, 0.99, 0.1])
     monkeypatch.setattr(
         detector, "decision_map", lambda image: {"score": next(scores), "anomaly_map": np.zeros((4, 4))}
@@ -143,7 +144,7 @@ def test_images_that_look_anomalous_are_named(detector, photos, monkeypatch):
     assert found.suspicious == ["10.png", "8.png"]
 
 
-def test_from_labels(detector, tmp_path):
+def test_labelled_images(detector, tmp_path):
     root = write_dataset(tmp_path / "set", ("dots",), num_normal=8, num_anomalous=2, size=48, seed=3)
     dataset = load_folder(root)
     labels = np.array(dataset["label"])
@@ -167,7 +168,7 @@ def test_from_labels(detector, tmp_path):
     assert "p_value" not in detector(dataset[0]["image"])
     with pytest.raises(ValueError, match=r"recall is 0"):
         calibrate_labelled(detector, dataset, recall=0)
-    with pytest.raises(ValueError, match="8 normal and 0 anomalous"):
+    with pytest.raises(ValueError, match="8 normal images, 0 anomalous images"):
         calibrate_labelled(detector, dataset.select(np.flatnonzero(labels == 0)))
 
 
@@ -178,7 +179,7 @@ def checkpoint(detector, tmp_path):
     return folder
 
 
-def test_saved_with_the_checkpoint(detector, photos, checkpoint, tmp_path):
+def test_saved_in_a_copy(detector, photos, checkpoint, tmp_path):
     found = calibrate(detector, photos, 0.1)
     before = {path.name: path.read_bytes() for path in checkpoint.iterdir()}
     assert save_calibration(found, checkpoint, tmp_path / "calibrated") == tmp_path / "calibrated"
@@ -196,26 +197,26 @@ def test_saved_with_the_checkpoint(detector, photos, checkpoint, tmp_path):
         save_calibration(found, checkpoint, tmp_path / "calibrated")
 
 
-def test_in_place_and_once_more(detector, photos, checkpoint):
+def test_saved_in_place_twice(detector, photos, checkpoint):
     save_calibration(calibrate(detector, photos, 0.2), checkpoint)
     found = calibrate(detector, photos, 0.1)
     save_calibration(found, checkpoint)
     card = (checkpoint / "README.md").read_text()
     assert card.count("## Decision") == 1
-    assert "at most 0.1 are called anomalous" in card
+    assert "called anomalous with a probability of at most 0.1." in card
     assert "## Citation" in card
     assert "auto_map" in json.loads((checkpoint / "config.json").read_text())
-    # It goes along when the model is saved again.
+    # It is kept when the model is saved again.
     model = ViP2ClipForAnomalyDetection.from_pretrained(checkpoint)
     save_checkpoint(model, detector.image_processor, checkpoint.parent / "again")
     again = ViP2ClipForAnomalyDetection.from_pretrained(checkpoint.parent / "again")
     assert again.config.calibration == found.content
     assert "## Decision" in (checkpoint.parent / "again" / "README.md").read_text()
-    with pytest.raises(OSError, match="expected the folder of a checkpoint"):
+    with pytest.raises(OSError, match=r"does not contain config\.json; expected a checkpoint folder"):
         save_calibration(found, checkpoint.parent)
 
 
-def test_other_settings_than_calibrated_give_no_p_value(detector, photos, caplog):
+def test_no_p_value_with_other_settings(detector, photos, caplog):
     calibrate(detector, photos, 0.1).apply(detector.model.config)
     photo = str(photos / "00.png")
     assert detector(photo)["p_value"] is not None
@@ -247,12 +248,12 @@ def test_tiles_of_the_calibration_are_used(detector, photos):
         {"pixel": {"scores": [0.1]}},
     ],
 )
-def test_a_damaged_calibration_is_refused(content):
+def test_damaged_calibration_is_refused(content):
     with pytest.raises(ValueError, match="calibration"):
         tiny_config(calibration=content)
 
 
-def test_describe_has_nothing_to_say_without():
+def test_no_section_without_calibration():
     assert describe_calibration(tiny_config()) is None
 
 
@@ -271,7 +272,7 @@ def test_command(detector, photos, checkpoint, tmp_path):
     config = json.loads((tmp_path / "new" / "config.json").read_text())
     assert config["calibration"]["image"]["scores"] == pytest.approx(expected.content["image"]["scores"], abs=1e-6)
     assert not json.loads((checkpoint / "config.json").read_text()).get("calibration")
-    (photos / "broken.png").write_bytes(b"no picture")
+    (photos / "broken.png").write_bytes(b"no image")
     done = run("--model", checkpoint, "--normal", photos, "--false-alarm-rate", "0.1", "--json", "--tile-size", 20)
     assert done.exit_code == 3
     summary = json.loads(done.stdout)
@@ -286,7 +287,7 @@ def test_command_with_labels(checkpoint, tmp_path):
     done = run("--model", checkpoint, "--labelled", root, "--recall", "0.9", "--output", tmp_path / "new")
     assert done.exit_code == 0, done.output
     card = (tmp_path / "new" / "README.md").read_text()
-    assert "the largest that find 0.9 of what is anomalous" in card
+    assert "the largest thresholds that find at least 0.9 of the anomalous images and of the anomalous pixels" in card
 
 
 @pytest.mark.parametrize(
@@ -300,12 +301,12 @@ def test_command_with_labels(checkpoint, tmp_path):
         (["--normal", ".", "--model", "org/name"], "is not changed: pass --output"),
     ],
 )
-def test_command_bad_requests(arguments, message):
+def test_command_invalid_arguments(arguments, message):
     done = run(*arguments)
     assert message in " ".join(done.stderr.split()) or message in str(done.exception)
 
 
-def test_command_refuses_before_the_work(checkpoint, photos, tmp_path):
+def test_command_checks_first(checkpoint, photos, tmp_path):
     assert "at least 99 normal images" in str(run("--model", checkpoint, "--normal", photos).exception)
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "file").write_text("x")

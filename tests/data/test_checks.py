@@ -30,7 +30,7 @@ def test_no_problems(writer):
     assert len(check.usable.to_dataset()) == 5
 
 
-def test_problems_are_listed_and_the_rest_is_usable(writer):
+def test_problems_are_listed_and_other_images_are_usable(writer):
     (writer.root / "good" / "0.png").write_bytes(b"no image")
     content = (writer.root / "bad" / "0.png").read_bytes()
     (writer.root / "bad" / "0.png").write_bytes(content[: len(content) // 2])
@@ -39,26 +39,31 @@ def test_problems_are_listed_and_the_rest_is_usable(writer):
     index = index_folder(writer.root)
     check = check_data(index)
     assert {kind: [name.split(" (")[0] for name in names] for kind, names in check.problems.items()} == {
-        "images that cannot be read": ["good/0.png", "bad/0.png"],
-        "masks that cannot be read": ["bad/1.png"],
-        "masks of another size than their image": ["bad/2.png"],
+        "unreadable images": ["good/0.png", "bad/0.png"],
+        "unreadable masks": ["bad/1.png"],
+        "masks with a different size than the image": ["bad/2.png"],
     }
-    assert "bad/2.png (mask 5 x 8, image 8 x 8 pixels)" in str(check)
+    lines = str(check).splitlines()
+    assert lines[:4] == ["Checked 5 images and their masks: 4 problems.", "", "Problems:", "  unreadable images (2):"]
+    assert lines[-2:] == [
+        "  masks with a different size than the image (1):",
+        "    bad/2.png (mask 5 x 8, image 8 x 8 pixels)",
+    ]
     dataset = check.usable.to_dataset()
     assert dataset["image_id"] == ["good/1.png", "bad/1.png", "bad/2.png"]
     assert [row["mask"] for row in dataset] == [None, None, None]
-    assert len(index.rows) == 5  # the index itself is as it was
+    assert len(index.rows) == 5  # the index itself is unchanged
 
 
 def test_contradiction(writer):
-    """A folder of masks for the normal images, one of which marks something."""
+    """A mask folder for the normal images. One of the masks has an anomalous pixel."""
     writer.image("good/7.png")
     writer.mask("masks/good/7.png", empty=False)
     writer.mask("masks/good/1.png", empty=True)
     for number in range(3):
         writer.mask(f"masks/bad/{number}.png")
     check = check_data(index_folder(writer.root))
-    assert check.problems == {"normal images whose mask marks anomalous pixels": ["good/7.png (1 pixels)"]}
+    assert check.problems == {"normal images with anomalous pixels in the mask": ["good/7.png (1 px)"]}
 
 
 def test_notes(writer):
@@ -69,29 +74,29 @@ def test_notes(writer):
     (writer.root / "good" / "copy.png").write_bytes((writer.root / "good" / "1.png").read_bytes())
     check = check_data(index_folder(writer.root))
     assert check.problems == {}
-    found = {kind.split(" that")[0].split(" whose")[0]: names for kind, names in check.notes.items()}
-    assert found == {
-        "anomalous images": ["bad/0.png"],
-        "masks with noise near 0": ["bad/1.png"],
-        "images": ["good/copy.png (as good/1.png)"],
+    assert check.notes == {
+        "anomalous images with an empty mask at this mask threshold, still counted as anomalous": ["bad/0.png"],
+        "masks with noise near 0 counted as anomalous; use a mask threshold of 127 for JPEG masks": ["bad/1.png"],
+        "duplicate images (identical files), all kept": ["good/copy.png (same as good/1.png)"],
     }
+    assert str(check).startswith("Checked 6 images and their masks: no problems.\n\nNotes:\n  ")
     assert check_data(index_folder(writer.root), mask_threshold=127).notes.keys() < check.notes.keys()
 
 
-def test_ids_of_classes_are_no_noise(writer):
+def test_class_ids_are_not_noise(writer):
     marked = np.zeros((8, 8), dtype=np.uint8)
     marked[0, :3] = 1, 2, 9
     Image.fromarray(marked).save(writer.root / "masks" / "1.png")
     assert check_data(index_folder(writer.root)).notes == {}
 
 
-def test_threshold_of_the_benchmark(tmp_path):
+def test_mask_threshold_of_a_benchmark(tmp_path):
     assert check_data(index_benchmark("kvasir", kvasir_official(tmp_path / "k").root)).notes == {}
     lossy = check_data(index_benchmark("kvasir", tmp_path / "k"), mask_threshold=0)
     assert any(kind.startswith("masks with noise") for kind in lossy.notes)
     check = check_data(index_benchmark("btad", btad_official(tmp_path / "b").root))
     assert check.problems == {}
-    assert list(check.notes.values()) == [["02/test/ko/0001.png"]]  # its mask is empty in the original as well
+    assert list(check.notes.values()) == [["02/test/ko/0001.png"]]  # the original mask is empty too
 
 
 def test_stored_images(tmp_path):
@@ -103,7 +108,7 @@ def test_stored_images(tmp_path):
     stored = Dataset.from_dict({"image": cells}, features=Features({"image": ImageFeature()}))
     stored.to_parquet(tmp_path / "t.parquet")
     check = check_data(index_folder(tmp_path / "t.parquet"))
-    assert [name[:3] for name in check.problems["images that cannot be read"]] == ["1 ("]
+    assert [name[:3] for name in check.problems["unreadable images"]] == ["1 ("]
     assert check.usable.to_dataset()["image_id"] == ["0"]
 
 
@@ -122,14 +127,14 @@ def run(monkeypatch, capsys):
     return run
 
 
-def test_report_of_the_command(run, writer):
+def test_command_prints_a_report(run, writer):
     code, out, _ = run("data", writer.root)
     assert code == 0
-    assert "one folder for each class (classes)" in out
+    assert "one folder per class (classes)" in out
     assert ["data", "2", "3", "3"] in [line.split() for line in out.splitlines()]
 
 
-def test_columns_of_the_command(run, writer):
+def test_command_reads_columns(run, writer):
     writer.text("t.csv", "bild,befund\ngood/0.png,fein\nbad/0.png,riss\n")
     options = ("--column", "image=bild", "--column", "label=befund", "--normal-label", "fein")
     code, out, _ = run("data", writer.root / "t.csv", *options)
@@ -137,10 +142,10 @@ def test_columns_of_the_command(run, writer):
     assert "normal: 'fein'; anomalous: 'riss'" in out
     code, _, err = run("data", writer.root / "t.csv", "--column", "bild")
     assert code == 2
-    assert "--column 'bild': expected NAME=COLUMN, such as image=file_name" in err
+    assert "--column is 'bild'; expected NAME=COLUMN, such as image=file_name." in err
 
 
-def test_json_of_the_command(run, writer):
+def test_command_prints_json(run, writer):
     code, out, _ = run("data", writer.root, "--json", "--check")
     content = json.loads(out)
     assert code == 0
@@ -149,15 +154,15 @@ def test_json_of_the_command(run, writer):
     assert content["check"]["problems"] == {}
 
 
-def test_benchmark_of_the_command(run, tmp_path):
+def test_command_reads_a_benchmark(run, tmp_path):
     code, out, _ = run("data", btad_official(tmp_path).root, "--benchmark", "btad", "--category", "02")
     assert code == 0
     assert "BTAD; the paper evaluates the official test split" in out
-    assert "02: 1 normal and 2 anomalous images, published are 30 and 200" in out
-    assert "Licence: CC BY-NC-SA 4.0 (stated by anomalib" in out
+    assert "02: 1 normal, 2 anomalous (published: 30 normal, 200 anomalous)" in out
+    assert "Licence: CC BY-NC-SA 4.0 (according to anomalib" in out
 
 
-def test_exit_codes_of_the_command(run, writer, tmp_path):
+def test_command_exit_codes(run, writer, tmp_path):
     assert run("data", tmp_path / "absent")[0] == 1
     assert "Error: " in run("data", tmp_path / "absent")[2]
     assert run("data", writer.root, "--benchmark", "mvtech")[0] == 1
@@ -166,14 +171,14 @@ def test_exit_codes_of_the_command(run, writer, tmp_path):
     assert run("data", writer.root)[0] == 0
     code, out, _ = run("data", writer.root, "--strict")
     assert code == 3
-    assert "1 x anomalous images without a mask" in out
+    assert "  anomalous images without a mask, used for image metrics and image loss only (1): bad/1.png" in out
     (writer.root / "bad" / "1.png").write_bytes(b"broken")
     code, out, _ = run("data", writer.root, "--check")
     assert code == 3
-    assert "1 x images that cannot be read" in out
+    assert "unreadable images (1):" in out
 
 
-def test_synthetic_data_of_the_command(run, tmp_path):
+def test_command_generates_a_dataset(run, tmp_path):
     code, out, _ = run("data", tmp_path / "new", "--synthetic", "--seed", "3")
     assert code == 0
     assert "dots" in out
@@ -181,11 +186,11 @@ def test_synthetic_data_of_the_command(run, tmp_path):
     assert code == 1
     assert "not empty; expected a new folder" in err
     again = write_dataset(tmp_path / "again", num_train=8, seed=3)
-    picture = "dots/test/missing/000.png"
-    assert (tmp_path / "new" / picture).read_bytes() == (again / picture).read_bytes()
+    image = "dots/test/missing/000.png"
+    assert (tmp_path / "new" / image).read_bytes() == (again / image).read_bytes()
 
 
-def test_thirds_of_the_command(run, tmp_path):
+def test_command_writes_thirds(run, tmp_path):
     writer = Writer(tmp_path / "ksdd")
     for part in range(2):
         writer.image(f"kos01/Part{part}.jpg")
@@ -195,4 +200,4 @@ def test_thirds_of_the_command(run, tmp_path):
     assert "--write-thirds" in out
     code, out, _ = run("data", writer.root, "--write-thirds", tmp_path / "thirds")
     assert code == 0
-    assert "also there: train" in out
+    assert "other splits: train" in out

@@ -28,18 +28,18 @@ def test_describe(root):
     assert len(describe_training_set(load_folder(many), "many")["image_hashes"].split()) == 32
 
 
-def test_config_keeps_it(root, tmp_path):
+def test_config_stores_training_sets(root, tmp_path):
     entry = describe_training_set(load_folder(root), "mine")
     tiny_config(training_sets=[entry]).save_pretrained(tmp_path / "config")
     assert ViP2ClipConfig.from_pretrained(tmp_path / "config").training_sets == [entry]
 
 
-def test_overlap_is_found_under_other_names(root, tmp_path):
+def test_overlap_of_renamed_images(root, tmp_path):
     entry = describe_training_set(load_folder(root), "mine")
     assert find_training_overlap([entry], load_folder(root)) == [
-        "trained on mine, about 100% of whose images are among those evaluated"
+        "trained on mine (about 100% of its images are in this dataset)"
     ]
-    # A third of the images, re-packed under other names.
+    # A third of the images with other names.
     images = sorted(root.rglob("test/*/*.png"))
     for label in ("normal", "anomalous"):
         (tmp_path / "other" / label).mkdir(parents=True)
@@ -53,13 +53,13 @@ def test_overlap_is_found_under_other_names(root, tmp_path):
     assert 15 <= share <= 50
 
 
-def test_other_images_do_not_overlap(root, tmp_path):
+def test_no_overlap_with_other_images(root, tmp_path):
     entry = describe_training_set(load_folder(root), "mine")
     other = write_dataset(tmp_path / "other", ("stripes", "weave"), num_normal=6, num_anomalous=2, size=48, seed=1)
     assert find_training_overlap([entry], load_folder(other)) == []
     assert find_training_overlap(None, load_folder(root)) == []
     assert find_training_overlap([{"name": "x"}], load_folder(root)) == []
-    # The same benchmark, whose images cannot be recognised: another split, or another download.
+    # The same benchmark without known images: another split or another download.
     entry["benchmark"] = "mvtec"
     assert find_training_overlap([entry], load_folder(other), "visa") == []
     assert find_training_overlap([entry], load_folder(other), "mvtec") == [

@@ -10,7 +10,7 @@ from vip2clip_hf.data.synthetic.textures import CATEGORIES
 
 @pytest.mark.parametrize("category", CATEGORIES)
 @pytest.mark.parametrize("defect", [None, *DEFECTS])
-def test_generated_pictures(category, defect):
+def test_generate_image(category, defect):
     image, mask = generate_image(category, defect, 64, seed=3)
     assert (image.mode, image.size, mask.mode, mask.size) == ("RGB", (64, 64), "L", (64, 64))
     marked = np.asarray(mask) > 0
@@ -26,7 +26,7 @@ def test_generated_pictures(category, defect):
     assert image.tobytes() != generate_image(category, defect, 64, seed=4)[0].tobytes()
 
 
-def test_generated_set_depends_on_its_seed_only(tmp_path):
+def test_dataset_depends_only_on_the_seed(tmp_path):
     roots = [write_dataset(tmp_path / str(i), ("waves",), 2, 1, 32, seed) for i, seed in enumerate((0, 0, 1))]
     first, second, third = ([np.asarray(Image.open(path)) for path in sorted(root.rglob("*.png"))] for root in roots)
     assert all(np.array_equal(a, b) for a, b in zip(first, second))
@@ -40,33 +40,33 @@ def test_unknown_names():
         generate_image("waves", "hole")
 
 
-def test_missing_parts_are_whole_parts():
+def test_a_missing_part_is_a_whole_part():
     image, mask = generate_image("dots", "missing", 96, seed=5)
     normal, _ = generate_image("dots", None, 96, seed=5)
     marked = np.asarray(mask) > 0
     rows, columns = np.nonzero(marked)
     assert abs(np.ptp(rows) - np.ptp(columns)) <= 2  # one disc
-    # What is left there looks like the ground between the parts.
-    ground = np.asarray(image)[marked].mean()
-    assert abs(ground - np.asarray(normal)[marked].mean()) > 20
+    # The surface below looks like the surface between the parts.
+    background = np.asarray(image)[marked].mean()
+    assert abs(background - np.asarray(normal)[marked].mean()) > 20
 
 
-def test_generated_set_is_a_tree_with_both_splits(tmp_path):
+def test_dataset_has_two_splits(tmp_path):
     root = write_dataset(tmp_path / "set", ("dots", "brushed"), num_normal=2, num_anomalous=1, size=32, num_train=3)
     assert len(load_folder(root)) == 2 * (2 + len(DEFECTS))
     train = load_folder(root, "train")
     assert len(train) == 6
     assert set(train["label"]) == {0}
-    pictures = {row["image"].tobytes() for row in [*train, *load_folder(root)]}
-    assert len(pictures) == 6 + 2 * (2 + len(DEFECTS))  # no picture twice
+    images = {row["image"].tobytes() for row in [*train, *load_folder(root)]}
+    assert len(images) == 6 + 2 * (2 + len(DEFECTS))  # all images differ
 
 
-def test_nothing_is_overwritten_or_left_half_written(tmp_path, monkeypatch):
+def test_no_overwriting_and_no_partial_folder(tmp_path, monkeypatch):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("x")
     with pytest.raises(OSError, match="not empty; expected a new folder"):
         write_dataset(tmp_path / "full", ("dots",), 1, 1, 32)
-    with pytest.raises(ValueError, match=r"categories has wood; expected some of stripes"):
+    with pytest.raises(ValueError, match=r"categories contains wood; expected some of stripes"):
         write_dataset(tmp_path / "new", ("dots", "wood"), 1, 1, 32)
     calls = []
 

@@ -1,8 +1,4 @@
-import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +26,7 @@ def model(clip):
 
 def test_equals_scikit_learn_on_all_pixels(root, model, image_processor):
     result = evaluate_model(model.train(), image_processor, load_folder(root), batch_size=3)
-    assert model.training  # as it was
+    assert model.training  # not changed
     assert list(result["categories"]) == ["stripes", "weave"]
     for category, found in result["categories"].items():
         scores, maps, labels, masks = [], [], [], []
@@ -70,9 +66,9 @@ def test_without_masks_only_image_metrics(root, model, image_processor):
     assert mean["undefined"]["pixel_auroc"] == "no image has a mask (stripes, weave)"
 
 
-def test_bad_data(root, model, image_processor):
+def test_invalid_datasets(root, model, image_processor):
     dataset = load_folder(root)
-    with pytest.raises(ValueError, match="no images"):
+    with pytest.raises(ValueError, match="contains no images"):
         evaluate_model(model, image_processor, dataset.select([]))
     flat = load_folder(root / "weave" / "test" / "good")
     with pytest.raises(ValueError, match="3 of 3 images have no label"):
@@ -82,55 +78,3 @@ def test_bad_data(root, model, image_processor):
     with pytest.raises(OSError, match="truncated or damaged"):
         evaluate_model(model.train(), image_processor, dataset)
     assert model.training
-
-
-@pytest.mark.slow
-def test_two_processes_equal_one(root, model, image_processor, tmp_path):
-    """With a number of images that two do not divide into full batches."""
-    dataset = load_folder(root).select(range(11))
-    model.save_pretrained(tmp_path / "model")
-    # The same weights, threads and batches of one: the maps of this small model are so flat that rounding, which
-    # differs with all three, would decide about the order of pixels.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    model = ViP2ClipForAnomalyDetection.from_pretrained(tmp_path / "model")
-    whole = evaluate_model(model, image_processor, dataset, batch_size=1)
-    torch.set_num_threads(threads)
-    (tmp_path / "run.py").write_text(
-        f"""
-import json
-import torch
-import torch.distributed as dist
-from vip2clip_hf import ViP2ClipForAnomalyDetection, ViP2ClipImageProcessor
-from vip2clip_hf.data.loading import load_folder
-from vip2clip_hf.evaluation.evaluator import evaluate_model
-
-dist.init_process_group("gloo")
-torch.set_num_threads(1)
-model = ViP2ClipForAnomalyDetection.from_pretrained({str(tmp_path / "model")!r})
-dataset = load_folder({str(root)!r}).select(range(11))
-result = evaluate_model(model, ViP2ClipImageProcessor(size={TINY["image_size"]}), dataset, batch_size=1)
-with open({str(tmp_path)!r} + f"/result{{dist.get_rank()}}.json", "w") as file:
-    json.dump(result, file)
-dist.destroy_process_group()
-"""
-    )
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", str(tmp_path / "run.py")]
-    done = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    for rank in range(2):
-        result = json.loads((tmp_path / f"result{rank}.json").read_text())
-        assert list(result["categories"]) == list(whole["categories"])
-        assert sum(category["num_images"] for category in result["categories"].values()) == 11
-        for metric in METRICS:
-            assert result["mean"][metric] == pytest.approx(whole["mean"][metric], abs=1e-6, nan_ok=True)
-            for name, category in result["categories"].items():
-                expected = whole["categories"][name][metric]
-                assert category[metric] == pytest.approx(expected, abs=1e-6, nan_ok=True)

@@ -1,11 +1,6 @@
 import csv
 import json
 import math
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -14,82 +9,38 @@ import torch
 from typer.testing import CliRunner
 
 from helpers.benchmark_trees import BUILDERS
-from helpers.tiny import ROOT, TINY, change_weights
-from vip2clip_hf import ViP2ClipForAnomalyDetection
+from helpers.evaluations import assert_same_results, model_with_wide_maps, write_sources
+from helpers.files import files_in
+from helpers.tiny import change_weights
 from vip2clip_hf.cli import app
 from vip2clip_hf.data.benchmarks.registry import BENCHMARKS
 from vip2clip_hf.data.loading import load_folder
 from vip2clip_hf.data.provenance import describe_training_set
 from vip2clip_hf.data.sources import DataSource
-from vip2clip_hf.data.synthetic.dataset import write_dataset
 from vip2clip_hf.evaluation import recorder as recorder_module, runner as runner_module
 from vip2clip_hf.evaluation.evaluator import evaluate_model
 from vip2clip_hf.evaluation.map_writer import MapWriter
-from vip2clip_hf.evaluation.metrics import METRICS
 from vip2clip_hf.evaluation.runner import evaluate_sets
 from vip2clip_hf.hub.publishing import save_checkpoint
 from vip2clip_hf.utils.files import file_names
 
 
-TRAINING = ROOT / "training"
-
-
-@pytest.fixture
-def root(tmp_path):
-    return write_dataset(tmp_path / "parts", ("stripes", "weave"), num_normal=3, num_anomalous=1, size=48)
-
-
 @pytest.fixture
 def model(clip):
-    """One whose maps go from 0 to 1. The small model's span 0.01, where rounding, which differs from one process to
-    the next, would decide about the order of pixels."""
-    with torch.no_grad():
-        clip.vision_model.embeddings.patch_embedding.weight.mul_(30)
-    model = ViP2ClipForAnomalyDetection.from_clip(clip, **TINY)
-    change_weights(model)
-    with torch.no_grad():
-        for parameter in (*model.prompt_learner.parameters(), *model.fine_grained_perception.parameters()):
-            parameter.mul_(20)
-    return model
+    return model_with_wide_maps(clip)
 
 
 @pytest.fixture
-def sets(root, tmp_path):
-    other = write_dataset(tmp_path / "more" / "other", ("waves",), num_normal=3, num_anomalous=1, size=48, seed=3)
-    # The generated tree is laid out as MVTec AD, but has other categories: read as own data.
-    return [DataSource.parse(str(root)), DataSource.parse(f"named={other}")]
+def sets(tmp_path):
+    return write_sources(tmp_path)
 
 
-def same(first: dict, second: dict, tolerance: float = 0.0):
-    assert list(first["categories"]) == list(second["categories"])
-    pairs = [(first["mean"], second["mean"]), *zip(first["categories"].values(), second["categories"].values())]
-    for one, two in pairs:
-        for metric in METRICS:
-            assert one[metric] == pytest.approx(two[metric], abs=tolerance, nan_ok=True), metric
+@pytest.fixture
+def root(sets):
+    return Path(sets[0].root)
 
 
-def read_results(folder: Path) -> list[dict]:
-    return json.loads((folder / "results.json").read_text())["results"]
-
-
-def same_files(first: Path, second: Path):
-    """Scores and maps of the same images; in another process they round differently."""
-    rows = [list(csv.reader((folder / "scores.csv").read_text().splitlines())) for folder in (first, second)]
-    assert [row[:-1] for row in rows[0]] == [row[:-1] for row in rows[1]]
-    scores = [np.array([float(row[-1]) for row in part[1:]]) for part in rows]
-    np.testing.assert_allclose(*scores, atol=5e-6)
-    for path in (first / "maps").iterdir():
-        if path.suffix == ".npy":
-            np.testing.assert_allclose(np.load(path), np.load(second / "maps" / path.name), atol=1e-3)
-        else:
-            assert path.read_text() == (second / "maps" / path.name).read_text()
-
-
-def files_in(folder: Path) -> set[str]:
-    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-
-
-def test_parse(tmp_path, monkeypatch):
+def test_parse_data_sources(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "photos").mkdir()
     (tmp_path / "a=b").mkdir()
@@ -107,7 +58,7 @@ def test_parse(tmp_path, monkeypatch):
             DataSource.parse(text)
 
 
-def test_everything_is_written(model, image_processor, sets, tmp_path):
+def test_all_files_are_written(model, image_processor, sets, tmp_path):
     output = tmp_path / "out"
     results = evaluate_sets(model, image_processor, sets, output, name="tiny", sheets=2, save_maps=True)
     assert files_in(output) == {
@@ -118,16 +69,18 @@ def test_everything_is_written(model, image_processor, sets, tmp_path):
         "named/maps/waves.json",
     }  # fmt: skip
     for one, result in zip(sets, results):
-        same(result, evaluate_model(model, image_processor, one.load()))
+        assert_same_results(result, evaluate_model(model, image_processor, one.load()))
         assert (result["name"], result["benchmark"], result["trained_on"]) == (one.name, None, [])
     written = json.loads((output / "results.json").read_text())
     assert [result["mean"] for result in written["results"]] == [result["mean"] for result in results]
     assert written["versions"]["torch"] == torch.__version__
     assert written["settings"]["fpr_limit"] == 0.3
-    assert "tiny" in (output / "tables.md").read_text(encoding="utf-8")
+    page = (output / "tables.md").read_text(encoding="utf-8")
+    assert "# Evaluation of tiny\n" in page
+    assert "AUPRO is integrated up to a false positive rate of 0.3, with every value as a threshold." in page
     assert "AVERAGE" in (output / "tables.tex").read_text(encoding="utf-8")
 
-    # Scores and maps are those of the images they are said to be of.
+    # Scores and maps belong to the right images.
     dataset = load_folder(sets[0].root)
     with open(output / "parts" / "scores.csv") as file:
         rows = list(csv.DictReader(file))
@@ -146,19 +99,19 @@ def test_everything_is_written(model, image_processor, sets, tmp_path):
         np.testing.assert_allclose(by_id[row["image_id"]], outputs.anomaly_maps[0].numpy(), atol=1e-3)
 
 
-def test_what_is_done_is_not_done_again(model, image_processor, sets, tmp_path, monkeypatch):
+def test_finished_datasets_are_not_evaluated_again(model, image_processor, sets, tmp_path, monkeypatch):
     output = tmp_path / "out"
     first = evaluate_sets(model, image_processor, sets[:1], output, sheets=0)
-    with pytest.raises(OSError, match="holds an evaluation with another data"):
+    with pytest.raises(OSError, match="contains an evaluation with different settings: data;"):
         evaluate_sets(model, image_processor, sets, output, sheets=0)
     monkeypatch.setattr(runner_module, "evaluate_model", None)
     again = evaluate_sets(model, image_processor, sets[:1], output, sheets=0)
-    same(first[0], again[0])
+    assert_same_results(first[0], again[0])
     assert not (output / "parts" / ".progress").exists()
 
 
 @pytest.mark.parametrize("where", ["image", "interrupt"])
-def test_goes_on_in_the_middle(where, model, image_processor, sets, tmp_path, monkeypatch):
+def test_resume_within_a_dataset(where, model, image_processor, sets, tmp_path, monkeypatch):
     whole = evaluate_sets(model, image_processor, sets, tmp_path / "whole", batch_size=2, sheets=0, save_maps=True)
     output, calls = tmp_path / "out", []
     broken = Path(sets[0].root, load_folder(sets[0].root)["image_id"][9])
@@ -185,7 +138,7 @@ def test_goes_on_in_the_middle(where, model, image_processor, sets, tmp_path, mo
     results = evaluate_sets(model, image_processor, sets, output, batch_size=2, sheets=0, save_maps=True)
     assert sum(calls) == 14 + 7 - before  # every image once
     for one, two in zip(results, whole):
-        same(one, two, 1e-6)
+        assert_same_results(one, two, 1e-6)
     for name in ("parts/scores.csv", "named/scores.csv"):
         assert (output / name).read_text() == (tmp_path / "whole" / name).read_text()
     for name in ("stripes", "weave"):
@@ -193,8 +146,8 @@ def test_goes_on_in_the_middle(where, model, image_processor, sets, tmp_path, mo
         np.testing.assert_array_equal(*maps)
 
 
-def test_state_that_is_not_whole_is_not_written(model, image_processor, root, tmp_path, monkeypatch):
-    """Interrupted between metrics and positions, the state before stays."""
+def test_inconsistent_state_is_not_saved(model, image_processor, root, tmp_path, monkeypatch):
+    """After an interrupt between the updates of metrics and positions, the last saved state remains."""
     dataset = DataSource.parse(str(root)).load()
     recorder = recorder_module.EvaluationRecorder(len(dataset), tmp_path / "state", save_every=0)
     add = recorder.add
@@ -212,34 +165,36 @@ def test_state_that_is_not_whole_is_not_written(model, image_processor, root, tm
     result = evaluate_model(model, image_processor, dataset, batch_size=2, recorder=again)
     assert sum(category["num_images"] for category in result["categories"].values()) == 14
     assert not np.isnan(again.scores()).any()
-    same(result, evaluate_model(model, image_processor, dataset, batch_size=2), 1e-6)
+    assert_same_results(result, evaluate_model(model, image_processor, dataset, batch_size=2), 1e-6)
 
 
-def test_another_evaluation_is_not_mixed_in(model, image_processor, sets, tmp_path):
+def test_other_evaluations_are_not_overwritten(model, image_processor, sets, tmp_path):
     output = tmp_path / "out"
     evaluate_sets(model, image_processor, sets[:1], output, sheets=0)
     (output / "mine.txt").write_text("mine")
     before = (output / "results.json").read_text()
-    with pytest.raises(OSError, match="holds an evaluation with another fpr_limit"):
+    with pytest.raises(
+        OSError, match=r"contains an evaluation with different settings: fpr_limit \(was 0\.3, now 0\.1\);"
+    ):
         evaluate_sets(model, image_processor, sets[:1], output, sheets=0, fpr_limit=0.1)
     change_weights(model, 2)
-    with pytest.raises(OSError, match="another model_checksum"):
+    with pytest.raises(OSError, match="different settings: model_checksum;"):
         evaluate_sets(model, image_processor, sets[:1], output, sheets=0)
     assert (output / "results.json").read_text() == before
     evaluate_sets(model, image_processor, sets[1:], output, sheets=0, overwrite=True)
     assert (output / "mine.txt").read_text() == "mine"
     assert not (output / "parts").exists()
     assert [r["name"] for r in json.loads((output / "results.json").read_text())["results"]] == ["named"]
-    with pytest.raises(OSError, match="not empty and holds no evaluation"):
+    with pytest.raises(OSError, match="not empty and does not contain an evaluation"):
         evaluate_sets(model, image_processor, sets[:1], tmp_path / "more", sheets=0)
     with pytest.raises(OSError, match="is a file"):
         evaluate_sets(model, image_processor, sets[:1], output / "mine.txt", sheets=0)
 
 
-def test_bad_requests(model, image_processor, sets, root, tmp_path):
-    with pytest.raises(ValueError, match="No data set is named"):
+def test_invalid_arguments(model, image_processor, sets, root, tmp_path):
+    with pytest.raises(ValueError, match="There are no datasets to evaluate"):
         evaluate_sets(model, image_processor, [], tmp_path / "out")
-    with pytest.raises(ValueError, match="Several data sets are called parts"):
+    with pytest.raises(ValueError, match="Several datasets have the same name: parts;"):
         evaluate_sets(model, image_processor, [sets[0], sets[0]], tmp_path / "out")
     with pytest.raises(ValueError, match="sheet_range"):
         evaluate_sets(model, image_processor, sets, tmp_path / "out", sheet_range=(0.5, 0.5))
@@ -248,36 +203,39 @@ def test_bad_requests(model, image_processor, sets, root, tmp_path):
     flat = DataSource.parse(f"flat={root / 'weave' / 'test' / 'good'}")
     with pytest.raises(ValueError, match="3 of 3 images have no label"):
         evaluate_sets(model, image_processor, [flat], tmp_path / "out")
-    assert not (tmp_path / "out").exists()  # nothing was begun
+    assert not (tmp_path / "out").exists()  # nothing was written
 
 
-def test_broken_weights_name_the_images(model, image_processor, sets, tmp_path):
+def test_errors_name_the_images(model, image_processor, sets, tmp_path):
     with torch.no_grad():
         model.prompt_learner.normal_context.fill_(math.nan)
-    with pytest.raises(ValueError, match=r"NaN or infinite values.*The images of the batch are \['stripes/test"):
+    with pytest.raises(
+        ValueError, match=r"contains NaN or infinite values.*The images of the batch are \['stripes/test"
+    ):
         evaluate_sets(model, image_processor, sets, tmp_path / "out", sheets=0)
 
 
-def test_warns_when_trained_on_the_set(model, image_processor, sets, tmp_path, caplog):
+def test_training_datasets_are_marked(model, image_processor, sets, tmp_path, caplog):
     model.config.training_sets = [describe_training_set(load_folder(sets[0].root), "mine")]
     results = evaluate_sets(model, image_processor, sets, tmp_path / "out", sheets=0)
-    reason = "trained on mine, about 100% of whose images are among those evaluated"
+    reason = "trained on mine (about 100% of its images are in this dataset)"
     assert [result["trained_on"] for result in results] == [[reason], []]
     page = (tmp_path / "out" / "tables.md").read_text(encoding="utf-8")
     assert "parts†" in page
     assert f"† parts: {reason}." in page
+    assert f"parts: the results are not zero-shot, because the model was {reason}." in caplog.text
 
 
-def test_maps_need_room(model, image_processor, sets, tmp_path, monkeypatch):
+def test_too_little_disk_space(model, image_processor, sets, tmp_path, monkeypatch):
     class Usage:
         free = 20_000
 
     monkeypatch.setattr(recorder_module.shutil, "disk_usage", lambda folder: Usage)
-    with pytest.raises(OSError, match=r"The maps need 0\.0 GB"):
+    with pytest.raises(OSError, match=r"The anomaly maps need 0\.0 GB"):
         evaluate_sets(model, image_processor, sets, tmp_path / "out", sheets=0, save_maps=True)
 
 
-def test_file_names_stay_inside():
+def test_file_names_are_safe():
     names = file_names(["../../etc/passwd", "a/b", "a_b", "A_B", "", "..", "ünïcode", "x" * 300])
     assert len({name.lower() for name in names.values()}) == 8
     for name in names.values():
@@ -287,7 +245,7 @@ def test_file_names_stay_inside():
     assert names["ünïcode"] == "ünïcode"
 
 
-def test_map_writer_of_categories_from_anywhere(tmp_path):
+def test_map_writer_with_unsafe_category_names(tmp_path):
     writer = MapWriter(tmp_path / "maps", ["../x", "y", "../x"], ["0", "1", "2"], 4)
     writer.write([2, 1], torch.stack([torch.full((4, 4), 0.5), torch.full((4, 4), 0.25)]))
     writer.flush()
@@ -315,16 +273,16 @@ def test_command(checkpoint, model, image_processor, sets, tmp_path):
     done = CliRunner().invoke(app, ["evaluate", *texts, *options, "--save-maps", "--json"])
     assert done.exit_code == 0, done.output
     results = json.loads(done.stdout)
-    same(results[0], evaluate_model(model, image_processor, sets[0].load()), 1e-6)
+    assert_same_results(results[0], evaluate_model(model, image_processor, sets[0].load()), 1e-6)
     assert results[1]["root"] == str(sets[1].root)
     done = CliRunner().invoke(app, ["evaluate", *texts, *options])
-    assert "another save_maps" in str(done.exception)
+    assert "different settings: save_maps (was True, now False);" in str(done.exception)
     done = CliRunner().invoke(app, ["evaluate", *texts, *options, "--dtype", "int8"])
     assert "expected float32, bfloat16, float16" in str(done.exception)
 
 
 def test_both_tables_of_the_paper(model, image_processor, tmp_path):
-    """All 15 benchmarks, as downloaded, in one evaluation."""
+    """Evaluate all 15 benchmarks, as downloaded, in one run."""
     trees = {builder.__name__: builder for builder in BUILDERS}
     trees = {
         name: trees["ksdd_thirds" if name == "ksdd" else f"{name}_official"](tmp_path / name) for name in BENCHMARKS
@@ -338,7 +296,7 @@ def test_both_tables_of_the_paper(model, image_processor, tmp_path):
     assert page.count("| AVERAGE ") == 4
     for title in ("Table 1", "Table 2", "MVTec AD", "Kvasir", "(92.4, 93.9, 90.6)", "(85.1, 68.1, 50.3)"):
         assert title in page
-    assert "Own data" not in page
+    assert "Other datasets" not in page
 
 
 def test_half_precision(checkpoint, sets, tmp_path):
@@ -346,92 +304,3 @@ def test_half_precision(checkpoint, sets, tmp_path):
         checkpoint, sets[:1], tmp_path / "out", device="cpu", dtype="bfloat16", sheets=0
     )
     assert 0 <= results[0]["mean"]["image_auroc"] <= 1
-
-
-LAUNCHERS = {
-    "torchrun": ["-m", "torch.distributed.run", "--nproc_per_node", "2"],
-    "accelerate": ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"],
-}
-
-
-def run(arguments: list[str]) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, *arguments],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-        env=environment,
-    )
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("launcher", list(LAUNCHERS))
-def test_two_processes_equal_one(launcher, checkpoint, sets, tmp_path):
-    """A real launcher and two gloo processes; 14 and 7 images in batches of 2, the last ones not full."""
-    command = [str(TRAINING / "evaluate.py"), sets[0].root, f"named={sets[1].root}", "--model", str(checkpoint)]
-    command += ["--batch_size", "2", "--sheets", "2", "--save_maps", "--device", "cpu", "--output"]
-    for arguments, output in (([], "one"), (LAUNCHERS[launcher], "two")):
-        done = run([*arguments, *command, str(tmp_path / output)])
-        assert done.returncode == 0, done.stderr[-3000:]
-        assert done.stdout.count("AVERAGE") == 2  # said once, not by every process
-    assert files_in(tmp_path / "one") == files_in(tmp_path / "two")
-    for first, second in zip(read_results(tmp_path / "one"), read_results(tmp_path / "two")):
-        same(first, second, 1e-6)
-        counts = [sum(c["num_images"] for c in result["categories"].values()) for result in (first, second)]
-        assert counts[0] == counts[1]
-    for name in ("parts", "named"):
-        same_files(tmp_path / "one" / name, tmp_path / "two" / name)
-
-
-@pytest.mark.slow
-def test_killed_and_resumed(checkpoint, tmp_path):
-    """SIGKILL in the middle of two processes, then one process takes up what is left."""
-    root = write_dataset(tmp_path / "set", ("stripes", "weave"), num_normal=30, num_anomalous=8, size=48)
-    (tmp_path / "slow.py").write_text(
-        f"""
-import sys, time
-from vip2clip_hf.evaluation import runner
-from vip2clip_hf.data.sources import DataSource
-from vip2clip_hf.evaluation.runner import evaluate_checkpoint
-
-class Slow(runner.EvaluationRecorder):
-    def __init__(self, *arguments):
-        super().__init__(*arguments[:3], 0.2)
-    def add(self, *arguments):
-        time.sleep(0.25)
-        super().add(*arguments)
-
-if sys.argv[1] == "slow":
-    runner.EvaluationRecorder = Slow
-evaluate_checkpoint({str(checkpoint)!r}, [DataSource.parse({str(root)!r})], {str(tmp_path)!r} + "/" + sys.argv[2],
-    device="cpu", batch_size=1, sheets=0, save_maps=True)
-"""
-    )
-    script = str(tmp_path / "slow.py")
-    assert run([script, "fast", "whole"]).returncode == 0
-    process = subprocess.Popen(
-        [sys.executable, *LAUNCHERS["torchrun"], script, "slow", "killed"],
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    progress, deadline = tmp_path / "killed" / "set" / ".progress", time.monotonic() + 120
-    while len(list(progress.glob("part-0-*.npz"))) < 2 and time.monotonic() < deadline:
-        time.sleep(0.1)
-    time.sleep(1)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    # Workers of torchrun are in sessions of their own.
-    subprocess.run(["pkill", "-9", "-f", script], check=False)
-    done = sum(len(np.load(part)["recorder.positions"]) for part in progress.glob("part-*.npz"))
-    assert 2 <= done < 124
-    assert not (tmp_path / "killed" / "set" / "result.json").exists()
-    assert run([script, "fast", "killed"]).returncode == 0
-    whole, killed = (read_results(tmp_path / name)[0] for name in ("whole", "killed"))
-    same(whole, killed, 1e-6)
-    assert sum(category["num_images"] for category in killed["categories"].values()) == 124
-    same_files(tmp_path / "whole" / "set", tmp_path / "killed" / "set")
-    assert not progress.exists()

@@ -9,7 +9,7 @@ from vip2clip_hf.data.synthetic.dataset import write_dataset
 from vip2clip_hf.evaluation.sheets import choose_examples, draw_sheet, write_sheets
 
 
-def test_choice_of_examples():
+def test_choose_examples():
     labels = [0] * 10 + [1] * 20
     defects = [""] * 10 + ["dent"] * 10 + ["scratch"] * 10
     chosen = choose_examples(labels, defects, 8)
@@ -22,7 +22,7 @@ def test_choice_of_examples():
     assert len(choose_examples([1] * 9, ["x"] * 9, 4)) == 4
 
 
-def test_colours_mean_the_same_whatever_the_values():
+def test_all_maps_have_the_same_colour_scale():
     image = Image.new("RGB", (40, 20))
     rows = [
         {"image": image, "mask": np.eye(20, 40, dtype=bool), "anomaly_map": np.full((8, 8), 0.1), "caption": "a"},
@@ -37,7 +37,7 @@ def test_colours_mean_the_same_whatever_the_values():
     assert figure.axes[2].images[0].get_clim() == (0.2, 0.4)
 
 
-def test_sheets_of_a_data_set(tmp_path, clip, image_processor):
+def test_sheets_of_a_dataset(tmp_path, clip, image_processor):
     root = write_dataset(tmp_path / "set", ("stripes", "weave"), num_normal=3, num_anomalous=1, size=48)
     model = ViP2ClipForAnomalyDetection.from_clip(clip, **TINY).eval()
     paths = write_sheets(model, image_processor, load_folder(root), tmp_path / "sheets", count=3, title="set")
@@ -48,7 +48,7 @@ def test_sheets_of_a_data_set(tmp_path, clip, image_processor):
             assert picture.width > 600
             assert picture.height > 600
     assert sorted(path.name for path in (tmp_path / "sheets").iterdir()) == ["stripes.png", "weave.png"]
-    # A sheet that is there is kept.
+    # An existing sheet is kept.
     paths[0].write_bytes(b"mine")
     write_sheets(model, image_processor, load_folder(root), tmp_path / "sheets", count=3)
     assert paths[0].read_bytes() == b"mine"

@@ -45,7 +45,7 @@ def code_block(text: str) -> str:
 
 @pytest.fixture(scope="module")
 def onnx_export(tmp_path_factory) -> tuple[ViP2ClipForAnomalyDetection, Path, dict]:
-    """A model, the folder with its ONNX file, and what was reported."""
+    """A model, the folder of its ONNX export, and the report."""
     for name in ("onnx", "onnxruntime", "onnxscript"):
         pytest.importorskip(name, reason="extra `export` is not installed")
     model, folder = build(), tmp_path_factory.mktemp("onnx") / "exported"
@@ -63,7 +63,7 @@ def torch_export(tmp_path_factory) -> tuple[ViP2ClipForAnomalyDetection, Path, d
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIANTS)
-def test_detector_gives_the_numbers_of_the_model(settings, attention):
+def test_outputs_equal_those_of_the_model(settings, attention):
     model = build(attention, **settings)
     detector = ExportedDetector(model)
     images = torch.randn(3, 3, model.config.image_size, model.config.image_size)
@@ -75,7 +75,7 @@ def test_detector_gives_the_numbers_of_the_model(settings, attention):
             torch.testing.assert_close(maps, expected.anomaly_maps[:count], rtol=0, atol=1e-5)
 
 
-def test_what_is_constant_is_not_computed():
+def test_constants_are_precomputed():
     state = ExportedDetector(build()).state_dict()
     assert len(state["model.clip.text_model.embeddings.token_embedding.weight"]) == 4  # start, two words, end
     assert len(state["model.clip.vision_model.embeddings.position_embedding.weight"]) == 1 + 36  # at 48 pixels
@@ -84,7 +84,7 @@ def test_what_is_constant_is_not_computed():
     assert not [name for name in state if "text_model" in name or "prompt" in name or "prefix" in name]
 
 
-def test_weights_are_shared_and_the_model_is_left_as_it_is(image_processor, tmp_path):
+def test_weights_are_shared_and_the_model_is_not_changed(image_processor, tmp_path):
     model = build().train()
     model.prompt_learner.requires_grad_(False)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -118,7 +118,8 @@ def session(folder: Path):
     return onnxruntime.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
 
 
-def test_onnx_with_batches_of_other_sizes(onnx_export):
+@pytest.mark.slow
+def test_onnx_with_other_batch_sizes(onnx_export):
     model, folder, _ = onnx_export
     opened = session(folder)
     for count in (1, 4, 7):
@@ -131,7 +132,8 @@ def test_onnx_with_batches_of_other_sizes(onnx_export):
         assert np.abs(maps - expected.anomaly_maps.numpy()).max() < 1e-5
 
 
-def test_onnx_file_holds_the_weights_that_are_used_and_no_more(onnx_export):
+@pytest.mark.slow
+def test_onnx_file_contains_only_the_weights_in_use(onnx_export):
     import onnx
 
     model, folder, report = onnx_export
@@ -152,13 +154,14 @@ def test_onnx_file_holds_the_weights_that_are_used_and_no_more(onnx_export):
     stored = sum(onnx.numpy_helper.to_array(tensor).nbytes for tensor in graph.initializer)
     assert stored < weights + 20_000 < table.nbytes  # keys, values, matrices for the maps, shapes
     assert report["files"]["model.onnx"] < stored + 300_000
-    # Neither Gaussian nor position table are computed.
+    # Neither the Gaussian nor the position table is computed in the graph.
     assert not {"Exp", "Range", "Resize"} & {node.op_type for node in graph.node}
     content = (folder / "model.onnx").read_bytes()
     assert str(Path(export.__file__).parent).encode() not in content
     assert b"site-packages" not in content
 
 
+@pytest.mark.slow
 def test_onnx_folder(onnx_export):
     model, folder, report = onnx_export
     assert sorted(path.name for path in folder.iterdir()) == sorted(["model.onnx", *FILES])
@@ -176,6 +179,7 @@ def test_onnx_folder(onnx_export):
     assert stored["inputs"]["pixel_values"]["shape"] == ["batch_size", 3, 48, 48]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["README.md of the folder", "docs/export.md"])
 def test_examples_need_pillow_and_numpy_only(onnx_export, text, photo, tmp_path, monkeypatch):
     model, folder, _ = onnx_export
@@ -212,7 +216,7 @@ def test_onnx_of_all_variants(settings, attention, tmp_path):
 
 
 @pytest.mark.slow
-def test_onnx_with_another_opset_and_weights_beside_the_graph(image_processor, tmp_path, monkeypatch):
+def test_onnx_with_another_opset_and_external_weights(image_processor, tmp_path, monkeypatch):
     pytest.importorskip("onnxruntime", reason="extra `export` is not installed")
     monkeypatch.setattr(exporting, "_LARGEST_ONNX_FILE", 1000)
     report = export_onnx(build(), image_processor, tmp_path / "exported", opset=20)
@@ -225,7 +229,7 @@ def test_onnx_with_another_opset_and_weights_beside_the_graph(image_processor, t
 # torch.export
 
 
-def test_torch_with_batches_of_other_sizes(torch_export):
+def test_torch_with_other_batch_sizes(torch_export):
     model, folder, report = torch_export
     assert sorted(path.name for path in folder.iterdir()) == sorted(["model.pt2", *FILES])
     assert report["format"] == "torch"
@@ -269,7 +273,7 @@ def test_torch_of_all_variants(settings, tmp_path):
 
 
 class Tampered(ExportedDetector):
-    """Weights of its own that are not those of the model."""
+    """Weights that differ from those of the model."""
 
     def __init__(self, model: ViP2ClipForAnomalyDetection):
         super().__init__(model)
@@ -278,7 +282,7 @@ class Tampered(ExportedDetector):
 
 
 @pytest.mark.parametrize("name", ["torch", pytest.param("onnx", marks=pytest.mark.slow)])
-def test_other_numbers_are_not_written(name, image_processor, tmp_path, monkeypatch):
+def test_an_export_that_differs_is_not_written(name, image_processor, tmp_path, monkeypatch):
     if name == "onnx":
         pytest.importorskip("onnxruntime", reason="extra `export` is not installed")
     monkeypatch.setattr(exporting, "ExportedDetector", Tampered)
@@ -296,7 +300,7 @@ def test_other_numbers_are_not_written(name, image_processor, tmp_path, monkeypa
         (lambda scores, maps: (scores[:1], maps), r"scores of shape \(1,\); expected \(3,\)"),
     ],
 )
-def test_what_is_compared(change, message, image_processor):
+def test_the_comparison(change, message, image_processor):
     model = build()
 
     def run(pixel_values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -319,13 +323,13 @@ def test_an_existing_folder_is_kept(image_processor, tmp_path):
 # What cannot be exported
 
 
-def test_refused_models(image_processor, tmp_path):
+def test_models_that_cannot_be_exported(image_processor, tmp_path):
     output = tmp_path / "exported"
-    with pytest.raises(ValueError, match=r"dtype is bfloat16; .* dtype=torch.float32"):
+    with pytest.raises(ValueError, match=r"dtype is bfloat16; expected float32\. .* dtype=torch.float32"):
         export_torch(build().to(torch.bfloat16), image_processor, output)
     with torch.device("meta"):
         absent = ViP2ClipForAnomalyDetection(tiny_config())
-    with pytest.raises(ValueError, match="meta device; load it without device_map"):
+    with pytest.raises(ValueError, match=r"meta device; expected weights in memory\. Omit device_map"):
         export_torch(absent, image_processor, output)
     model = build()
     model.clip.text_model.config._attn_implementation = "flex_attention"
@@ -377,10 +381,10 @@ def test_command_with_the_bundled_checkpoint(tmp_path):
     pytest.importorskip("onnxruntime", reason="extra `export` is not installed")
     done = run_export("--output", tmp_path / "exported")
     assert done.exit_code == 0, done.output
-    assert "small checkpoint of the package" in done.stderr
+    assert "small bundled checkpoint" in done.stderr
     assert "model.onnx: 1" in done.stdout
     assert "Largest deviation from PyTorch: scores " in done.stdout
-    assert "torch.onnx" not in done.output  # nothing of the exporter's
+    assert "torch.onnx" not in done.output  # no output of the exporter
     processor = ViP2ClipImageProcessor.from_pretrained(tmp_path / "exported")
     pixel_values = processor(PHOTO, return_tensors="np")["pixel_values"]
     (score,), _ = session(tmp_path / "exported").run(None, {"pixel_values": pixel_values})

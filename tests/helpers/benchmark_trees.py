@@ -1,13 +1,14 @@
-"""The 15 benchmarks on disk, tiny, as they are downloaded and as they are re-packed, with the traps there are in them.
+"""Tiny folder trees of the 15 benchmarks, as downloaded and as re-packaged, with their irregularities.
 
-Every image has one grey value, four times its number; its mask marks the pixel of that number. So it can be seen after
-loading whether a mask belongs to its image.
+Every image has one grey value, four times its number, and its mask marks the pixel with that number. Tests use this to
+check that each image gets its own mask.
 """
 
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -19,12 +20,17 @@ SIDE = 8
 @dataclass
 class Tree:
     """
-    A benchmark on disk and what has to be found in it.
+    A benchmark on disk and the expected index.
 
     Args:
-        root: what is given to `load_benchmark`. layout: what has to be recognised.
-        counts: normal and anomalous test images by category. masks: anomalous test images with a mask.
-        train: normal training images. ignored: number of files by (the beginning of) the reason.
+        root (`pathlib.Path`): folder to pass to `load_benchmark`.
+        layout (`str`): layout to detect.
+        counts (`dict[str, tuple[int, int]]`): normal and anomalous test images by category.
+        masks (`int`): anomalous test images with a mask.
+        train (`int`, defaults to 0): training images.
+        ignored (`dict[str, int]`): number of ignored files by reason.
+        warnings (`tuple[str, ...]`): start of each warning.
+        empty_masks (`int`, defaults to 0): masks without anomalous pixels.
     """
 
     root: Path
@@ -38,48 +44,50 @@ class Tree:
 
 
 class Writer:
-    """Writes images with a number each, and masks for the latest."""
+    """Write numbered images, and masks for the last image."""
 
-    def __init__(self, root: Path):
+    def __init__(self, root: Path) -> None:
         self.root, self.number = root, 0
 
     def image(self, path: str, mode: str = "RGB", format: str | None = None) -> int:
         self.number = self.number % 60 + 1
         value = 4 * self.number
-        path = self._path(path)
-        picture = Image.fromarray(np.full((SIDE, SIDE), value, dtype=np.uint8)).convert("RGB")
+        target = self._path(path)
+        image = Image.fromarray(np.full((SIDE, SIDE), value, dtype=np.uint8)).convert("RGB")
         if mode == "P":
-            picture = picture.quantize(4)
+            image = image.quantize(4)
         elif mode != "RGB":
-            picture = picture.convert(mode)
-        picture.save(path, format=format or {"JPG": "JPEG", "TIF": "TIFF"}.get(path.suffix[1:].upper()))
+            image = image.convert(mode)
+        image.save(target, format=format or {"JPG": "JPEG", "TIF": "TIFF"}.get(target.suffix[1:].upper()))
         return self.number
 
-    def mask(self, path: str, value: int = 255, mode: str = "L", number: int | None = None, empty: bool = False):
+    def mask(
+        self, path: str, value: int = 255, mode: str = "L", number: int | None = None, empty: bool = False
+    ) -> None:
         marked = np.zeros(SIDE * SIDE, dtype=np.uint8)
         if not empty:
             marked[self.number if number is None else number] = value
         Image.fromarray(marked.reshape(SIDE, SIDE)).convert(mode).save(self._path(path))
 
-    def lossy_mask(self, path: str):
-        """A JPEG mask: noise around 0, and values near 255 where it marks."""
+    def lossy_mask(self, path: str) -> None:
+        """Write a JPEG mask with noise near 0 and values near 255 in the defect."""
         marked = np.full(SIDE * SIDE, 3, dtype=np.uint8)
         marked[self.number] = 250
         Image.fromarray(marked.reshape(SIDE, SIDE)).convert("RGB").save(self._path(path), quality=100, subsampling=0)
 
-    def text(self, path: str, content: str = "x"):
+    def text(self, path: str, content: str = "x") -> None:
         self._path(path).write_text(content, encoding="utf-8")
 
     def _path(self, path: str) -> Path:
-        path = self.root / path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path
+        target = self.root / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return target
 
 
 def _mvtec_like(
     writer: Writer, category: str, defects: dict[str, int], normal: int = 2, train: int = 2, good: str = "good",
     extension: str = "png", mask_extension: str = "png", suffix: str = "_mask", prefix: str = "",
-):  # fmt: skip
+) -> None:  # fmt: skip
     for number in range(train):
         writer.image(f"{category}/train/{good}/{prefix}{number:03d}.{extension}")
     for number in range(normal):
@@ -103,7 +111,7 @@ def mvtec_official(root: Path) -> Tree:
     writer.image("preview.png")
     return Tree(
         root, "tree", {"bottle": (3, 3), "zipper": (2, 2)}, 5, train=4,
-        ignored={"left by a system": 3, "no image": 3, "outside the layout": 1},
+        ignored={"system files": 3, "files that are not images": 3, "images outside the layout": 1},
     )  # fmt: skip
 
 
@@ -122,7 +130,7 @@ def visa_official(root: Path) -> Tree:
     lines = ["object,split,label,image,mask"]
     for category in ("pcb1", "candle"):
         for number, split in enumerate(("train", "train", "test")):
-            path = f"{category}/Data/Images/Normal/{number:03d}.JPG"  # the stems of normal and anomalous images meet
+            path = f"{category}/Data/Images/Normal/{number:03d}.JPG"  # normal and anomalous images share stems
             writer.image(path)
             lines.append(f"{category},{split},normal,{path},")
         for number in range(2):
@@ -132,10 +140,10 @@ def visa_official(root: Path) -> Tree:
             lines.append(f"{category},test,anomaly,{path}.JPG,{mask}.png")
     writer.text("split_csv/1cls.csv", "\n".join(lines) + "\n")
     writer.text("split_csv/2cls_fewshot.csv", "object,split,label,image,mask\n")
-    writer.image("candle/Data/Images/Normal/999.JPG")  # in no line of the csv
+    writer.image("candle/Data/Images/Normal/999.JPG")  # not listed in the CSV file
     return Tree(
         root, "visa", {"candle": (1, 2), "pcb1": (1, 2)}, 4, train=4,
-        ignored={"no image": 1, "outside the layout": 1},
+        ignored={"files that are not images": 1, "images outside the layout": 1},
     )  # fmt: skip
 
 
@@ -157,24 +165,26 @@ def mpdd_official(root: Path) -> Tree:
     return Tree(root, "tree", {"metal_plate": (2, 3), "tubes": (2, 2)}, 5, train=4)
 
 
-def write_meta(root: Path, test: dict, train: dict | None = None, name: str = "meta.json", capital: bool = False):
+def write_meta(
+    root: Path, test: dict, train: dict | None = None, name: str = "meta.json", capital: bool = False
+) -> None:
     content = {"Train": train or {}, "Test": test} if capital else {"train": train or {}, "test": test}
     (root / name).write_text(json.dumps(content), encoding="utf-8")
 
 
-def meta_entry(image: str, mask: str | None, category: str, kind: str, anomaly: int, **more) -> dict:
+def meta_entry(image: str, mask: str | None, category: str, kind: str, anomaly: int, **fields: Any) -> dict:
     return {
         "img_path": image,
         "mask_path": mask,
         "cls_name": category,
         "specie_name": kind,
         "anomaly": anomaly,
-        **more,
+        **fields,
     }
 
 
 def mpdd_meta(root: Path) -> Tree:
-    """With a meta file, an entry it lacks, and masks where sort order would pair wrongly."""
+    """A meta file that does not list all images, and masks that sort order would pair wrongly."""
     writer = Writer(root / "MPDD")
     _mvtec_like(writer, "tubes", {"anomalous": 2}, normal=2, train=1)
     base = "tubes/test"
@@ -185,7 +195,7 @@ def mpdd_meta(root: Path) -> Tree:
     ]
     train = {"tubes": [meta_entry("tubes/train/good/000.png", "", "tubes", "good", 0)]}
     write_meta(root / "MPDD", {"tubes": entries}, train)
-    return Tree(root, "meta", {"tubes": (1, 2)}, 2, train=1, ignored={"outside the layout": 1})
+    return Tree(root, "meta", {"tubes": (1, 2)}, 2, train=1, ignored={"images outside the layout": 1})
 
 
 def btad_official(root: Path) -> Tree:
@@ -216,8 +226,8 @@ def ksdd_official(root: Path) -> Tree:
             writer.mask(f"kos{item:02d}/Part{part}_label.bmp", empty=part == 0)
     writer.image("kos02/Part7.jpg")  # without a label bitmap
     return Tree(
-        root, "kolektor", {"ksdd": (3, 3)}, 3, ignored={"image without a label": 1},
-        warnings=("images of KolektorSDD without one label bitmap",),
+        root, "kolektor", {"ksdd": (3, 3)}, 3, ignored={"images without a label": 1},
+        warnings=("images without exactly one label bitmap",),
     )  # fmt: skip
 
 
@@ -231,7 +241,7 @@ def ksdd_thirds(root: Path) -> Tree:
     return Tree(root, "tree", {"ksdd": (3, 3)}, 3, train=3)
 
 
-def _dagm_class(writer: Writer, category: str):
+def _dagm_class(writer: Writer, category: str) -> None:
     for split, first in (("Train", 11), ("Test", 1)):
         lines = ["1"]
         for number in range(first, first + 4):
@@ -253,7 +263,7 @@ def dagm_official(root: Path) -> Tree:
     _dagm_class(writer, "dagm_kaggleupload/DAGM_KaggleUpload/Class1")
     return Tree(
         root, "dagm", {"Class1": (2, 2), "Class2": (2, 2), "Class10": (2, 2)}, 6, train=12,
-        ignored={"left by a system": 16, "another copy": 14},
+        ignored={"system files": 16, "files in another copy of the dataset": 14},
     )  # fmt: skip
 
 
@@ -269,15 +279,14 @@ def dagm_adaclip(root: Path) -> Tree:
 
 
 def dagm_meta(root: Path) -> Tree:
-    """AnomalyCLIP: the official folders, a meta file with capital keys."""
+    """AnomalyCLIP: official folders and a meta file with capitalized keys."""
     writer = Writer(root)
     _dagm_class(writer, "Class1")
     entries = [meta_entry(f"Class1/Test/000{n}.PNG", f"Class1/Test/Label/000{n}_label.PNG" if n % 2 else "", "Class1",
                           "", n % 2) for n in range(1, 5)]  # fmt: skip
     write_meta(root, {"Class1": entries}, {"Class1": []}, capital=True)
-    return Tree(
-        root, "meta", {"Class1": (2, 2)}, 2, ignored={"left by a system": 4, "no image": 2, "outside the layout": 6}
-    )
+    ignored = {"system files": 4, "files that are not images": 2, "images outside the layout": 6}
+    return Tree(root, "meta", {"Class1": (2, 2)}, 2, ignored=ignored)
 
 
 def dtd_official(root: Path) -> Tree:
@@ -291,7 +300,7 @@ def dtd_plain_masks(root: Path) -> Tree:
     writer = Writer(root / "DTD-Synthetic")
     _mvtec_like(writer, "Mesh_114", {"bad": 2}, suffix="")
     writer.image("Mesh_114/ground_truth/bad/077.png")
-    return Tree(root, "tree", {"Mesh_114": (2, 2)}, 2, train=2, ignored={"mask without an image": 1})
+    return Tree(root, "tree", {"Mesh_114": (2, 2)}, 2, train=2, ignored={"masks without an image": 1})
 
 
 def headct_official(root: Path) -> Tree:
@@ -305,7 +314,7 @@ def headct_official(root: Path) -> Tree:
 
 
 def headct_vip2clip(root: Path) -> Tree:
-    """The labels lie beside the root."""
+    """The labels are next to the root."""
     writer = Writer(root / "HeadCT")
     for number in (0, 100, 101):
         writer.image(f"brain/{number:03d}.png")
@@ -337,11 +346,11 @@ def brainmri_official(root: Path) -> Tree:
         writer.image(f"{base}yes/Y100.JPG")
         writer.image(f"{base}yes/Y92.png", mode="P")
         writer.image(f"{base}no/1 no.jpeg")
-        writer.image(f"{base}no/No15.jpg", mode="RGBA", format="PNG")  # PNG bytes under the name of a JPEG
+        writer.image(f"{base}no/No15.jpg", mode="RGBA", format="PNG")  # PNG data in a .jpg file
         writer.image(f"{base}no/no 9.png")
         writer.image(f"{base}no/N1.JPG")
-    (root / "yes" / "Y2.jpg").write_bytes((root / "yes" / "Y1.jpg").read_bytes())  # a duplicate; it counts
-    return Tree(root, "classes", {"brainmri": (4, 4)}, 0, ignored={"another copy": 7})
+    (root / "yes" / "Y2.jpg").write_bytes((root / "yes" / "Y1.jpg").read_bytes())  # a duplicate, still counted
+    return Tree(root, "classes", {"brainmri": (4, 4)}, 0, ignored={"files in another copy of the dataset": 7})
 
 
 def brainmri_vip2clip(root: Path) -> Tree:
@@ -367,7 +376,7 @@ def br35h_official(root: Path) -> Tree:
         writer.image(f"pred/pred{number}.jpg")
         writer.image(f"Br35H-Mask-RCNN/TRAIN/y{number}.jpg")
     writer.text("Br35H-Mask-RCNN/annotations_all.json", "{}")
-    return Tree(root, "classes", {"br35h": (3, 3)}, 0, ignored={"folder whose name": 7})
+    return Tree(root, "classes", {"br35h": (3, 3)}, 0, ignored={"files outside the class folders": 7})
 
 
 def br35h_adaclip(root: Path) -> Tree:
@@ -379,7 +388,7 @@ def br35h_adaclip(root: Path) -> Tree:
 
 
 def br35h_foreign_meta(root: Path) -> Tree:
-    """ViP²-CLIP: absolute paths of another machine."""
+    """ViP²-CLIP: absolute paths from another machine."""
     writer = Writer(root)
     writer.image("yes/y0.jpg")
     writer.image("no/no0.jpg")
@@ -399,7 +408,7 @@ def isic_official(root: Path) -> Tree:
             writer.image(f"{base}_Data/ISIC_{number:07d}.jpg")
             writer.mask(f"{base}_GroundTruth/ISIC_{number:07d}_Segmentation.png")
     writer.text("ISBI2016_ISIC_Part3_Training_GroundTruth.csv")
-    return Tree(root, "isic", {"isic": (0, 3)}, 3, train=3, ignored={"no image": 1})
+    return Tree(root, "isic", {"isic": (0, 3)}, 3, train=3, ignored={"files that are not images": 1})
 
 
 def isic_anomalyclip(root: Path) -> Tree:
@@ -426,10 +435,12 @@ def colondb_official(root: Path) -> Tree:
         writer.mask(f"p{number}.bmp")
         for prefix in "sc":
             writer.mask(f"{prefix}{number}.bmp", number=0)
-    return Tree(root, "colondb", {"colondb": (0, 3)}, 3, ignored={"not used": 6})
+    return Tree(root, "colondb", {"colondb": (0, 3)}, 3, ignored={"files not used by the benchmark": 6})
 
 
-def _pairs(writer: Writer, images: str, masks: str, names: tuple[str, ...], extension: str, mask_extension: str):
+def _pairs(
+    writer: Writer, images: str, masks: str, names: tuple[str, ...], extension: str, mask_extension: str
+) -> None:
     for name in names:
         writer.image(f"{images}/{name}.{extension}")
         writer.mask(f"{masks}/{name}.{mask_extension}")
@@ -438,7 +449,7 @@ def _pairs(writer: Writer, images: str, masks: str, names: tuple[str, ...], exte
 def colondb_repack(root: Path) -> Tree:
     writer = Writer(root)
     _pairs(writer, "images", "masks", ("1", "2", "10"), "png", "png")
-    writer.image("images/11.png")  # its mask is missing
+    writer.image("images/11.png")  # without a mask
     return Tree(root, "pairs", {"colondb": (0, 4)}, 3, warnings=("anomalous images without a mask",))
 
 
@@ -446,11 +457,11 @@ def clinicdb_official(root: Path) -> Tree:
     writer = Writer(root)
     _pairs(writer, "Original", "Ground Truth", ("1", "2", "10"), "tif", "tif")
     writer.text("README.txt")
-    return Tree(root, "pairs", {"clinicdb": (0, 3)}, 3, ignored={"no image": 1})
+    return Tree(root, "pairs", {"clinicdb": (0, 3)}, 3, ignored={"files that are not images": 1})
 
 
 def clinicdb_kaggle(root: Path) -> Tree:
-    """The same images as PNG and TIF; one of them is read."""
+    """The same images as PNG and TIF. Only one copy is read."""
     for copy in ("PNG", "TIF"):
         writer = Writer(root / copy)
         _pairs(writer, "Original", "Ground_Truth", ("1", "2"), copy.lower(), copy.lower())
@@ -468,7 +479,7 @@ def endo_official(root: Path) -> Tree:
         writer.image(f"images/{name}.jpg")
         writer.lossy_mask(f"masks/{name}.jpg")
         writer.text(f"bboxes/{name}.csv")
-    return Tree(root, "pairs", {"endo": (0, 2)}, 2, ignored={"no image": 2})
+    return Tree(root, "pairs", {"endo": (0, 2)}, 2, ignored={"files that are not images": 2})
 
 
 def endo_adaclip(root: Path) -> Tree:
@@ -485,7 +496,7 @@ def kvasir_official(root: Path) -> Tree:
         writer.image(f"images/{name}.jpg")
         writer.lossy_mask(f"masks/{name}.jpg")
     writer.text("kavsir_bboxes.json", "{}")
-    return Tree(root, "pairs", {"kvasir": (0, 2)}, 2, ignored={"no image": 1})
+    return Tree(root, "pairs", {"kvasir": (0, 2)}, 2, ignored={"files that are not images": 1})
 
 
 def kvasir_repack(root: Path) -> Tree:

@@ -1,6 +1,6 @@
-"""A small stand-in for the Hub's HTTP interface: creates repositories, takes commits, serves files.
+"""A local server with a small part of the Hub's HTTP interface: create repositories, commit files, download files.
 
-It knows neither tokens, limits nor large-file storage. What is tested with it is what this package sends and asks for.
+It does not implement tokens, limits or large-file storage. It tests the requests of this package, not the Hub.
 """
 
 import base64
@@ -100,7 +100,7 @@ def _handler(hub: HubStub) -> type[BaseHTTPRequestHandler]:
 
 @contextlib.contextmanager
 def running_hub() -> Iterator[HubStub]:
-    """The stand-in on a free port of this machine; `endpoint` is for HF_ENDPOINT of other processes."""
+    """Run the server on a free port of this machine. Other processes use it with HF_ENDPOINT set to `endpoint`."""
     hub = HubStub()
     server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(hub))
     hub.endpoint = f"http://127.0.0.1:{server.server_port}"

@@ -1,4 +1,4 @@
-"""Metrics from the single pixels, in float64 and without any shortcut: what the package is compared with."""
+"""Reference implementations of the metrics: computed from individual pixels in float64, without optimizations."""
 
 import numpy as np
 from scipy import ndimage
@@ -6,7 +6,7 @@ from sklearn.metrics import auc, average_precision_score, precision_recall_curve
 
 
 def exact_aupro(maps: np.ndarray, masks: np.ndarray, fpr_limit: float = 0.3) -> float:
-    """Every value is a threshold; the overlap of every region is counted by itself."""
+    """AUPRO with every value as a threshold and a separate overlap for each region."""
     order = np.unique(maps)[::-1]
     negatives = np.sort(maps[~masks])
     fpr = (len(negatives) - np.searchsorted(negatives, order, side="left")) / len(negatives)
@@ -19,7 +19,7 @@ def exact_aupro(maps: np.ndarray, masks: np.ndarray, fpr_limit: float = 0.3) -> 
     pro = np.mean(overlaps, axis=0)
     fpr, pro = np.concatenate([[0], fpr]), np.concatenate([[0], pro])
     at_limit = np.interp(fpr_limit, fpr, pro)
-    # A vertical piece at the limit belongs to the area from its lower end only; interp would take the upper.
+    # np.interp is ambiguous at a vertical segment of the curve; use its upper end.
     if (fpr == fpr_limit).any():
         at_limit = pro[fpr == fpr_limit].max()
     kept = fpr <= fpr_limit
@@ -27,7 +27,7 @@ def exact_aupro(maps: np.ndarray, masks: np.ndarray, fpr_limit: float = 0.3) -> 
 
 
 def sweep_aupro(maps: np.ndarray, masks: np.ndarray, steps: int = 200, fpr_limit: float = 0.3) -> float:
-    """The sweep of thresholds that is usual in this field, with its stretched false positive rate."""
+    """AUPRO with a sweep of thresholds, as usual in this field, and with a rescaled false positive rate."""
     regions = []
     for index, mask in enumerate(masks):
         labelled, number = ndimage.label(mask, structure=np.ones((3, 3)))
@@ -44,7 +44,7 @@ def sweep_aupro(maps: np.ndarray, masks: np.ndarray, steps: int = 200, fpr_limit
 
 
 def exact_metrics(labels: np.ndarray, scores: np.ndarray) -> dict[str, float]:
-    """AUROC, AP and F1-max of scikit-learn; labels of both classes."""
+    """AUROC, AP and F1-max from scikit-learn, for labels of both classes."""
     labels, scores = np.ravel(labels), np.ravel(scores)
     precision, recall, _ = precision_recall_curve(labels, scores)
     f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-300)

@@ -1,4 +1,4 @@
-"""The page of `vip2clip app` in a real browser, against a server of its own."""
+"""The web app of `vip2clip app` in a real browser, with a separate server."""
 
 import importlib.util
 import io
@@ -35,7 +35,7 @@ MISSING = [
 ]
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(bool(MISSING), reason=f"the test of the page in a browser needs {', '.join(MISSING)}"),
+    pytest.mark.skipif(bool(MISSING), reason=f"the browser test of the web app needs {', '.join(MISSING)}"),
 ]
 PATIENCE = 60
 
@@ -47,7 +47,7 @@ def free_port() -> int:
 
 
 class Server:
-    """`vip2clip app` with a home, a working and a temporary folder of its own, to see what it writes."""
+    """`vip2clip app` with separate home, working and temporary folders, to check which files it writes."""
 
     def __init__(self, root: Path, *arguments: str):
         self.port, self.folders = free_port(), {name: root / name for name in ("home", "work", "tmp")}
@@ -57,7 +57,7 @@ class Server:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("XDG_")}
         environment.update(HOME=str(self.folders["home"]), TMPDIR=str(self.folders["tmp"]), HF_HUB_OFFLINE="1")
         environment.pop("HF_HOME", None)
-        command = [sys.executable, "-m", "vip2clip_hf.cli", "app", "--port", str(self.port), "--device", "cpu"]
+        command = [sys.executable, "-m", "vip2clip_hf", "app", "--port", str(self.port), "--device", "cpu"]
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
                 [*command, "--no-browser", *arguments],
@@ -118,7 +118,7 @@ class Page:
         return next(iter(self.driver.find_elements("css selector", selector)), None)
 
     def text(self, selector: str) -> str:
-        # In one step: the page may replace the element between finding and reading it.
+        # In one call: the page may replace the element between finding and reading it.
         return self.driver.execute_script("return document.querySelector(arguments[0])?.innerText ?? ''", selector)
 
     def source(self, selector: str) -> str:
@@ -139,7 +139,7 @@ class Page:
         self.find("#files input[type=file]").send_keys("\n".join(map(str, paths)))
 
     def set_slider(self, name: str, value: float):
-        """As a hand on the slider: what it fires while it moves, and when it is let go."""
+        """Fire the events of a slider that is dragged and released."""
         self.driver.execute_script(
             "const slider = document.querySelector(arguments[0]);"
             "slider.value = arguments[1];"
@@ -164,13 +164,13 @@ def page(server, browser):
     page = Page(browser, server.address)
     yield page
     severe = [entry["message"] for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
-    # A file that is refused is answered with an HTTP error, which the browser logs; the tests look at the message.
+    # The browser logs the HTTP error of a refused upload; the tests check its message.
     assert not [message for message in severe if "/upload" not in message]
 
 
 def test_a_photo_and_its_thresholds(page, tmp_path):
-    assert "Add one or several photos" in page.text("#status")
-    assert "the small checkpoint of the package" in page.text("#introduction")
+    assert "Add one or more photos to begin." in page.text("#status")
+    assert "the small bundled checkpoint" in page.text("#introduction")
     assert "--model" in page.text("#introduction")
     page.upload(EXAMPLES / "hazelnut_damaged_1.jpg")
     page.until(lambda: "hazelnut_damaged_1.jpg" in page.text("#summary"), "the result")
@@ -215,9 +215,9 @@ def test_several_photos_a_wrong_file_and_the_download(page, tmp_path):
     photos = [EXAMPLES / "hazelnut_normal_1.jpg", EXAMPLES / "hazelnut_damaged_2.jpg"]
     page.upload(photos[0], wrong, large, photos[1])
     page.until(lambda: "2 photos analysed" in page.text("#status"), "the results")
-    assert "2 files have no result" in page.text("#status")
-    assert "'wrong.png' is no image that can be read" in page.text("#status")
-    assert "The limit is 1,000,000 pixels" in page.text("#status")
+    assert "No result for 2 files" in page.text("#status")
+    assert "'wrong.png' cannot be read as an image" in page.text("#status")
+    assert "expected at most 1,000,000 pixels" in page.text("#status")
     assert "--max-pixels" in page.text("#status")
     assert "Traceback" not in page.text("body")
     assert "/tmp" not in page.text("body")
@@ -249,7 +249,7 @@ def test_wrong_files_only(page, tmp_path):
     wrong = tmp_path / "wrong.png"
     wrong.write_text("this is no picture")
     page.upload(wrong)
-    page.until(lambda: "'wrong.png' is no image" in page.text("#status"), "the message")
+    page.until(lambda: "'wrong.png' cannot be read as an image" in page.text("#status"), "the message")
     assert not page.find("#summary") or not page.find("#summary").is_displayed()
 
 
@@ -259,7 +259,7 @@ def test_a_file_over_the_limit(page, tmp_path):
     page.upload(heavy)
     page.until(lambda: "maximum allowed size" in page.text("body"), "the message")
     assert "heavy.png" in page.text("body")
-    # Also without the check in the browser.
+    # The server checks the size too.
     boundary = "x"
     body = (
         f'--{boundary}\r\nContent-Disposition: form-data; name="files"; filename="heavy.png"\r\n\r\n'.encode()
@@ -276,7 +276,7 @@ def test_a_file_over_the_limit(page, tmp_path):
     assert refused.value.code == 413
 
 
-def test_nothing_is_fetched_from_elsewhere(page):
+def test_nothing_is_loaded_from_other_servers(page):
     page.upload(EXAMPLES / "hazelnut_damaged_1.jpg")
     page.until(lambda: page.source("#mask"), "the result")
     asked = set()
@@ -295,10 +295,10 @@ def test_files_of_the_server_are_not_served(server):
 
 
 def test_loopback_only(server):
-    """Other addresses of this machine do not answer."""
+    """The app does not listen on other addresses of this machine."""
     with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE):
         pass
-    with pytest.raises(OSError):  # noqa: PT011 - refused or unreachable, in the words of the system
+    with pytest.raises(OSError):  # noqa: PT011 - the message depends on the system
         socket.create_connection(("127.0.0.2", server.port), timeout=2).close()
     outside = {entry[4][0] for entry in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)}
     for address in outside - {"127.0.0.1"}:
@@ -315,7 +315,7 @@ def test_nothing_is_written_elsewhere_or_left(browser, tmp_path):
         page.until(lambda: page.source("#mask"), "the result")
         page.find("#pack").click()
         page.until(lambda: page.find("#download a[href]"), "the link")
-        # Importing torch makes an empty folder of its own, for every program.
+        # Importing torch creates an empty folder.
         inductor = [path for path in server.folders["tmp"].glob("torchinductor_*") if not any(path.iterdir())]
         (temporary,) = set(server.folders["tmp"].iterdir()) - set(inductor)
         assert temporary.name.startswith("vip2clip-app-")

@@ -46,7 +46,7 @@ NOT_RUN = {
     r"python -m benchmarks .*": "measures for minutes",
     r"python -m training\.build_tiny .*": "half an hour and real data; run in small by test_build_tiny.py",
     r"(cp -r|hf) .*": "writes to the Hub; the Space is built by test_app.py",
-    r".*--push_to_hub .*": "publishes; run against a stand-in for the Hub by test_train.py",
+    r".*--push_to_hub .*": "publishes; run against a stand-in for the Hub by test_programs.py",
 }
 # Words of the pages, and what stands for them here.
 WORDS = {"SEED": "1", "VARIANT": "release"}

@@ -1,4 +1,4 @@
-"""A saved folder in a fresh process in which the package cannot be imported."""
+"""Load a saved checkpoint in a new process without the package."""
 
 import ast
 import json
@@ -20,7 +20,7 @@ ALLOWED = {"torch", "transformers", "huggingface_hub", "safetensors", "numpy", "
 
 
 def run(code: str, tmp_path, **variables: str) -> dict:
-    """Run code in a fresh interpreter without vip2clip_hf; the last line it prints is JSON."""
+    """Run code in a new interpreter without vip2clip_hf and parse the last line it prints as JSON."""
     blocked = "import sys\nsys.modules['vip2clip_hf'] = None\nimport json\n"
     environment = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", **variables}
     done = subprocess.run(
@@ -32,7 +32,7 @@ def run(code: str, tmp_path, **variables: str) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_everything_loads_without_the_package(clip_folder, image_processor, tmp_path, photo, pixel_values):
+def test_checkpoint_loads_without_the_package(clip_folder, image_processor, tmp_path, photo, pixel_values):
     model = ViP2ClipForAnomalyDetection.from_clip(clip_folder, **TINY)
     change_weights(model.fine_grained_perception)
     save_checkpoint(model, image_processor, tmp_path / "full")
@@ -89,8 +89,8 @@ print(json.dumps({
     torch.testing.assert_close(maps["adapters"], expected.anomaly_maps)
 
 
-def test_code_files_are_fit_to_travel():
-    """One flat folder, siblings only by `from .name import`, nothing else than the base dependencies at import."""
+def test_imports_of_remote_code():
+    """Files import each other only with `from .name import`, and otherwise only base dependencies."""
     names = {path.stem for path in CODE_FILES}
     for path in CODE_FILES:
         source = path.read_text(encoding="utf-8")

@@ -8,7 +8,7 @@ from helpers.tiny import tiny_clip_config, tiny_config
 from vip2clip_hf import ViP2ClipConfig
 
 
-def test_defaults_are_the_paper():
+def test_defaults_follow_the_paper():
     config = ViP2ClipConfig()
     vision = config.clip_config.vision_config
     assert (vision.num_hidden_layers, vision.hidden_size, vision.patch_size, vision.image_size) == (24, 1024, 14, 336)
@@ -26,7 +26,7 @@ def test_release_variant():
     assert config.normal_word == config.anomalous_word == "damaged"
     assert config.normal_token_ids == config.anomalous_token_ids == (13568,)
     assert config.top_k == 7
-    with pytest.raises(ValueError, match=r"'draft'.*'paper', 'release'"):
+    with pytest.raises(ValueError, match=r"variant is 'draft'; expected 'paper' or 'release'\."):
         ViP2ClipConfig.from_variant("draft")
 
 
@@ -48,7 +48,7 @@ def test_no_local_path_is_saved(tmp_path):
     config = tiny_config(clip_config=clip_config)
     config.save_pretrained(tmp_path)
     assert "someone" not in (tmp_path / "config.json").read_text()
-    assert clip_config.name_or_path == "/home/someone/clip"  # the caller's own is left alone
+    assert clip_config.name_or_path == "/home/someone/clip"  # the caller's configuration is not changed
 
 
 @pytest.mark.parametrize(
@@ -56,16 +56,16 @@ def test_no_local_path_is_saved(tmp_path):
     [
         ({"image_size": 50}, r"image_size is 50; expected .* patch size 8 \(nearest: 48, 56\)"),
         ({"image_size": 0}, "image_size is 0"),
-        ({"feature_layers": (2, 5)}, r"feature_layers is \(2, 5\); expected .* between 1 and 4"),
+        ({"feature_layers": (2, 5)}, r"feature_layers is \(2, 5\); expected distinct block numbers from 1 to 4"),
         ({"feature_layers": (0, 1)}, "feature_layers"),
-        ({"feature_layers": (2, 2)}, "different 1-based block numbers"),
+        ({"feature_layers": (2, 2)}, r"feature_layers is \(2, 2\); expected distinct block numbers"),
         ({"feature_layers": ()}, "feature_layers"),
         ({"num_context_tokens": 0}, "num_context_tokens is 0; expected an integer of at least 1"),
         ({"num_image_tokens": 0}, "num_image_tokens"),
-        ({"num_context_tokens": 75}, "prompt of 81 tokens; the text tower takes at most 77"),
+        ({"num_context_tokens": 75}, "prompt of 81 tokens; expected at most 77"),
         ({"meta_net_hidden_size": 0}, "meta_net_hidden_size"),
         ({"perception_num_heads": 3}, "perception_num_heads is 3; expected a divisor of the projection size 16"),
-        ({"top_k": 37}, "top_k is 37; expected between 1 and 36"),
+        ({"top_k": 37}, "top_k is 37; expected an integer from 1 to 36"),
         ({"top_k": 0}, "top_k is 0"),
         ({"temperature": 0.0}, "temperature is 0.0; expected a number of at least 0.0001"),
         ({"temperature": float("nan")}, "temperature is nan"),
@@ -80,14 +80,14 @@ def test_no_local_path_is_saved(tmp_path):
         ({"pixel_threshold": -0.1}, "pixel_threshold"),
         ({"normal_word": "shiny"}, "normal_token_ids is None and normal_word is 'shiny'.*flawless.*tokenizer"),
         ({"normal_token_ids": ()}, "normal_token_ids"),
-        ({"normal_word": "flawless", "normal_token_ids": (886,)}, r"'flawless'.*\(15531,\).*\(886,\)"),
+        ({"normal_word": "flawless", "normal_token_ids": (886,)}, r"'flawless'.*\(886,\); expected \(15531,\)"),
         ({"anomalous_token_ids": (50000,), "anomalous_word": None}, "between 0 and 49407"),
         (
             {"backbone_id": "/home/someone/clip"},
-            "backbone_id is '/home/someone/clip'; expected a Hub id .* never a path",
+            "backbone_id is '/home/someone/clip'; expected a Hub id .* not a path",
         ),
         ({"backbone_id": "../clip"}, "backbone_id"),
-        ({"eos_token_id": -1}, "eos_token_id is -1"),
+        ({"eos_token_id": -1}, "eos_token_id is -1; expected a token id between 0 and 49407"),
         ({"image_score": "maximum"}, "image_score.*pooled_features.*mean_logits.*maximum"),
         ({"position_interpolation": "nearest"}, "position_interpolation"),
         ({"alignment": "single"}, "alignment"),
@@ -96,7 +96,7 @@ def test_no_local_path_is_saved(tmp_path):
         ({"top_k": 2.5}, "top_k"),
     ],
 )
-def test_refusals_name_field_value_and_what_is_allowed(overrides, message):
+def test_errors_contain_field_value_and_expected_values(overrides, message):
     with pytest.raises(StrictDataclassError, match=f"(?s){message}"):
         tiny_config(**overrides)
 
@@ -128,29 +128,29 @@ def test_word_and_ids_are_overridden_together(tmp_path):
     assert (config.normal_word, config.normal_token_ids) == (None, (5,))
 
 
-def test_layers_are_kept_in_the_order_of_depth():
+def test_layers_are_sorted():
     assert tiny_config(feature_layers=[4, 1, 2]).feature_layers == (1, 2, 4)
 
 
-def test_refusals_are_value_errors_as_well():
+def test_errors_are_value_errors():
     with pytest.raises(ValueError, match="top_k is 99"):
         tiny_config(top_k=99)
     with pytest.raises(StrictDataclassClassValidationError, match="top_k is 99"):
         tiny_config(top_k=99)
 
 
-def test_unknown_names_are_refused():
-    with pytest.raises(ValueError, match=r"'topk' is no field of the configuration; did you mean 'top_k'\?"):
+def test_unknown_names_raise_an_error():
+    with pytest.raises(ValueError, match=r"'topk' is not a field of ViP2ClipConfig; did you mean 'top_k'\?"):
         ViP2ClipConfig.from_variant("release", topk=5)
 
 
-def test_a_folder_without_configuration_is_refused(tmp_path):
-    """The library would read an empty file as the defaults, a ViT-L/14 in the paper variant."""
+def test_a_folder_without_configuration_raises_an_error(tmp_path):
+    """The library would use the defaults, a ViT-L/14 in the paper variant."""
     with pytest.raises(ValueError, match="found model_type None"):
         ViP2ClipConfig.from_pretrained(tmp_path)
 
 
-def test_entries_for_remote_code_are_dropped_where_the_package_is_imported(tmp_path):
+def test_entries_for_remote_code_are_dropped_by_the_package(tmp_path):
     tiny_config().save_pretrained(tmp_path)
     content = json.loads((tmp_path / "config.json").read_text())
     content["auto_map"] = {"AutoConfig": "configuration_vip2clip.ViP2ClipConfig"}
@@ -172,7 +172,7 @@ def test_words_of_table_6_need_no_tokenizer(word):
     assert len(tiny_config(anomalous_word=word).anomalous_token_ids) == 1
 
 
-def test_known_ids_hold_for_the_vocabulary_of_clip_only():
+def test_known_ids_are_only_used_with_the_vocabulary_of_clip():
     small = tiny_clip_config()
     small.text_config.vocab_size = 20000
     with pytest.raises(StrictDataclassError, match="normal_token_ids is None"):
@@ -183,7 +183,7 @@ def test_known_ids_hold_for_the_vocabulary_of_clip_only():
 @pytest.mark.parametrize(
     ("other", "message"), [(BertConfig(), "found model_type 'bert'"), (tiny_clip_config(), "from_clip")]
 )
-def test_another_model_type_is_refused(tmp_path, other, message):
+def test_another_model_type_raises_an_error(tmp_path, other, message):
     other.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=message):
         ViP2ClipConfig.from_pretrained(tmp_path)

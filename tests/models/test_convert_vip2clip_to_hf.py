@@ -27,13 +27,16 @@ def test_settings_are_read_from_the_tensors(release_model):
     assert not release_model.training
 
 
-def test_unused_entries_are_named(release_clip, caplog):
+def test_unused_entries_are_logged(release_clip, caplog):
     convert_release_checkpoint(CHECKPOINT, release_clip, **SETTINGS)
-    assert "not needed: Zero_try.prompt_temp_l1, prompt_learner.tokenized_prompts_neg" in caplog.text
+    assert (
+        "Unused entries of the checkpoint: Zero_try.prompt_temp_l1, prompt_learner.tokenized_prompts_neg"
+        in caplog.text
+    )
 
 
 def test_two_different_state_words(content, release_clip):
-    """Were the release's mistake mended, the normal prompt would carry "good"."""
+    """If the mistake in the release was fixed, the normal prompt would contain "good"."""
     table = release_clip.text_model.embeddings.token_embedding.weight
     content["prompt_learner"]["token_middle_pos"] = table[886].detach()[None, None].clone()
     model = convert_release_checkpoint(content, release_clip, **SETTINGS)
@@ -48,13 +51,15 @@ def test_half_precision_backbone(release_clip, tmp_path):
     assert model.config.normal_token_ids == (13568,)
 
 
-def test_another_backbone_is_refused(content, release_clip, clip):
-    with pytest.raises(ValueError, match="joint space of 64 dimensions, the backbone in one of 16"):
+def test_another_backbone_raises_an_error(content, release_clip, clip):
+    with pytest.raises(ValueError, match="joint space of 64 dimensions; expected 16, as in the backbone"):
         convert_release_checkpoint(content, clip)
-    for factor in (1.005, 2.0, float("nan")):  # also one that was only trained a little further
+    for factor in (1.005, 2.0, float("nan")):  # 1.005: the same backbone, trained a little further
         changed = copy.deepcopy(content)
         changed["prompt_learner"]["token_middle_pos"] *= factor
-        with pytest.raises(ValueError, match="normal state word is no row of the backbone's token table"):
+        with pytest.raises(
+            ValueError, match="normal state word of the checkpoint is not in the token embeddings of the backbone"
+        ):
             convert_release_checkpoint(changed, release_clip, **SETTINGS)
 
 
@@ -83,30 +88,30 @@ def test_damaged_tensors(content, release_clip):
 
     learned = content["prompt_learner"]
     for damaged, message in (
-        (changed("ctx_pos", learned["ctx_pos"] * float("nan")), r"not finite in prompt_learner\.ctx_pos"),
+        (changed("ctx_pos", learned["ctx_pos"] * float("nan")), r"NaN or infinite values in prompt_learner\.ctx_pos"),
         (changed("cls_prompter.fc.0.2.weight", learned["cls_prompter.fc.0.2.weight"].T), r"meta_nets\.0\.2\.weight"),
-        (changed("cls_ctx", learned["cls_ctx"][:2]), r"2 image tokens but also holds .*fc\.2\.0"),
+        (changed("cls_ctx", learned["cls_ctx"][:2]), r"2 image tokens but also contains .*fc\.2\.0"),
     ):
         with pytest.raises(ValueError, match=message):
             convert_release_checkpoint(damaged, release_clip, **SETTINGS)
 
 
-def test_settings_the_file_decides(release_clip):
+def test_settings_determined_by_the_file(release_clip):
     for setting in ({"variant": "paper"}, {"num_context_tokens": 5}, {"use_fine_grained_perception": False}):
-        with pytest.raises(ValueError, match=f"{next(iter(setting))} cannot be chosen"):
+        with pytest.raises(ValueError, match=f"{next(iter(setting))} cannot be overridden"):
             convert_release_checkpoint(CHECKPOINT, release_clip, **setting)
-    with pytest.raises(ValueError, match=r"'topk' is no field .* did you mean 'top_k'"):
+    with pytest.raises(ValueError, match=r"'topk' is not a field .* did you mean 'top_k'"):
         convert_release_checkpoint(CHECKPOINT, release_clip, topk=5)
 
 
-class Evil:
+class Malicious:
     def __reduce__(self):
         return (print, ("code from a checkpoint was run",))
 
 
 def test_no_code_is_run_from_a_checkpoint(release_clip, tmp_path, capsys):
     with open(tmp_path / "evil.pth", "wb") as file:
-        pickle.dump({"prompt_learner": Evil(), "Zero_try": {}}, file)
+        pickle.dump({"prompt_learner": Malicious(), "Zero_try": {}}, file)
     with pytest.raises(OSError, match="could not be read as tensors"):
         convert_release_checkpoint(tmp_path / "evil.pth", release_clip)
     assert "was run" not in capsys.readouterr().out
@@ -161,7 +166,7 @@ def test_command_errors_are_short_without_traceback(monkeypatch, capsys, tmp_pat
     assert not (tmp_path / "out").exists()
 
 
-def test_command_notices_a_bad_target_first(monkeypatch, capsys, tmp_path):
+def test_command_checks_the_output_folder_first(monkeypatch, capsys, tmp_path):
     (tmp_path / "out").write_text("a file")
     code = run(monkeypatch, "convert", "--checkpoint", "absent", "--clip", "absent", "--output", tmp_path / "out")
     assert code == 1

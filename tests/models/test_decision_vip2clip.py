@@ -1,4 +1,4 @@
-"""Thresholds, p-values and regions on plain numbers."""
+"""Thresholds, p-values and regions of synthetic scores and maps."""
 
 import json
 import math
@@ -10,14 +10,14 @@ from scipy import ndimage
 from vip2clip_hf.models.vip2clip import decision_vip2clip as core
 
 
-# Whatever the scores look like: with ties, all alike, heavy tails, two kinds of images, saturated at one.
+# Different distributions of scores: with ties, constant, with heavy tails, of two kinds of images, saturated at 1.
 DISTRIBUTIONS = {
     "uniform": lambda rng, n: rng.random(n),
     "beta near one": lambda rng, n: rng.beta(50, 0.5, n),
     "heavy tail": lambda rng, n: 1 - 1 / (1 + rng.pareto(0.7, n)),
     "two kinds": lambda rng, n: np.where(rng.random(n) < 0.9, rng.normal(0.1, 0.01, n), rng.normal(0.9, 0.01, n)),
     "ties": lambda rng, n: np.round(rng.random(n), 1),
-    "all alike": lambda rng, n: np.full(n, 0.5),
+    "constant": lambda rng, n: np.full(n, 0.5),
     "saturated": lambda rng, n: np.minimum(1.0, rng.random(n) * 1.5),
     "float32": lambda rng, n: rng.random(n).astype(np.float32),
 }
@@ -25,9 +25,10 @@ DISTRIBUTIONS = {
 
 @pytest.mark.parametrize(("count", "rate"), [(99, 0.01), (250, 0.01), (30, 0.1), (9, 0.1), (57, 0.05)])
 @pytest.mark.parametrize("name", DISTRIBUTIONS)
-def test_the_rate_of_false_alarms_is_kept(name, count, rate):
-    """10,000 draws of calibration images and one new normal image: alarms at most the rate and three standard errors;
-    without ties, and just as many images as the rate needs, also not far below it."""
+def test_the_false_alarm_rate_is_kept(name, count, rate):
+    """In 10,000 draws of calibration images and a new normal image, the false-alarm rate is at most the target plus
+    three standard errors. Without ties and with the minimum number of images, it is also at least the target minus
+    three standard errors."""
     rng, draws = np.random.default_rng(0), 10_000
     scores = DISTRIBUTIONS[name](rng, draws * (count + 1)).reshape(draws, count + 1)
     alarms = sum(float(row[0]) > core.conformal_threshold(row[1:], rate) for row in scores)
@@ -48,7 +49,7 @@ def test_p_values_are_valid_and_agree_with_the_threshold(name):
             assert (value <= rate) == (float(row[0]) > core.conformal_threshold(row[1:], rate))
 
 
-def test_many_scores_are_kept_as_quantiles_rounded_upward():
+def test_many_scores_are_stored_as_quantiles_rounded_up():
     rng = np.random.default_rng(2)
     for count in (10_000, 10_001, 25_000, 123_457):
         scores = rng.random(count)
@@ -67,7 +68,7 @@ def test_many_scores_are_kept_as_quantiles_rounded_upward():
     ("rate", "number"), [(0.01, 99), (0.1, 9), (0.05, 19), (0.5, 1), (0.9, 1), (0.001, 999), (0.3, 3)]
 )
 def test_the_smallest_number_of_images(rate, number):
-    """Exactly, although 0.1 is no binary number."""
+    """Exact, although 0.1 has no exact binary representation."""
     assert core.min_calibration_images(rate) == number
     assert core.conformal_threshold(np.linspace(0, 1, number), rate) <= 1
     if number > 1:
@@ -76,12 +77,12 @@ def test_the_smallest_number_of_images(rate, number):
 
 
 @pytest.mark.parametrize("rate", [0, 1, -0.1, 1.5, float("nan"), True])
-def test_rates_that_are_none(rate):
+def test_invalid_rates(rate):
     with pytest.raises(ValueError, match="between 0 and 1"):
         core.conformal_threshold(np.linspace(0, 1, 500), rate)
 
 
-def test_scores_that_are_none():
+def test_invalid_scores():
     with pytest.raises(ValueError, match="finite"):
         core.conformal_threshold([0.1, float("nan")] * 100, 0.1)
 
@@ -94,7 +95,7 @@ def test_which_score_is_the_threshold():
 
 
 @pytest.mark.parametrize("area", [1, 2, 7, 30, 400])
-def test_region_score_says_when_a_region_shows(area):
+def test_region_score_equals_the_largest_threshold_with_a_region(area):
     rng = np.random.default_rng(area)
     for smooth in (0, 2):
         anomaly_map = ndimage.gaussian_filter(rng.random((20, 20)), smooth).astype(np.float32)
@@ -103,7 +104,7 @@ def test_region_score_says_when_a_region_shows(area):
             shown = core.keep_large_regions(anomaly_map > threshold, area).any()
             assert shown == (score > threshold)
     assert core.region_score(np.full((5, 5), 0.25), 3) == 0.25
-    with pytest.raises(ValueError, match="1 to 25"):
+    with pytest.raises(ValueError, match="min_area is 26; expected an integer from 1 to 25"):
         core.region_score(np.zeros((5, 5)), 26)
 
 
@@ -111,7 +112,7 @@ def test_regions():
     anomaly_map = np.zeros((10, 12), dtype=np.float32)
     anomaly_map[1:3, 2:5] = 0.6
     anomaly_map[6, 8] = 0.9
-    anomaly_map[7, 9] = 0.8  # over a corner: the same region
+    anomaly_map[7, 9] = 0.8  # connected by a corner: the same region
     regions = core.find_regions(anomaly_map, anomaly_map > 0.5)
     assert regions == [
         {"box": [8, 6, 10, 8], "area": 2, "mean_score": pytest.approx(0.85), "peak_score": pytest.approx(0.9)},

@@ -1,4 +1,4 @@
-"""bfloat16 and float16 against float32: what a user of an accelerator gets."""
+"""Results in bfloat16 and float16 compared with float32."""
 
 import copy
 
@@ -20,12 +20,12 @@ DTYPES = [torch.bfloat16, torch.float16]
 
 
 def deviations(model, pixel_values: torch.Tensor, dtype: torch.dtype) -> tuple[float, float]:
-    """Largest difference of scores and maps to float32."""
+    """Largest difference of scores and maps from float32."""
     reduced = copy.deepcopy(model).to(dtype)
     with torch.inference_mode():
         expected, found = model(pixel_values), reduced(pixel_values.to(dtype))
     assert found.scores.dtype == found.anomaly_maps.dtype == torch.float32
-    assert expected.anomaly_maps.std() > 0.02, "maps without any structure would prove nothing"
+    assert expected.anomaly_maps.std() > 0.02, "the maps are almost constant, which makes the comparison meaningless"
     return tuple(
         (getattr(found, name) - getattr(expected, name)).abs().max().item() for name in ("scores", "anomaly_maps")
     )
@@ -34,14 +34,14 @@ def deviations(model, pixel_values: torch.Tensor, dtype: torch.dtype) -> tuple[f
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("variant", "sharpness"), [("paper", 50), ("release", 20)])
 def test_width_of_vit_large(variant, sharpness, dtype):
-    """Towers of the width of CLIP ViT-L/14, four blocks deep."""
+    """Towers with the width of CLIP ViT-L/14 and four blocks."""
     vision = {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16, "num_hidden_layers": 4}
     vision.update(patch_size=14, image_size=112)
     text = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "num_hidden_layers": 2}
     clip_config = CLIPConfig(projection_dim=768, text_config=text, vision_config=vision)
     sizes = {"image_size": 112, "feature_layers": (1, 2, 3, 4), "top_k": 5, "smoothing_sigma": 1.0}
     model = ViP2ClipForAnomalyDetection(ViP2ClipConfig.from_variant(variant, clip_config=clip_config, **sizes)).eval()
-    with torch.no_grad():  # as training does: prompts that differ, and that look at patches of their own
+    with torch.no_grad():  # like training: make the prompts differ, in values and attention
         model.prompt_learner.normal_context.mul_(20)
         model.prompt_learner.anomalous_context.mul_(20)
         perception = model.fine_grained_perception
@@ -62,9 +62,9 @@ def bundled() -> ViP2ClipForAnomalyDetection:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_bundled_checkpoint(bundled, dtype):
     processor = ViP2ClipImageProcessor.from_pretrained(bundled_checkpoint())
-    pictures = [generate_image("dots", defect, 192, seed=3)[0] for defect in (None, "scratch", "blob", "missing")]
-    pictures.append(Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 300, 3), dtype=np.uint8)))
-    pixel_values = processor(pictures, return_tensors="pt")["pixel_values"]
+    images = [generate_image("dots", defect, 192, seed=3)[0] for defect in (None, "scratch", "blob", "missing")]
+    images.append(Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 300, 3), dtype=np.uint8)))
+    pixel_values = processor(images, return_tensors="pt")["pixel_values"]
     scores, maps = deviations(bundled, pixel_values, dtype)
     assert scores <= 2e-2
     assert maps <= 2e-2
@@ -72,7 +72,7 @@ def test_bundled_checkpoint(bundled, dtype):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_metrics_stay(bundled, dtype, tmp_path):
+def test_metrics_are_equal(bundled, dtype, tmp_path):
     root = write_dataset(tmp_path / "set", ("dots", "brushed"), num_normal=12, num_anomalous=4, size=192, seed=77)
     processor, dataset = ViP2ClipImageProcessor.from_pretrained(bundled_checkpoint()), load_folder(root)
     expected, found = (
@@ -83,8 +83,8 @@ def test_metrics_stay(bundled, dtype, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_vision_tower_compiles_whole_and_once(model):
-    """Without graph breaks (fullgraph) and without another compilation for other batches of one size."""
+def test_the_vision_tower_compiles_once_without_graph_breaks(model):
+    """fullgraph=True rules out graph breaks. More batches of the same size must not compile again."""
     change_weights(model)
     compiled = torch.compile(model.get_vision_features, fullgraph=True, backend="aot_eager")
     with torch.inference_mode(), torch._dynamo.config.patch(error_on_recompile=True):
@@ -96,7 +96,7 @@ def test_the_vision_tower_compiles_whole_and_once(model):
 
 @pytest.mark.slow
 def test_a_model_with_a_compiled_vision_tower(model):
-    """As docs/performance.md shows it."""
+    """The example of docs/performance.md."""
     expected_model = copy.deepcopy(model)
     model.get_vision_features = torch.compile(model.get_vision_features, fullgraph=True, backend="aot_eager")
     for _ in range(2):

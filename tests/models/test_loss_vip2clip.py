@@ -25,7 +25,7 @@ def test_focal_loss_at_one_half(masks):
     assert focal_loss(half, masks, gamma=1.0).item() == pytest.approx(0.5 * math.log(2), rel=1e-6)
 
 
-def test_focal_loss_of_perfect_and_worst_maps(masks):
+def test_focal_loss_of_best_and_worst_maps(masks):
     assert focal_loss(two_class(masks), masks).item() == pytest.approx(0, abs=1e-12)
     worst = focal_loss(two_class(1 - masks), masks)
     assert worst.item() == pytest.approx(-math.log(1e-6) * (1 - 1e-6) ** 2, rel=1e-5)
@@ -41,7 +41,7 @@ def test_focal_smoothing_of_the_release(masks):
 @pytest.mark.parametrize("smooth", [0.0, 1e-5])
 def test_focal_gradient_is_finite_at_the_ends(masks, gamma, smooth):
     anomalous = masks.clone()
-    anomalous[0, :4] = 1  # wrong with certainty, while the rest is right with certainty
+    anomalous[0, :4] = 1  # wrong with probability 1, while the rest is correct with probability 1
     anomalous.requires_grad_()
     focal_loss(two_class(anomalous), masks, gamma=gamma, smooth=smooth).backward()
     assert torch.isfinite(anomalous.grad).all()
@@ -62,7 +62,7 @@ def test_image_loss():
     assert image_loss(layers, torch.tensor([0, 1])).item() == pytest.approx((expected + math.log(2)) / 2, rel=1e-6)
 
 
-def test_loss_falls_towards_the_truth(masks):
+def test_loss_decreases_towards_the_mask(masks):
     anomalous = torch.full_like(masks, 0.5).requires_grad_()
     maps = two_class(anomalous)[:, None]
     loss, _ = vip2clip_loss(layer_maps=maps, mask_labels=masks)
@@ -84,7 +84,7 @@ def test_parts_and_weight(masks):
     assert set(vip2clip_loss(layer_maps=maps, mask_labels=masks)[1]) == {"focal", "dice_anomalous", "dice_normal"}
 
 
-def test_images_without_mask_do_not_count(masks):
+def test_images_without_a_mask_are_ignored(masks):
     maps = two_class(torch.rand_like(masks))[:, None]
     _, first_only = vip2clip_loss(layer_maps=maps[:1], mask_labels=masks[:1])
     valid = torch.tensor([True, False])
@@ -93,7 +93,7 @@ def test_images_without_mask_do_not_count(masks):
         torch.testing.assert_close(masked[name], value)
 
 
-def test_no_valid_image_gives_zero_inside_the_graph(masks):
+def test_the_loss_without_valid_images_is_zero_with_a_gradient(masks):
     anomalous = torch.rand_like(masks).requires_grad_()
     loss, parts = vip2clip_loss(
         layer_maps=two_class(anomalous)[:, None], mask_labels=masks, mask_label_valid=torch.zeros(2, dtype=bool)
@@ -103,13 +103,13 @@ def test_no_valid_image_gives_zero_inside_the_graph(masks):
     assert torch.equal(anomalous.grad, torch.zeros_like(anomalous))
 
 
-def test_masks_of_another_shape_are_refused(masks):
-    """Broadcasting would give a number, and a wrong one."""
+def test_masks_of_another_shape_raise_an_error(masks):
+    """Broadcasting would give a wrong loss."""
     maps = two_class(torch.rand_like(masks))
     for wrong in (masks[:, None], masks[:1], masks[:, :4]):
-        with pytest.raises(ValueError, match="expected that of the maps"):
+        with pytest.raises(ValueError, match=r"masks has shape .*; expected .*, the shape of the maps"):
             focal_loss(maps, wrong)
-        with pytest.raises(ValueError, match="expected that of the maps"):
+        with pytest.raises(ValueError, match=r"masks has shape .*; expected .*, the shape of the maps"):
             dice_loss(maps[:, 1], wrong)
 
 
@@ -119,5 +119,14 @@ def test_precision(masks, dtype, expected):
     assert focal_loss(maps, masks).dtype == expected
     assert dice_loss(maps[:, 1], masks).dtype == expected
     assert image_loss(torch.randn(2, 2).to(dtype), torch.tensor([0, 1])).dtype == expected
-    # Halves of 64 pixels summed in bfloat16 would be off by far more.
+    # A sum over 64 pixels in bfloat16 would have a much larger error.
     torch.testing.assert_close(dice_loss(maps[:, 1], masks).float(), dice_loss(maps[:, 1].float(), masks))
+
+
+def test_missing_inputs_raise_an_error(masks):
+    with pytest.raises(ValueError, match="labels are given without logits"):
+        vip2clip_loss(labels=torch.tensor([0, 1]))
+    with pytest.raises(ValueError, match="mask_labels are given without layer_maps"):
+        vip2clip_loss(mask_labels=masks)
+    with pytest.raises(ValueError, match="found neither"):
+        vip2clip_loss(torch.randn(2, 2))

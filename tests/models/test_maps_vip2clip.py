@@ -18,7 +18,7 @@ def test_resize_equals_bilinear_interpolation(size):
 @pytest.mark.parametrize("sigma", [8.0, 4, 0.6, 0.1])
 @pytest.mark.parametrize("size", [518, (60, 200), 20])
 def test_smoothing_equals_scipy(size, sigma):
-    """Also where the kernel (radius 4 sigma) is longer than the map and is reflected more than once."""
+    """Includes kernels (radius 4 sigma) longer than the map, which are reflected more than once."""
     maps = torch.rand(2, 37, 37)
     resized = resize_maps(maps, size).numpy()
     expected = np.stack([gaussian_filter(one, sigma=sigma) for one in resized])
@@ -53,7 +53,7 @@ def test_constant_and_range_are_kept():
 
 
 def test_gradient_after_inference_mode():
-    """Matrices first built under inference_mode must not be kept as inference tensors."""
+    """Matrices created in inference mode must not be cached as inference tensors."""
     with torch.inference_mode():
         resize_maps(torch.rand(6, 6), 31, 1.5)
     maps = torch.rand(6, 6, requires_grad=True)
@@ -62,7 +62,7 @@ def test_gradient_after_inference_mode():
 
 
 class Twice(torch.nn.Module):
-    """As in training: without and with smoothing in one graph."""
+    """Without and with smoothing in one graph, as in training."""
 
     def forward(self, maps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return resize_maps(maps, (20, 11)), resize_maps(maps, 20, 2.0)
@@ -81,7 +81,7 @@ def test_matrices_are_constants_of_an_exported_graph(strict):
 def test_matrices_in_a_compiled_graph():
     torch._dynamo.reset()
     compiled = torch.compile(Twice(), fullgraph=True, backend="aot_eager")
-    for side in (6, 7, 9):  # from the second on sizes are symbols
+    for side in (6, 7, 9):  # from the second call on, sizes are symbolic
         maps = torch.rand(2, side, side)
         torch.testing.assert_close(compiled(maps), Twice()(maps), rtol=0, atol=0)
     with torch.inference_mode():

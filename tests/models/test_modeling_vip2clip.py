@@ -68,8 +68,8 @@ def test_paper_score_is_the_layer_mean_of_probabilities(model, pixel_values):
     torch.testing.assert_close(aligned.scores, expected[:, 1])
 
 
-def test_prompt_is_encoded_as_the_text_tower_does(model, clip):
-    """get_prompts and encode_prompts on plain token ids against CLIPModel's own path, padded to 77 positions."""
+def test_prompts_are_encoded_like_in_clip(model, clip):
+    """encode_prompts of plain token ids compared with CLIPModel and prompts padded to 77 tokens."""
     ids = torch.tensor([[49406, 11, 22, 886, 33, 49407], [49406, 44, 55, 13568, 66, 49407]])
     padded = torch.cat([ids, torch.full((2, 71), 49407)], dim=1)
     model.config.clip_config.text_config.eos_token_id = 49407
@@ -82,7 +82,7 @@ def test_prompt_is_encoded_as_the_text_tower_does(model, clip):
 
 
 def test_words_of_several_tokens_and_different_lengths(pixel_values):
-    """The longer prompt must not influence the shorter one, which is padded behind its end token."""
+    """The shorter prompt is padded after its end token. Padding must not change its embedding."""
     config = tiny_config(normal_word=None, normal_token_ids=(5,), anomalous_word=None, anomalous_token_ids=(7, 8, 9))
     model = ViP2ClipForAnomalyDetection(config).eval()
     assert config.prompt_lengths == (13, 15)
@@ -96,7 +96,7 @@ def test_words_of_several_tokens_and_different_lengths(pixel_values):
     assert (uneven[:, 1] - even[:, 1]).abs().max() > 1e-3
 
 
-def test_prompts_of_both_classes_share_image_tokens_only(model, pixel_values):
+def test_prompts_of_both_classes_only_share_image_tokens(model, pixel_values):
     with torch.no_grad():
         prompts = model.get_prompts(model.get_vision_features(pixel_values)[0])
     table = model.clip.text_model.embeddings.token_embedding.weight
@@ -110,7 +110,7 @@ def test_prompts_of_both_classes_share_image_tokens_only(model, pixel_values):
 
 @pytest.mark.parametrize("scaled", [True, False])
 def test_perception_equals_the_textbook_form(pixel_values, scaled):
-    """The folded projections against attention with every patch projected to keys and values."""
+    """The folded projections compared with attention that projects every patch to keys and values."""
     model = ViP2ClipForAnomalyDetection(tiny_config("release", perception_scaled=scaled)).eval()
     change_weights(model)
     perception = model.fine_grained_perception
@@ -127,7 +127,7 @@ def test_perception_equals_the_textbook_form(pixel_values, scaled):
     torch.testing.assert_close(attention, weights, rtol=1e-5, atol=1e-6)
 
 
-def test_top_k_of_call_and_configuration(model, pixel_values):
+def test_top_k_in_call_and_configuration(model, pixel_values):
     with torch.no_grad():
         default, all_patches = model(pixel_values), model(pixel_values, top_k=36)
         model.config.top_k = 36
@@ -143,7 +143,7 @@ def test_grid_comes_from_the_patches(model):
         assert output.anomaly_maps.shape == (1, 48, 48)
 
 
-def test_other_sizes_leave_the_position_table_alone(model, pixel_values):
+def test_other_sizes_do_not_change_the_position_embeddings(model, pixel_values):
     with torch.no_grad():
         before = model(pixel_values)
         model(torch.randn(1, 3, 96, 96))
@@ -153,7 +153,7 @@ def test_other_sizes_leave_the_position_table_alone(model, pixel_values):
 
 
 @pytest.mark.parametrize(("mode", "equal"), [("bicubic", True), ("bilinear", False)])
-def test_bicubic_positions_are_those_of_the_library(mode, equal, pixel_values):
+def test_bicubic_positions_equal_the_library(mode, equal, pixel_values):
     model = ViP2ClipForAnomalyDetection(tiny_config(position_interpolation=mode)).eval()
     library = CLIPModel(tiny_clip_config()).eval()
     library.load_state_dict(model.clip.state_dict())
@@ -174,7 +174,7 @@ def test_patch_embeddings_are_the_hidden_states_of_the_blocks(model):
 
 
 def test_only_feature_layers_are_kept_in_memory(model, pixel_values):
-    """When the last block is done, of the blocks before it none is alive any more."""
+    """After the last block, the outputs of all earlier blocks are freed."""
     outputs, alive = [], []
     blocks = model.clip.vision_model.encoder.layers
     for block in blocks:
@@ -256,7 +256,7 @@ def test_shapes_on_the_meta_device():
 
 
 def test_export_gives_the_same_numbers(model, pixel_values):
-    """With a batch of any size."""
+    """With a dynamic batch size."""
     dynamic = {"pixel_values": {0: torch.export.Dim("batch", min=1, max=16)}}
     program = torch.export.export(model, (), {"pixel_values": pixel_values}, dynamic_shapes=dynamic, strict=False)
     with torch.no_grad():
@@ -303,7 +303,7 @@ def test_settings_reach_the_loss(batch):
 
 @pytest.mark.parametrize("image_score", ["pooled_features", "mean_logits"])
 def test_image_loss_of_both_variants(batch, image_score):
-    """Mean of the layers' cross-entropies, or one cross-entropy on the mean logits."""
+    """Mean of the layers' cross-entropies, or one cross-entropy of the mean logits."""
     model = ViP2ClipForAnomalyDetection(tiny_config(image_score=image_score, temperature=0.002)).eval()
     change_weights(model.fine_grained_perception)
     output = model(**batch)
@@ -324,8 +324,8 @@ def test_maps_of_saturated_layers_stay_in_range(model):
         assert maps.max() <= 1
 
 
-def test_configuration_may_be_changed_afterwards(pixel_values):
-    """Settings without weights of their own are read at every call."""
+def test_configuration_can_be_changed_after_construction(pixel_values):
+    """Settings that do not change the weights are read in every call."""
     model = ViP2ClipForAnomalyDetection(tiny_config()).eval()
     change_weights(model)
     for field, value in (
@@ -391,7 +391,7 @@ def test_dual_alignment_scores_the_image_embedding(batch):
     torch.testing.assert_close(output.scores, (cosines / 0.07).softmax(-1)[:, 1])
     expected = torch.nn.functional.cross_entropy(cosines / 0.07, batch["labels"])
     torch.testing.assert_close(output.loss_components["image"], expected)
-    with pytest.raises(ValueError, match="image_embeds"):
+    with pytest.raises(ValueError, match="image_embeds is None"):
         model.align(text_embeds, torch.randn(3, 3, 36, 16))
 
 
@@ -399,7 +399,7 @@ def test_dual_alignment_scores_the_image_embedding(batch):
 
 
 def test_trainable_parameters_at_full_size():
-    """Table 3: 4.15 M."""
+    """Table 3 of the paper: 4.15 M."""
     with torch.device("meta"):
         model = ViP2ClipForAnomalyDetection(ViP2ClipConfig())
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == 4_149_120
@@ -465,7 +465,7 @@ def test_image_labels_alone_give_every_adapter_a_gradient(batch, masks, alignmen
     assert all(p.grad is not None for p in adapters(model).values())
 
 
-def test_an_invalid_mask_has_no_influence(model, batch):
+def test_an_invalid_mask_has_no_effect(model, batch):
     expected = model(**batch).loss
     batch["mask_labels"] = batch["mask_labels"].float()
     for placeholder in (1, 255, float("nan")):
@@ -500,7 +500,7 @@ def test_gradient_checkpointing_recomputes_the_text_tower(model, batch, use_reen
     calls = []
     for block in model.clip.text_model.encoder.layers:
         assert isinstance(block, CLIPEncoderLayer)
-        block.register_forward_pre_hook(lambda *_: calls.append(1))  # recomputing may stop before the end
+        block.register_forward_pre_hook(lambda *_: calls.append(1))  # recomputation can stop early
     loss = model.train()(**batch).loss
     assert len(calls) == 2
     loss.backward()
@@ -531,12 +531,12 @@ def test_from_clip(clip, clip_folder, kind, pixel_values):
     assert not model.training
     assert frozen(model)
     assert model.config.backbone_id is None
-    change_weights(model)  # the caller's model is neither frozen nor changed
+    change_weights(model)  # the model of the caller is neither frozen nor changed
     assert all(p.requires_grad for p in clip.parameters())
     assert (model.clip.visual_projection.weight - clip.visual_projection.weight).abs().max() > 0
 
 
-def test_from_clip_initialises_like_the_release(clip):
+def test_from_clip_initializes_like_the_release(clip):
     model = ViP2ClipForAnomalyDetection.from_clip(clip, **{**TINY, "meta_net_hidden_size": 64})
     perception = model.fine_grained_perception.q_proj
     assert perception.weight.abs().max() <= 16**-0.5
@@ -555,7 +555,7 @@ def test_from_clip_is_deterministic(clip):
 
 
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
-def test_from_clip_precision_does_not_follow_the_file(clip, tmp_path, dtype):
+def test_from_clip_dtype_does_not_depend_on_the_file(clip, tmp_path, dtype):
     clip.half().save_pretrained(tmp_path)
     kwargs = {} if dtype is None else {"dtype": dtype}
     model = ViP2ClipForAnomalyDetection.from_clip(tmp_path, **TINY, **kwargs)
@@ -564,7 +564,7 @@ def test_from_clip_precision_does_not_follow_the_file(clip, tmp_path, dtype):
     torch.testing.assert_close(model.clip.visual_projection.weight, clip.visual_projection.weight.to(expected))
 
 
-def test_from_clip_remembers_a_hub_backbone(clip_folder, tmp_path):
+def test_from_clip_stores_the_hub_id_of_the_backbone(clip_folder, tmp_path):
     commit = put_in_hub_cache(clip_folder, "org/clip", tmp_path / "cache")
     model = ViP2ClipForAnomalyDetection.from_clip("org/clip", **TINY, cache_dir=tmp_path / "cache")
     assert (model.config.backbone_id, model.config.backbone_revision) == ("org/clip", commit)
@@ -587,8 +587,8 @@ def test_from_clip_takes_ids_from_a_tokenizer(clip):
     assert (model.config.bos_token_id, model.config.eos_token_id) == (101, 102)
 
 
-def test_from_clip_with_a_tokenizer_that_knows_no_words(clip_folder):
-    """What the library makes of a folder without the files of a tokenizer."""
+def test_from_clip_with_an_empty_tokenizer(clip_folder):
+    """The library creates it from a folder without tokenizer files."""
     with pytest.raises(ValueError, match=r"no tokens for 'intact' .*its files may be missing"):
         ViP2ClipForAnomalyDetection.from_clip(clip_folder, **TINY, normal_word="intact", anomalous_word="broken")
 
@@ -612,7 +612,7 @@ def test_bad_sources(clip, clip_folder, tmp_path):
         ViP2ClipForAnomalyDetection.from_clip(clip)
     with pytest.raises(ValueError, match="variant"):
         ViP2ClipForAnomalyDetection.from_clip(clip, variant="draft")
-    with pytest.raises(ValueError, match=r"'torch_dtype' is no field .* did you mean 'dtype'\?"):
+    with pytest.raises(ValueError, match=r"'torch_dtype' is not a field .* did you mean 'dtype'\?"):
         ViP2ClipForAnomalyDetection.from_clip(clip, **TINY, torch_dtype=torch.bfloat16)
     weights = {k: v for k, v in clip.state_dict().items() if "text_projection" not in k}
     clip.save_pretrained(tmp_path / "part", state_dict=weights)
@@ -620,7 +620,7 @@ def test_bad_sources(clip, clip_folder, tmp_path):
         ViP2ClipForAnomalyDetection.from_clip(tmp_path / "part", **TINY)
 
 
-def test_a_checkpoint_without_its_weights_is_refused(model, tmp_path):
+def test_missing_weights_raise_an_error(model, tmp_path):
     weights = model.state_dict()
     without_clip = {k: v for k, v in weights.items() if not k.startswith("clip.")}
     model.save_pretrained(tmp_path / "adapters", state_dict=without_clip)
@@ -665,7 +665,7 @@ def test_loading_with_overrides_and_info(model, tmp_path):
         ViP2ClipForAnomalyDetection.from_pretrained(tmp_path, top_k=99)
 
 
-def test_a_configuration_changed_by_hand_is_checked():
+def test_a_modified_configuration_is_checked():
     config = tiny_config()
     config.top_k = 1000
     with pytest.raises(StrictDataclassError, match="top_k is 1000"):
@@ -693,13 +693,13 @@ def test_bad_pixels(model, pixel_values):
         model(torch.zeros(3, 48, 48))
     pixel_values[1, 0, 0, 0] = float("nan")
     pixel_values[2, 0, 0, 0] = float("inf")
-    with pytest.raises(ValueError, match=r"NaN or infinite .* positions \[1, 2\]"):
+    with pytest.raises(ValueError, match=r"pixel_values contains NaN or infinite .* positions \[1, 2\]"):
         model(pixel_values)
 
 
 def test_bad_combinations_of_inputs(model, pixel_values):
     image_embeds, patch_embeds = model.get_vision_features(pixel_values)
-    with pytest.raises(ValueError, match="Give pixel_values, or both"):
+    with pytest.raises(ValueError, match="Pass pixel_values, or both"):
         model()
     with pytest.raises(ValueError, match="or both image_embeds and patch_embeds"):
         model(image_embeds=image_embeds)
@@ -713,7 +713,7 @@ def test_bad_combinations_of_inputs(model, pixel_values):
         model(image_embeds=image_embeds[:1], patch_embeds=patch_embeds)
     with pytest.raises(ValueError, match=r"expected \(batch_size, 16\)"):
         model(image_embeds=image_embeds[:, :8], patch_embeds=patch_embeds[..., :8])
-    with pytest.raises(ValueError, match=r"patch_embeds has NaN .* positions \[2\]"):
+    with pytest.raises(ValueError, match=r"patch_embeds contains NaN .* positions \[2\]"):
         model(image_embeds=image_embeds, patch_embeds=patch_embeds.index_fill(0, torch.tensor(2), float("nan")))
     with pytest.raises(ValueError, match=r"shape \(0, 3, 48, 48\)"):
         model(pixel_values[:0])
@@ -724,10 +724,10 @@ def test_bad_combinations_of_inputs(model, pixel_values):
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("labels", torch.tensor([0, 1, 2]), r"labels has the values \[2\]"),
+        ("labels", torch.tensor([0, 1, 2]), r"labels contains the values \[2\]"),
         ("labels", torch.tensor([0, 1]), r"labels has shape \(2,\); expected \(3,\)"),
         ("mask_labels", torch.zeros(3, 32, 32), r"mask_labels has shape \(3, 32, 32\); expected \(3, 48, 48\)"),
-        ("mask_labels", torch.full((3, 48, 48), 255), r"mask_labels has the values \[255\]"),
+        ("mask_labels", torch.full((3, 48, 48), 255), r"mask_labels contains the values \[255\]"),
         ("mask_label_valid", torch.ones(2, dtype=torch.bool), "mask_label_valid has shape"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Every tensor of the authors' code recorded in fixtures/oracle_release, on the converted checkpoint."""
+"""Compare the converted checkpoint with every tensor of the authors' code recorded in fixtures/oracle_release."""
 
 import pytest
 import torch
@@ -12,13 +12,13 @@ from vip2clip_hf.models.vip2clip.maps_vip2clip import resize_maps
 
 EXPECTED = load_file(FIXTURES / "oracle_release" / "expected.safetensors")
 INPUTS = load_file(FIXTURES / "oracle_release" / "inputs.safetensors")
-# Recorded by another issue's code, and token ids this implementation has no use for.
+# Metrics, which have their own tests, and token ids that this implementation does not use.
 ELSEWHERE = {name for name in EXPECTED if name.startswith(("metric.", "metric_synthetic."))} | {"prompt_tokens"}
 
 
 @pytest.fixture
 def computed(release_model) -> dict[str, torch.Tensor]:
-    """The model's numbers under the names of the recording."""
+    """Tensors of the model, by the names of the recording."""
     model, values = release_model.train(), {}
     pixel_values, labels, masks = INPUTS["pixel_values"].float(), INPUTS["labels"], INPUTS["masks"][:, 0]
 
@@ -64,7 +64,7 @@ def computed(release_model) -> dict[str, torch.Tensor]:
     return {name: value.detach() for name, value in values.items()}
 
 
-def test_nothing_is_left_out(computed):
+def test_every_recorded_tensor_is_computed(computed):
     assert set(computed) == set(EXPECTED) - ELSEWHERE
 
 
@@ -72,9 +72,9 @@ def test_every_tensor_matches(computed):
     for name, value in computed.items():
         expected = EXPECTED[name]
         if name.startswith("patch_features"):
-            expected = expected[:, 1:]  # the recording keeps the class token
+            expected = expected[:, 1:]  # the recording contains the class token
         if name == "grad.Zero_try.k_proj_pre_1.bias":
-            # Zero in exact arithmetic; recorded is rounding noise, here it is exact.
+            # Zero in exact arithmetic. The recording contains rounding errors, here it is exactly zero.
             assert torch.equal(value, torch.zeros_like(value))
         torch.testing.assert_close(
             value,
@@ -85,8 +85,8 @@ def test_every_tensor_matches(computed):
         )
 
 
-def test_both_prompts_say_damaged(release_model):
-    """The released code stores the anomalous prompt's tokens twice; its id buffer says "good" all the same."""
+def test_both_prompts_contain_damaged(release_model):
+    """The released code stores the tokens of the anomalous prompt twice, although its id buffer contains "good"."""
     assert release_model.config.normal_word == release_model.config.anomalous_word == "damaged"
     assert release_model.config.normal_token_ids == (13568,)
 
@@ -112,8 +112,8 @@ def test_batch_of_one_equals_the_batch(release_model):
         ("smoothing_sigma", 3.0),
     ],
 )
-def test_each_difference_to_the_release_shows(release_model, field, value):
-    """The comparison above can fail: one wrong setting moves a score or a map by more than its tolerance."""
+def test_each_difference_from_the_release_is_detected(release_model, field, value):
+    """The comparison above can fail: one wrong setting changes a score or a map by more than the tolerance."""
     if field == "normal_token_ids":
         release_model.config.normal_word = None
     setattr(release_model.config, field, value)

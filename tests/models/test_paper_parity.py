@@ -1,4 +1,4 @@
-"""The paper's equations in float64, fixtures/oracle_paper (`expected_prenorm`: inputs normalised first)."""
+"""Compare the model with the paper's equations in float64 (fixtures/oracle_paper, inputs normalized first)."""
 
 import pytest
 import torch
@@ -92,7 +92,7 @@ def test_every_equation_matches(dtype, atol):
         expected = EXPECTED[name]
         if name.startswith("eq6.refined_prompts"):
             expected = F.normalize(expected, dim=-1)
-        expected = expected.reshape(value.shape)  # numbers are stored with one axis
+        expected = expected.reshape(value.shape)  # scalars are stored with one axis
         if value.is_floating_point():
             assert value.dtype == dtype, name
         torch.testing.assert_close(

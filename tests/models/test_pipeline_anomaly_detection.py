@@ -17,11 +17,11 @@ def detector(model, image_processor):
 
 @pytest.fixture
 def photos(photo):
-    """Three pictures of different sizes."""
+    """Three images of different sizes."""
     return [photo, photo.rotate(90, expand=True), photo.resize((101, 33))]
 
 
-def same(first: dict, second: dict):
+def assert_same(first: dict, second: dict):
     assert first["score"] == pytest.approx(second["score"], abs=1e-5)
     np.testing.assert_allclose(first["anomaly_map"], second["anomaly_map"], rtol=0, atol=1e-5)
 
@@ -41,7 +41,7 @@ def test_result_equals_model_and_processor(detector, model, image_processor, pho
     with torch.no_grad():
         outputs = model(**image_processor(photo, return_tensors="pt"))
     expected = image_processor.post_process_anomaly_detection(outputs, target_sizes=[(40, 60)])[0]
-    same(detector(photo), expected)
+    assert_same(detector(photo), expected)
 
 
 def test_one_image_of_every_kind(detector, photo, tmp_path):
@@ -57,7 +57,7 @@ def test_one_image_of_every_kind(detector, photo, tmp_path):
     ):
         result = detector(given)
         assert isinstance(result, dict)
-        same(result, expected)
+        assert_same(result, expected)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 8])
@@ -92,7 +92,7 @@ def test_several_images_of_every_kind(detector, photos, tmp_path, batch_size):
         results = list(results)
         assert len(results) == 3
         for one, other in zip(results, expected):
-            same(one, other)
+            assert_same(one, other)
     stacked = np.stack([np.asarray(photo.resize((60, 40))) for photo in photos])
     assert len(detector(stacked, batch_size=batch_size)) == 3
 
@@ -100,12 +100,12 @@ def test_several_images_of_every_kind(detector, photos, tmp_path, batch_size):
 def test_generators_are_not_read_ahead(detector, photo):
     read = []
 
-    def pictures():
+    def images():
         for index in range(100):
             read.append(index)
             yield photo
 
-    results = detector(pictures(), batch_size=2)
+    results = detector(images(), batch_size=2)
     next(iter(results))
     assert len(read) <= 4
 
@@ -130,7 +130,7 @@ def test_top_k(detector, photo):
         detector(photo, top_k=100)
 
 
-def test_arguments_when_the_pipeline_is_made(model, image_processor, photos):
+def test_arguments_when_creating_the_pipeline(model, image_processor, photos):
     detector = AnomalyDetectionPipeline(
         model=model, image_processor=image_processor, device="cpu", batch_size=2, threshold=0.0, heatmap=True
     )
@@ -138,7 +138,7 @@ def test_arguments_when_the_pipeline_is_made(model, image_processor, photos):
     assert all(r["label"] == "anomalous" and r["heatmap"].size == p.size for r, p in zip(results, photos))
 
 
-def test_heatmap_only_when_asked_for(detector, photos):
+def test_heatmap_is_optional(detector, photos):
     assert "heatmap" not in detector(photos[0])
     for result, photo in zip(detector(photos, heatmap=True, batch_size=2), photos):
         assert isinstance(result["heatmap"], Image.Image)
@@ -146,7 +146,7 @@ def test_heatmap_only_when_asked_for(detector, photos):
 
 
 def test_heatmap_has_a_fixed_scale(photo):
-    """A map of zeros leaves the photo as it is, however small its range; a value looks the same in every map."""
+    """A map of zeros does not change the image, and a value has the same color in every map."""
     pixels = np.asarray(photo)
     assert np.array_equal(np.asarray(draw_heatmap(photo, np.zeros((40, 60)))), pixels)
     faint = np.zeros((40, 60))
@@ -176,7 +176,7 @@ def test_registered_task(model, image_processor, photo):
 
 
 def test_bad_input(detector, tmp_path):
-    with pytest.raises(ValueError, match="no image files"):
+    with pytest.raises(ValueError, match="contains no images"):
         detector(tmp_path)
     with pytest.raises(ValueError, match="empty list"):
         detector([])
@@ -197,7 +197,7 @@ def test_bad_input(detector, tmp_path):
 
 
 def test_bad_parts(model, image_processor):
-    with pytest.raises(ValueError, match="needs an image processor"):
+    with pytest.raises(ValueError, match="image_processor is None; expected a ViP2ClipImageProcessor"):
         AnomalyDetectionPipeline(model=model, device="cpu")
     other = BertModel(
         BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=10)
@@ -211,7 +211,7 @@ def test_bad_parts(model, image_processor):
 @pytest.mark.parametrize(
     "processor", [ViP2ClipImageProcessor(size=64), ViP2ClipImageProcessor(size=48, do_resize=False)]
 )
-def test_processor_of_another_size_is_refused(model, processor):
+def test_processor_of_another_size_raises_an_error(model, processor):
     with pytest.raises(ValueError, match=r"the model takes 48 x 48; use ViP2ClipImageProcessor\(size=48\)"):
         AnomalyDetectionPipeline(model=model, image_processor=processor, device="cpu")
     with pytest.raises(ValueError, match="found CLIPImageProcessor"):
@@ -227,7 +227,7 @@ def test_from_pretrained(model, image_processor, photo, tmp_path):
         "preprocessor_config.json",
     ]
     assert "custom_pipelines" not in (tmp_path / "config.json").read_text()
-    same(AnomalyDetectionPipeline.from_pretrained(tmp_path, device="cpu")(photo), detector(photo))
+    assert_same(AnomalyDetectionPipeline.from_pretrained(tmp_path, device="cpu")(photo), detector(photo))
     loaded = AnomalyDetectionPipeline.from_pretrained(
         tmp_path, device="cpu", batch_size=2, threshold=0.0, top_k=1, heatmap=True, timeout=5, dtype="float64"
     )
@@ -241,27 +241,27 @@ def test_from_pretrained(model, image_processor, photo, tmp_path):
     assert larger(photo)["score"] != detector(photo)["score"]
 
 
-def test_checkpoints_of_other_models_are_refused_before_they_are_loaded(clip_folder):
+def test_checkpoints_of_other_models_raise_an_error_before_loading_weights(clip_folder):
     (clip_folder / "model.safetensors").unlink()
     with pytest.raises(ValueError, match="found model_type 'clip'"):
         AnomalyDetectionPipeline.from_pretrained(clip_folder)
 
 
-def test_registered_task_needs_no_trust(model, image_processor, photo, tmp_path):
-    """The folder names a pipeline of its own, for which the library would ask for trust."""
+def test_registered_task_does_not_require_trust(model, image_processor, photo, tmp_path):
+    """The folder contains a custom pipeline. For it, the library would require `trust_remote_code`."""
     folder = save_checkpoint(model, image_processor, tmp_path / "ck")
     detector = pipeline("anomaly-detection", model=str(folder), device="cpu")
     assert type(detector) is AnomalyDetectionPipeline
     assert type(detector.model).__module__ == "vip2clip_hf.models.vip2clip.modeling_vip2clip"
 
 
-def test_data_sets_keep_their_length(detector, photos):
+def test_datasets_keep_their_length(detector, photos):
     class Rows:
         def __len__(self):
             return 3
 
         def __getitem__(self, index):
-            return {"image": photos[index % 3]}  # never an IndexError
+            return {"image": photos[index % 3]}  # never raises IndexError
 
     assert len(list(detector(Rows(), batch_size=2))) == 3
     assert len(list(detector(Rows(), num_workers=2))) == 3

@@ -1,4 +1,4 @@
-"""What the prompts of all images begin with: run once, and never with the weights of before."""
+"""The prompt prefix is computed once, and again after the weights change."""
 
 import copy
 import pickle
@@ -17,14 +17,14 @@ def image_embeds() -> torch.Tensor:
 
 
 def expected_embeds(model, image_embeds: torch.Tensor) -> torch.Tensor:
-    """From whole prompts, every time."""
+    """Embeddings computed from complete prompts."""
     prompts = model.get_prompts(image_embeds[:1] if not model.config.use_image_conditioning else image_embeds)
     embeds = torch.nn.functional.normalize(model.encode_prompts(prompts), dim=-1)
     return embeds.expand(len(image_embeds), -1, -1)
 
 
 def check(model, image_embeds):
-    """Twice: computed, and taken from what is kept."""
+    """Compare twice: first computed, then from the cache."""
     with torch.no_grad():
         expected = expected_embeds(model, image_embeds)
         for _ in range(2):
@@ -32,7 +32,7 @@ def check(model, image_embeds):
 
 
 def tokens_run(model, image_embeds) -> list[int]:
-    """Tokens a call runs through the first text block, one entry a run."""
+    """Number of tokens in each run of the first text block during a call."""
     seen = []
     block = model.clip.text_model.encoder.layers[0]
     hook = block.register_forward_hook(lambda module, inputs, output: seen.append(output.shape[1]))
@@ -44,7 +44,7 @@ def tokens_run(model, image_embeds) -> list[int]:
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("variant", ["paper", "release"])
-def test_equals_whole_prompts(variant, attention, image_embeds):
+def test_equals_complete_prompts(variant, attention, image_embeds):
     model = ViP2ClipForAnomalyDetection(tiny_config(variant)).eval()
     change_weights(model)
     model.set_attn_implementation(attention)
@@ -61,13 +61,13 @@ def test_equals_whole_prompts(variant, attention, image_embeds):
         {"num_context_tokens": 1, "num_image_tokens": 1},
     ],
 )
-def test_equals_whole_prompts_of_other_forms(settings, image_embeds):
+def test_equals_complete_prompts_of_other_lengths(settings, image_embeds):
     model = ViP2ClipForAnomalyDetection(tiny_config(**settings)).eval()
     check(model, image_embeds)
 
 
-def test_the_beginning_runs_once(model, image_embeds):
-    assert tokens_run(model, image_embeds) == [9, 4]  # start, 7 vectors and word; 3 image tokens and end
+def test_the_prefix_runs_once(model, image_embeds):
+    assert tokens_run(model, image_embeds) == [9, 4]  # start, 7 context tokens and word; then 3 image tokens and end
     assert tokens_run(model, image_embeds) == [4]
     with torch.no_grad():
         prefix = model.get_prompt_prefix()
@@ -95,7 +95,7 @@ CHANGES = {
     "write to a text weight": lambda model: model.clip.text_model.encoder.layers[1].mlp.fc1.weight.mul_(3),
     "write to a bias": lambda model: model.clip.text_model.encoder.layers[0].self_attn.v_proj.bias.add_(1),
     "write to the positions": lambda model: model.clip.text_model.embeddings.position_embedding.weight.mul_(2),
-    "write behind the count": lambda model: model.prompt_learner.normal_context.data.mul_(2),
+    "write that is not counted": lambda model: model.prompt_learner.normal_context.data.mul_(2),
     "new tensor": lambda model: setattr(
         model.clip.text_model.encoder.layers[0].layer_norm1.weight, "data", torch.full((16,), 2.0)
     ),
@@ -106,7 +106,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
-def test_forgotten_when_something_changes(change, model, image_embeds):
+def test_dropped_when_something_changes(change, model, image_embeds):
     check(model, image_embeds)
     with torch.no_grad():
         before = model.get_prompt_embeds(image_embeds)
@@ -115,13 +115,13 @@ def test_forgotten_when_something_changes(change, model, image_embeds):
     check(model, image_embeds)
 
 
-def test_forgotten_after_an_optimizer_step(model, image_embeds):
+def test_dropped_after_an_optimizer_step(model, image_embeds):
     check(model, image_embeds)
     _optimizer_step(model)
     check(model, image_embeds)
 
 
-def test_not_used_in_training_and_where_gradients_are_wanted(model, image_embeds):
+def test_not_used_in_training_and_with_gradients(model, image_embeds):
     check(model, image_embeds)
     assert model.get_prompt_prefix() is None
     model.train()
@@ -131,16 +131,16 @@ def test_not_used_in_training_and_where_gradients_are_wanted(model, image_embeds
     assert model.prompt_learner.normal_context.grad.abs().max() > 0
 
 
-def test_other_types_and_back(model, image_embeds):
+def test_other_dtypes_and_back(model, image_embeds):
     check(model, image_embeds)
     model.to(torch.float64)
     check(model, image_embeds.double())
     model.to(torch.float32)
     check(model, image_embeds)
-    assert model._prefix_cache._kept[1][0][0].dtype == torch.float32
+    assert model._prefix_cache._entry[1][0][0].dtype == torch.float32
 
 
-def test_mixed_precision_has_its_own(model, image_embeds):
+def test_mixed_precision_has_its_own_prefix(model, image_embeds):
     check(model, image_embeds)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         expected = expected_embeds(model, image_embeds)
@@ -150,7 +150,7 @@ def test_mixed_precision_has_its_own(model, image_embeds):
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
-def test_copies_have_their_own(duplicate, model, image_embeds):
+def test_copies_have_their_own_cache(duplicate, model, image_embeds):
     check(model, image_embeds)
     copied = duplicate(model)
     with torch.no_grad():
@@ -166,7 +166,7 @@ def test_inference_mode_and_no_grad_mixed(model, image_embeds):
     check(model, image_embeds)
     with torch.inference_mode():
         torch.testing.assert_close(model.get_prompt_embeds(image_embeds), inside)
-    # Weights made in inference mode have no count of writes: nothing is kept.
+    # PyTorch does not count writes to weights created in inference mode, so nothing is cached.
     with torch.inference_mode():
         other = ViP2ClipForAnomalyDetection(tiny_config()).eval()
         assert other.get_prompt_prefix() is None
@@ -176,8 +176,7 @@ def test_inference_mode_and_no_grad_mixed(model, image_embeds):
 
 
 def test_several_threads(model, image_embeds):
-    """Eight threads compute with two models while what these keep is dropped again and again: every result is that of
-    the model asked."""
+    """Eight threads run two models while their caches are cleared repeatedly. Every result must be correct."""
     other = copy.deepcopy(model)
     with torch.no_grad():
         other.prompt_learner.normal_context.mul_(3)
@@ -204,7 +203,7 @@ def test_several_threads(model, image_embeds):
     assert not wrong
 
 
-def test_functional_call_uses_the_weights_it_is_given(model, image_embeds):
+def test_functional_call_uses_its_weights(model, image_embeds):
     check(model, image_embeds)
     weights = {name: value * 2 for name, value in model.state_dict().items() if name.startswith("prompt_learner")}
     inputs = {"image_embeds": image_embeds, "patch_embeds": torch.randn(3, 3, 36, 16)}

@@ -1,4 +1,4 @@
-"""Large and elongated photos in tiles."""
+"""Tiling of large and elongated images."""
 
 import subprocess
 import sys
@@ -39,26 +39,26 @@ def test_tiles_cover_the_image(height, width, size, overlap):
     assert len(set(boxes)) == len(boxes)
 
 
-def test_an_image_no_larger_than_a_tile_is_seen_whole():
+def test_an_image_that_fits_into_one_tile_is_not_tiled():
     assert tile_boxes(100, 80, 100) == []
     assert tile_boxes(100, 80, 5000) == []
     assert len(tile_boxes(101, 80, 100)) > 1
 
 
 @pytest.mark.parametrize("size", [0, 15, -1, 2.5, True])
-def test_sizes_that_are_none(size):
+def test_invalid_sizes(size):
     with pytest.raises(ValueError, match="tile_size"):
         tile_boxes(100, 100, size)
 
 
 @pytest.mark.parametrize("overlap", [-0.1, 0.95, float("nan"), True])
-def test_overlaps_that_are_none(overlap):
+def test_invalid_overlaps(overlap):
     with pytest.raises(ValueError, match="tile_overlap"):
         tile_boxes(100, 100, 50, overlap)
 
 
-def test_blending_keeps_what_all_tiles_agree_on():
-    """A plane comes back as it was, away from the rounding of resized maps; one value everywhere exactly."""
+def test_blending_keeps_values_on_which_all_tiles_agree():
+    """A constant map and a plane are reproduced, up to the rounding of resized maps."""
     height, width = 90, 230
     boxes = tile_boxes(height, width, 64, 0.3)
     blender = TileBlender(height, width, boxes)
@@ -73,7 +73,7 @@ def test_blending_keeps_what_all_tiles_agree_on():
 
 
 def test_tiles_in_the_pipeline(detector, photo):
-    """Against every tile by itself."""
+    """Compared with the results of the individual tiles."""
     large = photo.resize((150, 60))
     result = detector(large, tile_size=60, tile_overlap=0.5)
     boxes = tile_boxes(60, 150, 60, 0.5)
@@ -100,7 +100,7 @@ def test_tiled_and_whole_photos_in_one_batch(detector, photo, batch_size):
         np.testing.assert_allclose(one["anomaly_map"], two["anomaly_map"], atol=1e-5)
 
 
-def test_bad_requests(detector, photo):
+def test_invalid_arguments(detector, photo):
     with pytest.raises(ValueError, match="tile_size is 5"):
         detector(photo, tile_size=5)
     with pytest.raises(ValueError, match="tile_overlap is 1"):
@@ -131,9 +131,9 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is counted in kilobytes on Linux only")
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is only reported in kilobytes on Linux")
 def test_memory_of_a_large_photo():
-    """24 megapixels: a photo of 72 MB, a map of 96 MB, a mask of 24 MB. A few of each, not one for every tile."""
+    """24 megapixels: image 72 MB, map 96 MB, mask 24 MB. Memory allows for a few of each, not for one per tile."""
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout.split()[-1]) / 1024 < 900

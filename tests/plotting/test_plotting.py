@@ -1,4 +1,4 @@
-"""Figures of results, attention and layers: the arrays behind them, what is drawn, the files."""
+"""Figures of results, attention and feature layers: arrays, drawing, files."""
 
 import os
 import re
@@ -26,7 +26,7 @@ from vip2clip_hf.utils.figures import save_figure
 
 
 def make_detector(options=None, **overrides) -> AnomalyDetectionPipeline:
-    torch.manual_seed(0)  # the same weights every time
+    torch.manual_seed(0)  # reproducible weights
     model = ViP2ClipForAnomalyDetection(tiny_config("release", smoothing_sigma=1.0, **overrides)).eval()
     change_weights(model)
     with torch.no_grad():
@@ -70,7 +70,7 @@ def outlines(axis) -> list:
 # The arrays
 
 
-def test_attention_is_that_of_the_model(detector, photo):
+def test_attention_equals_that_of_the_model(detector, photo):
     inputs = detector.image_processor(photo, return_tensors="pt")
     with torch.inference_mode():
         attentions = detector.model(**inputs, output_attentions=True).attentions
@@ -78,7 +78,7 @@ def test_attention_is_that_of_the_model(detector, photo):
     assert attentions[0].shape[1] > 1  # heads
     for layer in attentions:
         torch.testing.assert_close(layer.sum(dim=-1), torch.ones(layer.shape[:-1]))
-    # At the size of the grid nothing is resized.
+    # At the size of the patch grid, nothing is resized.
     maps = attention_maps(detector, photo, (6, 6))
     assert maps.shape == (3, 2, 6, 6)
     assert maps.dtype == np.float32
@@ -89,8 +89,8 @@ def test_attention_is_that_of_the_model(detector, photo):
     assert np.abs(maps[:, 0] - maps[:, 1]).max() > 0.001
 
 
-def test_attention_stands_where_the_patch_is(detector, photo):
-    """At the size of the photo the largest value lies in the patch that gets most."""
+def test_attention_is_at_the_position_of_the_patch(detector, photo):
+    """At the size of the photo, the maximum is in the patch with the most attention."""
     coarse, fine = attention_maps(detector, photo, (6, 6)), attention_maps(detector, photo)
     assert fine.shape == (3, 2, 40, 60)
     for layer in range(3):
@@ -111,12 +111,12 @@ def test_mean_of_the_layers_is_the_anomaly_map(detector, photo):
     np.testing.assert_allclose(at_model_size.mean(axis=0), detector.decision_map(photo)["anomaly_map"], atol=1e-5)
 
 
-def test_whole_photo_where_the_pipeline_sees_tiles(photo):
+def test_tiles_are_ignored(photo):
     whole, tiled = make_detector(), make_detector({"tile_size": 32})
     np.testing.assert_array_equal(attention_maps(whole, photo), attention_maps(tiled, photo))
     np.testing.assert_array_equal(layer_anomaly_maps(whole, photo), layer_anomaly_maps(tiled, photo))
     for draw in (attention_figure, layers_figure):
-        assert "not of the tiles of 32 pixels" in draw(tiled, photo).get_suptitle()
+        assert draw(tiled, photo).get_suptitle().endswith("\n(whole photo; the result uses tiles of 32 pixels)")
         assert "tiles" not in draw(whole, photo).get_suptitle()
     assert "tiles" not in layers_figure(make_detector({"tile_size": 64}), photo).get_suptitle()  # it is one tile
 
@@ -139,11 +139,11 @@ def test_result(photo, truth):
     assert np.array_equal(first.images[0].get_array(), np.asarray(photo))
     assert np.array_equal(second.images[0].get_array(), truth > 0)
     drawn = third.images[1]
-    assert drawn.get_clim() == (0, 1)  # fixed, whatever the values
+    assert drawn.get_clim() == (0, 1)  # fixed, independent of the values
     np.testing.assert_array_equal(drawn.get_array(), a_result(photo)["anomaly_map"])
     assert bar.lines[0].get_ydata()[0] == 0.6
     assert texts(figure) == ["mask, threshold 0.600", "ground truth"]
-    # Outlines follow the masks in pixels of the photo, and close at its edge.
+    # Outlines are in pixels of the photo and are closed at its edge.
     ours, true = outlines(third)
     (path,) = true.get_paths()
     np.testing.assert_allclose(path.vertices.min(axis=0), (30, 10), atol=0.51)
@@ -168,7 +168,7 @@ def test_p_value(photo):
     assert "p-value" not in result_figure(photo, a_result(photo, p_value=None)).get_suptitle()
 
 
-def test_nothing_marked(photo, truth):
+def test_empty_and_full_masks(photo, truth):
     empty = np.zeros((photo.height, photo.width), dtype=bool)
     figure = result_figure(photo, a_result(photo, mask=empty), empty)
     assert not outlines(figure.axes[2])
@@ -178,7 +178,7 @@ def test_nothing_marked(photo, truth):
     np.testing.assert_allclose(np.ptp(path.vertices, axis=0), (photo.width, photo.height), atol=1)
 
 
-def test_ground_truth_of_many_kinds(photo, truth, tmp_path):
+def test_types_of_ground_truth(photo, truth, tmp_path):
     file = tmp_path / "mask.png"
     Image.fromarray(truth).save(file)
     for given in (file, Image.fromarray(truth), truth > 0, torch.from_numpy(truth)):
@@ -197,7 +197,7 @@ def test_colours_are_those_of_the_heatmap(photo):
 
 
 def test_large_photos_are_drawn_smaller(monkeypatch):
-    """A region of one pixel is still there, at its place."""
+    """A region of one pixel stays visible at its position."""
     monkeypatch.setattr(canvas, "MAX_SIDE", 100)
     photo = Image.new("RGB", (1010, 330), "white")
     anomaly_map = np.zeros((330, 1010), dtype=np.float32)
@@ -224,7 +224,7 @@ def test_attention(detector, photo):
     layers = (1, 2, 4)
     expected = [f"{prompt} prompt, block {layer}" for prompt in ("normal", "anomalous") for layer in layers]
     assert titles(figure) == ["photo", *expected]
-    assert "multiples of uniform attention\n(1/36 a patch;" in figure.get_suptitle()
+    assert "multiples of uniform attention\n(1/36 per patch; each panel has its own scale)" in figure.get_suptitle()
     maps = attention_maps(detector, photo)
     named = {axis.get_title(): axis for axis in figure.axes}
     for prompt, name in enumerate(("normal", "anomalous")):
@@ -232,7 +232,7 @@ def test_attention(detector, photo):
             axis = named[f"{name} prompt, block {block}"]
             drawn, (bar,) = axis.images[1], axis.child_axes
             np.testing.assert_array_equal(drawn.get_array(), maps[layer, prompt])
-            high = max(maps[layer, prompt].max(), 1.1)  # a scale of its own, stated beside it
+            high = max(maps[layer, prompt].max(), 1.1)  # each panel has its own scale
             np.testing.assert_allclose(drawn.get_clim(), (1, high))
             assert [text.get_text() for text in bar.get_yticklabels()] == ["1×", f"{high:.3g}×"]
 
@@ -265,7 +265,7 @@ def test_files(detector, photo, tmp_path):
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["attention.png", "layers.png", "result.png"]
 
 
-def test_a_failure_leaves_the_file_of_before(photo, tmp_path, monkeypatch):
+def test_a_failed_write_keeps_the_old_file(photo, tmp_path, monkeypatch):
     path = tmp_path / "result.png"
     path.write_bytes(b"before")
 
@@ -284,8 +284,8 @@ def test_other_formats_are_refused(photo, tmp_path):
         save_figure(result_figure(photo, a_result(photo)), tmp_path / "result.pdf")
 
 
-def test_neither_display_nor_pyplot(tmp_path):
-    """Also where a backend with windows is asked for."""
+def test_neither_display_nor_pyplot_is_needed(tmp_path):
+    """Even if the environment selects a backend with windows."""
     code = f"""
 import sys
 import numpy as np
@@ -305,7 +305,7 @@ print("drawn")
     assert done.stdout.strip() == "drawn", done.stderr[-2000:]
 
 
-def test_examples_of_the_documentation(tmp_path, monkeypatch, capsys):
+def test_documentation_examples(tmp_path, monkeypatch, capsys):
     root = ROOT
     page = (root / "docs" / "pictures.md").read_text(encoding="utf-8")
     shutil.copytree(EXAMPLES, tmp_path / "src" / "vip2clip_hf" / "examples")
@@ -320,10 +320,10 @@ def test_examples_of_the_documentation(tmp_path, monkeypatch, capsys):
     np.testing.assert_allclose(*numbers, atol=0.011)
 
 
-# Bad input
+# Invalid input
 
 
-def test_other_sizes_are_named(photo, truth):
+def test_wrong_sizes(photo, truth):
     with pytest.raises(ValueError, match=r"ground_truth has shape \(20, 60\); expected \(40, 60\)"):
         result_figure(photo, a_result(photo), truth[:20])
     with pytest.raises(ValueError, match=r"anomaly_map has shape \(20, 60\)"):
@@ -332,10 +332,12 @@ def test_other_sizes_are_named(photo, truth):
         result_figure(photo, a_result(photo, mask=np.zeros((60, 40))))
 
 
-def test_results_that_are_none(photo):
-    with pytest.raises(ValueError, match="found list"):
+def test_invalid_results(photo):
+    with pytest.raises(ValueError, match=r"result is a list; expected a dict with score, label, anomaly_map, mask"):
         result_figure(photo, [a_result(photo)])
-    with pytest.raises(ValueError, match=r"anomaly_map, mask, found \['score'\]"):
+    with pytest.raises(
+        ValueError, match=r"result is a dict with \['score'\]; expected a dict with score, label, anomaly_map, mask"
+    ):
         result_figure(photo, {"score": 0.1})
     with pytest.raises(ValueError, match="pixel_threshold is 2"):
         result_figure(photo, a_result(photo), pixel_threshold=2)
@@ -343,17 +345,21 @@ def test_results_that_are_none(photo):
         result_figure("missing.png", a_result(photo))
 
 
-def test_a_model_without_attention(photo):
+def test_a_model_without_fine_grained_perception(photo):
     detector = make_detector(use_fine_grained_perception=False)
     for draw in (attention_maps, attention_figure):
-        with pytest.raises(ValueError, match="use_fine_grained_perception=False"):
+        with pytest.raises(
+            ValueError, match="use_fine_grained_perception is False; expected a model whose prompts attend"
+        ):
             draw(detector, photo)
     assert len(layers_figure(detector, photo).axes) == 5
 
 
-def test_something_else_than_a_pipeline(detector, photo):
+def test_the_detector_must_be_a_pipeline(detector, photo):
     for draw in (attention_maps, attention_figure, layer_anomaly_maps, layers_figure):
-        with pytest.raises(ValueError, match="Expected an AnomalyDetectionPipeline, found ViP2ClipForAnomaly"):
+        with pytest.raises(
+            ValueError, match="detector is a ViP2ClipForAnomalyDetection; expected an AnomalyDetectionPipeline"
+        ):
             draw(detector.model, photo)
 
 
@@ -362,4 +368,4 @@ def test_without_matplotlib(detector, photo, monkeypatch):
     for draw in (lambda: attention_figure(detector, photo), lambda: result_figure(photo, a_result(photo))):
         with pytest.raises(ImportError, match=r"pip install 'vip2clip_hf\[train\]'"):
             draw()
-    assert attention_maps(detector, photo).shape == (3, 2, 40, 60)  # the arrays need none
+    assert attention_maps(detector, photo).shape == (3, 2, 40, 60)  # arrays do not need matplotlib

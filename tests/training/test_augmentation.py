@@ -8,7 +8,7 @@ from vip2clip_hf.training.rows import PADDING, EpochSampler
 
 @pytest.fixture
 def row():
-    """An image whose red channel is its mask, so that both can be seen to move together."""
+    """An image with its mask in the red channel, to check that both move together."""
     pixels = np.random.default_rng(0).integers(100, 156, size=(30, 40, 3), dtype=np.uint8)
     mask = np.zeros((30, 40), dtype=np.uint8)
     mask[3:10, 5:25] = 1
@@ -16,11 +16,11 @@ def row():
     return {"image": Image.fromarray(pixels), "mask": Image.fromarray(mask), "label": 1, "image_id": "x"}
 
 
-def test_view_zero_is_the_image(row):
+def test_view_zero_is_the_original(row):
     assert Augmentation(["flip", "color"])(row, 0, 3) is row
 
 
-def test_the_same_for_the_same_seed_view_and_image(row):
+def test_reproducible_from_seed_view_and_image(row):
     def draw(seed, view, position):
         return np.asarray(Augmentation(["flip", "rotate", "color"], seed)(row, view, position)["image"]).tobytes()
 
@@ -46,14 +46,14 @@ def test_color_leaves_the_mask(row):
     np.testing.assert_array_equal(np.asarray(changed["mask"]) > 0, np.asarray(row["mask"]) > 0)
 
 
-def test_lossy_masks_are_cut_at_their_threshold(row):
+def test_lossy_masks_use_their_threshold(row):
     noisy = np.asarray(row["mask"]) * 200 + 20
     row = {**row, "mask": Image.fromarray(noisy.astype(np.uint8)), "mask_threshold": 127}
     changed = Augmentation(["color"])(row, 1, 0)
     assert (np.asarray(changed["mask"]) > changed["mask_threshold"]).sum() == 7 * 20
 
 
-def test_cut_paste_makes_defects_of_normal_images_only(row):
+def test_cut_paste_changes_normal_images_only(row):
     augmentation = Augmentation(["cut_paste"])
     assert augmentation(row, 1, 0)["label"] == 1
     normal = {**row, "mask": None, "label": 0}
@@ -98,7 +98,7 @@ def test_sampler():
     assert len(EpochSampler(16, multiple=8)) == 16
 
 
-def test_sampler_goes_through_the_views():
+def test_sampler_cycles_through_the_views():
     for views, expected in ((1, [0, 0, 0, 0]), (3, [0, 1, 2, 0]), (None, [0, 1, 2, 3])):
         sampler, found = EpochSampler(5, num_views=views), []
         for epoch in range(4):

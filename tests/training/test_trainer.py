@@ -1,10 +1,6 @@
 import itertools
 import json
 import math
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from helpers.tiny import TINY, change_weights
+from helpers.tiny import change_weights
+from helpers.training import assert_same_tensors, build_trainer, losses_of, with_sgd, write_training_set
 from vip2clip_hf import ViP2ClipForAnomalyDetection
 from vip2clip_hf.data.loading import load_folder
 from vip2clip_hf.data.synthetic.dataset import write_dataset
@@ -22,16 +19,11 @@ from vip2clip_hf.training import trainer as trainer_module
 from vip2clip_hf.training.arguments import ViP2ClipTrainingArguments
 from vip2clip_hf.training.checks import check_training_data
 from vip2clip_hf.training.resuming import is_complete_checkpoint, last_complete_checkpoint
-from vip2clip_hf.training.trainer import ViP2ClipTrainer
 
 
 @pytest.fixture
 def root(tmp_path):
-    """14 images; two of the eight anomalous ones have no mask."""
-    root = write_dataset(tmp_path / "set", ("stripes", "weave"), num_normal=3, num_anomalous=1, size=48)
-    for path in sorted(root.rglob("*_mask.png"))[:2]:
-        path.unlink()
-    return root
+    return write_training_set(tmp_path / "set")
 
 
 @pytest.fixture
@@ -41,33 +33,12 @@ def dataset(root):
 
 @pytest.fixture
 def build(clip, image_processor, dataset, tmp_path):
-    """A trainer of a new model, always with the same initial weights."""
+    """Build a trainer, by default on the dataset above."""
 
-    def build(train_dataset=dataset, eval_dataset=None, variant="paper", callbacks=None, **arguments):
-        torch.manual_seed(5)
-        model = ViP2ClipForAnomalyDetection.from_clip(clip, variant=variant, **TINY)
-        defaults = {"output_dir": str(tmp_path / "run"), "disable_tqdm": True, "use_cpu": True, "save_strategy": "no"}
-        args = ViP2ClipTrainingArguments(**{**defaults, **arguments})
-        return ViP2ClipTrainer(model, args, image_processor, train_dataset, eval_dataset, callbacks=callbacks)
+    def build(train_dataset=dataset, eval_dataset=None, output_dir=tmp_path / "run", **options):
+        return build_trainer(clip, image_processor, output_dir, train_dataset, eval_dataset, **options)
 
     return build
-
-
-def with_sgd(trainer: ViP2ClipTrainer) -> ViP2ClipTrainer:
-    """Steps are then the gradients themselves; Adam's first step is hardly more than their sign."""
-    parameters = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
-    trainer.optimizer = torch.optim.SGD(parameters, lr=0.1)
-    return trainer
-
-
-def assert_same(first: dict, second: dict, tolerance: float):
-    assert set(first) == set(second)
-    for name, tensor in first.items():
-        torch.testing.assert_close(tensor, second[name], rtol=0, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}")
-
-
-def losses_of(trainer) -> list[float]:
-    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
 # The recipe
@@ -92,8 +63,8 @@ def test_the_authors_recipe_is_the_default(build, tmp_path):
     assert groups[1]["lr"] == 3.0
 
 
-def test_a_calibration_ends_with_training(build):
-    """It was that of other weights."""
+def test_training_removes_a_calibration(build):
+    """The calibration belongs to the previous weights."""
     trainer = build(num_train_epochs=1)
     trainer.model.config.calibration = {"image": {"num_images": 1, "scores": [0.5]}}
     trainer.train()
@@ -113,7 +84,7 @@ def test_parts_of_the_loss_are_logged(build):
             assert min(parts) > 0
 
 
-def test_every_image_once_an_epoch_and_the_last_batch_kept(build, monkeypatch):
+def test_each_image_once_per_epoch_and_a_partial_last_batch(build, monkeypatch):
     trainer, seen = build(num_train_epochs=2, per_device_train_batch_size=13), []
     compute = trainer.compute_loss
 
@@ -123,17 +94,17 @@ def test_every_image_once_an_epoch_and_the_last_batch_kept(build, monkeypatch):
 
     monkeypatch.setattr(trainer, "compute_loss", watching)
     assert np.isfinite(trainer.train().training_loss)
-    assert [len(batch) for batch in seen] == [13, 1, 13, 1]  # a batch of one as well
+    assert [len(batch) for batch in seen] == [13, 1, 13, 1]  # including a batch of one
     assert sorted(seen[0] + seen[1]) == sorted(seen[2] + seen[3]) == sorted(trainer.train_dataset.image_ids)
     assert seen[0] != seen[2]
 
 
-# One large batch, however it is split
+# Splits of one large batch
 
 
 @pytest.mark.parametrize("batch_size", [4, 2, 1])
 def test_accumulation_equals_a_large_batch(build, batch_size):
-    """Images without a mask are spread unevenly over the batches; the last step is not full."""
+    """Images without a mask are distributed unevenly over the batches, and the last step is not full."""
     whole = with_sgd(build(num_train_epochs=2))
     whole.train()
     parts = with_sgd(
@@ -141,59 +112,8 @@ def test_accumulation_equals_a_large_batch(build, batch_size):
     )
     parts.train()
     assert whole.state.global_step == parts.state.global_step == 4
-    assert_same(whole.model.adapter_state_dict(), parts.model.adapter_state_dict(), 1e-5)
+    assert_same_tensors(whole.model.adapter_state_dict(), parts.model.adapter_state_dict(), 1e-5)
     assert losses_of(whole) == pytest.approx(losses_of(parts), abs=1e-4)
-
-
-def test_two_processes_equal_a_large_batch(build, clip_folder, root, tmp_path):
-    """2 x 4 against 1 x 8, in the second step 6 images, 4 and 2; with 9 images 1 and none. Also with an accumulation
-    of 2 x 2 in each process."""
-    (tmp_path / "run.py").write_text(
-        f"""
-import sys
-import torch
-from safetensors.torch import save_file
-from vip2clip_hf import ViP2ClipForAnomalyDetection, ViP2ClipImageProcessor
-from vip2clip_hf.data.loading import load_folder
-from vip2clip_hf.training.arguments import ViP2ClipTrainingArguments
-from vip2clip_hf.training.trainer import ViP2ClipTrainer
-
-for count, batch, accumulate in ((14, 4, 1), (9, 4, 1), (14, 2, 2)):
-    torch.manual_seed(5)
-    model = ViP2ClipForAnomalyDetection.from_clip({str(clip_folder)!r}, **{TINY!r})
-    args = ViP2ClipTrainingArguments(output_dir={str(tmp_path / "two")!r}, disable_tqdm=True, use_cpu=True,
-        num_train_epochs=2, per_device_train_batch_size=batch, gradient_accumulation_steps=accumulate,
-        save_strategy="no")
-    dataset = load_folder({str(root)!r}).select(range(14 - count, 14))
-    trainer = ViP2ClipTrainer(model, args, ViP2ClipImageProcessor(size=48), dataset)
-    trainer.optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
-    trainer.train()
-    if trainer.is_world_process_zero():
-        save_file(model.adapter_state_dict(), {str(tmp_path)!r} + f"/{{count}}-{{batch}}.safetensors")
-        print("LOSSES", *[entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
-        print("PARTS", *[entry["loss_focal"] for entry in trainer.state.log_history if "loss" in entry])
-"""
-    )
-    done = run("-m", "torch.distributed.run", "--nproc_per_node", "2", tmp_path / "run.py")
-    assert done.returncode == 0, done.stderr[-3000:]
-    lines = [line.split() for line in done.stdout.splitlines() if line.startswith(("LOSSES", "PARTS"))]
-    dataset = load_folder(root)
-    for number, (count, batch) in enumerate(((14, 4), (9, 4), (14, 2))):
-        whole = with_sgd(build(dataset.select(range(14 - count, 14)), num_train_epochs=2))
-        whole.train()
-        weights = load_file(tmp_path / f"{count}-{batch}.safetensors")
-        assert_same(whole.model.adapter_state_dict(), weights, 1e-5)
-        assert [float(loss) for loss in lines[2 * number][1:]] == pytest.approx(losses_of(whole), abs=1e-4)
-        focal = [entry["loss_focal"] for entry in whole.state.log_history if "loss" in entry]
-        assert [float(loss) for loss in lines[2 * number + 1][1:]] == pytest.approx(focal, abs=1e-4)
-
-
-def run(*command, **kwargs) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    return subprocess.run(
-        [sys.executable, *map(str, command)],
-        capture_output=True, text=True, timeout=300, check=False, env=environment, **kwargs,
-    )  # fmt: skip
 
 
 # The cache
@@ -212,13 +132,13 @@ def test_the_cache_changes_nothing(build, dataset, dtype, tolerance, variant, tm
     assert len(losses_of(plain)) == 6
     assert losses_of(cached) == pytest.approx(losses_of(plain), abs=tolerance)
     if dtype == "float32":
-        assert_same(plain.model.adapter_state_dict(), cached.model.adapter_state_dict(), 1e-4)
+        assert_same_tensors(plain.model.adapter_state_dict(), cached.model.adapter_state_dict(), 1e-4)
     found = [evaluate_model(trainer.model, trainer.image_processor, dataset)["mean"] for trainer in (plain, cached)]
     for metric in METRICS:
         assert found[1][metric] == pytest.approx(found[0][metric], abs=2e-2), metric
 
 
-def test_cached_training_sees_no_pixels(build, monkeypatch, tmp_path):
+def test_cached_training_runs_the_backbone_once(build, monkeypatch, tmp_path):
     trainer = build(num_train_epochs=3, cache_features=str(tmp_path / "cache"))
     seen, original = [], trainer.model.get_vision_features
 
@@ -231,7 +151,7 @@ def test_cached_training_sees_no_pixels(build, monkeypatch, tmp_path):
     assert sum(seen) == 14
 
 
-def test_cached_views_are_the_views(build, tmp_path):
+def test_cached_views_equal_uncached_views(build, tmp_path):
     arguments = {"augmentation": ["flip", "cut_paste"], "augmentation_views": 2, "num_train_epochs": 3}
     plain, cached = build(**arguments), build(**arguments, cache_features=str(tmp_path / "c"), cache_dtype="float32")
     plain.train()
@@ -245,17 +165,17 @@ def test_cached_views_are_the_views(build, tmp_path):
 # Checkpoints
 
 
-def test_checkpoints_hold_adapters_and_can_be_used(build, clip, image_processor, dataset):
+def test_checkpoints_contain_adapters_and_load(build, clip, image_processor, dataset):
     trainer = build(num_train_epochs=2, save_strategy="epoch")
     trainer.train()
     folder = Path(trainer.args.output_dir, "checkpoint-4")
     assert not any(name.startswith("clip.") for name in load_file(folder / "model.safetensors"))
     assert not (folder / "training_args.bin").exists()
     model = ViP2ClipForAnomalyDetection.from_pretrained(folder, backbone=clip)
-    assert_same(model.state_dict(), trainer.model.state_dict(), 0)
+    assert_same_tensors(model.state_dict(), trainer.model.state_dict(), 0)
     trainer.save_model()
     whole = ViP2ClipForAnomalyDetection.from_pretrained(trainer.args.output_dir)
-    assert_same(whole.state_dict(), trainer.model.state_dict(), 0)
+    assert_same_tensors(whole.state_dict(), trainer.model.state_dict(), 0)
 
 
 def test_resumed_equals_uninterrupted(build, tmp_path):
@@ -264,51 +184,11 @@ def test_resumed_equals_uninterrupted(build, tmp_path):
     for step in (3, 6):  # in the middle of an epoch, and at the end of one
         resumed = build(num_train_epochs=4, output_dir=str(tmp_path / f"resumed{step}"))
         resumed.train(resume_from_checkpoint=str(tmp_path / "run" / f"checkpoint-{step}"))
-        assert_same(whole.model.adapter_state_dict(), resumed.model.adapter_state_dict(), 0)
+        assert_same_tensors(whole.model.adapter_state_dict(), resumed.model.adapter_state_dict(), 0)
         assert losses_of(resumed)[-1] == losses_of(whole)[-1]
 
 
-def test_killed_and_resumed(clip_folder, root, tmp_path):
-    """SIGKILL during a save; the same command then ends with the weights of an uninterrupted run."""
-    (tmp_path / "run.py").write_text(
-        f"""
-import os, signal, sys
-import torch
-from vip2clip_hf import ViP2ClipForAnomalyDetection, ViP2ClipImageProcessor
-from vip2clip_hf.data.loading import load_folder
-from vip2clip_hf.training.arguments import ViP2ClipTrainingArguments
-from vip2clip_hf.training.trainer import ViP2ClipTrainer
-
-class Killed(ViP2ClipTrainer):
-    def _save_optimizer_and_scheduler(self, output_dir):
-        if sys.argv[2] == "kill" and output_dir.endswith("-6"):
-            os.kill(os.getpid(), signal.SIGKILL)
-        super()._save_optimizer_and_scheduler(output_dir)
-
-torch.manual_seed(5)
-model = ViP2ClipForAnomalyDetection.from_clip({str(clip_folder)!r}, **{TINY!r})
-args = ViP2ClipTrainingArguments(output_dir={str(tmp_path)!r} + "/" + sys.argv[1], disable_tqdm=True, use_cpu=True,
-    num_train_epochs=4, cache_features={str(tmp_path / "cache")!r})
-trainer = Killed(model, args, ViP2ClipImageProcessor(size=48), load_folder({str(root)!r}))
-trainer.train(resume_from_checkpoint=True)
-trainer.save_model()
-print("STEPS", sum("loss" in entry for entry in trainer.state.log_history))
-"""
-    )
-    assert run(tmp_path / "run.py", "whole", "no").returncode == 0
-    killed = run(tmp_path / "run.py", "killed", "kill")
-    assert killed.returncode == -signal.SIGKILL
-    assert last_complete_checkpoint(tmp_path / "killed") == str(tmp_path / "killed" / "checkpoint-4")
-    assert (tmp_path / "killed" / "checkpoint-6" / "model.safetensors").exists()
-    done = run(tmp_path / "run.py", "killed", "no")
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "Going on from" in done.stderr
-    assert "checkpoint-6 was not written to its end and is removed" in done.stderr
-    weights = [load_file(tmp_path / name / "model.safetensors") for name in ("whole", "killed")]
-    assert_same(*weights, 0)
-
-
-def test_what_is_complete(build, tmp_path):
+def test_complete_checkpoints(build, tmp_path):
     trainer = build(num_train_epochs=2, save_strategy="epoch")
     trainer.train()
     run_folder = tmp_path / "run"
@@ -321,14 +201,16 @@ def test_what_is_complete(build, tmp_path):
             (last / "trainer_state.json").write_text(damaged)
         assert not is_complete_checkpoint(last)
         assert last_complete_checkpoint(run_folder) == str(run_folder / "checkpoint-2")
-    with pytest.raises(OSError, match=r"no complete checkpoint.*last complete one beside it is .*checkpoint-2"):
+    with pytest.raises(
+        OSError, match=r"not a complete checkpoint.*last complete checkpoint in the same folder is .*checkpoint-2\.$"
+    ):
         build().train(resume_from_checkpoint=str(last))
-    with pytest.raises(OSError, match=r"absent' is no complete checkpoint of a training\.$"):
+    with pytest.raises(OSError, match=r"absent' is not a complete checkpoint of a training run\.$"):
         build().train(resume_from_checkpoint=str(tmp_path / "absent"))
     assert last_complete_checkpoint(tmp_path / "absent") is None
 
 
-def test_a_full_disk_costs_no_checkpoint(build, monkeypatch, tmp_path):
+def test_a_full_disk_keeps_the_last_checkpoint(build, monkeypatch, tmp_path):
     first = build(num_train_epochs=1, save_strategy="epoch")
     first.train()
     weights = load_file(tmp_path / "run" / "checkpoint-2" / "model.safetensors")
@@ -342,31 +224,31 @@ def test_a_full_disk_costs_no_checkpoint(build, monkeypatch, tmp_path):
         with pytest.raises(OSError, match="No space left"):
             again.train(resume_from_checkpoint=True)
     assert last_complete_checkpoint(tmp_path / "run") == str(tmp_path / "run" / "checkpoint-2")
-    assert_same(load_file(tmp_path / "run" / "checkpoint-2" / "model.safetensors"), weights, 0)
+    assert_same_tensors(load_file(tmp_path / "run" / "checkpoint-2" / "model.safetensors"), weights, 0)
     again = build(num_train_epochs=2, save_strategy="epoch", save_total_limit=1)
     again.train(resume_from_checkpoint=True)
     assert last_complete_checkpoint(tmp_path / "run") == str(tmp_path / "run" / "checkpoint-4")
 
 
-def test_another_model_is_not_gone_on_with(build, clip, image_processor, tmp_path):
+def test_a_checkpoint_of_another_model_is_refused(build, clip, image_processor, tmp_path):
     build(num_train_epochs=1, save_strategy="epoch").train()
     checkpoint = str(tmp_path / "run" / "checkpoint-2")
     trainer = build()
     change_weights(trainer.model.clip)
-    with pytest.raises(ValueError, match="trained on another CLIP backbone"):
+    with pytest.raises(ValueError, match="trained with another CLIP backbone"):
         trainer.train(resume_from_checkpoint=checkpoint)
     other = build()
     other.model.config.image_score = "mean_logits"
-    with pytest.raises(ValueError, match="with image_score 'pooled_features', this model has 'mean_logits'"):
+    with pytest.raises(ValueError, match="with image_score 'pooled_features', but this model has 'mean_logits'"):
         other.train(resume_from_checkpoint=checkpoint)
     weights = load_file(Path(checkpoint, "model.safetensors"))
     weights["prompt_learner.normal_context"] = weights["prompt_learner.normal_context"][:3].clone()
     save_file(weights, Path(checkpoint, "model.safetensors"), metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=r"prompt_learner\.normal_context do not fit"):
+    with pytest.raises(ValueError, match=r"do not fit this model: prompt_learner\.normal_context differ"):
         build().train(resume_from_checkpoint=checkpoint)
 
 
-def test_a_loss_that_is_not_finite_stops(build, monkeypatch, tmp_path):
+def test_training_stops_if_the_loss_is_not_finite(build, monkeypatch, tmp_path):
     trainer = build(num_train_epochs=3, save_strategy="epoch", per_device_train_batch_size=4)
     forward, calls = trainer.model.forward, itertools.count(1)
 
@@ -384,7 +266,7 @@ def test_a_loss_that_is_not_finite_stops(build, monkeypatch, tmp_path):
     assert all(torch.isfinite(tensor).all() for tensor in weights.values())
 
 
-# Evaluation on the way
+# Evaluation during training
 
 
 def test_evaluation_during_training_and_the_best_checkpoint(build, dataset, tmp_path, monkeypatch):
@@ -413,8 +295,8 @@ def test_evaluation_during_training_and_the_best_checkpoint(build, dataset, tmp_
     assert trainer.state.best_metric == 0.9
     assert trainer.state.best_model_checkpoint.endswith("checkpoint-2")
     best = load_file(tmp_path / "run" / "checkpoint-2" / "model.safetensors")
-    assert_same(trainer.model.adapter_state_dict(), best, 0)
-    # What the Trainer says is what evaluate_model gives.
+    assert_same_tensors(trainer.model.adapter_state_dict(), best, 0)
+    # The metrics of the trainer are those of evaluate_model.
     monkeypatch.undo()
     metrics = trainer.evaluate(dataset)
     expected = real(trainer.model, trainer.image_processor, dataset)["mean"]
@@ -425,15 +307,20 @@ def test_bad_arguments(tmp_path):
     def arguments(**options):
         return ViP2ClipTrainingArguments(output_dir=str(tmp_path), **options)
 
-    with pytest.raises(ValueError, match="optim is sgd"):
+    with pytest.raises(ValueError, match="optim is 'sgd'"):
         arguments(optim="sgd")
-    with pytest.raises(ValueError, match="label_smoothing_factor and remove_unused_columns"):
+    with pytest.raises(ValueError, match=r"label_smoothing_factor is 0\.1; expected 0"):
+        arguments(label_smoothing_factor=0.1)
+    with pytest.raises(ValueError, match="remove_unused_columns is True; expected False"):
         arguments(remove_unused_columns=True)
     with pytest.raises(ValueError, match="cache_dtype is 'int8'"):
         arguments(cache_dtype="int8")
-    with pytest.raises(ValueError, match="say how many with augmentation_views"):
-        arguments(cache_features="cache", augmentation=["flip"])
-    with pytest.raises(ValueError, match="augmentation_views needs"):
+    for views in (None, 1):
+        with pytest.raises(ValueError, match=f"augmentation_views is {views}; expected an integer of at least 2"):
+            arguments(cache_features="cache", augmentation=["flip"], augmentation_views=views)
+    with pytest.raises(ValueError, match="augmentation_views is 0; expected an integer of at least 1"):
+        arguments(augmentation=["flip"], augmentation_views=0)
+    with pytest.raises(ValueError, match="augmentation_views is 3, but augmentation is not set"):
         arguments(augmentation_views=3)
     with pytest.raises(ValueError, match="expected some of flip"):
         arguments(augmentation=["blur"])
@@ -449,18 +336,22 @@ def test_bad_arguments(tmp_path):
 # Data
 
 
-def test_what_can_be_trained_on(build, root, caplog, tmp_path):
+def test_checks_of_training_data(build, root, caplog, tmp_path):
     dataset = load_folder(root)
     normal = dataset.select([position for position, label in enumerate(dataset["label"]) if label == 0])
     with pytest.raises(ValueError, match=r"All 6 training images are normal.*--augmentation cut_paste"):
         build(normal)
-    with pytest.raises(ValueError, match="have no images"):
+    with pytest.raises(ValueError, match="contains no images"):
         build(dataset.select([]))
     flat = load_folder(root / "weave" / "test" / "good")
     with pytest.raises(ValueError, match="3 of 3 training images have no label"):
         build(flat)
-    with pytest.raises(ValueError, match="nothing to train on"):
+    with pytest.raises(ValueError, match="train_dataset is None"):
         build(None).train()
+    with pytest.raises(ValueError, match="eval_dataset is None"):
+        build().evaluate()
+    with pytest.raises(ValueError, match=r"needs train_dataset and args\.cache_features"):
+        build().cache_features()
     assert check_training_data(dataset)
     caplog.clear()
     for path in root.rglob("*_mask.png"):
@@ -473,7 +364,7 @@ def test_what_can_be_trained_on(build, root, caplog, tmp_path):
     assert trainer.state.log_history[0]["loss"] == pytest.approx(trainer.state.log_history[0]["loss_image"])
 
 
-def test_normal_images_alone_with_made_up_defects(build, root):
+def test_normal_images_with_synthetic_defects(build, root):
     dataset = load_folder(root)
     normal = dataset.select([position for position, label in enumerate(dataset["label"]) if label == 0])
     trainer = build(normal, num_train_epochs=6, augmentation=["cut_paste"])
@@ -481,7 +372,7 @@ def test_normal_images_alone_with_made_up_defects(build, root):
     assert all(entry["loss_focal"] > 0 for entry in trainer.state.log_history if "loss" in entry)
 
 
-def test_a_threshold_for_each_row(build, root, image_processor):
+def test_mask_threshold_of_each_row(build, root, image_processor):
     dataset = load_folder(root)
     high = dataset.add_column("mask_threshold", [255] * len(dataset))
     trainer = build(high)
@@ -496,7 +387,7 @@ def test_a_threshold_for_each_row(build, root, image_processor):
 
 @pytest.mark.parametrize("cache", [False, True])
 def test_half_precision(build, cache, tmp_path):
-    """bfloat16 for the towers, float32 for the losses; with the cache the pass is one of bfloat16 as well."""
+    """The towers run in bfloat16 and the losses in float32. With the cache, the cache pass runs in bfloat16."""
     more = {"cache_features": str(tmp_path / "cache")} if cache else {}
     half, full = build(num_train_epochs=2, bf16=True, **more), build(num_train_epochs=2)
     half.train()

@@ -1,1 +1,1 @@
-"""Build the bundled checkpoint. `python -m training.build_tiny --help` says how."""
+"""Build the bundled checkpoint. See `python -m training.build_tiny --help`."""

@@ -1,25 +1,32 @@
-"""What all stages share: sizes, tokens, and ViP²-CLIP around a CLIP."""
+"""Shared by all stages: sizes, tokens, and a ViP²-CLIP model on a CLIP backbone."""
+
+from typing import Any
 
 from transformers import CLIPModel
 
 from vip2clip_hf import ViP2ClipForAnomalyDetection
 
 
-# Crops the tower is taught on, and the grid of patches they have.
+# Side of the training crops of the tower, and of a patch, in pixels.
 CROP, PATCH = 224, 16
-
-
-# Blocks of the student that stand for blocks of a teacher with 12, and what the adapters then align.
+# Blocks of the student, which are also the feature layers of the adapters, and the blocks of a 12-block teacher that
+# they learn from.
 STUDENT_BLOCKS, TEACHER_BLOCKS = (2, 3, 5, 6), (3, 6, 9, 12)
-
-
-# Ids of the only four tokens that prompts of ViP²-CLIP need.
+# Ids of the four tokens in the vocabulary. Prompts of ViP²-CLIP need no other tokens.
 TOKENS = {"bos_token_id": 0, "normal_token_ids": (1,), "anomalous_token_ids": (2,), "eos_token_id": 3}
 
 
-def wrap(clip: CLIPModel, layers: tuple[int, ...], image_size: int = CROP, **options) -> ViP2ClipForAnomalyDetection:
-    """ViP²-CLIP around a CLIP: its vision features are what is taught and learned."""
+def wrap(
+    clip: CLIPModel, layers: tuple[int, ...], image_size: int = CROP, **options: Any
+) -> ViP2ClipForAnomalyDetection:
+    """Create a ViP²-CLIP model on a CLIP backbone. Student and teacher are compared by its vision features."""
     if clip.config.text_config.vocab_size == 4:
         options = {**TOKENS, "normal_word": None, "anomalous_word": None, **options}
-    settings = {"variant": "release", "image_size": image_size, "feature_layers": layers, "top_k": 15, **options}
+    settings: dict[str, Any] = {
+        "variant": "release",
+        "image_size": image_size,
+        "feature_layers": layers,
+        "top_k": 15,
+        **options,
+    }
     return ViP2ClipForAnomalyDetection.from_clip(clip, **settings)

@@ -1,4 +1,4 @@
-"""Stage 1: distil a small vision tower from a teacher."""
+"""Stage 1: distil a small vision tower from the vision tower of a teacher."""
 
 import argparse
 import json
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from tqdm.auto import tqdm
 from transformers import CLIPConfig, CLIPModel, set_seed
 
-from vip2clip_hf import ViP2ClipImageProcessor
+from vip2clip_hf import ViP2ClipForAnomalyDetection, ViP2ClipImageProcessor
 from vip2clip_hf.models.vip2clip.backbone_vip2clip import load_clip
 from vip2clip_hf.utils.files import write_atomically
 
@@ -21,7 +21,7 @@ from .crops import make_crops, pixel_values
 
 
 def student_config() -> CLIPConfig:
-    """Six blocks of width 192, a text tower of two blocks, four tokens: 3 million weights."""
+    """Configure a CLIP with 3 million weights: six vision blocks of width 192, two text blocks, four tokens."""
     text = {
         "vocab_size": 4, "hidden_size": 64, "intermediate_size": 256, "num_attention_heads": 2,
         "num_hidden_layers": 2, "max_position_embeddings": 16, "bos_token_id": 0, "eos_token_id": 3,
@@ -33,13 +33,15 @@ def student_config() -> CLIPConfig:
     return CLIPConfig(projection_dim=192, text_config=text, vision_config=vision)
 
 
-def teacher_features(teacher, crops: np.ndarray, processor, batch_size: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the teacher says of all crops, in half precision: computed once."""
+def teacher_features(
+    teacher: ViP2ClipForAnomalyDetection, crops: np.ndarray, processor: ViP2ClipImageProcessor, batch_size: int = 64
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Compute the image and patch embeddings of all crops with the teacher, in half precision."""
     images, patches = [], []
     with torch.inference_mode():
-        for start in tqdm(range(0, len(crops), batch_size), desc="asking the teacher"):
+        for start in tqdm(range(0, len(crops), batch_size), desc="Running the teacher"):
             pixels = pixel_values(crops[start : start + batch_size], processor)
-            # At the size at which its grid of patches is the student's, whatever its patch size.
+            # At this size, teacher and student have the same grid of patches.
             side = teacher.config.image_size
             if side != CROP:
                 pixels = F.interpolate(pixels, (side, side), mode="bicubic", antialias=True)
@@ -49,7 +51,8 @@ def teacher_features(teacher, crops: np.ndarray, processor, batch_size: int = 64
     return torch.cat(images).clone(), torch.cat(patches).clone()
 
 
-def build_tower(options: argparse.Namespace):
+def build_tower(options: argparse.Namespace) -> None:
+    """Train the tower, or resume if the output folder contains the state of an interrupted run."""
     output = Path(options.output)
     state_file, log_file = output / "state.pt", output / "log.json"
     output.mkdir(parents=True, exist_ok=True)
@@ -86,7 +89,7 @@ def build_tower(options: argparse.Namespace):
         optimizer.load_state_dict(state["optimizer"])
         scheduler.load_state_dict(state["scheduler"])
         log, first = state["log"], state["step"]
-        print(f"Going on at step {first}.")
+        print(f"Resuming at step {first}.")
 
     def loss_of(positions: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         with torch.autocast("cpu", torch.bfloat16, enabled=options.bf16):
@@ -95,7 +98,7 @@ def build_tower(options: argparse.Namespace):
         of_images = F.cosine_similarity(image_embeds.float(), image_targets[positions].float(), dim=-1)
         return (1 - of_patches.mean()) + 0.1 * (1 - of_images.mean()), of_patches.mean().detach()
 
-    def save(step: int):
+    def save(step: int) -> None:
         staged = state_file.with_suffix(".tmp")
         torch.save(
             {
@@ -108,7 +111,7 @@ def build_tower(options: argparse.Namespace):
         write_atomically(log_file, json.dumps(log, indent=1) + "\n")
 
     start = time.perf_counter()
-    bar = tqdm(range(first, total), initial=first, total=total, desc="teaching the tower")
+    bar = tqdm(range(first, total), initial=first, total=total, desc="Training the tower")
     for step in bar:
         rng = np.random.default_rng([options.seed, 2, step])
         loss, cosine = loss_of(rng.integers(held_out, len(crops), size=options.batch_size))
@@ -121,9 +124,13 @@ def build_tower(options: argparse.Namespace):
             bar.set_postfix(cosine=f"{cosine:.3f}")
         if (step + 1) % 250 == 0 or step + 1 == total:
             with torch.inference_mode():
-                kept = float(np.mean([loss_of(np.arange(i, i + 32))[1].item() for i in range(0, held_out - 31, 32)]))
-            log.append({"step": step + 1, "cosine_held_out": kept, "seconds": round(time.perf_counter() - start)})
+                cosine_held_out = float(
+                    np.mean([loss_of(np.arange(i, i + 32))[1].item() for i in range(0, held_out - 31, 32)])
+                )
+            log.append(
+                {"step": step + 1, "cosine_held_out": cosine_held_out, "seconds": round(time.perf_counter() - start)}
+            )
             save(step + 1)
     student.clip.requires_grad_(False)
     student.clip.eval().save_pretrained(output)
-    print(f"Tower in {output}; cosine to the teacher on crops not learned from: {log[-1]['cosine_held_out']:.3f}")
+    print(f"Wrote the tower to {output}. Cosine to the teacher on held-out crops: {log[-1]['cosine_held_out']:.3f}")

@@ -1,64 +1,92 @@
 """Train and evaluate adapters on cached features."""
 
 import copy
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
+import datasets
 import numpy as np
 import torch
 from scipy import ndimage
 
-from vip2clip_hf import ViP2ClipImageProcessor
+from vip2clip_hf import ViP2ClipForAnomalyDetection, ViP2ClipImageProcessor
 from vip2clip_hf.data.collator import ViP2ClipCollator
 from vip2clip_hf.data.loading import load_folder
 from vip2clip_hf.data.synthetic.dataset import write_dataset
 from vip2clip_hf.evaluation.metrics import AnomalyMetrics
 from vip2clip_hf.models.vip2clip.image_loading_vip2clip import load_image
 from vip2clip_hf.training.feature_cache import FeatureCache
-from vip2clip_hf.training.trainer import parameter_groups
+from vip2clip_hf.training.optimization import parameter_groups
 
 
-# Adapters
+class CachedDataset:
+    """
+    Cached embeddings, masks and labels of a dataset.
 
+    Args:
+        model ([`ViP2ClipForAnomalyDetection`]): model with the backbone.
+        dataset (`datasets.Dataset`): the dataset.
+        folder (`Path`): folder of the feature cache.
+    """
 
-class Cached:
-    """Embeddings, masks and labels of one data set, computed once with one tower at one size."""
-
-    def __init__(self, model, dataset, folder: Path, name: str):
+    def __init__(self, model: ViP2ClipForAnomalyDetection, dataset: datasets.Dataset, folder: Path) -> None:
         processor = ViP2ClipImageProcessor(size=model.config.image_size)
         self.cache = FeatureCache.build(model.eval(), processor, dataset, folder, batch_size=16)
-        self.name, self.dataset, self.collator = name, dataset, ViP2ClipCollator(processor)
+        self.dataset, self.collator = dataset, ViP2ClipCollator(processor)
         self.categories, self.rows = dataset["category"], list(range(len(dataset)))
 
     @property
     def count(self) -> int:
+        """Number of images."""
         return len(self.rows)
 
-    def thinned(self, most: int = 160) -> "Cached":
-        """Every n-th image of a large set, for choosing."""
-        thin, step = copy.copy(self), max(1, -(-self.count // most))
-        thin.rows, thin.categories = self.rows[::step], self.categories[::step]
-        return thin
+    def subset(self, limit: int = 160) -> "CachedDataset":
+        """Return a subset of at most `limit` images: every n-th image."""
+        subset, step = copy.copy(self), max(1, -(-self.count // limit))
+        subset.rows, subset.categories = self.rows[::step], self.categories[::step]
+        return subset
 
-    def row(self, position: int) -> dict:
+    def row(self, position: int) -> dict[str, Any]:
+        """Read the row of an image."""
         return self.cache.row(self.rows[position])
 
-    def batch(self, positions) -> dict[str, torch.Tensor]:
+    def batch(self, positions: Iterable[int]) -> dict[str, torch.Tensor]:
+        """Collate the rows of several images."""
         return self.collator([self.row(position) for position in positions])
 
 
-def train_adapters(model, sets: list[Cached], per_set: int, epochs: int, rates: tuple[float, float], seed: int):
+def train_adapters(
+    model: ViP2ClipForAnomalyDetection,
+    sets: list[CachedDataset],
+    per_set: int,
+    epochs: int,
+    rates: tuple[float, float],
+    seed: int,
+) -> Iterator[int]:
     """
-    Adapters on several sets: `per_set` images of each an epoch (all, where there are fewer), batches of 8. A generator
-    that yields after every epoch.
+    Train adapters on several datasets, in batches of 8.
+
+    Args:
+        model ([`ViP2ClipForAnomalyDetection`]): model to train; changed in place.
+        sets (`list[CachedDataset]`): datasets to train on.
+        per_set (`int`): maximum number of images per dataset and epoch.
+        epochs (`int`): number of epochs.
+        rates (`tuple[float, float]`): learning rates of the prompts and image-conditioned adapter, and of the
+            fine-grained perception.
+        seed (`int`): random seed of the batches.
+
+    Yields:
+        `int`: number of the epoch, from 1, after each epoch.
     """
     optimizer = torch.optim.Adam(parameter_groups(model, *rates))
     for epoch in range(epochs):
         rng = np.random.default_rng([seed, epoch])
-        chosen = [(one, position) for one in sets for position in rng.permutation(one.count)[:per_set]]
+        chosen = [(data, position) for data in sets for position in rng.permutation(data.count)[:per_set]]
         rng.shuffle(chosen)
         model.train()
         for start in range(0, len(chosen), 8):
-            rows = [one.row(int(position)) for one, position in chosen[start : start + 8]]
+            rows = [data.row(int(position)) for data, position in chosen[start : start + 8]]
             loss = model(**sets[0].collator(rows)).loss
             optimizer.zero_grad()
             loss.backward()
@@ -67,8 +95,8 @@ def train_adapters(model, sets: list[Cached], per_set: int, epochs: int, rates: 
         yield epoch + 1
 
 
-def evaluate_cached(model, data: Cached) -> dict[str, float]:
-    """The mean metrics on a set, from its embeddings; masks at the size of the model, as everywhere."""
+def evaluate_cached(model: ViP2ClipForAnomalyDetection, data: CachedDataset) -> dict[str, float]:
+    """Compute the metrics of a dataset from its embeddings, averaged over categories, with masks at the model size."""
     metrics = AnomalyMetrics()
     with torch.inference_mode():
         for start in range(0, data.count, 16):
@@ -86,8 +114,13 @@ def evaluate_cached(model, data: Cached) -> dict[str, float]:
     return metrics.compute()["mean"]
 
 
-def local_contrast(data: Cached, size: int) -> dict[str, float]:
-    """The trivial detector: how far a pixel is from the mean around it, smoothed; the image by its largest value."""
+def local_contrast(data: CachedDataset, size: int) -> dict[str, float]:
+    """
+    Compute the metrics of a trivial detector.
+
+    The anomaly map is the smoothed absolute difference between a pixel and the mean of its neighbourhood. The image
+    score is the maximum of the map.
+    """
     metrics = AnomalyMetrics()
     for position in range(data.count):
         image = load_image(data.dataset[position]["image"]).convert("L").resize((size, size))
@@ -101,7 +134,10 @@ def local_contrast(data: Cached, size: int) -> dict[str, float]:
     return metrics.compute()["mean"]
 
 
-def generated_set(folder: Path, categories: tuple[str, ...], normal: int, anomalous: int, seed: int):
+def synthetic_set(
+    folder: Path, categories: tuple[str, ...], normal: int, anomalous: int, seed: int
+) -> datasets.Dataset:
+    """Load a dataset of synthetic images. It is written to `folder` if it does not exist."""
     root = folder / f"generated-{'-'.join(categories)}-{seed}"
     if not root.exists():
         write_dataset(root, categories, num_normal=normal, num_anomalous=anomalous, size=256, seed=seed)

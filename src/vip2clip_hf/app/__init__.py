@@ -1,4 +1,4 @@
-"""The page in the browser: `vip2clip app`."""
+"""The web app of `vip2clip app`."""
 
 from typing import TYPE_CHECKING
 

@@ -4,29 +4,29 @@ import numpy as np
 from PIL import Image
 
 
-# The mask over the photo: a colour that neither the heatmap nor most things have.
+# Cyan: not in the colours of the heatmap, and rare in photos.
 MASK_COLOR, MASK_OPACITY = (0, 190, 255), 0.4
 
 
 def draw_mask(image: Image.Image, mask: np.ndarray) -> Image.Image:
     """
-    A photo with the marked pixels tinted and outlined.
+    Tint and outline the masked pixels of an image.
 
     Args:
-        image (`PIL.Image.Image`): the photo.
-        mask (`np.ndarray` of shape `(height, width)`): bool, of the size of the photo.
+        image (`PIL.Image.Image`): the image.
+        mask (`np.ndarray` of shape `(height, width)`): bool, at the size of the image.
 
     Returns:
-        `PIL.Image.Image`: mode RGB, of the same size.
+        `PIL.Image.Image`: the image with the mask, in mode RGB, at the same size.
 
     Raises:
-        ValueError: a mask of another size than the photo.
+        ValueError: if the sizes of mask and image differ.
     """
     if mask.shape != (image.height, image.width):
         raise ValueError(
-            f"mask has shape {mask.shape}; expected {(image.height, image.width)}, height and width of the image."
+            f"mask has shape {mask.shape}; expected {(image.height, image.width)}, the height and width of the image."
         )
-    # The outline is as thick as it takes to be seen when the photo is shown at the size of a screen.
+    # Thick enough to stay visible when a large image is scaled down to the screen.
     thickness = max(1, round(max(mask.shape) / 400))
     padded = np.pad(mask, thickness)
     height, width = mask.shape

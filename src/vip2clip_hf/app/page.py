@@ -1,4 +1,4 @@
-"""Layout and events of the page of [`vip2clip_hf.app`]. Everything is computed by [`vip2clip_hf.app.results`]."""
+"""Layout and events of the web app. [`vip2clip_hf.app.results`] computes the results."""
 
 import html
 import os
@@ -15,18 +15,18 @@ from .drawing import draw_mask
 from .results import PhotoInspector, PhotoResult
 
 
-with extra("app", "The page"):
+with extra("app", "The web app"):
     import gradio as gr
-    import scipy  # noqa: F401 - needed for regions, at the first click
+    import scipy  # noqa: F401 - used later to find regions; fail now if it is missing
 
 
-# Uploads and results are kept so many seconds, for so many visitors.
+# How long uploads and results are kept, and the maximum number of sessions.
 KEPT_SECONDS, KEPT_SESSIONS = 3600, 100
-# Regions that the page lists; the download has all.
+# Maximum number of regions in the table. The download contains all of them.
 SHOWN_REGIONS = 100
-_GONE = f"Results are kept for {KEPT_SECONDS // 60} minutes, and these are gone; add the photos again."
+_EXPIRED = f"These results have expired: results are kept for {KEPT_SECONDS // 60} minutes. Add the photos again."
 ALL_LAYERS = "all layers"
-# Fonts of the system: the page fetches nothing from anywhere.
+# System fonts: the page must not load anything from other servers.
 THEME = gr.themes.Default(
     primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
 )
@@ -45,12 +45,12 @@ footer { display: none !important; }
 @dataclass
 class Session:
     """
-    What the server keeps for one visitor.
+    State of one visitor's session.
 
     Args:
-        results (`list[PhotoResult]`): in the order of the uploads.
-        problems (`list[tuple[str, str]]`): name and reason of each upload without a result.
-        selected (`int`): position of the photo that is shown.
+        results (`list[PhotoResult]`): one result per photo, in upload order.
+        problems (`list[tuple[str, str]]`): name and error of each upload without a result.
+        selected (`int`, defaults to 0): index of the displayed photo in `results`.
     """
 
     results: list[PhotoResult] = field(default_factory=list)
@@ -59,12 +59,27 @@ class Session:
 
 
 class Page:
-    """Layout and events. Methods named `on_...` answer events."""
+    """
+    Layout and event handlers of the web app. Handlers are named `on_...` and return the new component values.
 
-    def __init__(self, inspector: PhotoInspector, model_name: str):
+    Args:
+        inspector ([`PhotoInspector`]): computes the results.
+        model_name (`str`): name of the model, for the introduction and the download.
+    """
+
+    def __init__(self, inspector: PhotoInspector, model_name: str) -> None:
         self.inspector, self.model_name = inspector, model_name
 
     def build(self, bundled: bool) -> gr.Blocks:
+        """
+        Build the page.
+
+        Args:
+            bundled (`bool`): whether the model is the bundled checkpoint; adds a note on larger checkpoints.
+
+        Returns:
+            `gradio.Blocks`: the page, ready to be launched or mounted.
+        """
         inspector = self.inspector
         image_threshold, pixel_threshold = inspector.thresholds
         with gr.Blocks(
@@ -83,21 +98,22 @@ class Page:
                     with gr.Group():
                         image_slider = gr.Slider(
                             0, 1, image_threshold, step=0.001, label="Image threshold",
-                            info="A photo is anomalous when its score is greater.", elem_id="image_threshold",
+                            info="A photo is anomalous if its score is greater.", elem_id="image_threshold",
                         )  # fmt: skip
                         pixel_slider = gr.Slider(
                             0, 1, pixel_threshold, step=0.001, label="Pixel threshold",
-                            info="A pixel is marked when its value in the map is greater.", elem_id="pixel_threshold",
+                            info="A pixel is marked if its value in the anomaly map is greater.",
+                            elem_id="pixel_threshold",
                         )  # fmt: skip
                         layer = gr.Dropdown(
                             [ALL_LAYERS, *(f"layer {index}" for index in inspector.layers)],
-                            value=ALL_LAYERS, label="Map of",
-                            info="Score, decision and mask always come from all layers.", elem_id="layer",
+                            value=ALL_LAYERS, label="Heatmap layer",
+                            info="Score, decision and mask always use all layers.", elem_id="layer",
                         )  # fmt: skip
-                    reset = gr.Button("Thresholds of the checkpoint", size="sm", elem_id="reset")
-                    pack = gr.Button("Pack results for download", size="sm", elem_id="pack", interactive=False)
+                    reset = gr.Button("Reset thresholds", size="sm", elem_id="reset")
+                    pack = gr.Button("Prepare download", size="sm", elem_id="pack", interactive=False)
                     download = gr.File(
-                        label="Results: JSON, CSV, heatmaps, masks", visible=False, interactive=False, height=90,
+                        label="Results (JSON, CSV, heatmaps, masks)", visible=False, interactive=False, height=90,
                         elem_id="download",
                     )  # fmt: skip
                 with gr.Column(scale=3):
@@ -105,7 +121,7 @@ class Page:
                     with gr.Column(visible=False) as shown:
                         table = gr.Dataframe(
                             headers=self._headers(), interactive=False, max_height=240, elem_id="results",
-                            label="Results; choose a row to see the photo", show_label=True, type="array",
+                            label="Results (select a row to view the photo)", show_label=True, type="array",
                         )  # fmt: skip
                         summary = gr.HTML(elem_id="summary")
                         with gr.Row():
@@ -118,26 +134,25 @@ class Page:
                             ]  # fmt: skip
                         regions = gr.Dataframe(
                             headers=["left", "top", "right", "bottom", "area", "mean", "peak"], interactive=False,
-                            label="Regions of the mask, in pixels", show_label=True, max_height=240, elem_id="regions",
-                            type="array",
+                            label="Regions of the mask (in pixels)", show_label=True, max_height=240,
+                            elem_id="regions", type="array",
                         )  # fmt: skip
             photo_view, heatmap_view, mask_view = pictures
             thresholds = [image_slider, pixel_slider]
             decided = [status, table, summary, mask_view, regions, pack, download]
-            private = {"api_visibility": "private"}
             files.change(
                 self.on_files,
                 [files, session, *thresholds, layer],
                 [session, shown, photo_view, heatmap_view, *decided],
                 show_progress_on=status,
-                **private,
+                api_visibility="private",
             )
             table.select(
                 self.on_select,
                 [session, *thresholds, layer],
                 [session, photo_view, heatmap_view, *decided],
                 show_progress="hidden",
-                **private,
+                api_visibility="private",
             )
             gr.on(
                 [slider.change for slider in thresholds],
@@ -146,13 +161,23 @@ class Page:
                 decided,
                 trigger_mode="always_last",
                 show_progress="hidden",
-                **private,
+                api_visibility="private",
             )
             layer.change(
-                self.on_layer, [session, layer], [status, heatmap_view], trigger_mode="always_last", **private
+                self.on_layer,
+                [session, layer],
+                [status, heatmap_view],
+                trigger_mode="always_last",
+                api_visibility="private",
             )
-            reset.click(lambda: inspector.thresholds, None, thresholds, **private)
-            pack.click(self.on_pack, [session, *thresholds], [status, download], show_progress_on=status, **private)
+            reset.click(lambda: inspector.thresholds, None, thresholds, api_visibility="private")
+            pack.click(
+                self.on_pack,
+                [session, *thresholds],
+                [status, download],
+                show_progress_on=status,
+                api_visibility="private",
+            )
         return page
 
     def _headers(self) -> list[str]:
@@ -165,8 +190,9 @@ class Page:
         image_threshold: float,
         pixel_threshold: float,
         layer: str,
-        progress: gr.Progress = gr.Progress(),  # noqa: B008 - how gradio finds it
-    ) -> list:
+        progress: gr.Progress = gr.Progress(),  # noqa: B008 - gradio detects this default
+    ) -> list[Any]:
+        """Analyse the uploads and show the first photo."""
         paths = [str(path) for path in paths or []]
         count = min(len(paths), self.inspector.max_images)
         results, problems = self.inspector.analyse(
@@ -181,16 +207,17 @@ class Page:
 
     def on_select(
         self, session: Session, image_threshold: float, pixel_threshold: float, layer: str, event: gr.SelectData
-    ) -> list:
-        # The number in the first column and not the position, which changes when the table is sorted.
+    ) -> list[Any]:
+        """Show the photo of the selected row."""
+        # Read the number from the first column: the row index changes when the table is sorted.
         number = int(event.row_value[0])
         if not 1 <= number <= len(session.results):
-            return [session, gr.skip(), gr.skip(), _status(session, _GONE), *[gr.skip()] * 6]
+            return [session, gr.skip(), gr.skip(), _status(session, _EXPIRED), *[gr.skip()] * 6]
         session = Session(session.results, session.problems, number - 1)
         return [session, *self._show(session, image_threshold, pixel_threshold, layer)]
 
-    def _show(self, session: Session, image_threshold: float, pixel_threshold: float, layer: str) -> list:
-        """Photo, heatmap and what depends on the thresholds."""
+    def _show(self, session: Session, image_threshold: float, pixel_threshold: float, layer: str) -> list[Any]:
+        """Return the photo, the heatmap and the values of [`Page._decided`]."""
         if not session.results:
             return [None, None, *self._decided(session, (image_threshold, pixel_threshold))]
         result = session.results[session.selected]
@@ -204,9 +231,11 @@ class Page:
     def _heatmap(self, result: PhotoResult, photo: Image.Image, layer: str) -> Image.Image:
         return self.inspector.heatmap(result, photo, None if layer == ALL_LAYERS else int(layer.rpartition(" ")[2]))
 
-    def _decided(self, session: Session, thresholds: tuple[float, float], photo: Image.Image | None = None) -> list:
-        """Values of the components that depend on the thresholds: status, table, summary, mask, regions, pack,
-        download."""
+    def _decided(
+        self, session: Session, thresholds: tuple[float, float], photo: Image.Image | None = None
+    ) -> list[Any]:
+        """Return the values of the components that depend on the thresholds: status, table, summary, mask, regions,
+        pack, download."""
         if not session.results:
             return [_status(session), None, "", None, None, gr.update(interactive=False), gr.update(visible=False)]
         result = session.results[session.selected]
@@ -230,14 +259,16 @@ class Page:
             draw_mask(photo, found["mask"]),
             regions,
             gr.update(interactive=True),
-            # What was packed before was decided otherwise.
+            # An earlier download was made with other thresholds.
             gr.update(visible=False, value=None),
         ]
 
-    def _failed(self, session: Session, error: Exception) -> list:
+    def _failed(self, session: Session, error: Exception) -> list[Any]:
+        """Show an error and leave the other components of [`Page._decided`] unchanged."""
         return [_status(session, str(error)), *[gr.skip()] * 6]
 
-    def on_thresholds(self, session: Session, image_threshold: float, pixel_threshold: float) -> list:
+    def on_thresholds(self, session: Session, image_threshold: float, pixel_threshold: float) -> list[Any]:
+        """Apply new thresholds to the stored results."""
         if not session.results:
             return [gr.skip()] * 7
         try:
@@ -245,7 +276,8 @@ class Page:
         except (OSError, ValueError) as error:
             return self._failed(session, error)
 
-    def on_layer(self, session: Session, layer: str) -> list:
+    def on_layer(self, session: Session, layer: str) -> list[Any]:
+        """Draw the heatmap of another layer."""
         if not session.results:
             return [gr.skip()] * 2
         result = session.results[session.selected]
@@ -255,10 +287,11 @@ class Page:
         except (OSError, ValueError) as error:
             return [_status(session, str(error)), gr.skip()]
 
-    def on_pack(self, session: Session, image_threshold: float, pixel_threshold: float) -> list:
+    def on_pack(self, session: Session, image_threshold: float, pixel_threshold: float) -> list[Any]:
+        """Write the ZIP file and show its link."""
         if not session.results:
-            return [_status(session, _GONE), gr.skip()]
-        # In the folder of the uploads, so that it goes when they go.
+            return [_status(session, _EXPIRED), gr.skip()]
+        # Gradio deletes expired files in its upload folder.
         folder = gr.utils.get_upload_folder()
         os.makedirs(folder, exist_ok=True)
         target = Path(tempfile.mkdtemp(dir=folder)) / "vip2clip_results.zip"
@@ -276,38 +309,39 @@ def _introduction(model_name: str, bundled: bool) -> str:
     text = f"<h2>Visual anomaly detection</h2><p>Model: <b>{html.escape(model_name)}</b>"
     if bundled:
         text += (
-            ", the small checkpoint of the package, made to try things out. For real work start the page with a "
-            "larger one: <code>vip2clip app --model CHECKPOINT</code>"
+            ", the small bundled checkpoint, intended for trying things out. For real work, start the app with a "
+            "larger checkpoint: <code>vip2clip app --model CHECKPOINT</code>"
         )
     return f"{text}.</p>"
 
 
 def _status(session: Session, problem: str | None = None) -> str:
-    """How many photos were read and which were not, as HTML; names come from outside."""
-    count, unread = len(session.results), list(session.problems)
+    """Return the number of photos and the list of problems as HTML. File names and messages are escaped."""
+    count, failed = len(session.results), list(session.problems)
     text = f"<p>{count} {'photo' if count == 1 else 'photos'} analysed.</p>" if count else ""
-    if not count and not unread:
-        text = "<p>Add one or several photos to begin.</p>"
+    if not count and not failed:
+        text = "<p>Add one or more photos to begin.</p>"
     if problem is not None:
         text += f'<div class="problem">{html.escape(problem)}</div>'
-    if unread:
-        lines = "".join(f"<li><b>{html.escape(name)}</b>: {html.escape(reason)}</li>" for name, reason in unread)
-        what = "1 file has" if len(unread) == 1 else f"{len(unread)} files have"
-        text += f'<div class="problem">{what} no result:<ul>{lines}</ul></div>'
+    if failed:
+        lines = "".join(f"<li><b>{html.escape(name)}</b>: {html.escape(reason)}</li>" for name, reason in failed)
+        files = "1 file" if len(failed) == 1 else f"{len(failed)} files"
+        text += f'<div class="problem">No result for {files}:<ul>{lines}</ul></div>'
     return text
 
 
 def _summary(result: PhotoResult, found: dict[str, Any]) -> str:
+    """Return name, label, score, marked pixels and number of regions of the displayed photo as HTML."""
     height, width = result.size
     marked, regions = int(found["mask"].sum()), len(found["regions"])
     parts = [f"score {found['score']:.3f}"]
     if found.get("p_value") is not None:
         parts.append(f"p-value {found['p_value']:.4f}")
     share = 100 * marked / (height * width)
-    parts.append(f'<span id="marked">{marked:,}</span> of {height * width:,} pixels marked ({share:.1f} %)')
+    parts.append(f'<span id="marked">{marked:,}</span> of {height * width:,} pixels marked ({share:.1f}%)')
     parts.append(f"{regions} {'region' if regions == 1 else 'regions'}")
     if regions > SHOWN_REGIONS:
-        parts[-1] += f", the first {SHOWN_REGIONS} below"
+        parts[-1] += f" (first {SHOWN_REGIONS} listed below)"
     label = found["label"]
     return f'<b>{html.escape(result.name)}</b> <span class="{label}">{label}</span> {", ".join(parts)}'
 

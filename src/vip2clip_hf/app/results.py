@@ -1,4 +1,4 @@
-"""What stands behind the page of `vip2clip app`: photos to results that can be decided anew, drawn and packed."""
+"""Results of the web app: analyse photos once, then apply thresholds, draw and download without the model."""
 
 import csv
 import io
@@ -9,7 +9,7 @@ import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -18,12 +18,13 @@ from PIL import Image
 
 from ..models.vip2clip.heatmap_vip2clip import draw_heatmap
 from ..models.vip2clip.image_loading_vip2clip import load_image
+from ..models.vip2clip.modeling_vip2clip import ViP2ClipForAnomalyDetection
 from ..models.vip2clip.pipeline_anomaly_detection import AnomalyDetectionPipeline
 
 
 MAX_IMAGES = 50
 MAX_FILE_SIZE = 20.0
-# Longer side of the map that is kept of a photo seen in tiles.
+# Longer side, in pixels, of the stored anomaly map of a photo that was split into tiles.
 TILED_MAP_SIDE = 1024
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
 
@@ -31,17 +32,17 @@ _UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
 @dataclass
 class PhotoResult:
     """
-    What is kept of one photo: all that decisions and pictures need besides the photo itself, without its pixels.
+    Result of one photo, without its pixels: enough to decide, and with the photo to draw, without the model.
 
     Args:
-        name (`str`): name of the file, to be shown.
-        path (`str`): where the upload lies.
+        name (`str`): file name to display.
+        path (`str`): path of the upload.
         size (`tuple[int, int]`): height and width of the upright photo.
-        score (`float`): in [0, 1].
+        score (`float`): probability that the photo is anomalous, in [0, 1].
         layer_maps (`np.ndarray` of shape `(num_layers, 2, grid, grid)`, *optional*):
-            Float32 in [0, 1]; None of a photo that was seen in tiles.
+            Float32 in [0, 1]; None if the photo was split into tiles.
         tiled_map (`np.ndarray` of shape `(height, width)`, *optional*):
-            Float16 in [0, 1], at most 1024 pixels a side; only of a photo that was seen in tiles.
+            Float16 in [0, 1], at most 1024 pixels per side; set only if the photo was split into tiles.
     """
 
     name: str
@@ -53,28 +54,28 @@ class PhotoResult:
 
     @property
     def nbytes(self) -> int:
-        """Memory of the maps."""
+        """Size of the stored maps in bytes."""
         return sum(kept.nbytes for kept in (self.layer_maps, self.tiled_map) if kept is not None)
 
 
 class PhotoInspector:
     """
-    Photos through a pipeline, each once; decisions and pictures from what was kept of them.
+    Run a pipeline once per photo and compute decisions, masks and heatmaps from the stored results.
 
     Args:
-        detector ([`AnomalyDetectionPipeline`]): what computes everything.
-        max_images (`int`, defaults to 50): photos at a time; the others are left out, and named.
-        max_file_size (`float`, defaults to 20): megabytes (1024 x 1024 bytes) a file may have.
+        detector ([`AnomalyDetectionPipeline`]): the pipeline.
+        max_images (`int`, defaults to 50): maximum number of photos per call; the rest are reported as skipped.
+        max_file_size (`float`, defaults to 20): maximum size of a file in megabytes (1024 x 1024 bytes).
 
     Raises:
-        ValueError: limits that are not positive.
+        ValueError: if a limit is not positive.
     """
 
     def __init__(
         self, detector: AnomalyDetectionPipeline, max_images: int = MAX_IMAGES, max_file_size: float = MAX_FILE_SIZE
-    ):
+    ) -> None:
         if max_images < 1:
-            raise ValueError(f"max_images is {max_images!r}; expected at least 1.")
+            raise ValueError(f"max_images is {max_images!r}; expected an integer of at least 1.")
         if not max_file_size > 0:
             raise ValueError(f"max_file_size is {max_file_size!r}; expected a positive number of megabytes.")
         self.detector, self.max_images, self.max_file_size = detector, max_images, max_file_size
@@ -86,33 +87,42 @@ class PhotoInspector:
 
     @property
     def layers(self) -> list[int]:
-        """Blocks of the vision tower whose maps the anomaly map is the mean of."""
+        """Feature layers of the model. The anomaly map is the mean of their maps."""
         return list(self.detector.model.config.feature_layers)
 
     @property
     def calibrated(self) -> bool:
-        """Whether results have p-values."""
+        """Whether the checkpoint is calibrated from normal images, so that results have p-values."""
         return bool(((self.detector.model.config.calibration or {}).get("image") or {}).get("scores"))
 
     def read(self, path: str, name: str) -> Image.Image:
         """
-        An upload as an upright RGB image.
+        Read an upload as an upright RGB image.
+
+        Args:
+            path (`str`): path of the upload.
+            name (`str`): file name for error messages.
+
+        Returns:
+            `PIL.Image.Image`: the image, rotated as its EXIF data require.
 
         Raises:
-            OSError: a file that is gone, too large, damaged or no image.
-            ValueError: an image without pixels, or one with values that 8 or 16 bits do not hold.
+            OSError: if the file has expired, is too large, is damaged or is not an image.
+            ValueError: if the image has no pixels, or has values outside the range of 8 or 16 bits.
         """
         try:
             megabytes = os.path.getsize(path) / 1024**2
             if megabytes > self.max_file_size:
                 raise OSError(
-                    f"{name!r} has {megabytes:.1f} MB; the limit is {self.max_file_size:g} MB, raise it with "
+                    f"{name!r} has {megabytes:.1f} MB; the limit is {self.max_file_size:g} MB. Raise it with "
                     "--max-file-size."
                 )
             content = Path(path).read_bytes()
         except FileNotFoundError as error:
-            raise OSError(f"{name!r} is no longer there, uploads are kept for an hour; add it again.") from (error)
-        # By content: a message then has the name of the file, and not its place on the server.
+            raise OSError(
+                f"{name!r} is no longer available; uploads are kept for one hour. Add the photo again."
+            ) from error
+        # Pass the content: error messages then contain the file name, not the path on the server.
         return load_image({"bytes": content, "path": name})
 
     def analyse(
@@ -122,33 +132,36 @@ class PhotoInspector:
         on_photo: Callable[[int, str], None] | None = None,
     ) -> tuple[list[PhotoResult], list[tuple[str, str]]]:
         """
-        Run the model over uploads that it has not seen yet.
+        Run the model on new uploads. An upload that cannot be read does not stop the others.
 
         Args:
-            paths (`Sequence[str]`): of the uploads.
-            known (`Sequence[PhotoResult]`): of uploads that were seen before; taken over where the path is the same.
-            on_photo (`Callable[[int, str], None]`, *optional*): called with position and name before each photo.
+            paths (`Sequence[str]`): paths of the uploads.
+            known (`Sequence[PhotoResult]`, defaults to `()`): earlier results; reused for uploads with the same path.
+            on_photo (`Callable[[int, str], None]`, *optional*):
+                Called with position and name before the model runs on a photo.
 
         Returns:
-            `tuple[list[PhotoResult], list[tuple[str, str]]]`: results in the order of the uploads, and name and reason
-            for each that has none.
+            `tuple[list[PhotoResult], list[tuple[str, str]]]`: the results in upload order, and name and error of each
+            upload without a result.
         """
-        seen = {result.path: result for result in known}
-        results, problems = [], []
+        analysed = {result.path: result for result in known}
+        results: list[PhotoResult] = []
+        problems: list[tuple[str, str]] = []
         for position, path in enumerate(paths):
             name = os.path.basename(path)
             if position >= self.max_images:
-                problems.append((name, f"left out; the page takes {self.max_images} photos at a time."))
+                photos = "1 photo" if self.max_images == 1 else f"{self.max_images} photos"
+                problems.append((name, f"skipped; the limit is {photos}. Raise it with --max-images."))
                 continue
-            if path not in seen:
+            if path not in analysed:
                 if on_photo is not None:
                     on_photo(position, name)
                 try:
-                    seen[path] = self._analyse(path, name)
+                    analysed[path] = self._analyse(path, name)
                 except (OSError, ValueError) as error:
                     problems.append((name, str(error)))
                     continue
-            results.append(seen[path])
+            results.append(analysed[path])
         return results, problems
 
     def _analyse(self, path: str, name: str) -> PhotoResult:
@@ -157,22 +170,26 @@ class PhotoInspector:
         result = PhotoResult(name, path, (photo.height, photo.width), found["score"], found["layer_maps"])
         if result.layer_maps is None:
             result.tiled_map = _reduced(found["anomaly_map"])
-        self._postprocess(result, self._map(result), (1, 1), self.thresholds)  # refuses what is not finite
+        self._postprocess(result, self._map(result), (1, 1), self.thresholds)  # raises if a value is not finite
         return result
 
     @torch.inference_mode()
     def _map(self, result: PhotoResult, layer: int | None = None) -> torch.Tensor:
-        """The map of all layers, or of one, `(1, height, width)` at the size of the model."""
-        if result.layer_maps is None:
+        """Return the anomaly map of all layers or of one, `(1, height, width)`, at the size of the model or of the
+        stored map of tiles."""
+        if result.tiled_map is not None:
             if layer is not None:
-                raise ValueError(f"{result.name!r} was seen in tiles, of which there are no maps of single layers.")
+                raise ValueError(
+                    f"{result.name!r} was split into tiles and has no maps of single layers. Select all layers."
+                )
             return torch.from_numpy(result.tiled_map.astype(np.float32))[None]
         if layer is not None and layer not in self.layers:
-            raise ValueError(f"layer is {layer!r}; expected one of {self.layers}, or None for all.")
-        kept = torch.from_numpy(result.layer_maps)[None].to(self.detector.device)  # (1, L, 2, grid, grid)
+            raise ValueError(f"layer is {layer!r}; expected one of {self.layers}, or None for all layers.")
+        layer_maps = torch.from_numpy(result.layer_maps)[None].to(self.detector.device)  # (1, L, 2, grid, grid)
         if layer is not None:
-            kept = kept[:, [self.layers.index(layer)]]
-        return self.detector.model.get_anomaly_maps(kept).cpu()
+            layer_maps = layer_maps[:, [self.layers.index(layer)]]
+        model = cast(ViP2ClipForAnomalyDetection, self.detector.model)
+        return model.get_anomaly_maps(layer_maps).cpu()
 
     def _postprocess(
         self,
@@ -181,54 +198,65 @@ class PhotoInspector:
         size: tuple[int, int],
         thresholds: tuple[float, float],
         photo: Image.Image | None = None,
-        **options,
+        regions: bool = False,
     ) -> dict[str, Any]:
+        """Run the postprocessing of the pipeline with its own settings and these thresholds."""
         outputs = {"scores": torch.tensor([result.score]), "anomaly_maps": anomaly_map}
-        settings = {**self.detector._postprocess_params, **options, "threshold": thresholds}
+        settings = {**self.detector._postprocess_params, "regions": regions, "threshold": thresholds}
         return self.detector.postprocess({**outputs, "target_size": size, "image": photo}, **settings)
 
     def decide(self, result: PhotoResult, thresholds: tuple[float, float]) -> dict[str, Any]:
         """
-        The decision about a photo, without its map: fast.
+        Decide about a photo. This is fast: it does not compute the anomaly map.
 
         Args:
-            thresholds (`tuple[float, float]`): of image and pixels, in [0, 1].
+            result ([`PhotoResult`]): result of the photo.
+            thresholds (`tuple[float, float]`): image and pixel threshold, in [0, 1].
 
         Returns:
-            `dict`: `score`, `label` and, of a calibrated checkpoint, `p_value`, as the pipeline gives them.
+            `dict`: `score`, `label` and, if the checkpoint is calibrated, `p_value`; equal to those of the pipeline.
 
         Raises:
-            ValueError: thresholds outside [0, 1].
+            ValueError: if a threshold is outside [0, 1].
         """
-        found = self._postprocess(result, torch.zeros(1, 1, 1), (1, 1), thresholds, regions=False)
+        found = self._postprocess(result, torch.zeros(1, 1, 1), (1, 1), thresholds)
         return {name: found[name] for name in ("score", "label", "p_value") if name in found}
 
     def inspect(
         self, result: PhotoResult, thresholds: tuple[float, float], photo: Image.Image | None = None
     ) -> dict[str, Any]:
         """
-        What the pipeline gives for a photo, from what was kept, without the model.
+        Compute the output of the pipeline from a stored result, without the model.
 
         Args:
-            thresholds (`tuple[float, float]`): of image and pixels, in [0, 1].
-            photo (`PIL.Image.Image`, *optional*): the upright photo, for `heatmap`.
+            result ([`PhotoResult`]): result of the photo.
+            thresholds (`tuple[float, float]`): image and pixel threshold, in [0, 1].
+            photo (`PIL.Image.Image`, *optional*): the upright photo; needed for `heatmap`.
 
         Returns:
-            `dict`: see [`AnomalyDetectionPipeline`]; with `regions`, and with `heatmap` when the photo is given.
+            `dict`: see [`AnomalyDetectionPipeline`]; includes `regions`, and `heatmap` if `photo` is set.
 
         Raises:
-            ValueError: thresholds outside [0, 1].
+            ValueError: if a threshold is outside [0, 1].
         """
         return self._postprocess(result, self._map(result), result.size, thresholds, photo, regions=True)
 
     def heatmap(self, result: PhotoResult, photo: Image.Image, layer: int | None = None) -> Image.Image:
         """
-        The map of all layers, or of one, over the photo.
+        Draw the anomaly map of all layers, or of one, over the photo.
+
+        Args:
+            result ([`PhotoResult`]): result of the photo.
+            photo (`PIL.Image.Image`): the upright photo.
+            layer (`int`, *optional*): feature layer; all layers if not set.
+
+        Returns:
+            `PIL.Image.Image`: the heatmap, at the size of the photo.
 
         Raises:
-            ValueError: a layer the checkpoint has not, or any of a photo that was seen in tiles.
+            ValueError: if `layer` is not a feature layer, or is set for a photo that was split into tiles.
         """
-        found = self._postprocess(result, self._map(result, layer), result.size, self.thresholds, regions=False)
+        found = self._postprocess(result, self._map(result, layer), result.size, self.thresholds)
         return draw_heatmap(photo, found["anomaly_map"])
 
     def write_zip(
@@ -238,21 +266,22 @@ class PhotoInspector:
         results: Sequence[PhotoResult],
         problems: Sequence[tuple[str, str]],
         thresholds: tuple[float, float],
-    ):
+    ) -> None:
         """
-        Results as a ZIP file: `results.json`, `results.csv`, and for every photo heatmap and mask as PNG.
+        Write the results to a ZIP file: `results.json`, `results.csv`, and heatmap and mask of every photo as PNG.
 
         Args:
             target (`Path`): file to write.
-            model_name (`str`): what the results say about where they come from.
-            results, problems: from [`analyse`].
-            thresholds (`tuple[float, float]`): of image and pixels, in [0, 1].
+            model_name (`str`): name of the model, stored in `results.json`.
+            results (`Sequence[PhotoResult]`): results from [`PhotoInspector.analyse`].
+            problems (`Sequence[tuple[str, str]]`): names and errors from [`PhotoInspector.analyse`].
+            thresholds (`tuple[float, float]`): image and pixel threshold, in [0, 1].
 
         Raises:
-            OSError: an upload that is gone.
-            ValueError: thresholds outside [0, 1].
+            OSError: if an upload has expired, or the file cannot be written.
+            ValueError: if a threshold is outside [0, 1].
         """
-        entries = []
+        entries: list[dict[str, Any]] = []
         with zipfile.ZipFile(target, "w") as archive:
             for number, result in enumerate(results, start=1):
                 found = self.inspect(result, thresholds, self.read(result.path, result.name))
@@ -273,16 +302,25 @@ class PhotoInspector:
 
 
 def _reduced(anomaly_map: np.ndarray) -> np.ndarray:
-    """A map as it is kept: float16, its longer side at most 1024."""
-    share = TILED_MAP_SIDE / max(anomaly_map.shape)
-    if share < 1:
-        size = tuple(max(1, round(side * share)) for side in anomaly_map.shape)
+    """Convert a map to float16 and shrink it if its longer side has more than 1024 pixels."""
+    scale = TILED_MAP_SIDE / max(anomaly_map.shape)
+    if scale < 1:
+        size = tuple(max(1, round(side * scale)) for side in anomaly_map.shape)
         anomaly_map = F.interpolate(torch.from_numpy(anomaly_map)[None, None], size, mode="area")[0, 0].numpy()
     return anomaly_map.astype(np.float16)
 
 
 def safe_stem(name: str) -> str:
-    """A file name without its extension, as part of another: ASCII letters, digits, "_" and "-" only, at most 60."""
+    """
+    Make the stem of a file name safe for use in another file name.
+
+    Args:
+        name (`str`): file name from an upload.
+
+    Returns:
+        `str`: the name without extension, with ASCII letters, digits, "_" and "-" only, at most 60 characters;
+        "photo" if nothing is left.
+    """
     return _UNSAFE.sub("_", os.path.splitext(name)[0]).strip("_")[:60] or "photo"
 
 

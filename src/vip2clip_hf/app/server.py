@@ -1,7 +1,7 @@
-"""The page of `vip2clip app`: photos in, scores, decisions, maps and masks out, in a browser.
+"""Build and serve the web app: upload photos, get scores, decisions, heatmaps and masks in a browser.
 
-Everything is computed by [`AnomalyDetectionPipeline`]; what is between it and the page is in
-[`vip2clip_hf.app.results`], the page itself in [`vip2clip_hf.app.page`].
+[`AnomalyDetectionPipeline`] computes the results, [`vip2clip_hf.app.results`] stores them and
+[`vip2clip_hf.app.page`] shows them.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
@@ -26,7 +26,7 @@ from .results import MAX_FILE_SIZE, MAX_IMAGES, PhotoInspector
 if TYPE_CHECKING:
     import gradio
 
-# Photos of 50 megapixels are read; the 89 that Pillow allows would take some gigabytes each.
+# Less than Pillow's default of 89 megapixels: a photo of that size takes several gigabytes of memory.
 MAX_PIXELS = 50_000_000
 
 
@@ -38,24 +38,31 @@ def build_app(
     max_file_size: float = MAX_FILE_SIZE,
 ) -> "gradio.Blocks":
     """
-    The page, to be launched or mounted into another server. [`launch`] does the former with safe settings.
+    Build the web app, to launch it or to mount it in another server. [`launch`] serves it with safe settings.
 
     Args:
         model (`str`, `os.PathLike` or [`AnomalyDetectionPipeline`], *optional*):
-            Folder or Hub id of a checkpoint, or a pipeline; the small checkpoint of the package when not given.
-        device (*optional*): where to run; the first accelerator when not given.
-        max_images (`int`, defaults to 50): photos at a time.
-        max_file_size (`float`, defaults to 20): megabytes a file may have.
+            Checkpoint folder or Hub id, or a pipeline; defaults to the small bundled checkpoint.
+        device (`str`, *optional*):
+            Device to run on; defaults to the first accelerator. Ignored if `model` is a pipeline.
+        max_images (`int`, defaults to 50):
+            Maximum number of photos at a time.
+        max_file_size (`float`, defaults to 20):
+            Maximum size of a file, in megabytes.
+
+    Returns:
+        `gradio.Blocks`: the web app.
 
     Raises:
-        ImportError: gradio or scipy are missing.
-        OSError: a checkpoint that cannot be read.
-        ValueError: a checkpoint of another kind, or limits that are not positive.
+        ImportError: if gradio or scipy is not installed.
+        OSError: if the checkpoint cannot be read.
+        ValueError: if the checkpoint is of another model type, or a limit is not positive.
     """
     from .page import Page
 
-    detector = model
-    if not isinstance(model, AnomalyDetectionPipeline):
+    if isinstance(model, AnomalyDetectionPipeline):
+        detector = model
+    else:
         detector = AnomalyDetectionPipeline.from_pretrained(
             bundled_checkpoint() if model is None else model, device=device
         )
@@ -63,8 +70,8 @@ def build_app(
     return page.build(bundled=model is None)
 
 
-def _model_name(model: Any) -> str:
-    """What the page calls a checkpoint: a Hub id, or the last part of a path, not where it lies."""
+def _model_name(model: str | os.PathLike | AnomalyDetectionPipeline | None) -> str:
+    """Return the displayed name of a model: the Hub id, or the folder name without its path."""
     if model is None:
         return bundled_checkpoint().name
     if isinstance(model, AnomalyDetectionPipeline):
@@ -73,7 +80,15 @@ def _model_name(model: Any) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address is reached from this machine only."""
+    """
+    Check whether a host can be reached from this machine only.
+
+    Args:
+        host (`str`): IP address or host name.
+
+    Returns:
+        `bool`: True for "localhost" and loopback addresses; False for any other name.
+    """
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -82,15 +97,14 @@ def is_loopback(host: str) -> bool:
 
 @contextlib.contextmanager
 def _private_folder() -> Iterator[Path]:
-    """A folder that takes all temporary files of this process, and is removed at the end, also when it is told to
-    terminate."""
-    folder = Path(tempfile.mkdtemp(prefix="vip2clip-app-"))  # for this user only
+    """Create a folder for all temporary files of this process and remove it at the end, also on SIGTERM."""
+    folder = Path(tempfile.mkdtemp(prefix="vip2clip-app-"))  # readable by this user only
     before, temporary = dict(os.environ), tempfile.tempdir
     os.environ.update(
         GRADIO_TEMP_DIR=str(folder),
         GRADIO_ANALYTICS_ENABLED="False",
         GRADIO_RUN_HISTORY="False",
-        MPLCONFIGDIR=str(folder / "matplotlib"),  # gradio loads matplotlib where there is one
+        MPLCONFIGDIR=str(folder / "matplotlib"),  # gradio imports matplotlib if it is installed
     )
     tempfile.tempdir = str(folder)
     handler = None
@@ -118,39 +132,44 @@ def launch(
     max_file_size: float = MAX_FILE_SIZE,
     max_pixels: int = MAX_PIXELS,
     open_browser: bool = False,
-):
+) -> None:
     """
-    Serve the page until the process is stopped.
+    Serve the web app until the process is stopped.
 
-    Uploads and results go to a temporary folder of this process, are deleted after an hour, and with the folder at
-    the end. Nothing is written elsewhere, nothing is sent anywhere, and no address but that of the host is bound.
+    Uploads and results are stored in a temporary folder of this process. They are deleted after one hour, and the
+    folder is deleted at the end. The app writes nothing else, sends nothing, and binds only the address `host`.
 
     Args:
-        model, device, max_images, max_file_size: see [`build_app`].
+        model, device, max_images, max_file_size:
+            See [`build_app`].
         host (`str`, defaults to "127.0.0.1"):
-            Address to bind. Any but a loopback address lets others on the network in, for which there is a warning.
-        port (`int`, defaults to 7860): its port.
-        max_pixels (`int`, defaults to 50,000,000): pixels a photo may have; larger ones are refused before they are
-            decoded. Sets `PIL.Image.MAX_IMAGE_PIXELS` while the page is served.
-        open_browser (`bool`, defaults to `False`): whether to show the page in the browser of this machine.
+            Address to bind. An address that is not a loopback address exposes the app to the network and prints a
+            warning.
+        port (`int`, defaults to 7860):
+            Port to bind.
+        max_pixels (`int`, defaults to 50,000,000):
+            Maximum number of pixels of a photo. Larger photos are refused before they are decoded. Sets
+            `PIL.Image.MAX_IMAGE_PIXELS` while the app is running.
+        open_browser (`bool`, defaults to `False`):
+            Whether to open the app in the browser of this machine.
 
     Raises:
-        ImportError: gradio or scipy are missing.
-        OSError: a checkpoint that cannot be read, or an address that cannot be bound.
-        ValueError: a checkpoint of another kind, or limits that are not positive.
+        ImportError: if gradio or scipy is not installed.
+        OSError: if the checkpoint cannot be read, or the address cannot be bound.
+        ValueError: if the checkpoint is of another model type, or a limit is not positive.
     """
     if max_pixels < 1:
         raise ValueError(f"max_pixels is {max_pixels!r}; expected a positive number of pixels.")
     if not is_loopback(host):
         print(
-            f"Warning: on {host} everyone who reaches this machine over the network can use the page, without a "
-            "password. Leave --host out to keep it to this machine.",
+            f"Warning: with --host {host}, anyone on the network can use the app without a password. Omit --host to "
+            "allow connections from this machine only.",
             file=sys.stderr,
         )
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, max_pixels
     try:
         with _private_folder():
-            # Not before: with its import gradio takes the folder it finds.
+            # Import inside the block: gradio reads the temporary folder on import.
             from .page import CSS, KEPT_SESSIONS, THEME
 
             page = build_app(model, device, max_images=max_images, max_file_size=max_file_size)
@@ -176,9 +195,9 @@ def launch(
                 )
             except OSError as error:
                 raise OSError(
-                    f"Address {host}, port {port} cannot be bound ({error}); choose another with --port or --host."
+                    f"Address {host}, port {port} cannot be bound ({error}). Choose another with --port or --host."
                 ) from error
-            print(f"Serving on {address} (Ctrl+C ends it)", flush=True)
+            print(f"Serving on {address} (press Ctrl+C to stop)", flush=True)
             try:
                 page.block_thread()
             finally:

@@ -1,4 +1,4 @@
-"""Thresholds and where they come from."""
+"""Result of a calibration."""
 
 import copy
 from dataclasses import dataclass, field
@@ -10,17 +10,17 @@ from ..models.vip2clip.configuration_vip2clip import ViP2ClipConfig
 @dataclass
 class Calibration:
     """
-    Thresholds and where they come from.
+    Result of a calibration: thresholds, and how they were chosen.
 
     Args:
-        content (`dict`):
-            What goes into `config.calibration`: `method` ("conformal", "f1" or "recall"), `false_alarm_rate`, `date`,
-            `settings` (tiles and top-k the scores were computed with), and for `image` and `pixel` `num_images`,
-            `threshold` and, with "conformal", `scores`.
+        content (`dict[str, Any]`):
+            Value of `config.calibration`: `method` (`"conformal"`, `"f1"` or `"recall"`), `false_alarm_rate` or
+            `recall`, `date`, `settings` (tiles and top-k used to compute the scores), and a dict each for `image` and
+            `pixel`, with `num_images`, `threshold` and, for `"conformal"`, `scores`.
         suspicious (`list[str]`):
-            Calibration images that look anomalous, the worst first.
+            Calibration images that look anomalous, in descending order of their scores.
         unreadable (`dict[str, str]`):
-            Images that could not be read, and why; they do not count.
+            Images that could not be read, and the reason. They are not part of the calibration.
     """
 
     content: dict[str, Any]
@@ -29,16 +29,24 @@ class Calibration:
 
     @property
     def image_threshold(self) -> float:
-        """In [0, 1]; an image is anomalous when its score is greater."""
+        """Image threshold, in [0, 1]. An image is anomalous if its score is greater."""
         return self.content["image"]["threshold"]
 
     @property
     def pixel_threshold(self) -> float:
-        """In [0, 1]; a pixel is anomalous when its value is greater."""
+        """Pixel threshold, in [0, 1]. A pixel is anomalous if its value in the anomaly map is greater."""
         return self.content["pixel"]["threshold"]
 
-    def apply(self, config: ViP2ClipConfig):
-        """Put thresholds and calibration into a configuration."""
+    def apply(self, config: ViP2ClipConfig) -> None:
+        """
+        Set the thresholds and the calibration of a configuration.
+
+        Args:
+            config ([`ViP2ClipConfig`]): configuration of a model in memory.
+
+        Raises:
+            ValueError: if a value is invalid.
+        """
         config.image_threshold, config.pixel_threshold = self.image_threshold, self.pixel_threshold
         config.calibration = copy.deepcopy(self.content)
         config.check_values()

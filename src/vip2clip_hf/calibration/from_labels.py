@@ -1,4 +1,4 @@
-"""Thresholds from labelled images: the best F1, or a wanted recall."""
+"""Thresholds from labelled images, for the best F1 or a given recall."""
 
 import datetime
 import math
@@ -13,7 +13,7 @@ from .calibration import Calibration
 from .scores import decision_maps
 
 
-# Map values of any number of pixels are counted in so many steps.
+# Number of bins of the histogram of map values.
 _BINS = 65_536
 
 
@@ -26,37 +26,46 @@ def calibrate_labelled(
     progress: bool = False,
 ) -> Calibration:
     """
-    Thresholds from labelled images: those of the best F1, or the largest that find a wanted share.
+    Choose thresholds from labelled images: the thresholds with the best F1, or the largest with a given recall.
 
     Args:
         detector ([`AnomalyDetectionPipeline`]):
-            Made with the options it will be used with.
+            Pipeline, with the options you will use it with. It is not changed.
         dataset (`datasets.Dataset`):
-            As `load_folder` gives it, with normal and anomalous images. Masks, where there are any, give the pixel
-            threshold; without any it stays as it is.
+            Normal and anomalous images, as returned by [`load_folder`]. The pixel threshold is chosen from the masks;
+            if there are no masks, it keeps its value.
         recall (`float`, *optional*):
-            Share of anomalous images, and of anomalous pixels, to find at least, in (0, 1]. Without it the best F1.
+            Minimum fraction of anomalous images, and of anomalous pixels, to find, in (0, 1]. If not set, the
+            thresholds maximize F1.
         mask_threshold (`int` or `float`, defaults to 0):
             Mask values greater than this are anomalous.
         progress (`bool`, defaults to `False`):
             Whether to show a progress bar.
 
+    Returns:
+        [`Calibration`]: the thresholds. Call `calibration.apply(detector.model.config)` to use them, or
+        [`save_calibration`] to write them to a checkpoint.
+
     Raises:
-        ValueError: labels missing or of one kind only, or a recall outside (0, 1].
+        ImportError: if scipy or `datasets` are not installed.
+        OSError: if an image or mask cannot be read.
+        ValueError: if a label is missing, if all labels are the same, or if the recall is outside (0, 1].
     """
     from ..data.collator import undecoded
     from ..evaluation.metrics import AnomalyMetrics
 
     if recall is not None and not 0 < recall <= 1:
-        raise ValueError(f"recall is {recall}; expected a share in (0, 1].")
+        raise ValueError(f"recall is {recall}; expected a number in (0, 1].")
     labels = np.asarray([-1 if label is None else label for label in dataset["label"]])
     if set(labels.tolist()) != {0, 1}:
         raise ValueError(
-            f"The data set has {(labels == 0).sum()} normal and {(labels == 1).sum()} anomalous images, and "
-            f"{(labels < 0).sum()} without a label; expected normal and anomalous ones, all with labels."
+            f"The dataset contains {(labels == 0).sum()} normal images, {(labels == 1).sum()} anomalous images and "
+            f"{(labels < 0).sum()} images without a label; expected normal and anomalous images, all with a label."
         )
     rows = undecoded(dataset)
-    metrics, scores, unreadable = AnomalyMetrics(), [], {}
+    metrics = AnomalyMetrics()
+    scores: list[float] = []
+    unreadable: dict[str, str] = {}
     marked_values = np.zeros(_BINS, dtype=np.int64)
     found = decision_maps(detector, (rows[number]["image"] for number in range(len(rows))), unreadable, progress)
     for number, (_, result) in enumerate(found):
@@ -70,7 +79,7 @@ def calibrate_labelled(
             has_mask=np.array([has_mask]),
         )  # fmt: skip
         scores.append(result["score"])
-        # In float64, where the product is exact: no value is counted above where it is.
+        # In float64 the product is exact, so no value is rounded up into a higher bin.
         steps = anomaly_map[marked].astype(np.float64) * (_BINS - 1)
         marked_values += np.bincount(steps.astype(np.int64), minlength=_BINS)
     if unreadable:
@@ -86,8 +95,8 @@ def calibrate_labelled(
         anomalous = np.sort(np.asarray(scores)[labels == 1])[::-1]
         image_threshold = _just_below(anomalous[_needed(recall, len(anomalous)) - 1])
         if marked_values.any():
-            beyond = np.cumsum(marked_values[::-1])[::-1]  # with values in this bin or above
-            last = np.flatnonzero(beyond >= _needed(recall, int(marked_values.sum())))[-1]
+            above = np.cumsum(marked_values[::-1])[::-1]  # pixels in this bin or higher bins
+            last = np.flatnonzero(above >= _needed(recall, int(marked_values.sum())))[-1]
             pixel_threshold = _just_below(last / (_BINS - 1))
     content = {
         "method": "f1" if recall is None else "recall",
@@ -103,7 +112,7 @@ def calibrate_labelled(
 
 
 def _mask_like(mask: Any, anomaly_map: np.ndarray, threshold: float) -> np.ndarray:
-    """A mask at the size of a map, as the image processor does it; nothing marked where there is none."""
+    """Resize a mask to the size of a map, like the image processor. Without a mask, no pixel is anomalous."""
     if mask is None:
         return np.zeros(anomaly_map.shape, dtype=bool)
     marked = Image.fromarray((load_mask(mask) > threshold).astype(np.uint8) * 255)
@@ -111,12 +120,13 @@ def _mask_like(mask: Any, anomaly_map: np.ndarray, threshold: float) -> np.ndarr
 
 
 def _just_below(value: float) -> float:
-    """A threshold that the value exceeds, and the next smaller one (in float32) does not."""
+    """Return the largest float32 threshold that a value exceeds, or 0."""
     return float(max(0.0, np.nextafter(np.float32(value), np.float32(0))))
 
 
-def _needed(share: float, count: int) -> int:
-    return max(1, math.ceil(share * count - 1e-9))
+def _needed(recall: float, count: int) -> int:
+    """Return how many of `count` must be found. 1e-9 keeps a product such as 0.07 x 100 from being rounded up."""
+    return max(1, math.ceil(recall * count - 1e-9))
 
 
 __all__ = ["calibrate_labelled"]

@@ -1,6 +1,6 @@
-"""Thresholds with a known false-alarm rate, from normal images alone.
+"""Thresholds with a known false-alarm rate, from normal images only.
 
-The guarantee and its formulas are in `decision_vip2clip.py`.
+`decision_vip2clip.py` contains the formulas and their guarantee.
 """
 
 import datetime
@@ -25,8 +25,8 @@ from .scores import decision_maps
 
 
 logger = logging.get_logger(__name__)
-# Normal images whose score lies this many times the usual spread above the middle, on the scale of logits, look
-# anomalous.
+# An image looks anomalous if the logit of its score exceeds the median by more than this many (robust) standard
+# deviations.
 SUSPICIOUS = 5.0
 
 
@@ -39,55 +39,62 @@ def calibrate(
     progress: bool = False,
 ) -> Calibration:
     """
-    Thresholds from normal images by split conformal prediction: on normal images like these (exchangeable with them)
-    the rate of images called anomalous is at most `false_alarm_rate`, and so is that of images with any region marked
-    in the mask. Each of the two holds by itself, on average over draws of the calibration images.
+    Choose thresholds from normal images by split conformal prediction.
+
+    On new normal images that are exchangeable with the calibration images, the rate of images classified as anomalous
+    is at most `false_alarm_rate`. So is the rate of images with any region in the mask. Each bound holds separately,
+    on average over draws of the calibration images.
 
     Args:
         detector ([`AnomalyDetectionPipeline`]):
-            Made with the options it will be used with (`tile_size`, `top_k`, ...); is not changed.
+            Pipeline, with the options you will use it with (`tile_size`, `top_k`, ...). It is not changed.
         normal (`str`, `os.PathLike` or iterable):
-            Normal images that nothing was trained or chosen on: a folder, or what the pipeline takes.
+            Normal images not used for training or model selection: a folder, or an iterable of images in any form that
+            the pipeline accepts.
         false_alarm_rate (`float`, defaults to 0.01):
-            In (0, 1).
+            Maximum fraction of normal images classified as anomalous, in (0, 1).
         min_region_area (`float`, defaults to 0.0):
-            Share of the image a region has to cover to count, in [0, 1); smaller ones then do not appear in the mask.
+            Minimum area of a region, as a fraction of the image, in [0, 1). Smaller regions are removed from the mask.
         progress (`bool`, defaults to `False`):
             Whether to show a progress bar.
 
     Returns:
-        [`Calibration`]; `calibration.apply(detector.model.config)` puts it to use, [`save_calibration`] writes it into
-        a checkpoint.
+        [`Calibration`]: the thresholds. Call `calibration.apply(detector.model.config)` to use them, or
+        [`save_calibration`] to write them to a checkpoint.
 
     Raises:
-        ValueError: too few images for the rate (says how many it needs), a rate outside (0, 1), an area outside
-            [0, 1).
-        OSError: the folder cannot be read.
+        ImportError: if scipy is not installed and `min_region_area` is greater than 0.
+        OSError: if the folder cannot be read.
+        ValueError: if there are too few images for the rate (the message contains the required number), if the rate is
+            outside (0, 1), if the area is outside [0, 1), or if `normal` is a file.
     """
     needed = min_calibration_images(false_alarm_rate)
     if not 0 <= min_region_area < 1:
-        raise ValueError(f"min_region_area is {min_region_area}; expected a share of the image in [0, 1).")
+        raise ValueError(f"min_region_area is {min_region_area}; expected a fraction of the image in [0, 1).")
     images = list_images(normal) if isinstance(normal, (str, os.PathLike)) and os.path.isdir(normal) else normal
     if isinstance(images, (str, os.PathLike)):
-        raise ValueError(f"{str(images)!r} is no folder; expected one with at least {needed} normal images.")
-    if isinstance(images, Sequence) and len(images) < needed:  # before an hour of work
-        conformal_threshold([0.0] * len(images), false_alarm_rate)
+        raise ValueError(f"{str(images)!r} is not a folder; expected a folder of at least {needed} normal images.")
+    if isinstance(images, Sequence) and len(images) < needed:
+        conformal_threshold([0.0] * len(images), false_alarm_rate)  # raises now, not after hours of work
 
-    names, scores, peaks, unreadable = [], [], [], {}
+    names: list[str] = []
+    scores: list[float] = []
+    peaks: list[float] = []
+    unreadable: dict[str, str] = {}
     for name, result in decision_maps(detector, images, unreadable, progress):
         names.append(name)
         scores.append(result["score"])
         pixels = min_region_pixels(result["anomaly_map"].shape, min_region_area)
         peaks.append(region_score(result["anomaly_map"], pixels))
     for name, reason in unreadable.items():
-        logger.warning(f"Left out of the calibration: {name}: {reason}")
+        logger.warning(f"Skipped in the calibration: {name}: {reason}")
     image_threshold = conformal_threshold(scores, false_alarm_rate)
     pixel_threshold = conformal_threshold(peaks, false_alarm_rate)
     suspicious = _suspicious(names, scores)
     if suspicious:
         logger.warning(
-            f"{len(suspicious)} of the {len(scores)} calibration images look anomalous, and raise the threshold if "
-            f"they are: {', '.join(suspicious[:10])}{', ...' if len(suspicious) > 10 else ''}. Look at them."
+            f"{len(suspicious)} of {len(scores)} calibration images look anomalous: {', '.join(suspicious[:10])}"
+            f"{', ...' if len(suspicious) > 10 else ''}. Check them: anomalous images raise the threshold."
         )
     common = {"num_images": len(scores)}
     content = {
@@ -107,12 +114,13 @@ def calibrate(
 
 
 def _suspicious(names: list[str], scores: list[float]) -> list[str]:
+    """Return the names of images that look anomalous, in descending order of their scores."""
     values = np.clip(np.asarray(scores, dtype=np.float64), 1e-6, 1 - 1e-6)
     logits = np.log(values / (1 - values))
-    middle = np.median(logits)
-    spread = max(1.4826 * float(np.median(abs(logits - middle))), 0.1)
-    far = (logits - middle) / spread
-    return [names[place] for place in np.argsort(-far, kind="stable") if far[place] > SUSPICIOUS]
+    median = np.median(logits)
+    deviation = max(1.4826 * float(np.median(abs(logits - median))), 0.1)  # estimated from the median deviation
+    distances = (logits - median) / deviation
+    return [names[index] for index in np.argsort(-distances, kind="stable") if distances[index] > SUSPICIOUS]
 
 
 __all__ = ["calibrate"]

@@ -1,4 +1,4 @@
-"""Write a calibration into a checkpoint."""
+"""Write a calibration to a checkpoint."""
 
 import json
 import os
@@ -19,24 +19,26 @@ def save_calibration(
     calibration: Calibration, checkpoint: str | os.PathLike, output: str | os.PathLike | None = None
 ) -> Path:
     """
-    Write a calibration into the configuration and the card of a checkpoint.
+    Write a calibration to the configuration and the model card of a checkpoint.
 
     Args:
-        calibration ([`Calibration`]).
+        calibration ([`Calibration`]):
+            The calibration.
         checkpoint (`str` or `os.PathLike`):
-            Folder of the checkpoint.
+            Checkpoint folder.
         output (`str` or `os.PathLike`, *optional*):
-            A new folder for a calibrated copy. Without it the checkpoint itself is changed.
+            New folder for a calibrated copy. By default, the checkpoint is changed in place.
 
     Returns:
-        `Path`: the folder written.
+        `pathlib.Path`: the calibrated checkpoint.
 
     Raises:
-        OSError: no folder, one that cannot be written, or `output` is there already.
+        OSError: if `checkpoint` is not a checkpoint folder or cannot be written, or if `output` exists and is not
+            empty.
     """
     checkpoint = Path(checkpoint)
     if not (checkpoint / "config.json").is_file():
-        raise OSError(f"{str(checkpoint)!r} holds no config.json; expected the folder of a checkpoint.")
+        raise OSError(f"{str(checkpoint)!r} does not contain config.json; expected a checkpoint folder.")
     if output is not None:
         with new_folder(output) as target:
             shutil.copytree(checkpoint, target, dirs_exist_ok=True)
@@ -46,7 +48,7 @@ def save_calibration(
     return checkpoint
 
 
-def _write(calibration: Calibration, folder: Path):
+def _write(calibration: Calibration, folder: Path) -> None:
     config = ViP2ClipConfig.from_pretrained(folder)
     calibration.apply(config)
     content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -56,7 +58,7 @@ def _write(calibration: Calibration, folder: Path):
     card, section = folder / "README.md", describe_calibration(config)
     written = card.read_text(encoding="utf-8") if card.exists() else "# ViP²-CLIP\n"
     written = _SECTION.sub("", written).rstrip("\n") + f"\n\n{section}\n"
-    # The card first: a stop in between leaves the thresholds of before.
+    # config.json last, so that an interruption keeps the old thresholds.
     write_atomically(card, written)
     write_atomically(folder / "config.json", text)
 

@@ -1,13 +1,28 @@
-"""Scores and maps of calibration images."""
+"""Scores and anomaly maps of calibration images."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
+from ..models.vip2clip.pipeline_anomaly_detection import AnomalyDetectionPipeline
 
-def decision_maps(detector, images: Iterable[Any], unreadable: dict[str, str], progress: bool):
-    """Name and result of every image that can be read, with the map at the size of the model (or of the photo, where
-    it is seen in tiles)."""
+
+def decision_maps(
+    detector: AnomalyDetectionPipeline, images: Iterable[Any], unreadable: dict[str, str], progress: bool
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """
+    Compute the score and the anomaly map of each image. Images that cannot be read are skipped.
+
+    Args:
+        detector ([`AnomalyDetectionPipeline`]): the pipeline.
+        images (`Iterable`): images in any form that the pipeline accepts.
+        unreadable (`dict[str, str]`): gets the name of each image that cannot be read, and the reason.
+        progress (`bool`): whether to show a progress bar.
+
+    Yields:
+        `tuple[str, dict[str, Any]]`: name of the image, and the result of `detector.decision_map`. The map has the
+        size of the model, or of the image if it is split into tiles.
+    """
     from tqdm.auto import tqdm
 
     for number, image in enumerate(tqdm(images, desc="calibrating", disable=not progress)):

@@ -1,4 +1,4 @@
-"""Checkpoint folders: write one with its model card; the small bundled checkpoint."""
+"""Write checkpoint folders and model cards, and find the bundled checkpoint."""
 
 from typing import TYPE_CHECKING
 

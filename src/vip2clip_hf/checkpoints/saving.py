@@ -1,4 +1,4 @@
-"""Write a complete checkpoint folder: weights, configuration, image processor, remote code, model card."""
+"""Write complete checkpoint folders: weights, configuration, image processor, remote code and model card."""
 
 import copy
 import json
@@ -11,15 +11,15 @@ from typing import Any
 
 import torch
 
-from ..models.vip2clip.backbone_vip2clip import backbone_checksum as _checksum_of
+from ..models.vip2clip.backbone_vip2clip import backbone_checksum as compute_checksum
 from ..models.vip2clip.image_processing_vip2clip import ViP2ClipImageProcessor, check_image_processor
 from ..models.vip2clip.modeling_vip2clip import ViP2ClipForAnomalyDetection
 from ..utils.files import umask
-from .card import GENERATED, model_card
+from .card import is_generated, model_card
 
 
 _MODEL_FOLDER = Path(__file__).parents[1] / "models" / "vip2clip"
-# The remote code: files that make a checkpoint work where this package is not installed.
+# Remote code: these files are copied into each checkpoint, to load it without this package.
 CODE_FILES = tuple(
     path
     for path in sorted(_MODEL_FOLDER.glob("*.py"))
@@ -51,56 +51,60 @@ def write_checkpoint(
     max_shard_size: int | str = "5GB",
 ) -> Path:
     """
-    Write a folder that loads with `from_pretrained`, with or without this package installed.
+    Write a checkpoint folder that can be loaded with `from_pretrained`, with or without this package.
 
-    The files are written aside first and then moved into place; when anything fails an existing folder is as it was.
-    Other files in the folder are left alone, and so is a model card (README.md) without the line that marks it as
-    generated.
+    If the folder exists, its checkpoint is replaced only after all files have been written. If an error occurs, the
+    folder does not change. Other files in the folder are kept. A model card (README.md) is also kept, unless it
+    contains the line that marks it as generated.
 
     Args:
         model ([`ViP2ClipForAnomalyDetection`]):
-            The model.
+            Model to save.
         image_processor ([`ViP2ClipImageProcessor`]):
-            Its image processor; must produce images of the model's `image_size`.
+            Image processor of the model. Its image size must be the `image_size` of the model.
         folder (`str` or `os.PathLike`):
-            Where to write.
+            Folder to write to. It is created if it does not exist.
         adapters_only (`bool`, defaults to `False`):
-            Leave out the frozen CLIP (at ViT-L/14 about 17 MB instead of 1.7 GB). The folder then states the Hub id
-            and revision of its CLIP, where known, and the checksum of the weights; loading fetches and compares them.
+            Whether to leave out the frozen CLIP backbone (about 17 MB instead of 1.7 GB for ViT-L/14). The
+            configuration then contains the checksum of the backbone and, if known, its Hub id and revision. Loading
+            fetches the backbone and verifies the checksum.
         backbone_checksum (`str`, *optional*):
-            Checksum of the CLIP for a checkpoint of adapters only, where it has been computed before.
+            Checksum of the backbone for an adapters-only checkpoint, if already computed.
         run (`dict`, *optional*):
-            What the model card is to say about training and evaluation, see [`model_card`].
+            Information about training and evaluation for the model card, see [`model_card`].
         max_shard_size (`int` or `str`, defaults to `"5GB"`):
-            Size above which the weights are split over several files. Adapters are always one file.
+            Size above which the weights are split into several files. Adapters are always saved in one file.
 
     Returns:
         `pathlib.Path`: the folder.
 
     Raises:
-        ValueError: the image processor does not fit the model, or adapters are not finite.
-        OSError: the folder cannot be written.
+        ValueError: if the image processor does not match the model, or adapters contain NaN or infinite values.
+        OSError: if the folder cannot be written.
     """
     check_image_processor(image_processor, model.config.image_size)
     broken = [name for name, tensor in model.adapter_state_dict().items() if not torch.isfinite(tensor).all()]
     if broken:
-        raise ValueError(f"Nothing is written, training diverged: values that are not finite in {', '.join(broken)}.")
+        raise ValueError(
+            f"The adapters contain NaN or infinite values in {', '.join(broken)}, so training has diverged; expected "
+            "finite values. Nothing was written."
+        )
     folder = check_target(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
 
-    # Beside a new folder, inside an existing one: in both cases moving is a rename on the same disk.
+    # Next to a new folder or inside an existing one, so that files are moved by renaming them on the same disk.
     exists = folder.exists()
     staged = Path(tempfile.mkdtemp(prefix=".vip2clip-", dir=folder if exists else folder.parent))
     try:
         _write(model, image_processor, staged, adapters_only, backbone_checksum, run, max_shard_size)
         card = folder / "README.md"
-        if card.exists() and GENERATED not in card.read_text(encoding="utf-8"):
+        if card.exists() and not is_generated(card.read_text(encoding="utf-8")):
             (staged / "README.md").unlink()
         names = sorted(path.name for path in staged.iterdir())
         if exists:
             _replace(folder, staged, names)
         else:
-            staged.chmod(0o777 & ~umask())  # mkdtemp makes folders private
+            staged.chmod(0o777 & ~umask())  # mkdtemp creates private folders
             staged.rename(folder)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
@@ -109,24 +113,32 @@ def write_checkpoint(
 
 def check_target(folder: str | os.PathLike) -> Path:
     """
-    The path of a folder that a checkpoint can be written to.
+    Check that a checkpoint can be written to a path.
+
+    Args:
+        folder (`str` or `os.PathLike`): path of the folder.
+
+    Returns:
+        `pathlib.Path`: the path.
 
     Raises:
-        OSError: it is a file, or has folders where files would have to stand.
+        OSError: if the path is a file, or contains a folder with the name of a checkpoint file.
     """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
-        raise OSError(f"{str(folder)!r} is a file; expected a folder or a path that does not exist yet.")
+        raise OSError(f"{str(folder)!r} is a file; expected a folder or a path that does not exist.")
     names = ("README.md", "config.json", "preprocessor_config.json", "model.safetensors")
     for path in (folder / name for name in (*names, *(code.name for code in CODE_FILES))):
         if path.is_dir():
-            raise OSError(f"{str(path)!r} is a folder; a checkpoint has a file of that name. Choose another folder.")
+            raise OSError(
+                f"{str(path)!r} is a folder, but a checkpoint contains a file with this name; choose another folder."
+            )
     return folder
 
 
-def _replace(folder: Path, staged: Path, names: list[str]):
-    """Move the staged files into an existing folder; on a failure halfway move everything back."""
-    # Weights left from an earlier checkpoint that was split differently would be loaded instead of the new ones.
+def _replace(folder: Path, staged: Path, names: list[str]) -> None:
+    """Move the staged files into an existing folder. After an error, restore the previous files."""
+    # Remove old weights with other file names, which from_pretrained could load instead of the new weights.
     stale = [path.name for path in folder.iterdir() if WEIGHT_FILE.fullmatch(path.name) and path.name not in names]
     previous = Path(tempfile.mkdtemp(prefix=".vip2clip-", dir=folder))
     try:
@@ -144,32 +156,43 @@ def _replace(folder: Path, staged: Path, names: list[str]):
 
 
 def _write(
-    model, image_processor, folder: Path, adapters_only: bool, checksum: str | None, run, max_shard_size: int | str
-):
+    model: ViP2ClipForAnomalyDetection,
+    image_processor: ViP2ClipImageProcessor,
+    folder: Path,
+    adapters_only: bool,
+    checksum: str | None,
+    run: dict[str, Any] | None,
+    max_shard_size: int | str,
+) -> None:
+    """Write all files of a checkpoint to an empty folder."""
     model.save_pretrained(
         folder,
         state_dict=model.adapter_state_dict() if adapters_only else None,
         max_shard_size="5GB" if adapters_only else max_shard_size,
     )
     image_processor.save_pretrained(folder)
-    config_entries = {"auto_map": AUTO_MAP, "custom_pipelines": CUSTOM_PIPELINES, "adapters_only": adapters_only}
+    config_entries: dict[str, Any] = {
+        "auto_map": AUTO_MAP,
+        "custom_pipelines": CUSTOM_PIPELINES,
+        "adapters_only": adapters_only,
+    }
     if adapters_only:
-        config_entries["backbone_checksum"] = checksum or _checksum_of(model.clip.state_dict(), model.clip.dtype)
+        config_entries["backbone_checksum"] = checksum or compute_checksum(model.clip.state_dict(), model.clip.dtype)
         config_entries["backbone_dtype"] = str(model.clip.dtype).removeprefix("torch.")
     _add_to_json(folder / "config.json", config_entries)
     _add_to_json(folder / "preprocessor_config.json", {"auto_map": PROCESSOR_AUTO_MAP})
     for path in CODE_FILES:
         shutil.copyfile(path, folder / path.name)
-    for path in folder.iterdir():  # some writers make files that only their owner can read
+    for path in folder.iterdir():  # some libraries write files that only their owner can read
         path.chmod(0o666 & ~umask())
     config = copy.deepcopy(model.config)
     config.adapters_only = adapters_only
     (folder / "README.md").write_text(model_card(config, run), encoding="utf-8")
 
 
-def _add_to_json(path: Path, entries: dict):
+def _add_to_json(path: Path, entries: dict[str, Any]) -> None:
     content = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps({**content, **entries}, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-__all__ = ["CODE_FILES", "WEIGHT_FILE", "write_checkpoint"]
+__all__ = ["CODE_FILES", "WEIGHT_FILE", "check_target", "write_checkpoint"]

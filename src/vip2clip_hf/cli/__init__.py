@@ -1,4 +1,4 @@
-"""The `vip2clip` command: one module for each command. Heavy imports are inside the commands, so help is fast."""
+"""The `vip2clip` command, one module per command. Commands import heavy packages when they run, to keep help fast."""
 
 from .entry import app, main
 

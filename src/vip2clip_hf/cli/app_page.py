@@ -11,8 +11,8 @@ def app_page(
     model: Model = None,
     host: Annotated[
         str,
-        typer.Option(help="Address to bind. Any other address than this one opens the page to the network, without a "
-                     "password."),
+        typer.Option(help="Address to bind. Any non-loopback address exposes the app to the network, "
+                     "without a password."),
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to bind.")] = 7860,
     device: Device = None,
@@ -20,15 +20,16 @@ def app_page(
     max_file_size: Annotated[float, typer.Option(min=0.001, help="Maximum size of a file, in MB.")] = 20,
     max_pixels: Annotated[
         int,
-        typer.Option(min=1, help="Maximum number of pixels of a photo; larger ones are refused before decoding."),
+        typer.Option(min=1, help="Maximum number of pixels of a photo. Larger photos are refused before decoding."),
     ] = 50_000_000,
     browser: Annotated[
-        bool, typer.Option("--browser/--no-browser", help="Open the page in the browser of this machine.")
+        bool, typer.Option("--browser/--no-browser", help="Open the app in a browser on this machine.")
     ] = True,
-):  # fmt: skip
-    """Score photos in a page in the browser (extra: app).
+) -> None:  # fmt: skip
+    """Score photos in the browser (extra: app).
 
-    Uploads stay in a temporary folder that is removed at the end. Nothing is sent anywhere.
+    Starts a web app on this machine. Uploads are stored in a temporary folder that is deleted at the end; nothing is
+    sent to other servers.
 
     \b
     Examples:

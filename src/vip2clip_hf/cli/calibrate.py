@@ -15,37 +15,37 @@ def calibrate(
     ] = None,
     labelled: Annotated[
         str | None,
-        typer.Option(metavar="[NAME=]ROOT", help="Instead of --normal: a labelled dataset, for the best F1."),
+        typer.Option(metavar="[NAME=]ROOT", help="Instead of --normal: a labelled dataset, to maximize F1."),
     ] = None,
     false_alarm_rate: Annotated[
-        float, typer.Option(help="With --normal: share of normal images that may be called anomalous.")
+        float, typer.Option(help="With --normal: maximum fraction of normal images classified as anomalous.")
     ] = 0.01,
     recall: Annotated[
         float | None,
-        typer.Option(help="With --labelled: share of anomalous images and pixels to find, instead of the best F1."),
+        typer.Option(help="With --labelled: fraction of anomalous images and pixels to find."),
     ] = None,
     min_region_area: Annotated[
-        float, typer.Option(help="With --normal: smallest region that counts, as a share of the image.")
+        float, typer.Option(help="With --normal: minimum area of a region, as a fraction of the image.")
     ] = 0.0,
     output: Annotated[
         Path | None,
-        typer.Option(help="New folder for a calibrated copy.", show_default="the checkpoint itself is changed"),
+        typer.Option(help="New folder for a calibrated copy.", show_default="change the checkpoint in place"),
     ] = None,
     tile_size: Annotated[
         int, typer.Option(min=0, help="Split larger photos into square tiles of this size, in pixels; 0 for none.")
     ] = 0,
     tile_overlap: Annotated[
-        float, typer.Option(help="Overlap of neighbouring tiles, as a share of the tile.")
+        float, typer.Option(help="Overlap of neighbouring tiles, as a fraction of the tile size.")
     ] = 0.25,
     device: Device = None,
     as_json: Json = False,
-):  # fmt: skip
+) -> None:  # fmt: skip
     """Choose thresholds from your own images.
 
-    Writes the thresholds into the checkpoint. From normal images alone the false-alarm rate is known: on normal images
-    like these it is at most the rate that you choose.
+    Writes the thresholds to the checkpoint. With --normal, the false-alarm rate on similar normal images is at most
+    the rate you choose. With --labelled, the thresholds maximize F1 or reach the recall you choose.
 
-    Exit codes: 0 success, 1 error, 2 wrong usage, 3 done, but some images could not be read or look anomalous.
+    Exit codes: 0 success, 1 error, 2 wrong usage, 3 success, but some images could not be read or look anomalous.
 
     \b
     Examples:
@@ -59,7 +59,7 @@ def calibrate(
     from ..utils.files import check_new_folder
 
     if (normal is None) == (labelled is None):
-        raise usage_error("Expected either --normal, a folder of normal images, or --labelled, a labelled dataset.")
+        raise usage_error("Pass either --normal (a folder of normal images) or --labelled (a labelled dataset).")
     if normal is not None and not normal.is_dir():
         raise OSError(f"{str(normal)!r} is not a folder; expected a folder of normal images.")
     if normal is not None and recall is not None:
@@ -68,23 +68,24 @@ def calibrate(
         check_new_folder(output)
     checkpoint = checkpoint_or_bundled(model)
     if output is None and (model is None or not Path(checkpoint).is_dir()):
-        what = "The bundled checkpoint" if model is None else f"The checkpoint {model!r} on the Hub"
+        what = "The bundled checkpoint" if model is None else f"Checkpoint {model!r} on the Hub"
         raise usage_error(f"{what} is not changed: pass --output with a new folder for a calibrated copy.")
     progress = shows_progress()
-    options = {"tile_size": tile_size, "tile_overlap": tile_overlap}
-    detector = AnomalyDetectionPipeline.from_pretrained(checkpoint, device=device, **options)
+    detector = AnomalyDetectionPipeline.from_pretrained(
+        checkpoint, device=device, tile_size=tile_size, tile_overlap=tile_overlap
+    )
     if normal is not None:
         found = calibrate_normal(
             detector, normal, false_alarm_rate, min_region_area=min_region_area, progress=progress
         )
-    else:
+    elif labelled is not None:
         from ..data.sources import DataSource
 
         source = DataSource.parse(labelled)
         found = calibrate_labelled(
             detector, source.load(), recall=recall, mask_threshold=source.mask_threshold, progress=progress
         )
-    if not Path(checkpoint).is_dir():  # on the Hub: a folder with the same files
+    if not Path(checkpoint).is_dir():  # a Hub id: save_calibration needs a local folder
         from huggingface_hub import snapshot_download
 
         checkpoint = snapshot_download(checkpoint)

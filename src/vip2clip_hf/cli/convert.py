@@ -9,24 +9,27 @@ from .options import Json, parse_settings, print_json, shows_progress
 
 
 def convert(
-    checkpoint: Annotated[Path, typer.Option(help="A .pth file of the authors' released code.")],
+    checkpoint: Annotated[Path, typer.Option(help="Checkpoint of the authors' code (.pth).")],
     clip: Annotated[
         str,
-        typer.Option(help="Its CLIP backbone: folder or Hub id. The authors used openai/clip-vit-large-patch14-336."),
+        typer.Option(help="CLIP backbone: folder or Hub id. The authors used openai/clip-vit-large-patch14-336."),
     ],
     output: Annotated[Path, typer.Option(help="Folder to write.")],
     adapters_only: Annotated[
-        bool, typer.Option("--adapters-only", help="Leave out the backbone; it is fetched when the model is loaded.")
+        bool,
+        typer.Option("--adapters-only", help="Leave out the backbone. It is downloaded when the model is loaded."),
     ] = False,
     setting: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="Set a configuration field, such as top_k=100. Repeatable."),
+        typer.Option(
+            "--set", metavar="NAME=VALUE", help="Set a field of the configuration, such as top_k=100. Repeatable."
+        ),
     ] = None,
     as_json: Json = False,
-):
+) -> None:
     """Convert a checkpoint of the authors' code.
 
-    Writes a folder for from_pretrained that computes what the authors' code computes.
+    Writes a checkpoint folder for from_pretrained. The converted model reproduces the results of the authors' code.
 
     \b
     Example:

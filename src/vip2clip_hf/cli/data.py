@@ -12,45 +12,49 @@ def data(
     root: Annotated[str, typer.Argument(help="Folder, table (CSV, JSONL, Parquet), meta.json or Hub id.")],
     benchmark: Annotated[
         str | None,
-        typer.Option(help="Read ROOT as this benchmark of the paper: mvtec, visa, ...", show_default="your own data"),
+        typer.Option(
+            help="Read ROOT as this benchmark of the paper: mvtec, visa, ...", show_default="none, your own data"
+        ),
     ] = None,
     split: Annotated[str, typer.Option(help="Split to report on.")] = "test",
     category: Annotated[
         list[str] | None, typer.Option(help="Report on this category only. Repeatable.", show_default=False)
     ] = None,
     layout: Annotated[
-        str | None, typer.Option(help="Layout of the folder: tree, classes, ...", show_default="recognised")
+        str | None, typer.Option(help="Layout of the folder: tree, classes, ...", show_default="detected")
     ] = None,
     column: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=COLUMN", help="Column of a table, such as image=file_name. Repeatable."),
+        typer.Option(
+            metavar="NAME=COLUMN", help="Name of a column in your table, such as image=file_name. Repeatable."
+        ),
     ] = None,
     normal_label: Annotated[
-        list[str] | None, typer.Option(help="Label of a table that means normal. Repeatable.", show_default=False)
+        list[str] | None, typer.Option(help="Label in your table that means normal. Repeatable.", show_default=False)
     ] = None,
     check: Annotated[
         bool,
-        typer.Option("--check", help="Open every image and mask: find damaged files, wrong sizes, empty masks."),
+        typer.Option("--check", help="Open all images and masks to find damaged files, wrong sizes and empty masks."),
     ] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="Exit with 3 if there is any warning.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with code 3 if there are warnings.")] = False,
     as_json: Json = False,
     synthetic: Annotated[
         bool,
-        typer.Option("--synthetic", help="First generate a dataset with exact masks in ROOT, a new folder."),
+        typer.Option("--synthetic", help="First generate a synthetic dataset with exact masks in ROOT, a new folder."),
     ] = False,
     seed: Annotated[int, typer.Option(help="Seed of --synthetic and --write-thirds.")] = 0,
     write_thirds: Annotated[
         Path | None,
         typer.Option(
-            help="First cut the official KolektorSDD in ROOT into the thirds that the paper evaluates, in this folder."
+            help="First write the official KolektorSDD images in ROOT to this new folder in thirds, as in the paper."
         ),
     ] = None,
-):
+) -> None:
     """Summarize a dataset.
 
-    Reports layout, counts, masks, ignored files, licence and citation.
+    Prints layout, counts, masks, ignored files, licence and citation.
 
-    Exit codes: 0 success, 1 the dataset cannot be read, 3 --check found problems or --strict found warnings.
+    Exit codes: 0 success, 1 error, 2 wrong usage, 3 --check found problems or --strict found warnings.
 
     \b
     Examples:
@@ -61,7 +65,7 @@ def data(
     from ..data.loading import index_benchmark, index_folder
 
     if benchmark is not None and (column or normal_label):
-        raise usage_error("--column and --normal-label are for tables and Hub datasets; leave out --benchmark.")
+        raise usage_error("--column and --normal-label apply to tables and Hub datasets only; omit --benchmark.")
     progress = shows_progress()
     if synthetic:
         from ..data.synthetic.dataset import write_dataset

@@ -10,15 +10,15 @@ from .options import Json, print_json, shows_progress
 
 def demo(
     output: Annotated[
-        Path, typer.Option(help="Folder for the sheet of pictures and the fine-tuned checkpoint.")
+        Path, typer.Option(help="Folder for the sheet of results and the fine-tuned checkpoint.")
     ] = Path("demo_output"),
     seed: Annotated[int, typer.Option(help="Seed of the synthetic images and of training.")] = 0,
     as_json: Json = False,
-):
+) -> None:
     """Try the bundled checkpoint: find defects, fine-tune.
 
-    Scores the example photos and synthetic images with the bundled checkpoint, draws a sheet of all, then fine-tunes
-    the checkpoint on synthetic images. Runs offline in under two minutes, without a GPU.
+    Scores example photos and synthetic images, draws them in one sheet, then fine-tunes the checkpoint on synthetic
+    images. Runs offline on a CPU in under two minutes.
 
     \b
     Example:

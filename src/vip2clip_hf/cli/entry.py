@@ -1,4 +1,4 @@
-"""The `vip2clip` command: its groups of commands, and how errors end it."""
+"""Entry point of the `vip2clip` command: command groups and error handling."""
 
 import sys
 from collections.abc import Callable
@@ -16,23 +16,24 @@ from .demo import demo
 from .evaluate import evaluate
 from .export import export
 from .predict import predict
-from .train import train
+from .train import TRAIN_SETTINGS, train
 
 
-# Commands by the heading that the help lists them under.
+# Commands by the heading of their group in the help.
 COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
     "Use": {"predict": predict, "calibrate": calibrate, "app": app_page, "demo": demo},
     "Train": {"data": data, "train": train},
     "Evaluate": {"evaluate": evaluate},
     "Ship": {"convert": convert, "export": export},
 }
-EXIT_CODES = "Exit codes: 0 success, 1 error, 2 wrong usage, 3 partial result (some images or checks failed)."
+EXIT_CODES = "Exit codes: 0 success, 1 error, 2 wrong usage, 3 success, but some images or checks failed."
 
 
 class CommandGroups(TyperGroup):
-    """Lists the commands in the help under their headings."""
+    """List the commands in groups in the help."""
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write each group of `COMMANDS` as a section of the help."""
         width = max(len(name) for commands in COMMANDS.values() for name in commands)
         for heading, names in COMMANDS.items():
             commands = [(name, self.commands[name]) for name in names]
@@ -44,20 +45,20 @@ class CommandGroups(TyperGroup):
 app = typer.Typer(
     cls=CommandGroups,
     help="Zero-shot visual anomaly detection with ViP²-CLIP.",
-    epilog=f"Run vip2clip COMMAND --help for the options and examples of a command. {EXIT_CODES}",
+    epilog=f"Run vip2clip COMMAND --help for options and examples. {EXIT_CODES}",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    # --save_maps works like --save-maps: training scripts, as all of transformers', use underscores.
+    # Accept --save_maps for --save-maps: the options of transformers use underscores.
     context_settings={"token_normalize_func": lambda token: token.replace("_", "-")},
 )
 for _commands in COMMANDS.values():
     for _name, _function in _commands.items():
-        app.command(_name, **getattr(_function, "command_settings", {}))(_function)
+        app.command(_name, **(TRAIN_SETTINGS if _function is train else {}))(_function)
 
 
-def _show_version(show: bool):
+def _show_version(show: bool) -> None:
     if show:
         typer.echo(__version__)
         raise typer.Exit
@@ -68,12 +69,12 @@ def _options(
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
-):
+) -> None:
     pass
 
 
-def main():
-    """Entry point. An expected error is printed in one sentence, without a traceback, and ends with exit code 1."""
+def main() -> None:
+    """Run the command. Print expected errors to stderr without a traceback and exit with code 1."""
     try:
         app(prog_name="vip2clip")
     except Exception as error:
@@ -84,7 +85,7 @@ def main():
 
 
 def _is_expected(error: Exception) -> bool:
-    """Whether the message of an error tells the user what to do."""
+    """Check whether the message of an error is enough for the user, without a traceback."""
     from huggingface_hub.errors import HfHubHTTPError, StrictDataclassError
 
     expected = (ImportError, OSError, RuntimeError, TypeError, ValueError, HfHubHTTPError, StrictDataclassError)

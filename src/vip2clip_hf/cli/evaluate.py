@@ -12,8 +12,8 @@ def evaluate(
     sets: Annotated[
         list[str],
         typer.Argument(
-            metavar="[NAME=]ROOT...",
-            help="Datasets: a benchmark by its name (mvtec=path/to/MVTec), or a folder, table or Hub id with labels.",
+            metavar="[NAME=]ROOT",
+            help="Labelled datasets: a benchmark as NAME=ROOT (mvtec=path/to/MVTec), or a folder, table or Hub id.",
         ),
     ],
     model: Annotated[str, typer.Option(help="Checkpoint folder or Hub id.")],
@@ -25,35 +25,35 @@ def evaluate(
         list[str] | None, typer.Option(help="Evaluate this category only. Repeatable.", show_default=False)
     ] = None,
     name: Annotated[
-        str | None, typer.Option(help="Name of the model in the tables.", show_default="name of the checkpoint")
+        str | None, typer.Option(help="Name of the model in the tables.", show_default="checkpoint name")
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per batch.")] = 8,
     num_workers: Annotated[int, typer.Option(min=0, help="Data loading workers per process.")] = 0,
     device: Device = None,
     dtype: Dtype = "float32",
     backbone: Backbone = None,
-    fpr_limit: Annotated[float, typer.Option(help="False positive rate up to which AUPRO is integrated.")] = 0.3,
+    fpr_limit: Annotated[float, typer.Option(help="False-positive rate up to which AUPRO is integrated.")] = 0.3,
     aupro_convention: Annotated[
         str,
         typer.Option(
-            help="exact, or release: the thresholds of the authors' code, to compare with published results."
+            help="exact; or release, the thresholds of the authors' code, to compare with published results."
         ),
     ] = "exact",
     sheets: Annotated[int, typer.Option(min=0, help="Example images per category in the sheets; 0 for none.")] = 8,
     sheet_range: Annotated[
-        tuple[float, float], typer.Option(help="Map values at the ends of the colour scale of the sheets.")
+        tuple[float, float], typer.Option(help="Anomaly map values at the ends of the colour scale in the sheets.")
     ] = (0.0, 1.0),
-    save_maps: Annotated[bool, typer.Option("--save-maps", help="Keep all anomaly maps, as float16.")] = False,
+    save_maps: Annotated[bool, typer.Option("--save-maps", help="Save all anomaly maps as float16.")] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Delete an earlier evaluation in OUTPUT.")
     ] = False,
     as_json: Json = False,
-):  # fmt: skip
+) -> None:  # fmt: skip
     """Evaluate a checkpoint on labelled datasets.
 
-    Prints the paper's tables next to the published results. Writes results.json, results.csv, tables.md, tables.tex,
-    the score of every image and example sheets. To share the work between processes, run accelerate launch
-    training/evaluate.py with the same arguments. If interrupted, run the same command again to resume.
+    Prints the tables of the paper with your results next to the published ones. Writes results.json, results.csv,
+    tables.md, tables.tex, the score of each image, and sheets of example images. If interrupted, run the same command
+    again to resume. To use several processes, run accelerate launch training/evaluate.py with the same arguments.
 
     \b
     Examples:
@@ -67,7 +67,7 @@ def evaluate(
     from ..utils.distributed import world
     from ..utils.serialization import without_nan
 
-    def show(result: dict[str, Any]):
+    def show(result: dict[str, Any]) -> None:
         typer.echo(f"\n{result['name']}, in percent\n{category_table(result)}")
 
     name = name_of(model) if name is None else name

@@ -9,19 +9,19 @@ from .options import Backbone, Json, Model, checkpoint_or_bundled, print_json, s
 
 
 def export(
-    output: Annotated[Path, typer.Option(help="Folder to write. It must be empty or not exist.")],
+    output: Annotated[Path, typer.Option(help="New or empty folder to write.")],
     model: Model = None,
     format_name: Annotated[
-        str, typer.Option("--format", help="onnx (model.onnx), or torch (model.pt2, a torch.export program).")
+        str, typer.Option("--format", help="onnx (model.onnx) or torch (model.pt2, a torch.export program).")
     ] = "onnx",
     opset: Annotated[int | None, typer.Option(help="ONNX operator set version.", show_default="18")] = None,
     backbone: Backbone = None,
     as_json: Json = False,
-):
+) -> None:
     """Export a checkpoint to ONNX or torch.export.
 
-    Writes one graph from pixel values to scores and maps, which accepts batches of any size. Its outputs are compared
-    with PyTorch; if any differs by more than 1e-4, nothing is written.
+    Writes one graph from pixel values to scores and anomaly maps, for any batch size. Compares its outputs with the
+    model in PyTorch; if they differ by more than 1e-4, nothing is written.
 
     \b
     Examples:
@@ -34,21 +34,21 @@ def export(
     from ..models.vip2clip import ViP2ClipForAnomalyDetection, ViP2ClipImageProcessor
     from ..utils.files import check_new_folder
 
-    # Before the checkpoint is loaded, which can take minutes.
+    # Check before loading the checkpoint, which can take minutes.
     check_format(format_name)
     check_packages(format_name)
+    opset_or_default = DEFAULT_OPSET if opset is None else opset
     if format_name == "onnx":
-        opset = DEFAULT_OPSET if opset is None else opset
-        check_opset(opset)
+        check_opset(opset_or_default)
     elif opset is not None:
-        raise usage_error("--opset applies to --format onnx only; leave it out.")
+        raise usage_error("--opset applies to --format onnx only; omit it.")
     check_new_folder(output)
     model = checkpoint_or_bundled(model)
     shows_progress()
     loaded = ViP2ClipForAnomalyDetection.from_pretrained(model, dtype=torch.float32, backbone=backbone)
     image_processor = ViP2ClipImageProcessor.from_pretrained(model)
     if format_name == "onnx":
-        report = export_onnx(loaded, image_processor, output, opset=opset)
+        report = export_onnx(loaded, image_processor, output, opset=opset_or_default)
     else:
         report = export_torch(loaded, image_processor, output)
     if as_json:

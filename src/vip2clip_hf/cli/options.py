@@ -1,4 +1,4 @@
-"""Options that several commands share, and what commands do alike."""
+"""Shared options and helpers of the commands."""
 
 import json
 import os
@@ -9,40 +9,67 @@ import typer
 
 
 Model = Annotated[
-    str | None, typer.Option(help="Checkpoint folder or Hub id.", show_default="the small bundled checkpoint")
+    str | None, typer.Option(help="Checkpoint folder or Hub id.", show_default="small bundled checkpoint")
 ]
 Backbone = Annotated[
     str | None,
-    typer.Option(help="CLIP backbone of an adapters-only checkpoint, if it is not the one that the checkpoint names."),
+    typer.Option(
+        help="CLIP backbone of an adapters-only checkpoint: folder or Hub id.", show_default="set by the checkpoint"
+    ),
 ]
 Device = Annotated[
-    str | None, typer.Option(help="Device to run on: cpu, cuda, mps, ...", show_default="the first accelerator")
+    str | None, typer.Option(help="Device to run on: cpu, cuda, mps, ...", show_default="first accelerator")
 ]
 Dtype = Annotated[str, typer.Option(help="Precision: float32, bfloat16 or float16.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
 def usage_error(message: str) -> typer.BadParameter:
-    """An error of the command line itself; ends with exit code 2."""
+    """
+    Create an error for wrong command line arguments. Raising it ends the command with exit code 2.
+
+    Args:
+        message (`str`): the message.
+
+    Returns:
+        `typer.BadParameter`: the error.
+    """
     return typer.BadParameter(message)
 
 
 def parse_pair(text: str, option: str, form: str, example: str) -> tuple[str, str]:
     """
-    `"NAME=VALUE"` as name and value.
+    Split an argument of the form `NAME=VALUE`.
 
     Args:
-        text (`str`): what was given.
-        option, form, example (`str`): for the error message.
+        text (`str`): the argument.
+        option, form, example (`str`): option name, expected form and an example, for the error message.
+
+    Returns:
+        `tuple[str, str]`: name and value.
+
+    Raises:
+        typer.BadParameter: if there is no name or no "=".
     """
     name, equals, value = text.partition("=")
     if not equals or not name.strip():
-        raise usage_error(f"{option} {text!r}: expected {form}, such as {example}.")
+        raise usage_error(f"{option} is {text!r}; expected {form}, such as {example}.")
     return name.strip(), value
 
 
 def parse_settings(settings: list[str]) -> dict[str, Any]:
-    """`["image_size=518", "feature_layers=[6, 12]"]` as a dict. Values are JSON; anything else is text."""
+    """
+    Parse settings such as `["image_size=518", "feature_layers=[6, 12]"]`.
+
+    Args:
+        settings (`list[str]`): arguments of the form `NAME=VALUE`. A value is parsed as JSON, or is kept as text.
+
+    Returns:
+        `dict[str, Any]`: value by name.
+
+    Raises:
+        typer.BadParameter: if a setting has no name or no "=".
+    """
     parsed: dict[str, Any] = {}
     for setting in settings:
         name, value = parse_pair(setting, "--set", "NAME=VALUE", "image_size=518")
@@ -54,22 +81,35 @@ def parse_settings(settings: list[str]) -> dict[str, Any]:
 
 
 def checkpoint_or_bundled(model: str | None) -> str:
-    """The checkpoint given, else the bundled one, with a note on stderr."""
+    """
+    Use the bundled checkpoint if no checkpoint is set, and print a note to stderr.
+
+    Args:
+        model (`str`, *optional*): checkpoint folder or Hub id.
+
+    Returns:
+        `str`: `model`, or the folder of the bundled checkpoint.
+    """
     if model is not None:
         return model
     from ..checkpoints.bundled import bundled_checkpoint
 
-    if os.environ.get("RANK", "0") == "0":  # one of several processes is enough
+    if os.environ.get("RANK", "0") == "0":  # print once
         typer.echo(
-            "Using the small bundled checkpoint, intended for trying things out. For real work, pass a checkpoint on "
-            "CLIP ViT-L/14 with --model: convert the authors' or train your own, see docs/quickstart.md.",
+            "Using the small bundled checkpoint, intended for trying things out. For real work, pass a ViT-L/14 "
+            "checkpoint with --model: convert the authors' checkpoint or train your own, see docs/quickstart.md.",
             err=True,
         )
     return str(bundled_checkpoint())
 
 
 def shows_progress() -> bool:
-    """Whether somebody watches. If not, loading shows no progress bars either: in a log they are noise."""
+    """
+    Check whether to show progress bars. If not, also disable those of transformers, which would clutter a log.
+
+    Returns:
+        `bool`: True if stderr is a terminal.
+    """
     if sys.stderr.isatty():
         return True
     from transformers.utils import logging
@@ -78,8 +118,13 @@ def shows_progress() -> bool:
     return False
 
 
-def print_json(content: Any):
-    """A result on stdout, as JSON."""
+def print_json(content: Any) -> None:
+    """
+    Print a result to stdout as JSON.
+
+    Args:
+        content: JSON-serializable content.
+    """
     typer.echo(json.dumps(content, indent=2, ensure_ascii=False))
 
 

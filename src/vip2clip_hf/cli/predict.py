@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -19,7 +19,7 @@ from .options import (
 )
 
 
-# With more photos than this, predicting into a folder is better.
+# For more photos than this, recommend --output.
 MANY_PHOTOS = 1000
 
 
@@ -28,14 +28,14 @@ def predict(
         str,
         typer.Argument(
             metavar="SOURCE",
-            help="A photo or a folder of photos. With --output also a table, meta.json, Hub id or NAME=ROOT.",
+            help="Photo or folder of photos. With --output, also a table, meta.json, Hub id or NAME=ROOT.",
         ),
     ],
     model: Model = None,
     heatmap: Annotated[
         Path | None,
         typer.Option(
-            metavar="OUT", help="Draw the anomaly map over the photo: a PNG file, or a folder for several photos."
+            metavar="OUT", help="Save the heatmap: a PNG file, or a folder if SOURCE is a folder."
         ),
     ] = None,
     threshold: Annotated[
@@ -62,7 +62,8 @@ def predict(
         ),
     ] = None,
     tile_overlap: Annotated[
-        float | None, typer.Option(help="Overlap of neighbouring tiles, as a share of the tile.", show_default="0.25")
+        float | None,
+        typer.Option(help="Overlap of neighbouring tiles, as a fraction of the tile size.", show_default="0.25"),
     ] = None,
     max_pixels: Annotated[
         int | None, typer.Option(min=1, help="Refuse photos with more pixels than this.", show_default="89 million")
@@ -71,12 +72,12 @@ def predict(
     output: Annotated[
         Path | None,
         typer.Option(
-            help="Predict any number of photos, subfolders included, into a table in this folder. An interrupted run "
-            "resumes."
+            help="Folder for a table of the results. Accepts any number of photos, including subfolders. An "
+            "interrupted run resumes."
         ),
     ] = None,
-    heatmaps: Annotated[bool, typer.Option("--heatmaps", help="With --output: draw all heatmaps.")] = False,
-    maps: Annotated[bool, typer.Option("--maps", help="With --output: keep all anomaly maps, as float16.")] = False,
+    heatmaps: Annotated[bool, typer.Option("--heatmaps", help="With --output: save all heatmaps.")] = False,
+    maps: Annotated[bool, typer.Option("--maps", help="With --output: save all anomaly maps as float16.")] = False,
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="With --output: photos per batch.", show_default="8")
     ] = None,
@@ -84,23 +85,25 @@ def predict(
         int | None,
         typer.Option(min=0, help="With --output: data loading workers per process.", show_default="0"),
     ] = None,
-    compile: Annotated[bool, typer.Option("--compile", help="With --output: compile the vision tower.")] = False,
+    compile_model: Annotated[
+        bool, typer.Option("--compile", help="With --output: compile the vision tower with torch.compile.")
+    ] = False,
     split: Annotated[
-        str | None, typer.Option(help="With --output: split of a dataset.", show_default="test")
+        str | None, typer.Option(help="With --output: split of the dataset.", show_default="test")
     ] = None,
     category: Annotated[
         list[str] | None,
-        typer.Option(help="With --output: only this category of a dataset. Repeatable.", show_default=False),
+        typer.Option(help="With --output: predict this category only. Repeatable.", show_default=False),
     ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="With --output: delete an earlier prediction in that folder.")
     ] = False,
-):  # fmt: skip
+) -> None:  # fmt: skip
     """Score photos and locate defects.
 
-    With --output, any number of photos is predicted into a table, OUTPUT/predictions.parquet. To share the work
-    between processes, run accelerate launch --module vip2clip_hf predict with the same arguments. If interrupted, run
-    the same command again to resume.
+    Prints one line per photo. With --output, predicts any number of photos and writes OUTPUT/predictions.parquet. If
+    interrupted, run the same command again to resume. To use several processes, run accelerate launch --module
+    vip2clip_hf predict with the same arguments.
 
     Exit codes: 0 success, 1 error, 2 wrong usage, 3 some photos could not be read.
 
@@ -110,15 +113,17 @@ def predict(
       vip2clip predict photos --model org/vip2clip --heatmap heatmaps --json
       vip2clip predict photos --model org/vip2clip --output predictions --heatmaps --num-workers 4
     """
-    bulk = {"heatmaps": heatmaps, "maps": maps, "batch_size": batch_size, "num_workers": num_workers}
-    bulk.update(compile=compile, split=split, category=category, overwrite=overwrite)
+    bulk: dict[str, Any] = {"heatmaps": heatmaps, "maps": maps, "batch_size": batch_size, "num_workers": num_workers}
+    bulk.update(compile=compile_model, split=split, category=category, overwrite=overwrite)
     given = [f"--{name.replace('_', '-')}" for name, value in bulk.items() if value not in (None, False, [])]
     if output is None and given:
         raise usage_error(f"{', '.join(given)} can only be used with --output FOLDER.")
     if output is not None and heatmap is not None:
-        raise usage_error("--heatmap OUT cannot be used with --output; --heatmaps draws into OUTPUT/heatmaps.")
+        raise usage_error(
+            "--heatmap OUT cannot be used with --output; use --heatmaps, which writes to OUTPUT/heatmaps."
+        )
     if output is not None and regions:
-        raise usage_error("--regions cannot be used with --output: the table has no column for lists of regions.")
+        raise usage_error("--regions cannot be used with --output: the table has no column for regions.")
     if max_pixels is not None:
         from PIL import Image
 
@@ -137,7 +142,8 @@ def predict(
 
 def _predict_to_folder(
     source: str, model: str, output: Path, as_json: bool, bulk: dict[str, Any], options: dict[str, Any]
-):
+) -> None:
+    """Write the table of `predict --output` and print a summary."""
     from ..inference.images import find_source
     from ..inference.prediction import predict_checkpoint
     from ..utils.distributed import world
@@ -151,18 +157,19 @@ def _predict_to_folder(
         print_json(found)
     else:
         if found["num_done_before"] == found["num_images"]:
-            typer.echo("Nothing was left to do.")
+            typer.echo("All images were already predicted.")
         typer.echo(
             f"{found['num_images']} images: {found['num_normal']} normal, {found['num_anomalous']} anomalous, "
             f"{found['num_unreadable']} unreadable. Written to {found['table']}"
         )
     if found["num_unreadable"] == found["num_images"]:
-        raise OSError(f"None of the images of {source!r} could be read; see the column error of the table.")
+        raise OSError(f"None of the images in {source!r} could be read; see column 'error' of the table.")
     if found["num_unreadable"]:
         raise typer.Exit(3)
 
 
-def _predict_photos(source: Path, model: str, heatmap: Path | None, as_json: bool, options: dict[str, Any]):
+def _predict_photos(source: Path, model: str, heatmap: Path | None, as_json: bool, options: dict[str, Any]) -> None:
+    """Score one photo or a folder of photos and print the results."""
     from tqdm.auto import tqdm
 
     from ..models.loading import check_dtype
@@ -179,8 +186,7 @@ def _predict_photos(source: Path, model: str, heatmap: Path | None, as_json: boo
         raise OSError(f"{str(heatmap)!r} is a folder; expected a file for the heatmap of one photo.")
     if len(photos) > MANY_PHOTOS:
         typer.echo(
-            f"{len(photos)} photos: with --output FOLDER they are predicted in batches, into a table, and an "
-            "interrupted run resumes.",
+            f"{len(photos)} photos: with --output FOLDER, prediction is batched and an interrupted run resumes.",
             err=True,
         )
     options["dtype"] = check_dtype(options["dtype"])
@@ -190,7 +196,7 @@ def _predict_photos(source: Path, model: str, heatmap: Path | None, as_json: boo
     for photo in tqdm(photos, disable=not (several and progress)):
         entry: dict[str, Any] = {"image": str(photo)}
         try:
-            found = detector(str(photo), heatmap=heatmap is not None)
+            found = cast(dict[str, Any], detector(str(photo), heatmap=heatmap is not None))
         except OSError as error:
             if not several:
                 raise
@@ -215,7 +221,7 @@ def _predict_photos(source: Path, model: str, heatmap: Path | None, as_json: boo
         raise typer.Exit(3)
 
 
-def _print_result(entry: dict[str, Any]):
+def _print_result(entry: dict[str, Any]) -> None:
     text = entry.get("error") or f"{entry['score']:.3f} {entry['label']}"
     if entry.get("p_value") is not None:
         text += f", p-value {entry['p_value']:.3g}"

@@ -5,20 +5,22 @@ from typing import Annotated, Any
 
 import typer
 
+from ..utils.extras import require
 from .options import print_json, shows_progress, usage_error
 
 
 def train(
     arguments: Annotated[list[str] | None, typer.Argument(metavar="[CONFIG] [--NAME VALUE ...]")] = None,
-):
+) -> None:
     """Train adapters on datasets with defects."""
     argv = list(arguments or [])
-    with_parser_help = {"--help", "-h", "--help-all"} & set(argv)
+    wants_help = not argv or bool({"--help", "-h", "--help-all"} & set(argv))
     from ..training.parsing import make_parser, parse_arguments
 
-    if with_parser_help or not argv:
+    if wants_help:
         typer.echo(make_parser(show_all="--help-all" in argv).format_help(), nl=False)
         return
+    require("train", "Training", "accelerate", "datasets", "scipy", "tabulate")
     logging.basicConfig(level=logging.INFO, format="%(message)s")  # to stderr
     shows_progress()
     try:
@@ -26,15 +28,16 @@ def train(
     except ValueError as error:
         raise usage_error(str(error)) from error
     if training_arguments.process_index > 0:
-        logging.getLogger().setLevel(logging.WARNING)  # once is enough
-    hub = {"token": training_arguments.hub_token, "private": training_arguments.hub_private_repo}
-    if training_arguments.push_to_hub:
+        logging.getLogger().setLevel(logging.WARNING)  # print once
+    repository = training_arguments.hub_model_id if training_arguments.push_to_hub else None
+    token, private = training_arguments.hub_token, training_arguments.hub_private_repo
+    if training_arguments.push_to_hub and repository is None:
+        raise usage_error("--push_to_hub needs --hub_model_id org/name.")
+    if repository is not None:
         from ..hub.publishing import check_push_access
 
-        # Now, not after hours of training.
-        if training_arguments.hub_model_id is None:
-            raise usage_error("--push_to_hub needs --hub_model_id org/name.")
-        check_push_access(training_arguments.hub_model_id, **hub)
+        # Check now, not after hours of training.
+        check_push_access(repository, token=token, private=private)
     from ..training.run import run_training
     from ..utils.serialization import without_nan
 
@@ -42,28 +45,28 @@ def train(
     if training_arguments.process_index > 0:
         return
     folder = training_arguments.output_dir
-    if training_arguments.push_to_hub:
+    if repository is not None:
         from ..hub.publishing import push_checkpoint
 
-        report["published"] = push_checkpoint(folder, training_arguments.hub_model_id, **hub)
+        report["published"] = push_checkpoint(folder, repository, token=token, private=private)
     if data_arguments.json:
         print_json(without_nan({**report, "checkpoint": folder}))
         return
     for result in report["results"]:
         _print_result(result)
-    typer.echo(f"Model and results in {folder}")
+    typer.echo(f"Wrote the model and the results to {folder}")
     if "published" in report:
         typer.echo(f"Published as {report['published']}")
 
 
-# The options are those of transformers' parser, which also writes the help.
-train.command_settings = {
+# Pass all options to the parser of transformers, which also prints the help.
+TRAIN_SETTINGS: dict[str, Any] = {
     "context_settings": {"ignore_unknown_options": True, "help_option_names": []},
     "add_help_option": False,
 }
 
 
-def _print_result(result: dict[str, Any]):
+def _print_result(result: dict[str, Any]) -> None:
     mean = result["mean"]
     names = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "pixel_aupro": "AUPRO"}
     typer.echo(f"{result['name']}: " + "   ".join(f"{title} {mean[name]:.3f}" for name, title in names.items()))
@@ -73,4 +76,4 @@ def _print_result(result: dict[str, Any]):
         typer.echo(f"  not zero-shot: {reason}")
 
 
-__all__ = ["train"]
+__all__ = ["TRAIN_SETTINGS", "train"]

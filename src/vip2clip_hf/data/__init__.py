@@ -1,6 +1,6 @@
-"""Datasets: the benchmarks of the paper, your own folders, tables and Hub datasets, synthetic ones.
+"""Datasets: paper benchmarks, your own folders and tables, Hub datasets and synthetic images.
 
-Reading folders needs the base installation only; `datasets` (extra `data`) is needed to make a dataset of them.
+Indexing a folder needs only the base installation. Loading it as a `datasets.Dataset` needs the extra `data`.
 """
 
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""Checks that have to open every image and mask; `vip2clip data --check` runs them."""
+"""Checks that open every image and mask. Run by `vip2clip data --check`."""
 
 import dataclasses
 import hashlib
@@ -14,25 +14,26 @@ from ..models.vip2clip.image_loading_vip2clip import load_image, load_mask
 from .index import DataIndex
 
 
-BAD_IMAGE = "images that cannot be read"
-BAD_MASK = "masks that cannot be read"
-MASK_SIZE = "masks of another size than their image"
-CONTRADICTION = "normal images whose mask marks anomalous pixels"
-EMPTY_MASK = "anomalous images whose mask is empty at this mask threshold; they stay anomalous"
-LOSSY_MASK = "masks with noise near 0 that counts as anomalous at this mask threshold; 127 suits masks stored lossily"
-DUPLICATE = "images that are byte for byte the same as an earlier one; all are kept"
+BAD_IMAGE = "unreadable images"
+BAD_MASK = "unreadable masks"
+MASK_SIZE = "masks with a different size than the image"
+CONTRADICTION = "normal images with anomalous pixels in the mask"
+EMPTY_MASK = "anomalous images with an empty mask at this mask threshold, still counted as anomalous"
+LOSSY_MASK = "masks with noise near 0 counted as anomalous; use a mask threshold of 127 for JPEG masks"
+DUPLICATE = "duplicate images (identical files), all kept"
 
 
 @dataclass
 class DataCheck:
     """
-    What opening every image and mask brought to light; `str(check)` is for people.
+    Result of opening every image and mask. Use `str(check)` for text and `check.to_dict()` for JSON.
 
     Args:
-        checked (`int`): images opened.
-        problems (`dict[str, list[str]]`): what makes an image or its mask unusable, with the images.
-        notes (`dict[str, list[str]]`): what is worth knowing and harms nothing.
-        usable (`DataIndex`): the index without unusable images, and with null for unusable masks.
+        checked (`int`): number of images opened.
+        usable (`DataIndex`): the index without unreadable images. Unusable masks are set to null; images stored
+            inside a dataset (Parquet, Hub) are dropped together with an unusable mask.
+        problems (`dict[str, list[str]]`): images that are unusable or have an unusable mask, grouped by problem.
+        notes (`dict[str, list[str]]`): images with harmless peculiarities, grouped by kind.
     """
 
     checked: int
@@ -41,17 +42,32 @@ class DataCheck:
     notes: dict[str, list[str]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as JSON types."""
+        """Return the number of images, the problems and the notes as JSON types."""
         return {"checked": self.checked, "problems": self.problems, "notes": self.notes}
 
     def __str__(self) -> str:
-        lines = [f"Checked {self.checked} images and their masks: {'problems' if self.problems else 'no problems'}."]
-        for found, most in ((self.problems, None), (self.notes, 3)):
-            for kind, names in found.items():
-                lines.append(f"  {len(names)} x {kind}:")
+        count = sum(map(len, self.problems.values()))
+        found = f"{count or 'no'} problem{'' if count == 1 else 's'}"
+        lines = [f"Checked {self.checked} images and their masks: {found}."]
+        for title, groups, most in (("Problems:", self.problems, None), ("Notes:", self.notes, 3)):
+            if groups:
+                lines += ["", title]
+            for kind, names in groups.items():
+                lines.append(f"  {kind} ({len(names)}):")
                 lines += [f"    {name}" for name in names[:most]]
                 lines += ["    ..."] if most is not None and len(names) > most else []
         return "\n".join(lines)
+
+
+@dataclass
+class _Result:
+    """What opening one image and its mask shows."""
+
+    problem: str | None = None
+    detail: str = ""
+    num_anomalous_pixels: int | None = None  # None if there is no usable mask
+    is_noisy: bool = False
+    digest: bytes | None = None
 
 
 def check_data(
@@ -62,96 +78,96 @@ def check_data(
 
     Args:
         index (`DataIndex`):
-            From [`index_folder`] or [`index_benchmark`].
+            Index returned by [`index_folder`] or [`index_benchmark`].
         mask_threshold (`int` or `float`, *optional*):
-            Mask values greater than this are anomalous; the benchmark's, otherwise 0.
+            Mask values greater than this are anomalous. Defaults to the threshold of the benchmark, or to 0.
         num_workers (`int`, defaults to 4):
-            Threads.
+            Number of threads.
         progress (`bool`, defaults to `False`):
             Whether to show a progress bar.
 
     Returns:
-        `DataCheck`: `check.usable.to_dataset()` is the data set without what cannot be used.
+        `DataCheck`: problems and notes. `check.usable.to_dataset()` is the dataset without unusable images and masks.
+
+    Raises:
+        ValueError: if `num_workers` is less than 1.
     """
     if mask_threshold is None:
         mask_threshold = index.benchmark.mask_threshold if index.benchmark is not None else 0
-    cells = _cells(index)
+    read = _reader(index)
     check = DataCheck(len(index.rows), index)
-    bad_images, bad_masks, digests = set(), set(), {}
+    bad_images: set[str] = set()
+    bad_masks: set[str] = set()
+    first_names: dict[bytes, str] = {}
     with ThreadPoolExecutor(num_workers) as pool:
-        results = pool.map(lambda number: _check_one(*cells(number), mask_threshold), range(len(index.rows)))
+        results = pool.map(lambda number: _check_one(*read(number), mask_threshold), range(len(index.rows)))
         for row, result in zip(index.rows, tqdm(results, total=len(index.rows), disable=not progress, unit="image")):
-            for kind, detail in result["problems"]:
-                check.problems.setdefault(kind, []).append(f"{row.image}{detail}")
-                (bad_images if kind == BAD_IMAGE else bad_masks).add(row.image)
-            found = []
-            if result["marked"] is not None:
-                if row.label == 0 and result["marked"]:
-                    check.problems.setdefault(CONTRADICTION, []).append(f"{row.image} ({result['marked']} pixels)")
+            if result.problem is not None:
+                check.problems.setdefault(result.problem, []).append(f"{row.image} ({result.detail})")
+                (bad_images if result.problem == BAD_IMAGE else bad_masks).add(row.image)
+            if result.num_anomalous_pixels is not None:
+                if row.label == 0 and result.num_anomalous_pixels:
+                    name = f"{row.image} ({result.num_anomalous_pixels} px)"
+                    check.problems.setdefault(CONTRADICTION, []).append(name)
                     bad_masks.add(row.image)
-                if row.label == 1 and not result["marked"]:
-                    found.append(EMPTY_MASK)
-                if result["between"]:
-                    found.append(LOSSY_MASK)
-            if result["digest"] in digests:
-                check.notes.setdefault(DUPLICATE, []).append(f"{row.image} (as {digests[result['digest']]})")
-            elif result["digest"] is not None:
-                digests[result["digest"]] = row.image
-            for kind in found:
-                check.notes.setdefault(kind, []).append(row.image)
+                if row.label == 1 and not result.num_anomalous_pixels:
+                    check.notes.setdefault(EMPTY_MASK, []).append(row.image)
+                if result.is_noisy:
+                    check.notes.setdefault(LOSSY_MASK, []).append(row.image)
+            if result.digest in first_names:
+                check.notes.setdefault(DUPLICATE, []).append(f"{row.image} (same as {first_names[result.digest]})")
+            elif result.digest is not None:
+                first_names[result.digest] = row.image
     if bad_images or bad_masks:
         check.usable = _without(index, bad_images, bad_masks)
     return check
 
 
-def _cells(index: DataIndex) -> Callable[[int], tuple[Any, Any]]:
-    """Image and mask of a row, not decoded."""
+def _reader(index: DataIndex) -> Callable[[int], tuple[Any, Any]]:
+    """Function that returns the image and mask of a row, not decoded."""
     if index.source is None:
         listing = index.reading.listing
-        return lambda number: tuple(
-            None if path is None else listing.absolute(path)
-            for path in (index.rows[number].image, index.rows[number].mask)
-        )
+
+        def read_paths(number: int) -> tuple[Any, Any]:
+            row = index.rows[number]
+            return listing.absolute(row.image), None if row.mask is None else listing.absolute(row.mask)
+
+        return read_paths
     stored = index.source.select_columns(["image", "mask"]).with_format("arrow")
 
-    def read(number: int) -> tuple[Any, Any]:
+    def read_stored(number: int) -> tuple[Any, Any]:
         row = stored[number]
         return row["image"][0].as_py(), row["mask"][0].as_py()
 
-    return read
+    return read_stored
 
 
-def _check_one(image: Any, mask: Any, mask_threshold: float) -> dict[str, Any]:
-    result = {"problems": [], "marked": None, "between": False, "digest": None}
+def _check_one(image: Any, mask: Any, mask_threshold: float) -> _Result:
     try:
         if not isinstance(image, dict) or image.get("bytes") is None:
             path = image["path"] if isinstance(image, dict) else image
             image = {"bytes": Path(path).read_bytes(), "path": path}
-        size = load_image(image).size
-        result["digest"] = hashlib.sha256(image["bytes"]).digest()
+        width, height = load_image(image).size
+        digest = hashlib.sha256(image["bytes"]).digest()
     except (OSError, ValueError) as error:
-        result["problems"].append((BAD_IMAGE, f" ({error})"))
-        return result
+        return _Result(BAD_IMAGE, str(error))
     if mask is None:
-        return result
+        return _Result(digest=digest)
     try:
         values = load_mask(mask)
     except (OSError, ValueError) as error:
-        result["problems"].append((BAD_MASK, f" ({error})"))
-        return result
-    if values.shape != size[::-1]:
-        result["problems"].append(
-            (MASK_SIZE, f" (mask {values.shape[1]} x {values.shape[0]}, image {size[0]} x {size[1]} pixels)")
-        )
-        return result
-    result["marked"] = int((values > mask_threshold).sum())
-    # Values near 0 beside some near 255: noise, not the ids of classes and not the two levels of a clean mask.
-    result["between"] = bool(values.max() > 200 and ((values > mask_threshold) & (values < 55)).any())
-    return result
+        return _Result(BAD_MASK, str(error), digest=digest)
+    if values.shape != (height, width):
+        detail = f"mask {values.shape[1]} x {values.shape[0]}, image {width} x {height} pixels"
+        return _Result(MASK_SIZE, detail, digest=digest)
+    anomalous = values > mask_threshold
+    # Values near 0 next to values near 255 are compression noise. Class ids and clean masks do not have both.
+    is_noisy = bool(values.max() > 200 and (anomalous & (values < 55)).any())
+    return _Result(num_anomalous_pixels=int(anomalous.sum()), is_noisy=is_noisy, digest=digest)
 
 
 def _without(index: DataIndex, bad_images: set[str], bad_masks: set[str]) -> DataIndex:
-    if index.source is not None:  # stored masks cannot be taken off their rows
+    if index.source is not None:  # a stored mask cannot be removed without its row
         kept = [number for number, row in enumerate(index.rows) if row.image not in bad_images | bad_masks]
         return dataclasses.replace(
             index, rows=[index.rows[number] for number in kept], source=index.source.select(kept)

@@ -1,4 +1,4 @@
-"""Rows of a data set as inputs of the model."""
+"""Collate the rows of a dataset into model inputs."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 
 def count_masks(dataset: "Dataset") -> int:
-    """Anomalous images of a data set that have a mask. Opens no image."""
+    """Number of anomalous images with a mask. No image is opened."""
     columns = dataset.select_columns(["mask", "label"]).with_format("arrow")[:]
     return sum(mask.is_valid and label.as_py() == 1 for mask, label in zip(columns["mask"], columns["label"]))
 
 
 def undecoded(dataset: "Dataset", columns: Iterable[str] = ("image", "mask")) -> "Dataset":
-    """A data set that leaves decoding to the image processor, which names the file when one cannot be read."""
+    """Turn off decoding of image columns. The image processor decodes them and its errors name unreadable files."""
     with extra("data", "Reading a dataset"):
         from datasets import Image
 
@@ -34,34 +34,34 @@ def undecoded(dataset: "Dataset", columns: Iterable[str] = ("image", "mask")) ->
 @dataclass
 class ViP2ClipCollator:
     """
-    Rows of a data set as inputs of the model, through its image processor.
+    Collate the rows of a dataset into model inputs, using the image processor.
 
     Args:
         image_processor ([`ViP2ClipImageProcessor`]):
-            Prepares images and masks.
+            Image processor for images and masks.
         pixel_labels (`bool`, defaults to `True`):
-            Whether to make mask labels. Leave it off for data where no anomalous image has a mask: the empty masks of
-            the normal images alone would teach the model to mark nothing. [`ViP2ClipCollator.for_dataset`] decides.
+            Whether to return mask labels. Set it to `False` if no anomalous image has a mask: the model would learn
+            empty masks from the normal images alone. [`ViP2ClipCollator.for_dataset`] sets it from the dataset.
         mask_threshold (`int` or `float`, *optional*):
-            Mask values greater than this are anomalous; the image processor's (0) when not given. A benchmark's stands
-            in `BENCHMARKS[name].mask_threshold`.
+            Mask values greater than this are anomalous. Defaults to the value of the image processor (0). For a
+            benchmark, use `BENCHMARKS[name].mask_threshold`.
         return_metadata (`bool`, defaults to `False`):
-            Whether to add `categories`, `defects` and `image_ids`, lists of text that the model does not take.
+            Whether to add the lists `categories`, `defects` and `image_ids`, which are not inputs of the model.
 
-    Rows may have a `mask_threshold` of their own, which then holds for them. Rows of a [`FeatureCache`] have
-    embeddings in place of an image. Rows of [`TrainingRows`] that only fill up a batch are left out: `num_images` is
-    the number of the others, and where it is 0 the batch has one row that must not count.
+    A `mask_threshold` in a row overrides the value of the collator. Rows of a [`FeatureCache`] contain embeddings
+    instead of an image. Padding rows of [`TrainingRows`] are dropped, and `num_images` is the number of other rows. If
+    it is 0, the batch contains one padding row, which must not count.
 
     Returns:
-        `dict` with `pixel_values` `(batch_size, 3, height, width)`, `labels` `(batch_size,)` and, with pixel labels,
-        `mask_labels` `(batch_size, height, width)` and `mask_label_valid` `(batch_size,)`: False for anomalous images
-        without a mask; a normal image without a mask file has an empty mask, which is valid. Images without labels
-        give `pixel_values` only.
+        `dict`: `pixel_values` of shape `(batch_size, 3, height, width)` and `labels` of shape `(batch_size,)`. With
+        pixel labels also `mask_labels` of shape `(batch_size, height, width)` and `mask_label_valid` of shape
+        `(batch_size,)`, which is False for anomalous images without a mask. A normal image without a mask has a valid,
+        empty mask. For images without labels, only `pixel_values`.
 
     Raises:
-        OSError: an image or mask that cannot be read.
-        ValueError: rows without the columns needed, labels for some images only, a mask of another size than its
-            image, or a mask that marks pixels of a normal image. The message names the images.
+        OSError: if an image or mask cannot be read.
+        ValueError: if a column is missing, if only some images have labels, if a mask and its image differ in size, or
+            if the mask of a normal image has anomalous pixels. The message lists the images.
     """
 
     image_processor: ViP2ClipImageProcessor
@@ -70,8 +70,20 @@ class ViP2ClipCollator:
     return_metadata: bool = False
 
     @classmethod
-    def for_dataset(cls, image_processor: ViP2ClipImageProcessor, dataset: "Dataset", **options) -> "ViP2ClipCollator":
-        """A collator with pixel labels where at least one anomalous image of the data set has a mask."""
+    def for_dataset(
+        cls, image_processor: ViP2ClipImageProcessor, dataset: "Dataset", **options: Any
+    ) -> "ViP2ClipCollator":
+        """
+        Create a collator with pixel labels if at least one anomalous image of the dataset has a mask.
+
+        Args:
+            image_processor ([`ViP2ClipImageProcessor`]): image processor for images and masks.
+            dataset (`datasets.Dataset`): dataset to collate.
+            **options: other arguments of [`ViP2ClipCollator`].
+
+        Returns:
+            `ViP2ClipCollator`: the collator.
+        """
         return cls(image_processor, pixel_labels=count_masks(dataset) > 0, **options)
 
     def __call__(self, rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
@@ -91,15 +103,17 @@ class ViP2ClipCollator:
             return self._collate_cached(rows)
         if not all("image" in row and "label" in row for row in rows):
             raise ValueError(
-                f"Expected rows with the columns image and label, found {sorted(rows[0])}; a Trainer drops columns "
-                "unless remove_unused_columns=False."
+                f"Rows have the columns {', '.join(sorted(rows[0]))}; expected image and label. If a Trainer removed "
+                "them, set remove_unused_columns=False."
             )
         ids = [row.get("image_id") for row in rows]
         labels = [row["label"] for row in rows]
         unlabelled = [image_id for image_id, label in zip(ids, labels) if label is None]
         if 0 < len(unlabelled) < len(rows):
-            raise ValueError(f"Expected labels for all images of a batch or for none; {unlabelled} have none.")
-        options = {} if self.mask_threshold is None else {"mask_threshold": self.mask_threshold}
+            raise ValueError(
+                f"The images {unlabelled} have no label; expected labels for all images of a batch or none."
+            )
+        options: dict[str, Any] = {} if self.mask_threshold is None else {"mask_threshold": self.mask_threshold}
         masks = [row.get("mask") for row in rows]
         if self.pixel_labels and not unlabelled:
             thresholds = [row.get("mask_threshold") for row in rows]
@@ -121,7 +135,10 @@ class ViP2ClipCollator:
             contradictory = (batch["labels"] == 0) & batch["mask_labels"].flatten(1).any(dim=1)
             if contradictory.any():
                 found = [image_id for image_id, bad in zip(ids, contradictory) if bad]
-                raise ValueError(f"The images {found} are labelled normal, but their masks mark anomalous pixels.")
+                raise ValueError(
+                    f"The images {found} are labelled normal but have anomalous pixels in their masks; expected empty "
+                    "masks. Correct the labels or the masks."
+                )
             batch["mask_label_valid"] = torch.tensor(
                 [label == 0 or mask is not None for label, mask in zip(labels, masks)]
             )

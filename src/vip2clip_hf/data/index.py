@@ -1,4 +1,4 @@
-"""The images of a data set, none of them opened, and the `datasets.Dataset` they become."""
+"""Index of the images of a dataset, without opening them, and its conversion to a `datasets.Dataset`."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,13 +18,20 @@ if TYPE_CHECKING:
 
 
 COLUMNS = ("image", "mask", "label", "category", "defect", "image_id")
-NO_MASK = "anomalous images without a mask; they count in image metrics and the image loss only"
+NO_MASK = "anomalous images without a mask, used for image metrics and image loss only"
+EMPTY_CATEGORY = "categories without images"
 
 
 def features() -> "Features":
     """
-    The schema of every data set: `image` and `mask` (`Image`, the mask null where there is none), `label` (0 normal, 1
-    anomalous, null where unknown), `category`, `defect` (empty for normal images) and `image_id`.
+    Schema of every dataset.
+
+    Returns:
+        `datasets.Features`: `image` and `mask` (`Image`, mask null if missing), `label` (`ClassLabel`, 0 normal, 1
+        anomalous, null if unknown), and the strings `category`, `defect` (empty for normal images) and `image_id`.
+
+    Raises:
+        ImportError: if `datasets` is not installed.
     """
     with extra("data", "Reading a dataset"):
         import datasets
@@ -38,18 +45,19 @@ def features() -> "Features":
 @dataclass
 class DataIndex:
     """
-    The images of a data set with labels and masks, none of them opened; see [`index_benchmark`], [`index_folder`].
+    Index of the images of a dataset with labels and masks, not opened. Returned by [`index_benchmark`] and
+    [`index_folder`].
 
     Args:
-        root (`str`): the data root: the folder given, or the one folder inside that holds the data.
-        layout (`Layout`): how it lies on disk.
-        split (`str`): the split asked for.
-        rows (`list[Row]`): its images.
-        splits (`dict[str, int]`): images of every split.
-        reading (`Reading`, *optional*): what the reader saw.
-        benchmark (`Benchmark`, *optional*): the benchmark it was read as.
-        source (`datasets.Dataset`, *optional*): where images are not files of a folder: the data set, row by row.
-        whole (`bool`, defaults to `True`): whether all categories were asked for.
+        root (`str`): folder with the data (the folder passed by the user or its only dataset folder), file or Hub id.
+        layout (`Layout`): layout of the dataset.
+        split (`str`): selected split.
+        rows (`list[Row]`): images of the split.
+        splits (`dict[str, int]`): number of images in each available split.
+        reading (`Reading`): record of the reader: all rows, warnings and notes.
+        benchmark (`Benchmark`, *optional*): benchmark the dataset was read as.
+        source (`datasets.Dataset`, *optional*): dataset with one row per image if images are not files in a folder.
+        whole (`bool`, defaults to `True`): whether all categories are selected.
     """
 
     root: str
@@ -64,19 +72,19 @@ class DataIndex:
 
     @property
     def warnings(self) -> dict[str, list[str]]:
-        """What is not as it should be, with examples."""
+        """Problems found while reading, with the affected paths."""
         found = dict(self.reading.warnings)
         anomalous = [row for row in self.rows if row.label == 1]
         without = [row.image for row in anomalous if row.mask is None]
         if without and (self.benchmark is None or self.benchmark.has_masks):
             found[NO_MASK] = without
         if self.reading.empty:
-            found["categories without an image"] = self.reading.empty
+            found[EMPTY_CATEGORY] = self.reading.empty
         return found
 
     @cached_property
     def report(self) -> DataReport:
-        """The report. The first call reads the names of all files below the root, to say which are not used."""
+        """Report on the dataset. The first access lists all files below the root to find the ignored ones."""
         categories: dict[str, CategoryReport] = {}
         for row in self.rows:
             part = categories.setdefault(row.category, CategoryReport())
@@ -86,13 +94,13 @@ class DataIndex:
         if self.benchmark is not None and self.split == "test":
             for category, part in categories.items():
                 part.expected = self.benchmark.expected(category)
-        ignored = {}
+        ignored: dict[str, list[str]] = {}
         if self.source is None:
             listing = self.reading.listing
             used = {path for row in self.reading.rows for path in (row.image, row.mask) if path is not None}
             ignored = listing.ignored(used)
             if listing.unreadable:
-                ignored["folder that cannot be read"] = sorted(listing.unreadable)
+                ignored["unreadable folders"] = sorted(listing.unreadable)
         notes = list(self.reading.notes)
         if self.benchmark is not None and self.layout.name in self.benchmark.notes:
             notes.append(self.benchmark.notes[self.layout.name])
@@ -112,8 +120,14 @@ class DataIndex:
 
     def to_dataset(self) -> "Dataset":
         """
-        The images as `datasets.Dataset`, see [`features`]; each is opened when its row is read. Source, licence and
-        citation of a benchmark stand in its `info`.
+        Convert the index to a `datasets.Dataset`. An image is opened when its row is read.
+
+        Returns:
+            `datasets.Dataset`: one row per image, with the columns of [`features`]. For a benchmark, `info` has its
+            source, licence and citation.
+
+        Raises:
+            ImportError: if `datasets` is not installed.
         """
         with extra("data", "Reading a dataset"):
             import datasets
@@ -139,13 +153,14 @@ class DataIndex:
         table = pa.table(dict(zip(COLUMNS, columns)), schema=schema.arrow_schema)
         info = datasets.DatasetInfo(features=schema)
         if self.benchmark is not None:
-            info.description = f"{self.benchmark.title}; evaluated is {self.benchmark.evaluated}."
+            info.description = f"{self.benchmark.title}; the paper evaluates {self.benchmark.evaluated}."
             info.homepage, info.citation = self.benchmark.source, self.benchmark.citation
             info.license = self.benchmark.licence or ""
         return datasets.Dataset(table, info=info)
 
 
 def make_index(reading: Reading, layout: Layout, split: str, categories: Sequence[str] | None) -> DataIndex:
+    """Select a split and categories from the rows of a reading."""
     _drop_shared_masks(reading)
     splits = dict(Counter(row.split for row in reading.rows))
     root = str(reading.listing.root)
@@ -158,36 +173,42 @@ def make_index(reading: Reading, layout: Layout, split: str, categories: Sequenc
     else:
         reading.empty += [c for c in dict.fromkeys(r.category for r in reading.rows) if c not in names]
     if categories is not None:
-        wanted = check_categories(categories, names, root)
+        selected = check_categories(categories, names, root)
         reading.empty = []
-        names = [name for name in names if name in wanted]
+        names = [name for name in names if name in selected]
     order = {name: position for position, name in enumerate(names)}
     rows = sorted((row for row in rows if row.category in order), key=lambda row: order[row.category])
     return DataIndex(root, layout, split, rows, splits, reading, reading.benchmark, whole=categories is None)
 
 
-def _drop_shared_masks(reading: Reading):
-    """A mask that fits two images, as 000.png does scratch/000.png and dent/000.png, is taken from both."""
+def _drop_shared_masks(reading: Reading) -> None:
+    """Remove masks that match several images, such as 000.png for scratch/000.png and dent/000.png."""
     users = Counter(row.mask for row in reading.rows if row.mask is not None)
     for row in reading.rows:
         if row.mask is not None and users[row.mask] > 1:
-            reading.warn("images whose mask fits other images as well, not used", f"{row.image} ({row.mask})")
-            reading.listing.mark([row.mask], "mask that fits several images")
+            reading.warn("images that share a mask with another image, mask not used", f"{row.image} ({row.mask})")
+            reading.listing.mark([row.mask], "masks that match several images")
             row.mask = None
 
 
-def check_split(split: str, splits: Mapping[str, int], has_splits: bool, root: str):
+def check_split(split: str, splits: Mapping[str, int], has_splits: bool, root: str) -> None:
+    """Raise a `ValueError` if the split does not exist."""
+    if not splits:
+        raise ValueError(f"{root!r} contains no images; expected at least one.")
     if split not in splits:
-        hint = "" if has_splits else " The layout has no splits: leave split out."
-        raise ValueError(f"No images of the split {split!r} in {root!r}; found {', '.join(splits)}.{hint}")
+        hint = "" if has_splits else " This layout has no splits; leave out split."
+        raise ValueError(f"{root!r} has no split {split!r}; expected {' or '.join(splits)}.{hint}")
 
 
 def check_categories(categories: Sequence[str], found: Sequence[str], root: str) -> set[str]:
+    """Return the categories as a set. Raise a `ValueError` if there are none or one does not exist."""
     if isinstance(categories, str):
-        raise ValueError(f"categories is the text {categories!r}; expected a list, such as [{categories!r}].")
+        raise ValueError(f"categories is the string {categories!r}; expected a list such as [{categories!r}].")
+    if not categories:
+        raise ValueError(f"categories is empty; expected some of {', '.join(found)}.")
     unknown = sorted(set(categories) - set(found))
-    if unknown or not categories:
-        raise ValueError(f"No category {', '.join(unknown) or 'named'} in {root!r}; found {', '.join(found)}.")
+    if unknown:
+        raise ValueError(f"{root!r} has no category {', '.join(unknown)}; expected some of {', '.join(found)}.")
     return set(categories)
 
 

@@ -1,4 +1,4 @@
-"""KolektorSDD in thirds, as the paper's code evaluates it."""
+"""Cut KolektorSDD images into thirds, as evaluated in the paper."""
 
 import os
 from pathlib import Path
@@ -18,23 +18,24 @@ def write_kolektor_thirds(
     root: str | os.PathLike, output: str | os.PathLike, *, seed: int = 0, progress: bool = False
 ) -> Path:
     """
-    Cut the images of the official KolektorSDD into three parts of equal height, the form the paper evaluates, and
-    write them as a tree that `load_benchmark("ksdd", output)` reads. A part is anomalous when its mask is not empty.
-    All anomalous parts and a quarter of the normal ones are the test split (54 and 286 of the official images); which
-    normal ones the paper drew is not known, here the seed decides.
+    Cut the images of the official KolektorSDD into three parts of equal height, as evaluated in the paper.
+
+    A part is anomalous if its mask is not empty. The test split contains all anomalous parts and a random quarter of
+    the normal parts (54 and 286 parts of the official images). The paper does not say which normal parts it uses; here
+    they depend on the seed. Load the result with `load_benchmark("ksdd", output)`.
 
     Args:
-        root (`str` or `os.PathLike`): the official folder (kos01, ..., with its fine masks).
-        output (`str` or `os.PathLike`): folder to write; must be empty or not exist.
-        seed (`int`, defaults to 0): which normal parts are drawn.
+        root (`str` or `os.PathLike`): official folder with kos01, kos02, ... and the fine masks.
+        output (`str` or `os.PathLike`): folder to write. Must be empty or not exist.
+        seed (`int`, defaults to 0): seed for the choice of normal parts.
         progress (`bool`, defaults to `False`): whether to show a progress bar.
 
     Returns:
-        `pathlib.Path`: the folder.
+        `pathlib.Path`: the output folder.
 
     Raises:
-        OSError: the output is not empty, or an image cannot be read.
-        ValueError: the root is not the official KolektorSDD.
+        OSError: if the output is not empty or an image cannot be read.
+        ValueError: if `root` is not the official KolektorSDD, or if a mask and its image differ in size.
     """
     index = index_benchmark("ksdd", root, layout="kolektor")
     normal = []
@@ -49,11 +50,11 @@ def write_kolektor_thirds(
             for part in range(3):
                 rows = slice(part * height // 3, (part + 1) * height // 3)
                 name = f"{row.image.replace('/', '_').rsplit('.', 1)[0]}_{part}"
-                marked = mask[rows]
-                target = folders["test/defect" if marked.any() else "train/good"] / f"{name}.png"
+                anomalous = mask[rows]
+                target = folders["test/defect" if anomalous.any() else "train/good"] / f"{name}.png"
                 Image.fromarray(pixels[rows]).save(target)
-                if marked.any():
-                    saved = Image.fromarray(marked.astype(np.uint8) * 255)
+                if anomalous.any():
+                    saved = Image.fromarray(anomalous.astype(np.uint8) * 255)
                     saved.save(folders["ground_truth/defect"] / f"{name}_mask.png")
                 else:
                     normal.append(target.name)
@@ -64,14 +65,17 @@ def write_kolektor_thirds(
 
 
 def _read(index: DataIndex, row: Row) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels (height, width, 3) and mask (height, width) of an image."""
+    """Pixels (height, width, 3) and boolean mask (height, width) of an image."""
     listing = index.reading.listing
     pixels = np.asarray(load_image(listing.absolute(row.image)))
     if row.mask is None:
         return pixels, np.zeros(pixels.shape[:2], dtype=bool)
     mask = load_mask(listing.absolute(row.mask)) > 0
     if mask.shape != pixels.shape[:2]:
-        raise ValueError(f"{row.mask} has another size than {row.image}; expected the same.")
+        raise ValueError(
+            f"Mask {row.mask} has {mask.shape[1]} x {mask.shape[0]} pixels; expected {pixels.shape[1]} x "
+            f"{pixels.shape[0]}, the size of {row.image}."
+        )
     return pixels, mask
 
 

@@ -1,4 +1,4 @@
-"""What lies in a folder, by name: every reader of a layout works on this. No file is opened here."""
+"""Names of the files in a folder, the input of every layout reader. No file is opened."""
 
 import os
 import re
@@ -11,26 +11,28 @@ from ..models.vip2clip.image_loading_vip2clip import IMAGE_EXTENSIONS
 
 SYSTEM_FILES = frozenset({"thumbs.db", "desktop.ini", "ehthumbs.db"})
 SYSTEM_FOLDERS = frozenset({"__macosx", "$recycle.bin", "system volume information"})
-LAYOUT_FILE, SYSTEM_FILE, NO_IMAGE = "part of the layout", "left by a system or an archiver", "no image"
-MASK_WITHOUT_IMAGE, OUTSIDE = "mask without an image", "outside the layout"
+# Reasons why a file is ignored, as shown in the report. Files marked LAYOUT_FILE are not shown.
+LAYOUT_FILE, SYSTEM_FILE, NO_IMAGE = "layout files", "system files", "files that are not images"
+MASK_WITHOUT_IMAGE, OUTSIDE = "masks without an image", "images outside the layout"
 
 
-def natural_key(text: str) -> list:
-    """Sorts Class2 before Class10, independent of case."""
+def natural_key(text: str) -> list[tuple[int, int, str]]:
+    """Case-insensitive sort key that puts Class2 before Class10."""
     return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", text.lower())]
 
 
 def stem(path: str) -> str:
-    """File name without its last extension."""
+    """File name of a path without the last extension."""
     return PurePosixPath(path).stem
 
 
 def has_image_extension(name: str) -> bool:
+    """Whether the extension is one of `IMAGE_EXTENSIONS`, in any case."""
     return os.path.splitext(name)[1].lower() in IMAGE_EXTENSIONS
 
 
 def is_system_path(path: str) -> bool:
-    """Hidden, or known to be left behind by an operating system or an archiver."""
+    """Whether a path is hidden or was created by an operating system or an archiver."""
     *folders, name = path.lower().split("/")
     return (
         name in SYSTEM_FILES
@@ -41,36 +43,38 @@ def is_system_path(path: str) -> bool:
 
 class Listing:
     """
-    The files below a folder, each folder read once and when it is asked for, and what became of the files.
+    Lazy listing of the files below a folder. Each folder is read once, on first access.
 
-    Paths are relative to the root with forward slashes; the root itself is `""`. Symbolic links are followed, except
-    to a folder they lie in.
+    Paths are relative to the root and use forward slashes; the root itself is `""`. Symbolic links are followed unless
+    they point to a parent folder. The listing also records why files are not used, see [`Listing.mark`].
 
     Args:
-        root (`pathlib.Path`): the folder.
+        root (`pathlib.Path`): folder to list.
     """
 
-    def __init__(self, root: Path):
+    def __init__(self, root: Path) -> None:
         self.root = root
         self.unreadable: list[str] = []
         self._scanned: dict[str, tuple[list[str], list[str]]] = {}
         self._names: dict[str, tuple[set[str], set[str]]] = {}
-        self._fates: dict[str, str] = {}
+        self._reasons: dict[str, str] = {}
         self._all: set[str] | None = None
 
     @staticmethod
     def join(folder: str, name: str) -> str:
+        """Path of a file or folder inside a folder."""
         return f"{folder}/{name}" if folder else name
 
     def _scan(self, folder: str) -> tuple[list[str], list[str]]:
         if folder not in self._scanned:
-            files, folders = [], []
+            files: list[str] = []
+            folders: list[str] = []
             try:
                 with os.scandir(self.root / folder) as entries:
                     for entry in entries:
                         if not entry.is_dir():
                             files.append(entry.name)
-                        elif not (entry.is_symlink() and self._leads_up(folder, entry.path)):
+                        elif not (entry.is_symlink() and self._points_to_parent(folder, entry.path)):
                             folders.append(entry.name)
             except OSError:
                 if not folder:
@@ -79,10 +83,10 @@ class Listing:
             self._scanned[folder] = sorted(files, key=natural_key), sorted(folders, key=natural_key)
         return self._scanned[folder]
 
-    def _leads_up(self, folder: str, link: str) -> bool:
-        """Whether a link in a folder leads to a folder that was passed on the way to it."""
-        passed = [self.root, *(self.root / part for part in (PurePosixPath(folder), *PurePosixPath(folder).parents))]
-        real = {os.path.realpath(path) for path in passed}
+    def _points_to_parent(self, folder: str, link: str) -> bool:
+        """Whether a link in a folder points to this folder or to one of its parents."""
+        parents = [self.root, *(self.root / part for part in (PurePosixPath(folder), *PurePosixPath(folder).parents))]
+        real = {os.path.realpath(path) for path in parents}
         return os.path.realpath(link) in real | {str(path) for path in Path(os.path.realpath(self.root)).parents}
 
     def files(self, folder: str) -> list[str]:
@@ -94,7 +98,7 @@ class Listing:
         return self._scan(folder)[1]
 
     def all_files(self) -> set[str]:
-        """Every file below the root. Reads all folders there are."""
+        """Paths of all files below the root. Reads every folder."""
         if self._all is None:
             self._all = set(self.below(""))
         return self._all
@@ -105,21 +109,21 @@ class Listing:
         return self._names[folder]
 
     def has_folder(self, path: str) -> bool:
-        """Whether a folder is there. Reads only the folders on the way to it."""
+        """Whether a folder exists. Reads only its parent folders."""
         parent, _, name = path.rpartition("/")
         return not path or (self.has_folder(parent) and name in self._names_in(parent)[1])
 
     def __contains__(self, path: str) -> bool:
-        """Whether a file is there. Reads only the folders on the way to it."""
+        """Whether a file exists. Reads only its parent folders."""
         folder, _, name = path.rpartition("/")
         return self.has_folder(folder) and name in self._names_in(folder)[0]
 
     def folder_name(self, folder: str) -> str:
-        """Last part of a path below the root; for the root its own name."""
+        """Last part of the path of a folder. For `""`, the name of the root."""
         return folder.rsplit("/", 1)[-1] if folder else Path(os.path.abspath(self.root)).name
 
     def absolute(self, path: str) -> str:
-        """A path that stays true when the working directory changes."""
+        """Absolute path of a file, valid after a change of the working directory."""
         return os.path.abspath(self.root / path)
 
     def images(self, folder: str) -> list[str]:
@@ -128,38 +132,38 @@ class Listing:
         return [path for path in paths if not is_system_path(path)]
 
     def subfolders(self, folder: str) -> list[str]:
-        """Paths of the folders directly in a folder, without those of a system."""
+        """Paths of the folders directly in a folder, without system folders."""
         paths = (self.join(folder, name) for name in self.folders(folder))
         return [path for path in paths if not is_system_path(f"{path}/x")]
 
     def find_folder(self, folder: str, *names: str) -> str | None:
-        """The folder directly in `folder` with one of these names, in this order, whatever its case."""
-        there = {name.lower(): name for name in self.folders(folder)}
-        return next((self.join(folder, there[n.lower()]) for n in names if n.lower() in there), None)
+        """Path of the first of these folders that exists directly in `folder`. Case is ignored."""
+        found = {name.lower(): name for name in self.folders(folder)}
+        return next((self.join(folder, found[n.lower()]) for n in names if n.lower() in found), None)
 
     def find_file(self, folder: str, *names: str) -> str | None:
-        """As `find_folder`, for a file."""
-        there = {name.lower(): name for name in self.files(folder)}
-        return next((self.join(folder, there[n.lower()]) for n in names if n.lower() in there), None)
+        """Path of the first of these files that exists directly in `folder`. Case is ignored."""
+        found = {name.lower(): name for name in self.files(folder)}
+        return next((self.join(folder, found[n.lower()]) for n in names if n.lower() in found), None)
 
     def below(self, folder: str) -> Iterator[str]:
-        """All files below a folder."""
+        """Paths of all files below a folder."""
         for name in self.files(folder):
             yield self.join(folder, name)
         for sub in self.folders(folder):
             yield from self.below(self.join(folder, sub))
 
-    def mark(self, paths: Iterable[str | None], fate: str):
-        """Say what files are; the last word on a file stands."""
+    def mark(self, paths: Iterable[str | None], reason: str) -> None:
+        """Record why files are not used as images. A later call for the same file overrides an earlier one."""
         for path in paths:
             if path is not None:
-                self._fates[path] = fate
+                self._reasons[path] = reason
 
     def ignored(self, used: set[str]) -> dict[str, list[str]]:
-        """Files that nothing was made of, by reason."""
+        """Files that are not in `used`, grouped by reason. Reads every folder."""
         found: dict[str, list[str]] = {}
         for path in sorted(self.all_files() - used, key=natural_key):
-            reason = self._fates.get(path)
+            reason = self._reasons.get(path)
             if is_system_path(path):
                 reason = SYSTEM_FILE
             elif reason is None:
@@ -169,7 +173,7 @@ class Listing:
         return found
 
     def outline(self, most: int = 12) -> str:
-        """The first entries, two levels deep, for an error message."""
+        """The first `most` entries, two levels deep, for error messages."""
         lines = []
         for name in self.folders(""):
             inner = [f"{n}/" for n in self.folders(name)]

@@ -1,22 +1,22 @@
-"""Load benchmarks, folders, tables and Hub datasets. The layout is recognised or given."""
+"""Load benchmarks, folders, tables and Hub datasets. The layout is detected unless it is specified."""
 
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from transformers.utils import logging
 
 from .benchmarks.registry import get_benchmark
-from .hub_datasets import index_dataset, index_hub, is_hub_id, with_images_inside
+from .hub_datasets import index_dataset, index_hub, is_hub_id, read_parquet_images
 from .index import DataIndex, make_index
 from .layouts.base import Reading
 from .layouts.meta_json import META, read_meta, read_meta_file
 from .layouts.registry import FOLDER_LAYOUTS, LAYOUTS
 from .layouts.table import TABLE, TABLE_EXTENSIONS, find_table, metadata_file, read_table
 from .listing import Listing
-from .recognition import choose_layout, left_out, read_layout
-from .report import examples
+from .recognition import choose_layout, list_warnings, read_layout
+from .report import summarize
 
 
 if TYPE_CHECKING:
@@ -35,35 +35,39 @@ def load_benchmark(
     strict: bool = False,
 ) -> "Dataset":
     """
-    One of the 15 benchmarks of the paper, as downloaded or as re-packed by the research codes. docs/benchmarks.md has
-    the folder trees. No image is opened (official KolektorSDD excepted, whose labels are in its masks).
+    Load one of the 15 benchmarks of the paper, as downloaded or as re-packaged by research code.
+
+    docs/benchmarks.md shows the folder trees. No image is opened, except the masks of the official KolektorSDD, which
+    contain its labels.
 
     Args:
         name (`str`):
             mvtec, visa, mpdd, btad, ksdd, dagm, dtd, headct, brainmri, br35h, isic, colondb, clinicdb, endo or
             kvasir.
         root (`str` or `os.PathLike`):
-            Its folder, or the folder that holds this folder.
+            Folder of the benchmark, or its parent folder.
         split (`str`, defaults to `"test"`):
-            `"test"` is what the paper evaluates and trains on; `"train"` has normal images, where there are any.
+            `"test"` is the split the paper evaluates and trains on. `"train"` contains the normal training images, if
+            any.
         categories (`Sequence[str]`, *optional*):
-            Categories to take; all, when not given.
+            Categories to load. Defaults to all.
         layout (`str`, *optional*):
-            Layout to read it in instead of the one recognised: `"meta"`, `"tree"`, ...; see the benchmark's
-            `layouts`.
+            Layout to read instead of the detected one, such as `"meta"` or `"tree"`. Must be in `Benchmark.layouts`.
         strict (`bool`, defaults to `False`):
-            Raise where otherwise a counted warning is logged: masks that are missing or not to be told apart, paths
-            that lead nowhere, ...
+            Whether to raise an error for problems that are otherwise logged as warnings, such as missing or ambiguous
+            masks and paths that do not exist.
 
     Returns:
-        `datasets.Dataset`: columns as in [`features`]. `image_id` is the path below the data root.
+        `datasets.Dataset`: one row per image, with the columns of [`features`]. `image_id` is the path below the data
+        root.
 
     Raises:
-        OSError: no such folder.
-        ValueError: an unknown name, category or split; a folder in none of the layouts; with `strict`, anything that
-            is not as it should be.
+        ImportError: if `datasets` is not installed.
+        OSError: if the folder does not exist.
+        ValueError: if a name, category or split is unknown, if the folder does not match any layout of the benchmark,
+            or, with `strict`, if there is any problem.
     """
-    return _logged(index_benchmark(name, root, split, categories, layout=layout), strict).to_dataset()
+    return _report_warnings(index_benchmark(name, root, split, categories, layout=layout), strict).to_dataset()
 
 
 def load_folder(
@@ -75,60 +79,66 @@ def load_folder(
     columns: Mapping[str, str] | None = None,
     normal_labels: Sequence[str] | None = None,
     strict: bool = False,
-    **hub_kwargs,
+    **hub_kwargs: Any,
 ) -> "Dataset":
     """
-    One's own images. The layout is recognised:
+    Load your own images from a folder, a table or the Hub. No image is opened.
 
-    - `"meta"`: a `meta.json` of the research codes; paths of another machine are found by their end,
-    - `"tree"`: `<category>/test/good/`, `<category>/test/<defect>/`, `<category>/ground_truth/<defect>/`, as MVTec AD,
-    - `"classes"`: `normal/` and `anomalous/` (also good, ok, bad, defect, ...), in them folders for the kinds of
-      defects, masks in `masks/`; all of it also once for each category,
-    - `"pairs"`: `images/` and `masks/`; an image with a mask is anomalous,
-    - `"table"`: a CSV, TSV, JSONL or Parquet file, given itself or as the only one in the folder,
-    - `"flat"`: images without labels, for prediction,
-    - `"hub"`: the id of a data set of the Hub, where there is no such folder.
+    The layout is detected:
 
-    Masks have the stem of their image, with or without `_mask` or `_label`. No image is opened.
+    - `"meta"`: a `meta.json` written by research code. Paths from another machine are matched by their last parts.
+    - `"tree"`: `<category>/test/good/`, `<category>/test/<defect>/` and `<category>/ground_truth/<defect>/`, as in
+      MVTec AD.
+    - `"classes"`: `normal/` and `anomalous/` (also good, ok, bad, defect, ...), optionally with a subfolder per defect
+      type and masks in `masks/`. Each category can have its own folder with these subfolders.
+    - `"pairs"`: `images/` and `masks/`. Images with a mask are anomalous, images without a mask are normal.
+    - `"table"`: a CSV, TSV, JSONL or Parquet file, passed as `root` or the only table in the folder.
+    - `"flat"`: images without labels, for prediction.
+    - `"hub"`: the id of a Hub dataset, if no folder has this name.
+
+    A mask has the stem of its image, with or without the suffix `_mask`, `_label` or `_Segmentation`.
 
     Args:
         root (`str` or `os.PathLike`):
-            Folder (or the folder that holds it), table, or Hub id.
+            Folder of the dataset, its parent folder, a table, a meta file, or a Hub id.
         split (`str`, defaults to `"test"`):
-            Split to take. Layouts without splits have `"test"` only, which is everything.
+            Split to load. Layouts without splits have only `"test"`, which contains all images.
         categories (`Sequence[str]`, *optional*):
-            Categories to take; all, when not given.
+            Categories to load. Defaults to all.
         layout (`str`, *optional*):
-            One of the above, instead of the one recognised.
+            Layout to read instead of the detected one.
         columns (`Mapping[str, str]`, *optional*):
-            For tables and Hub data sets: the column that holds `image`, `mask`, `label`, `category`, `defect`, `split`
-            or `image_id`, where its name is not a usual one.
+            For tables and Hub datasets: column names for `image`, `mask`, `label`, `category`, `defect`, `split` and
+            `image_id`. Only needed for columns without one of the usual names.
         normal_labels (`Sequence[str]`, *optional*):
-            For tables and Hub data sets: the labels that mean normal; all others then mean anomalous.
+            For tables and Hub datasets: labels that mean normal. All other labels then mean anomalous.
         strict (`bool`, defaults to `False`):
-            Raise where otherwise a counted warning is logged.
-        hub_kwargs:
-            For Hub data sets: `name`, `revision`, `token`, `cache_dir`, ... of `datasets.load_dataset`.
+            Whether to raise an error for problems that are otherwise logged as warnings.
+        **hub_kwargs:
+            For Hub datasets: arguments of `datasets.load_dataset`, such as `name`, `revision`, `token` or `cache_dir`.
 
     Returns:
-        `datasets.Dataset`: columns as in [`features`].
+        `datasets.Dataset`: one row per image, with the columns of [`features`].
 
     Raises:
-        OSError: nothing there, or the Hub cannot be reached.
-        ValueError: no layout recognised, an unknown category, split or column; with `strict`, anything that is not as
-            it should be.
+        ImportError: if `datasets` is not installed.
+        OSError: if the folder or file does not exist, or if the Hub cannot be reached.
+        TypeError: if `hub_kwargs` are passed for a dataset that is not on the Hub.
+        ValueError: if no layout matches, if a category, split or column is unknown, or, with `strict`, if there is any
+            problem.
     """
     index = index_folder(
         root, split, categories, layout=layout, columns=columns, normal_labels=normal_labels, **hub_kwargs
     )
-    return _logged(index, strict).to_dataset()
+    return _report_warnings(index, strict).to_dataset()
 
 
-def _logged(index: DataIndex, strict: bool) -> DataIndex:
+def _report_warnings(index: DataIndex, strict: bool) -> DataIndex:
+    """Log the warnings of an index. With `strict`, raise the first one."""
     for kind, paths in index.warnings.items():
-        text = f"{index.root}: {len(paths)} {kind}: {examples(paths)}"
+        text = f"{index.root}: {summarize(kind, paths)}"
         if strict:
-            raise ValueError(f"{text}. Without strict=True this is a warning.")
+            raise ValueError(f"{text}. Fix the dataset, or set strict=False to continue with a warning.")
         logger.warning(text)
     return index
 
@@ -141,11 +151,26 @@ def index_benchmark(
     *,
     layout: str | None = None,
 ) -> DataIndex:
-    """As [`load_benchmark`], with the report in place of the data set; `to_dataset()` makes that."""
+    """
+    Index one of the 15 benchmarks of the paper. Needs only the base installation.
+
+    Args:
+        name, root, split, categories, layout: see [`load_benchmark`].
+
+    Returns:
+        `DataIndex`: `index.report` describes the dataset, `index.to_dataset()` loads it.
+
+    Raises:
+        OSError: if the folder does not exist.
+        ValueError: if a name, category or split is unknown, or if the folder does not match any layout of the
+            benchmark.
+    """
     benchmark = get_benchmark(name)
     listing = Listing(_existing_folder(root))
     if layout is not None and layout not in benchmark.layouts:
-        raise ValueError(f"layout is {layout!r}; {benchmark.title} is read in {', '.join(benchmark.layouts)}.")
+        raise ValueError(
+            f"layout is {layout!r}; expected one of {', '.join(benchmark.layouts)} for {benchmark.title}."
+        )
     layouts = [LAYOUTS[known] for known in (benchmark.layouts if layout is None else (layout,))]
     reading, found = read_layout(listing, choose_layout(listing, layouts, benchmark), layouts, benchmark)
     return make_index(reading, found, split, categories)
@@ -159,36 +184,51 @@ def index_folder(
     layout: str | None = None,
     columns: Mapping[str, str] | None = None,
     normal_labels: Sequence[str] | None = None,
-    **hub_kwargs,
+    **hub_kwargs: Any,
 ) -> DataIndex:
-    """As [`load_folder`], with the report in place of the data set; `to_dataset()` makes that."""
+    """
+    Index your own images. Folders, CSV, TSV and JSONL files need only the base installation.
+
+    Args:
+        root, split, categories, layout, columns, normal_labels, hub_kwargs: see [`load_folder`].
+
+    Returns:
+        `DataIndex`: `index.report` describes the dataset, `index.to_dataset()` loads it.
+
+    Raises:
+        ImportError: if `datasets` is not installed and `root` is a Parquet file or a Hub id.
+        OSError: if the folder or file does not exist, or if the Hub cannot be reached.
+        TypeError: if `hub_kwargs` are passed for a dataset that is not on the Hub.
+        ValueError: if no layout matches, or if a category, split or column is unknown.
+    """
     if layout is not None and layout not in LAYOUTS:
         raise ValueError(f"layout is {layout!r}; expected one of {', '.join(LAYOUTS)}.")
-    wants_table = layout in (None, "table")
+    allows_table = layout in (None, "table")
     path = Path(root)
     if layout == "hub" or (layout is None and not path.exists() and is_hub_id(root)):
         return index_hub(str(root), split, categories, columns, normal_labels, hub_kwargs)
     if hub_kwargs:
-        raise TypeError(f"Unknown arguments {', '.join(sorted(hub_kwargs))}; they are for data sets of the Hub.")
+        raise TypeError(
+            f"Unexpected arguments {', '.join(sorted(hub_kwargs))}; additional arguments are for Hub datasets only."
+        )
     if path.is_file():
         if layout in (None, "meta") and path.suffix.lower() == ".json" and read_meta_file(path) is not None:
             reading = Reading(Listing(path.parent))
             read_meta(reading, path.name)
-            if not reading.rows:
-                raise ValueError(
-                    f"{str(path)!r} names no image that is there; expected paths below its folder.{left_out(reading)}"
-                )
+            _check_not_empty(reading, path)
             return make_index(reading, META, split, categories)
-        if wants_table and path.suffix.lower() in TABLE_EXTENSIONS:
+        if allows_table and path.suffix.lower() in TABLE_EXTENSIONS:
             return _index_table(Listing(path.parent), path.name, split, categories, columns, normal_labels)
         raise ValueError(
-            f"{str(path)!r} is a file that holds no data set; expected a folder, meta.json, or a table "
-            f"({', '.join(TABLE_EXTENSIONS)})."
+            f"{str(path)!r} is not a dataset; expected a folder, meta.json or a table ({', '.join(TABLE_EXTENSIONS)})."
         )
     listing = Listing(_existing_folder(root))
     if columns is not None or normal_labels is not None:
-        if not wants_table:
-            raise ValueError("columns and normal_labels are for tables and data sets of the Hub; leave them out.")
+        if not allows_table:
+            raise ValueError(
+                f"columns and normal_labels cannot be used with layout={layout!r}; they are for tables and Hub "
+                "datasets."
+            )
         layout = "table"
     if layout == "table" or (layout is None and metadata_file(listing) is not None):
         return _index_table(listing, find_table(listing), split, categories, columns, normal_labels)
@@ -205,11 +245,16 @@ def _existing_folder(root: str | os.PathLike) -> Path:
     if path.is_dir():
         return path
     if path.exists():
-        raise OSError(f"{str(path)!r} is a file; expected the folder of a data set.")
-    raise OSError(f"Folder {str(path)!r} not found; expected the root of a data set.")
+        raise OSError(f"{str(path)!r} is a file; expected the folder of a dataset.")
+    raise OSError(f"Folder {str(path)!r} not found; expected the folder of a dataset.")
 
 
-# Tables
+def _check_not_empty(reading: Reading, path: Path) -> None:
+    if not reading.rows:
+        raise ValueError(
+            f"None of the images listed in {str(path)!r} exists; expected paths relative to the folder of this file."
+            f"{list_warnings(reading)}"
+        )
 
 
 def _index_table(
@@ -221,14 +266,12 @@ def _index_table(
     normal_labels: Sequence[str] | None,
 ) -> DataIndex:
     path = listing.root / table
-    if path.suffix.lower() == ".parquet" and (dataset := with_images_inside(path, columns)) is not None:
-        return index_dataset(dataset, str(path), TABLE, split, categories, columns, normal_labels, path.parent.name)
+    if path.suffix.lower() == ".parquet" and (dataset := read_parquet_images(path, columns)) is not None:
+        category = path.absolute().parent.name
+        return index_dataset(dataset, str(path), TABLE, split, categories, columns, normal_labels, category)
     reading = Reading(listing)
     read_table(reading, table, columns, normal_labels)
-    if not reading.rows:
-        raise ValueError(
-            f"{str(path)!r} names no image that is there; expected paths relative to its folder.{left_out(reading)}"
-        )
+    _check_not_empty(reading, path)
     return make_index(reading, TABLE, split, categories)
 
 

@@ -1,4 +1,4 @@
-"""What a checkpoint was trained on, and whether that is met again in an evaluation."""
+"""Record the training datasets of a checkpoint and detect their images in an evaluation."""
 
 import hashlib
 import os
@@ -12,15 +12,15 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
-# The smallest hashes of the images stand for all of them: a random choice that is the same for the same images. If a
-# tenth of the training images is evaluated, 32 find it with a probability of 97 %.
+# A training set is represented by its smallest image hashes, a random but reproducible sample. If 10 % of the training
+# images are evaluated, 32 hashes detect this with a probability of 97 %.
 NUM_HASHES = 32
-# Enough of a compressed image to tell it from others of the same size.
+# Enough of a compressed image to distinguish it from other files of the same size.
 HEAD_BYTES = 4096
 
 
 def image_hash(image: Mapping[str, Any]) -> str:
-    """Eight hexadecimal digits from size and first bytes of an image file, `{"path": ..., "bytes": ...}`."""
+    """Hash of the size and first bytes of an image file `{"path": ..., "bytes": ...}`, 8 hexadecimal digits."""
     if image.get("bytes") is not None:
         size, head = len(image["bytes"]), image["bytes"][:HEAD_BYTES]
     else:
@@ -31,7 +31,7 @@ def image_hash(image: Mapping[str, Any]) -> str:
 
 
 def image_hashes(dataset: "Dataset") -> list[str]:
-    """The hash of every image. Names do not count, so that a re-packed copy has the same ones; no image is decoded."""
+    """Hash of every image, without decoding. File names do not matter, so a renamed copy has the same hashes."""
     return [image_hash(image) for image in undecoded(dataset)["image"]]
 
 
@@ -39,21 +39,25 @@ def describe_training_set(
     dataset: "Dataset", name: str, benchmark: str | None = None, split: str = "test"
 ) -> dict[str, Any]:
     """
-    An entry for `config.training_sets`.
+    Describe a dataset as an entry of `config.training_sets`.
 
     Args:
         dataset (`datasets.Dataset`):
-            As `load_folder` and `load_benchmark` give it.
+            Dataset returned by [`load_folder`] or [`load_benchmark`].
         name (`str`):
-            What to call it: the benchmark, or the name of the folder. Never a path.
+            Name of the benchmark or folder. It is published with the checkpoint, so it must not be a path.
         benchmark (`str`, *optional*):
-            The benchmark it is.
+            Name of the benchmark, if the dataset is one.
         split (`str`, defaults to `"test"`):
-            Its split.
+            Split of the dataset.
 
     Returns:
-        `dict`: `name`, `benchmark`, `split`, `categories`, `num_images`, `num_anomalous_images` and `image_hashes`,
-        32 hashes of 8 hexadecimal digits each (fewer for fewer images).
+        `dict`: `name`, `benchmark`, `split`, `categories`, `num_images`, `num_anomalous_images` and `image_hashes`, a
+        string of up to 32 hashes with 8 hexadecimal digits each.
+
+    Raises:
+        ImportError: if `datasets` is not installed.
+        OSError: if an image cannot be read.
     """
     labels = dataset["label"]
     return {
@@ -71,28 +75,33 @@ def find_training_overlap(
     training_sets: Iterable[Mapping[str, Any]] | None, dataset: "Dataset", benchmark: str | None = None
 ) -> list[str]:
     """
-    Why figures on a data set would not be those of things never seen.
+    Check whether a checkpoint was trained on images of a dataset, so that results on it are not zero-shot.
 
     Args:
-        training_sets:
-            `config.training_sets`.
+        training_sets (`Iterable[Mapping[str, Any]]`, *optional*):
+            `config.training_sets` of the checkpoint.
         dataset (`datasets.Dataset`):
-            What is to be evaluated.
+            Dataset to evaluate.
         benchmark (`str`, *optional*):
-            The benchmark it is.
+            Name of the benchmark, if the dataset is one.
 
     Returns:
-        `list[str]`: a sentence for every training set that is met again; empty when none is, or none is recorded.
+        `list[str]`: one reason per training set with the same images or the same benchmark. Empty if there is no
+        overlap or no training set is recorded.
+
+    Raises:
+        ImportError: if `datasets` is not installed.
+        OSError: if an image cannot be read.
     """
     training_sets = list(training_sets or [])
     present = set(image_hashes(dataset)) if training_sets else set()
     found = []
     for entry in training_sets:
         hashes = str(entry.get("image_hashes") or "").split()
-        share = sum(one in present for one in hashes) / len(hashes) if hashes else 0.0
+        share = sum(image in present for image in hashes) / len(hashes) if hashes else 0.0
         name = entry.get("name")
         if share:
-            found.append(f"trained on {name}, about {share:.0%} of whose images are among those evaluated")
+            found.append(f"trained on {name} (about {share:.0%} of its images are in this dataset)")
         elif benchmark is not None and entry.get("benchmark") == benchmark:
             found.append(f"trained on the same benchmark, {benchmark} ({entry.get('split')} split)")
     return found

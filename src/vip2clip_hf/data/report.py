@@ -1,4 +1,4 @@
-"""What was found in a data set, for people and for machines."""
+"""Report on the contents of a dataset, as text or as JSON."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,12 +9,12 @@ from .benchmarks.benchmark import Benchmark
 @dataclass
 class CategoryReport:
     """
-    Counts of one category.
+    Image counts of one category.
 
     Args:
-        normal, anomalous, unlabelled (`int`): images.
-        masks (`int`): anomalous images that have a mask.
-        expected (`tuple[int, int]`, *optional*): published normal and anomalous images, where known.
+        normal, anomalous, unlabelled (`int`): number of images with this label.
+        masks (`int`): number of anomalous images with a mask.
+        expected (`tuple[int, int]`, *optional*): published number of normal and anomalous images, if known.
     """
 
     normal: int = 0
@@ -25,24 +25,26 @@ class CategoryReport:
 
     @property
     def differs(self) -> bool:
+        """Whether the counts differ from the published counts."""
         return self.expected is not None and self.expected != (self.normal, self.anomalous)
 
 
 @dataclass
 class DataReport:
     """
-    What was found in a data set; `str(report)` is for people, `report.to_dict()` for machines.
+    Summary of a dataset. Use `str(report)` for text and `report.to_dict()` for JSON.
 
     Args:
-        root (`str`): folder, file or Hub id that was read.
-        layout, layout_title (`str`): layout recognised, its name and in words.
-        split (`str`): the split that was asked for. splits (`dict[str, int]`): images of every split there is.
-        categories (`dict[str, CategoryReport]`): counts of the split, by category.
-        ignored (`dict[str, list[str]]`): files nothing was made of, by reason.
-        warnings (`dict[str, list[str]]`): what is not as it should be, with examples.
-        notes (`list[str]`): what to know about the layout.
-        benchmark (`Benchmark`, *optional*): the benchmark it was read as.
-        whole (`bool`): whether all categories were asked for.
+        root (`str`): folder, file or Hub id of the dataset.
+        layout, layout_title (`str`): name and description of the layout.
+        split (`str`): split the report describes.
+        splits (`dict[str, int]`): number of images in each available split.
+        categories (`dict[str, CategoryReport]`): counts for each category of the split.
+        ignored (`dict[str, list[str]]`): unused files, grouped by reason.
+        warnings (`dict[str, list[str]]`): problems found while reading, with the affected paths.
+        notes (`list[str]`): remarks about the layout.
+        benchmark (`Benchmark`, *optional*): benchmark the dataset was read as.
+        whole (`bool`, defaults to `True`): whether the report covers all categories.
     """
 
     root: str
@@ -59,7 +61,7 @@ class DataReport:
 
     @property
     def total(self) -> CategoryReport:
-        """Counts over all categories; `expected` for a whole benchmark."""
+        """Counts over all categories. `expected` is set for the test split of a complete benchmark."""
         parts = self.categories.values()
         names = ("normal", "anomalous", "unlabelled", "masks")
         total = CategoryReport(**{name: sum(getattr(part, name) for part in parts) for name in names})
@@ -69,22 +71,25 @@ class DataReport:
 
     @property
     def differences(self) -> list[str]:
-        """Where counts differ from the published ones."""
-        named = [*self.categories.items()]
+        """Differences from the published counts, one line per category."""
+        parts = list(self.categories.items())
         if self.benchmark is not None and len(self.benchmark.categories) > 1:
-            named.append(("total", self.total))
-        return [
-            f"{name}: {part.normal} normal and {part.anomalous} anomalous images, published are {part.expected[0]} "
-            f"and {part.expected[1]}"
-            for name, part in named
-            if part.differs
-        ]
+            parts.append(("total", self.total))
+        lines = []
+        for name, part in parts:
+            if part.expected is not None and part.differs:
+                normal, anomalous = part.expected
+                lines.append(
+                    f"{name}: {part.normal} normal, {part.anomalous} anomalous (published: {normal} normal, "
+                    f"{anomalous} anomalous)"
+                )
+        return lines
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as JSON types; of ignored files and warnings the number and up to 20 examples."""
+        """Return the report as JSON types. Ignored files and warnings are cut to a count and up to 20 examples."""
 
-        def examples(found: dict[str, list[str]]) -> dict[str, Any]:
-            return {kind: {"count": len(paths), "examples": paths[:20]} for kind, paths in found.items()}
+        def shorten(groups: dict[str, list[str]]) -> dict[str, Any]:
+            return {kind: {"count": len(paths), "examples": paths[:20]} for kind, paths in groups.items()}
 
         def counts(part: CategoryReport) -> dict[str, Any]:
             return {**vars(part), "expected": None if part.expected is None else list(part.expected)}
@@ -98,8 +103,8 @@ class DataReport:
             "categories": {name: counts(part) for name, part in self.categories.items()},
             "total": counts(self.total),
             "differences": self.differences,
-            "ignored": examples(self.ignored),
-            "warnings": examples(self.warnings),
+            "ignored": shorten(self.ignored),
+            "warnings": shorten(self.warnings),
             "notes": self.notes,
             "benchmark": None
             if benchmark is None
@@ -116,47 +121,46 @@ class DataReport:
         }
 
     def __str__(self) -> str:
-        lines = [f"{self.root}", f"  layout    {self.layout_title} ({self.layout})"]
-        if self.benchmark is not None:
-            lines.append(f"  benchmark {self.benchmark.title}; the paper evaluates {self.benchmark.evaluated}")
+        benchmark = self.benchmark
+        lines = [f"{self.root}", f"  layout     {self.layout_title} ({self.layout})"]
+        if benchmark is not None:
+            lines.append(f"  benchmark  {benchmark.title}; the paper evaluates {benchmark.evaluated}")
         others = ", ".join(f"{name} {count}" for name, count in self.splits.items() if name != self.split)
-        lines.append(f"  split     {self.split}{f' (also there: {others})' if others else ''}")
+        lines.append(f"  split      {self.split}{f' (other splits: {others})' if others else ''}")
         lines += ["", *self._table()]
-        if self.differences:
-            lines += ["", f"Differs from the published counts ({self.benchmark.counts_source}):"]
+        if benchmark is not None and self.differences:
+            lines += ["", f"Counts differ from the published counts (source: {benchmark.counts_source}):"]
             lines += [f"  {difference}" for difference in self.differences]
-        for title, found in (("Warnings:", self.warnings), ("Files ignored:", self.ignored)):
-            if found:
-                lines += ["", title]
-                lines += [f"  {len(paths)} x {kind}: {examples(paths)}" for kind, paths in found.items()]
+        for title, groups in (("Warnings:", self.warnings), ("Ignored files:", self.ignored)):
+            if groups:
+                lines += ["", title, *(f"  {summarize(kind, paths)}" for kind, paths in groups.items())]
         if self.notes:
             lines += ["", "Notes:", *(f"  {note}" for note in self.notes)]
-        if self.benchmark is not None:
-            threshold = self.benchmark.mask_threshold
-            lines += ["", f"Licence: {self.benchmark.licence or 'not established; ask its makers before you use it'}"]
-            lines += [f"Cite: {self.benchmark.citation}", f"Source: {self.benchmark.source}"]
-            if self.benchmark.has_masks:
-                lines += [f"Mask values greater than {threshold} are anomalous (mask_threshold)."]
+        if benchmark is not None:
+            licence = benchmark.licence or "not established; ask the authors before using the dataset"
+            lines += ["", f"Licence: {licence}", f"Cite: {benchmark.citation}", f"Source: {benchmark.source}"]
+            if benchmark.has_masks:
+                lines.append(f"Mask threshold: values above {benchmark.mask_threshold} are anomalous.")
         return "\n".join(lines)
 
     def _table(self) -> list[str]:
         header = ("category", "normal", "anomalous", "with mask", "unlabelled")
-        named = [*self.categories.items(), *([("total", self.total)] if len(self.categories) > 1 else [])]
-        cells = [header]
-        for name, part in named:
-            counts = (part.normal, part.anomalous, part.masks, part.unlabelled)
-            cells.append((name, *map(str, counts)))
+        parts = [*self.categories.items(), *([("total", self.total)] if len(self.categories) > 1 else [])]
+        rows: list[tuple[str, ...]] = [header]
+        for name, part in parts:
+            rows.append((name, *map(str, (part.normal, part.anomalous, part.masks, part.unlabelled))))
         if not self.total.unlabelled:
-            cells = [row[:-1] for row in cells]
-        widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
+            rows = [row[:-1] for row in rows]
+        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
         return [
-            "  " + "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:]))])
-            for row in cells
+            "  " + "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:]))])
+            for row in rows
         ]
 
 
-def examples(paths: list[str], most: int = 3) -> str:
-    return ", ".join(paths[:most]) + (", ..." if len(paths) > most else "")
+def summarize(kind: str, paths: list[str], most: int = 3) -> str:
+    """One line about a group of paths: kind, count and the first `most` paths."""
+    return f"{kind} ({len(paths)}): {', '.join(paths[:most])}{', ...' if len(paths) > most else ''}"
 
 
-__all__ = ["CategoryReport", "DataReport", "examples"]
+__all__ = ["CategoryReport", "DataReport", "summarize"]

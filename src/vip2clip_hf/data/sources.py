@@ -1,4 +1,4 @@
-"""Data sets by name and place, as command lines have them."""
+"""Labelled datasets as specified on the command line."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class DataSource:
     """
-    A data set with labels to train or evaluate on, and where it is.
+    Name and location of a dataset for training or evaluation.
 
     Args:
-        name (`str`): what it is called in tables and folders.
+        name (`str`): name of the dataset in tables and output folders.
         root (`str`): folder, table or Hub id.
-        benchmark (`str`, *optional*): the benchmark of the paper it is.
-        split (`str`, defaults to `"test"`): its split.
-        categories (`tuple[str, ...]`, *optional*): only these.
+        benchmark (`str`, *optional*): name of the benchmark to read it as.
+        split (`str`, defaults to `"test"`): split to load.
+        categories (`tuple[str, ...]`, *optional*): categories to load. Defaults to all.
     """
 
     name: str
@@ -37,20 +37,28 @@ class DataSource:
     @classmethod
     def parse(cls, text: str, split: str = "test", categories: Sequence[str] | None = None) -> "DataSource":
         """
-        `"mvtec=path/to/MVTec"`, a benchmark in a folder; `"path/to/photos"`, one's own data; or `"screws=path"`, the
-        same by a name of one's choice.
+        Parse a dataset argument of the command line.
+
+        Args:
+            text (`str`): `"path/to/photos"` for your own data, `"screws=path/to/photos"` for your own data with a
+                name, or `"mvtec=path/to/MVTec"` for a benchmark.
+            split (`str`, defaults to `"test"`): split to load.
+            categories (`Sequence[str]`, *optional*): categories to load. Defaults to all.
+
+        Returns:
+            `DataSource`: the dataset, not loaded.
 
         Raises:
-            ValueError: a name without a path.
+            ValueError: if the name or the path is missing.
         """
-        categories = tuple(categories) if categories else None
+        selected = tuple(categories) if categories else None
         name, equals, root = text.partition("=")
         if not equals or Path(text).exists():
-            return cls(Path(text).resolve().name or text, text, None, split, categories)
+            return cls(Path(text).resolve().name or text, text, None, split, selected)
         if not root or not name:
-            raise ValueError(f"{text!r}: expected NAME=ROOT, such as mvtec=path/to/MVTec.")
+            raise ValueError(f"Dataset {text!r} is incomplete; expected NAME=ROOT, such as mvtec=path/to/MVTec.")
         benchmark = name.lower() if name.lower() in BENCHMARKS else None
-        return cls(benchmark or name, root, benchmark, split, categories)
+        return cls(benchmark or name, root, benchmark, split, selected)
 
     @property
     def mask_threshold(self) -> int:
@@ -59,11 +67,19 @@ class DataSource:
 
     def load(self, need_labels: bool = True) -> "Dataset":
         """
+        Load the dataset.
+
         Args:
-            need_labels (`bool`, defaults to `True`): whether every image has to have a label.
+            need_labels (`bool`, defaults to `True`): whether all images must have a label.
+
+        Returns:
+            `datasets.Dataset`: one row per image, with the columns of [`features`]. Images and masks are not decoded.
 
         Raises:
-            OSError, ValueError: see `load_folder` and `load_benchmark`; images without labels, where they are needed.
+            ImportError: if `datasets` is not installed.
+            OSError: if the dataset does not exist or cannot be loaded.
+            ValueError: if the dataset is invalid, see [`load_folder`] and [`load_benchmark`], or if a label is needed
+                and missing.
         """
         if self.benchmark is None:
             dataset = load_folder(self.root, self.split, self.categories)
@@ -72,20 +88,26 @@ class DataSource:
         unlabelled = sum(label is None for label in dataset["label"]) if need_labels else 0
         if unlabelled:
             raise ValueError(
-                f"{self.root}: {unlabelled} of {len(dataset)} images have no label; expected one for every image, for "
-                "instance the folders normal/ and anomalous/ (docs/data.md)."
+                f"{self.root}: {unlabelled} of {len(dataset)} images have no label; expected a label for every image, "
+                "for example from folders called normal/ and anomalous/ (see docs/data.md)."
             )
         return undecoded(dataset)
 
 
 def concatenate(sources: Sequence[DataSource], datasets: Sequence["Dataset"]) -> "Dataset":
     """
-    Several data sets as one. Every row keeps the mask threshold of its set (column `mask_threshold`); categories and
-    image ids begin with the name of the set when there are several.
+    Concatenate datasets.
 
     Args:
-        sources (`Sequence[DataSource]`): the sets.
-        datasets (`Sequence[datasets.Dataset]`): what their `load()` gave.
+        sources (`Sequence[DataSource]`): description of each dataset.
+        datasets (`Sequence[datasets.Dataset]`): the loaded datasets, in the same order.
+
+    Returns:
+        `datasets.Dataset`: all rows, with the mask threshold of each dataset in the column `mask_threshold`. If there
+        are several datasets, categories and image ids start with the name of the dataset.
+
+    Raises:
+        ImportError: if `datasets` is not installed.
     """
     with extra("data", "Joining datasets"):
         from datasets import concatenate_datasets

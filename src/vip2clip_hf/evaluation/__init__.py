@@ -1,4 +1,4 @@
-"""Metrics, the evaluation of a model, and its tables."""
+"""Metrics, evaluation of models, and tables of results."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from ..utils.lazy import lazy_names
 
 
-# For `evaluate.load(EVALUATE_MODULE)` of the library evaluate.
+# Path of the metrics for `evaluate.load(EVALUATE_MODULE)`.
 EVALUATE_MODULE = str(Path(__file__).with_name("anomaly_metrics"))
 
 __getattr__, __dir__, __all__ = lazy_names(__name__)

@@ -1,6 +1,7 @@
-"""The metrics of one ranking: AUROC, AP, F1-max and AUPRO.
+"""Metrics of one ranking: AUROC, AP, F1-max and AUPRO.
 
-`counts` are those of cells from the highest value down, of shape `(3, cells)`: negatives, positives, weights.
+`counts` always has shape `(3, cells)`: negatives, positives and weights of every cell, from the highest value to the
+lowest. A cell is a group of values that are treated as equal.
 """
 
 import math
@@ -11,36 +12,67 @@ from ..utils.extras import extra
 from .histogram_counts import NEGATIVE, POSITIVE, WEIGHT
 
 
-# Curves. `counts` are those of cells from the highest value down, (3, cells): negatives, positives, weights.
-
-
 def auroc(counts: np.ndarray) -> float:
-    """Area under the ROC curve: the share of pairs in the right order, ties by half."""
+    """
+    Compute the area under the ROC curve: the share of correctly ordered pairs, where ties count half.
+
+    Args:
+        counts (`np.ndarray` of shape `(3, cells)`): see the module; at least one negative and one positive.
+
+    Returns:
+        `float`: the area, in [0, 1].
+    """
     negatives, positives = counts[NEGATIVE], counts[POSITIVE]
     higher = np.cumsum(positives) - positives / 2
     return float((negatives * higher).sum() / (negatives.sum() * positives.sum()))
 
 
 def average_precision(counts: np.ndarray) -> float:
-    """Sum of precision times gain in recall, not interpolated (scikit-learn's definition)."""
+    """
+    Compute the average precision: the sum of precision times gain in recall, not interpolated (as in scikit-learn).
+
+    Args:
+        counts (`np.ndarray` of shape `(3, cells)`): see the module; at least one positive.
+
+    Returns:
+        `float`: the average precision, in [0, 1].
+    """
     true, found = np.cumsum(counts[POSITIVE]), np.cumsum(counts[NEGATIVE] + counts[POSITIVE])
-    there = found > 0
-    return float((counts[POSITIVE] * np.divide(true, found, where=there, out=np.zeros_like(true))).sum() / true[-1])
+    precision = np.divide(true, found, where=found > 0, out=np.zeros_like(true))
+    return float((counts[POSITIVE] * precision).sum() / true[-1])
 
 
 def f1_max(values: np.ndarray, counts: np.ndarray) -> tuple[float, float]:
-    """The largest F1 of all thresholds, and the value from which on (greater or equal) things are positive there."""
+    """
+    Compute the largest F1 over all thresholds.
+
+    Args:
+        values (`np.ndarray` of shape `(cells,)`): value of every cell, descending.
+        counts (`np.ndarray` of shape `(3, cells)`): see the module; at least one positive.
+
+    Returns:
+        `tuple[float, float]`: the F1, in [0, 1], and its threshold. Values greater than or equal to the threshold are
+        positive.
+    """
     true, found = np.cumsum(counts[POSITIVE]), np.cumsum(counts[NEGATIVE] + counts[POSITIVE])
     f1 = 2 * true / (found + true[-1])
-    # Of several thresholds the lowest, as the precision-recall curve of scikit-learn is read by the released code.
+    # Of several best thresholds the lowest, as the released code chooses it from scikit-learn's curve.
     best = len(f1) - 1 - int(f1[::-1].argmax())
     return float(f1[best]), float(values[best])
 
 
 def aupro(counts: np.ndarray, fpr_limit: float = 0.3) -> float:
     """
-    Area under the curve of the mean overlap of the defect regions over the false positive rate, up to `fpr_limit` and
-    divided by it. The curve is linear between values, and is cut at the limit exactly.
+    Compute the area under the per-region overlap curve: mean overlap with the defect regions over false positive rate.
+
+    The curve is linear between thresholds and ends exactly at the limit. The area is divided by the limit.
+
+    Args:
+        counts (`np.ndarray` of shape `(3, cells)`): see the module; at least one negative and one positive.
+        fpr_limit (`float`, defaults to 0.3): false positive rate up to which the area is computed, in (0, 1].
+
+    Returns:
+        `float`: the AUPRO, in [0, 1].
     """
     fpr = np.concatenate([[0], np.cumsum(counts[NEGATIVE])]) / counts[NEGATIVE].sum()
     pro = np.concatenate([[0], np.cumsum(counts[WEIGHT])]) / counts[WEIGHT].sum()
@@ -53,7 +85,7 @@ def aupro(counts: np.ndarray, fpr_limit: float = 0.3) -> float:
 
 
 def _area(x: np.ndarray, y: np.ndarray) -> float:
-    """Area under a curve of straight lines."""
+    """Area under a piecewise linear curve."""
     return float((np.diff(x) * (y[1:] + y[:-1])).sum() / 2)
 
 
@@ -61,14 +93,27 @@ def release_aupro(
     values: np.ndarray, counts: np.ndarray, minimum: float, maximum: float, fpr_limit: float = 0.3, steps: int = 200
 ) -> float:
     """
-    AUPRO as the released code has it: `steps` thresholds between the smallest and the largest value, of the points
-    with a false positive rate below the limit those rates stretched to [0, 1], no interpolation at either end.
+    Compute AUPRO as the authors' released code does.
+
+    The curve has one point for each of `steps` thresholds between the smallest and the largest value. Only points with
+    a false positive rate below the limit are kept. Their rates are rescaled to [0, 1], and nothing is interpolated at
+    either end.
+
+    Args:
+        values (`np.ndarray` of shape `(cells,)`): value of every cell, descending.
+        counts (`np.ndarray` of shape `(3, cells)`): see the module; at least one negative and one positive.
+        minimum, maximum (`float`): smallest and largest value.
+        fpr_limit (`float`, defaults to 0.3): false positive rate up to which the area is computed, in (0, 1].
+        steps (`int`, defaults to 200): number of thresholds.
+
+    Returns:
+        `float`: the AUPRO, in [0, 1], or NaN with fewer than two different false positive rates below the limit.
     """
-    minimum, maximum = np.float32(minimum), np.float32(maximum)
-    if minimum == maximum:
+    low, high = np.float32(minimum), np.float32(maximum)
+    if low == high:
         return math.nan
-    thresholds = np.arange(minimum, maximum, (maximum - minimum) / steps)
-    # Cells come from the highest down; those above a threshold are the first ones.
+    thresholds = np.arange(low, high, (high - low) / steps)
+    # Cells are in descending order, so those above a threshold come first.
     above = np.searchsorted(-values.astype(np.float64), -thresholds.astype(np.float64), side="left")
     fpr = np.concatenate([[0], np.cumsum(counts[NEGATIVE])])[above] / counts[NEGATIVE].sum()
     pro = np.concatenate([[0], np.cumsum(counts[WEIGHT])])[above] / counts[WEIGHT].sum()
@@ -81,13 +126,16 @@ def release_aupro(
 
 def region_weights(mask: np.ndarray) -> tuple[np.ndarray, int]:
     """
-    The weight of every defect pixel: 1 over the area of its 8-connected region.
+    Compute the weight of each defect pixel: 1 / area of its 8-connected region.
 
     Args:
-        mask (`np.ndarray` of shape `(height, width)`, bool): with at least one defect pixel.
+        mask (`np.ndarray` of shape `(height, width)`, bool): mask with at least one defect pixel.
 
     Returns:
-        `tuple`: weights in the order of `mask[mask]`, float64, and the number of regions.
+        `tuple[np.ndarray, int]`: weights in the order of `mask[mask]`, float64, and the number of regions.
+
+    Raises:
+        ImportError: if scipy is not installed.
     """
     with extra("data", "AUPRO"):
         from scipy import ndimage
@@ -95,8 +143,8 @@ def region_weights(mask: np.ndarray) -> tuple[np.ndarray, int]:
     rows, columns = mask.any(axis=1).nonzero()[0], mask.any(axis=0).nonzero()[0]
     box = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     regions, number = ndimage.label(box, structure=np.ones((3, 3), dtype=bool))
-    of_pixels = regions[box]
-    return (1.0 / np.maximum(np.bincount(of_pixels), 1))[of_pixels], number
+    region_of_pixel = regions[box]
+    return (1.0 / np.maximum(np.bincount(region_of_pixel), 1))[region_of_pixel], number
 
 
 __all__ = ["aupro", "auroc", "average_precision", "f1_max", "region_weights", "release_aupro"]

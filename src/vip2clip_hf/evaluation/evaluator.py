@@ -1,4 +1,4 @@
-"""A model over a data set: the metrics of the paper's tables, on one process or several."""
+"""Evaluate a model on a dataset, on one or several processes."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -31,51 +31,55 @@ def evaluate_model(
     recorder: EvaluationRecorder | None = None,
 ) -> dict[str, Any]:
     """
-    Image and pixel metrics per category and their mean. Maps are compared with masks at the size of the model, are
-    shown to the metrics once and not kept.
+    Compute image and pixel metrics of a model per category, and their mean.
 
-    Where torch.distributed is initialised every process evaluates its share, each image once, and all get the result
-    of the whole; the figures are those of one process.
+    Anomaly maps are compared with masks at the image size of the model. If torch.distributed is initialized, every
+    process evaluates its share of the images, each image once, and all processes return the result of all images.
 
     Args:
         model ([`ViP2ClipForAnomalyDetection`]):
-            The model, on the device it is to run on.
+            Model, on the device to run on.
         image_processor ([`ViP2ClipImageProcessor`]):
-            Its image processor.
+            Image processor of the model.
         dataset (`datasets.Dataset`):
-            As `load_folder` and `load_benchmark` give it; all images need labels.
+            Dataset returned by [`load_folder`] or [`load_benchmark`], with a label for every image.
         batch_size (`int`, defaults to 8):
-            Images that go through the model together.
+            Number of images per batch.
         mask_threshold (`int` or `float`, *optional*):
-            Mask values greater than this are anomalous; a benchmark's is `BENCHMARKS[name].mask_threshold`.
-        fpr_limit, aupro_convention:
+            Mask values greater than this are anomalous. Defaults to the value of the image processor (0). For a
+            benchmark, use `BENCHMARKS[name].mask_threshold`.
+        fpr_limit (`float`, defaults to 0.3):
+            False positive rate up to which AUPRO is integrated, in (0, 1].
+        aupro_convention (`"exact"` or `"release"`, defaults to `"exact"`):
             See [`AnomalyMetrics`].
         num_workers (`int`, defaults to 0):
-            Processes that decode images.
+            Number of processes that decode images.
         progress (`bool` or `str`, defaults to `False`):
-            Whether to show a progress bar, or what to write before it.
+            Whether to show a progress bar, or its title.
         recorder ([`EvaluationRecorder`], *optional*):
-            Keeps scores and maps, and lets a later call go on where this one stopped.
+            Keeps scores and anomaly maps, and saves the progress to resume after an interruption.
 
     Returns:
-        `dict`: see [`AnomalyMetrics.compute`].
+        `dict`: the result of [`AnomalyMetrics.compute`], with the categories in the order of the dataset.
 
     Raises:
-        ValueError: no images, images without labels, or scores or maps that are not finite. Names the images.
-        OSError: an image that cannot be read.
+        ImportError: if datasets or scipy is not installed.
+        OSError: if an image cannot be read.
+        ValueError: if there are no images, an image has no label, or scores or maps are not finite. The message
+            contains the ids of the images.
     """
     if not len(dataset):
-        raise ValueError("The data set has no images; expected at least one.")
+        raise ValueError("The dataset contains no images; expected at least one.")
     unlabelled = sum(label is None for label in dataset["label"])
     if unlabelled:
-        raise ValueError(f"{unlabelled} of {len(dataset)} images have no label; expected one for every image.")
+        raise ValueError(f"{unlabelled} of {len(dataset)} images have no label; expected a label for every image.")
     rank, world_size = world()
     recorder = EvaluationRecorder(len(dataset)) if recorder is None else recorder
     collator = ViP2ClipCollator.for_dataset(
         image_processor, dataset, mask_threshold=mask_threshold, return_metadata=True
     )
     metrics = AnomalyMetrics(fpr_limit, aupro_convention)
-    # Strided and not padded: every image is seen once, whatever the number of processes.
+    # Strided and not padded, so that every image is evaluated exactly once on any number of processes.
     share = recorder.remaining()[rank::world_size]
     batches = [share[start : start + batch_size] for start in range(0, len(share), batch_size)]
     loader = torch.utils.data.DataLoader(
@@ -102,13 +106,13 @@ def evaluate_model(
                 recorder.add(positions, outputs.scores, outputs.anomaly_maps)
                 recorder.save(metrics)
     finally:
-        # What has been evaluated is not lost, whatever happened.
+        # Also after an error or an interrupt, to resume from here.
         recorder.save(metrics, now=True)
         model.train(was_training)
     states = [*recorder.earlier, metrics.state_dict()]
     metrics = AnomalyMetrics(fpr_limit, aupro_convention)
-    for of_process in from_all(states):
-        for state in of_process:
+    for process_states in from_all(states):
+        for state in process_states:
             part = AnomalyMetrics(fpr_limit, aupro_convention)
             part.load_state_dict(state)
             metrics.merge(part)

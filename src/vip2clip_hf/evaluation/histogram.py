@@ -1,15 +1,16 @@
-"""A histogram of float32 values that is as fine as the metrics need it, wherever the values lie.
+"""A histogram of float32 values that is as fine as the metrics need, for values of any range.
 
-Values are told apart by their bit pattern, so that no range has to be known. The 2^32 patterns are the leaves of a
-tree of three levels: bins of 128 neighbouring patterns, eighths of a bin, single patterns. A bin is divided when
-what would be added to it, together with what it holds, could move a metric by more than is allowed:
+Values are counted by bit pattern, so their range does not have to be known in advance. The 2^32 patterns are the
+leaves of a tree with three levels: bins of 128 adjacent patterns, parts (eighths of a bin) and leaves (single
+patterns). A bin or part is divided when its values, including those about to be added, could change a metric by more
+than allowed:
 
-    negatives in it > 1e-4 of all negatives              (AUROC: pairs that are not told apart)
-                    > 3e-5 where AUPRO looks             (which divides by its limit of the false positive rate)
-    pixels in it    > 1e-4 of the pixels in it and above (AP, F1: precision at its place in the ranking)
+    negatives in the bin > 1e-4 of all negatives               (AUROC: pairs with unknown order)
+                         > 3e-5 in the range of AUPRO          (AUPRO: divided by its false positive rate limit)
+    pixels in the bin    > 1e-4 of the pixels in and above it  (AP and F1: precision at this rank)
 
-What it held before stays where it is, and is by then too little to matter. So memory depends on these shares and not
-on the number of values, the errors add up to a bound that can be stated, and two histograms can be added.
+Values counted before the division stay in the bin. They are too few to matter. Memory therefore depends on these
+shares and not on the number of values, the errors add up to a known bound, and histograms can be merged.
 """
 
 import numpy as np
@@ -34,45 +35,47 @@ from .histogram_counts import (
 )
 
 
-# Bins are kept in pages, so that the gap between zero and the smallest value beside it costs nothing.
+# Bins are stored in pages, so the large gap between zero and other values needs no memory.
 PAGE_BITS = 12
 PAGE, NUM_PAGES = 1 << PAGE_BITS, 1 << (32 - BIN_BITS - PAGE_BITS)
-# See above. What is looked at by AUPRO may move while values come in.
+# Shares of the module docstring. The margin is added to the limit of the false positive rate, because the values below
+# the limit change while values are added.
 NEGATIVE_SHARE, AUPRO_SHARE, PIXEL_SHARE, AUPRO_MARGIN = 1e-4, 3e-5, 1e-4, 0.2
-# Nodes of the two finer levels; what would need more stays undivided and widens the bounds.
+# Largest number of divided bins, and of divided parts. More are not divided, which widens the bounds.
 MAX_NODES = 1 << 17
-# From so many on, those that are no longer needed are taken back.
+# Number of divided bins or parts above which unnecessary divisions are undone.
 MANY_NODES = 3 << 15
 
 
 class _Level:
-    """Bins of one level: what lies in each undivided, all that lies in it, and the node that divides it, or -1."""
+    """The bins of one level: counts without those of finer levels (`own`), counts with those of finer levels
+    (`mass`), and the number of the node that divides the bin, or -1 (`node`)."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.own = np.zeros((3, 0))
         self.mass = np.zeros((3, 0))
         self.node = np.zeros(0, dtype=np.int32)
 
-    def resize(self, size: int):
+    def resize(self, size: int) -> None:
         self.own, self.mass = grow(self.own, size), grow(self.mass, size)
         self.node = grow(self.node, size, -1)
 
 
 class PixelHistogram:
     """
-    Counts of negative and positive values and the weights of the positive ones, see the module.
+    Count negative and positive values, and sum the weights of the positive values. See the module for the method.
 
     Args:
         fpr_limit (`float`, defaults to 0.3): false positive rate up to which AUPRO is computed.
     """
 
-    def __init__(self, fpr_limit: float = 0.3):
+    def __init__(self, fpr_limit: float = 0.3) -> None:
         self.fpr_limit = fpr_limit
-        self.pages = np.zeros(0, dtype=np.intp)  # numbers of the pages there are, ascending
+        self.pages = np.zeros(0, dtype=np.intp)  # numbers of the stored pages, ascending
         self.bins, self.parts = _Level(), _Level()
         self.leaves = np.zeros((3, 0))
-        self.parents = np.zeros(0, dtype=np.int64)  # number of the bin each node of the second level divides
-        self.part_parents = np.zeros(0, dtype=np.int64)  # place of the part each node of the third level divides
+        self.parents = np.zeros(0, dtype=np.int64)  # number of the bin that each node divides
+        self.part_parents = np.zeros(0, dtype=np.int64)  # index of the part that each node divides
         self.num_nodes = [0, 0]
         self.totals = np.zeros(3)
         self.minimum, self.maximum = np.inf, -np.inf
@@ -80,13 +83,15 @@ class PixelHistogram:
 
     # Adding
 
-    def add(self, blocks: list[np.ndarray], positive: np.ndarray, weights: np.ndarray):
+    def add(self, blocks: list[np.ndarray], positive: np.ndarray, weights: np.ndarray) -> None:
         """
+        Add values.
+
         Args:
-            blocks (`list[np.ndarray]`, uint32, 1-D each): keys (see `to_keys`) of all values; each block should fit
-                the processor's cache.
-            positive (`np.ndarray`, uint32, 1-D): keys of those of them that are positive.
-            weights (`np.ndarray`, float64, 1-D): their weights.
+            blocks (`list[np.ndarray]`, uint32, 1-D each): keys (see `to_keys`) of all values. For speed, each block
+                should fit in the cache of the processor.
+            positive (`np.ndarray`, uint32, 1-D): keys of the positive values, which are also in `blocks`.
+            weights (`np.ndarray`, float64, 1-D): weights of the positive values.
         """
         blocks = [block for block in blocks if block.size]
         if not blocks:
@@ -100,47 +105,48 @@ class PixelHistogram:
         if high - low < 64 * PAGE:
             self._add_pages(np.arange(low >> PAGE_BITS, (high >> PAGE_BITS) + 1))
         else:
-            pages = sum(np.bincount(block >> (BIN_BITS + PAGE_BITS), minlength=NUM_PAGES) for block in blocks)
+            pages = np.zeros(NUM_PAGES, dtype=np.intp)
+            for block in blocks:
+                pages += np.bincount(block >> (BIN_BITS + PAGE_BITS), minlength=NUM_PAGES)
             self._add_pages(pages.nonzero()[0])
-        first, last = self._places(np.array([low, high]))
-        here = slice(int(first), int(last) + 1)
-        positive_places = self._places_of_keys(positive, first)
+        first, last = (int(index) for index in self._indices(np.array([low, high])))
+        here = slice(first, last + 1)
+        positive_indices = self._indices_of_keys(positive, first)
         added = np.zeros((3, here.stop - here.start))
         for block in blocks:
-            added[NEGATIVE] += np.bincount(self._places_of_keys(block, first), minlength=added.shape[1])
-        count_positive(added, positive_places, weights)
+            added[NEGATIVE] += np.bincount(self._indices_of_keys(block, first), minlength=added.shape[1])
+        count_positive(added, positive_indices, weights)
         self.totals += added.sum(axis=1)
         self.bins.mass[:, here] += added
         above = sum_from_above(self.bins.mass)
-        new = self._too_full(self.bins, here, added, above[:, here])
-        self._divide_bins(new + here.start)
+        self._divide_bins(self._find_full(self.bins, here, added, above[:, here]) + here.start)
         nodes = self.bins.node[here]
         undivided = nodes < 0
         self.bins.own[:, here] += added * undivided
         if undivided.all():
             return
-        # To the second level: place of the part, and which leaf of it.
+        # Second level: index of the part, and number of the leaf in it.
         count = int(added[NEGATIVE : POSITIVE + 1, ~undivided].sum())
         parts, leaves = np.empty(count, dtype=np.intp), np.empty(count, dtype=np.uint8)
         filled = 0
         for block in blocks:
-            chosen, node = select_nodes(nodes, self._places_of_keys(block, first))
-            there = slice(filled, filled + len(chosen))
-            parts[there], leaves[there] = parts_and_leaves(block[chosen], node)
-            filled = there.stop
-        chosen, node = select_nodes(nodes, positive_places)
+            chosen, node = select_nodes(nodes, self._indices_of_keys(block, first))
+            target = slice(filled, filled + len(chosen))
+            parts[target], leaves[target] = parts_and_leaves(block[chosen], node)
+            filled = target.stop
+        chosen, node = select_nodes(nodes, positive_indices)
         positive_parts, positive_leaves = parts_and_leaves(positive[chosen], node)
         weights = weights[chosen]
         size = self.num_nodes[0] * PARTS
         added = count_keys(parts, positive_parts, weights, size)
         self.parts.mass[:, :size] += added
-        self._divide_parts(self._too_full(self.parts, slice(0, size), added, self._above_parts(above)))
+        self._divide_parts(self._find_full(self.parts, slice(0, size), added, self._above_parts(above)))
         undivided = self.parts.node[:size] < 0
         added *= undivided
         self.parts.own[:, :size] += added
         if undivided.all():
             return
-        # To the third.
+        # Third level.
         chosen, node = select_nodes(self.parts.node, parts)
         positive_chosen, positive_node = select_nodes(self.parts.node, positive_parts)
         size = self.num_nodes[1] * LEAVES
@@ -151,8 +157,8 @@ class PixelHistogram:
             size,
         )
 
-    def _add_pages(self, numbers: np.ndarray):
-        """Make room for the bins of some pages."""
+    def _add_pages(self, numbers: np.ndarray) -> None:
+        """Add pages that are not stored yet."""
         pages = np.union1d(self.pages, numbers)
         if pages.size == self.pages.size:
             return
@@ -163,9 +169,8 @@ class PixelHistogram:
         level.node[old] = self.bins.node
         self.pages, self.bins = pages, level
 
-    def _places(self, numbers: np.ndarray, first: int = 0) -> np.ndarray:
-        """Where the bins of some numbers are, counted from the place `first`; their pages are there. `numbers` is
-        overwritten."""
+    def _indices(self, numbers: np.ndarray, first: int = 0) -> np.ndarray:
+        """Indices of bins in stored pages, relative to the index `first`. Overwrites `numbers`, the bin numbers."""
         start = self.pages[0]
         if self.pages[-1] - start == self.pages.size - 1:
             numbers -= start * PAGE + first
@@ -175,68 +180,70 @@ class PixelHistogram:
         numbers += shift[numbers >> PAGE_BITS]
         return numbers
 
-    def _places_of_keys(self, keys: np.ndarray, first: int) -> np.ndarray:
-        """As `_places`, of keys."""
-        # Signed, as numpy indexes and counts with; it would convert again at every use.
-        return self._places((keys >> BIN_BITS).astype(np.intp), first)
+    def _indices_of_keys(self, keys: np.ndarray, first: int) -> np.ndarray:
+        """Like `_indices`, for keys."""
+        # Signed integers, because numpy would convert others at every use as an index.
+        return self._indices((keys >> BIN_BITS).astype(np.intp), first)
 
-    def _numbers(self, places: np.ndarray) -> np.ndarray:
-        """The inverse of `_places`, int64."""
-        return (self.pages[places >> PAGE_BITS] * PAGE + places % PAGE).astype(np.int64)
+    def _numbers(self, indices: np.ndarray) -> np.ndarray:
+        """Bin numbers, int64: the inverse of `_indices`."""
+        return (self.pages[indices >> PAGE_BITS] * PAGE + indices % PAGE).astype(np.int64)
 
-    def _too_full(self, level: _Level, here: slice, added: np.ndarray, above: np.ndarray) -> np.ndarray:
-        """Places, from the start of `here`, of undivided bins that would hold too much. `above` counts negatives and
-        pixels in a bin and above it."""
-        places = np.flatnonzero((level.node[here] < 0) & (added[NEGATIVE] + added[POSITIVE] > 0))
-        held = level.own[: POSITIVE + 1, here][:, places] + added[: POSITIVE + 1, places]
-        return places[self._too_much(*held, above[:, places])]
+    def _find_full(self, level: _Level, here: slice, added: np.ndarray, above: np.ndarray) -> np.ndarray:
+        """Find undivided bins that would contain too many values. Returns indices relative to the start of `here`.
+        `above` has the negatives and pixels in and above each bin."""
+        indices = np.flatnonzero((level.node[here] < 0) & (added[NEGATIVE] + added[POSITIVE] > 0))
+        counts = level.own[: POSITIVE + 1, here][:, indices] + added[: POSITIVE + 1, indices]
+        return indices[self._too_many(counts, above[:, indices])]
 
-    def _too_much(self, negatives: np.ndarray, positives: np.ndarray, above: np.ndarray) -> np.ndarray:
-        """Whether so many values in one bin, with so many in it and above it, could move a metric."""
-        looked_at = above[0] - negatives < (self.fpr_limit + AUPRO_MARGIN) * self.totals[NEGATIVE]
-        share = np.where(looked_at, AUPRO_SHARE, NEGATIVE_SHARE)
+    def _too_many(self, counts: np.ndarray, above: np.ndarray) -> np.ndarray:
+        """Whether bins with these counts could change a metric by more than allowed. `counts` has the negatives and
+        positives in each bin, `above` the negatives and pixels in and above it."""
+        negatives, positives = counts
+        in_aupro_range = above[0] - negatives < (self.fpr_limit + AUPRO_MARGIN) * self.totals[NEGATIVE]
+        share = np.where(in_aupro_range, AUPRO_SHARE, NEGATIVE_SHARE)
         return (negatives > share * self.totals[NEGATIVE]) | (negatives + positives > PIXEL_SHARE * above[1])
 
-    def _divide_bins(self, places: np.ndarray):
-        count = min(places.size, MAX_NODES - self.num_nodes[0])
-        places = places[places.size - count :]  # the highest come first where there is not room for all
+    def _divide_bins(self, indices: np.ndarray) -> None:
+        count = min(indices.size, MAX_NODES - self.num_nodes[0])
+        indices = indices[indices.size - count :]  # the highest bins, if there is not enough space for all
         start, self.num_nodes[0] = self.num_nodes[0], self.num_nodes[0] + count
-        self.bins.node[places] = np.arange(start, start + count)
+        self.bins.node[indices] = np.arange(start, start + count)
         if self.num_nodes[0] * PARTS > self.parts.node.size:
             self.parts.resize(max(self.parts.node.size * 9 // 8, self.num_nodes[0] * PARTS))
-        self.parents = np.concatenate([self.parents, self._numbers(places)])
+        self.parents = np.concatenate([self.parents, self._numbers(indices)])
 
-    def _divide_parts(self, places: np.ndarray):
-        count = min(places.size, MAX_NODES - self.num_nodes[1])
-        if count < places.size:
-            order = np.argsort(self._part_keys(places))
-            places = places[order[places.size - count :]]
+    def _divide_parts(self, indices: np.ndarray) -> None:
+        count = min(indices.size, MAX_NODES - self.num_nodes[1])
+        if count < indices.size:
+            order = np.argsort(self._part_keys(indices))
+            indices = indices[order[indices.size - count :]]
         start, self.num_nodes[1] = self.num_nodes[1], self.num_nodes[1] + count
-        self.parts.node[places] = np.arange(start, start + count)
+        self.parts.node[indices] = np.arange(start, start + count)
         if self.num_nodes[1] * LEAVES > self.leaves.shape[1]:
             self.leaves = grow(self.leaves, max(self.leaves.shape[1] * 9 // 8, self.num_nodes[1] * LEAVES))
-        self.part_parents = np.concatenate([self.part_parents, places])
+        self.part_parents = np.concatenate([self.part_parents, indices])
 
     def _above_parts(self, above: np.ndarray) -> np.ndarray:
-        """Negatives and pixels in every part and above it, from those in every bin and above it."""
+        """Negatives and pixels in and above every part, computed from those in and above every bin."""
         count = self.num_nodes[0]
-        places = self._places(self.parents.astype(np.intp)) if count else self.parents
+        indices = self._indices(self.parents.astype(np.intp)) if count else self.parents
         inside = sum_from_above(self.parts.mass[:, : count * PARTS].reshape(3, count, PARTS))
-        inside += (above - with_pixels(self.bins.mass))[:, places, None]
+        inside += (above - with_pixels(self.bins.mass))[:, indices, None]
         return inside.reshape(2, -1)
 
-    def _part_keys(self, places: np.ndarray) -> np.ndarray:
-        """First key of parts, int64."""
-        return (self.parents[places // PARTS] << BIN_BITS) + (places % PARTS << PART_BITS)
+    def _part_keys(self, indices: np.ndarray) -> np.ndarray:
+        """Smallest key of parts, int64."""
+        return (self.parents[indices // PARTS] << BIN_BITS) + (indices % PARTS << PART_BITS)
 
-    def _compact(self):
-        """Undo divisions that would not be made today: with more values, each bin matters less."""
+    def _compact(self) -> None:
+        """Undo divisions that are no longer necessary: the more values there are, the less each bin matters."""
         size = self.num_nodes[0] * PARTS
         above = sum_from_above(self.bins.mass)
-        bins = (self.bins.node >= 0) & self._too_much(*self.bins.mass[: POSITIVE + 1], above)
-        of_parts = bins[self._places(self.parents.astype(np.intp))].repeat(PARTS)
+        bins = (self.bins.node >= 0) & self._too_many(self.bins.mass[: POSITIVE + 1], above)
+        of_parts = bins[self._indices(self.parents.astype(np.intp))].repeat(PARTS)
         parts = (self.parts.node[:size] >= 0) & of_parts
-        parts &= self._too_much(*self.parts.mass[: POSITIVE + 1, :size], self._above_parts(above))
+        parts &= self._too_many(self.parts.mass[: POSITIVE + 1, :size], self._above_parts(above))
         levels = self.state()
         keep_parts = of_parts[np.flatnonzero(self.parts.own.any(axis=0))]
         leaves = self.part_parents[np.flatnonzero(self.leaves.any(axis=0)) // LEAVES]
@@ -266,7 +273,7 @@ class PixelHistogram:
     # Merging and saving
 
     def state(self) -> dict[str, np.ndarray]:
-        """Everything as arrays: per level the keys and counts of what is there, and which bins are divided."""
+        """Return the keys and counts of all levels and the range of the values, as arrays for `add_state`."""
         bins = np.flatnonzero(self.bins.own.any(axis=0))
         parts = np.flatnonzero(self.parts.own.any(axis=0))
         leaves = np.flatnonzero(self.leaves.any(axis=0))
@@ -281,8 +288,8 @@ class PixelHistogram:
             "range": np.array([self.minimum, self.maximum], dtype=np.float64),
         }
 
-    def add_state(self, state: dict[str, np.ndarray]):
-        """Add what another histogram holds, at the level it holds it."""
+    def add_state(self, state: dict[str, np.ndarray]) -> None:
+        """Add the values of another histogram from its `state()`. Its counts stay on their level."""
         self.minimum = min(self.minimum, float(state["range"][0]))
         self.maximum = max(self.maximum, float(state["range"][1]))
         first_parts = state["leaf_keys"] >> PART_BITS << PART_BITS
@@ -291,44 +298,45 @@ class PixelHistogram:
         if not numbers.size:
             return
         self._add_pages(np.unique(numbers >> PAGE_BITS))
-        bins = [self._places(part.astype(np.intp)) for part in bins]
-        places_of_all = np.concatenate(bins)
+        bins = [self._indices(part.astype(np.intp)) for part in bins]
+        all_indices = np.concatenate(bins)
         counts = np.concatenate([state["bin_counts"], state["part_counts"], state["leaf_counts"]], axis=1)
-        add_at(self.bins.mass, places_of_all, counts)
+        add_at(self.bins.mass, all_indices, counts)
         self.totals += counts.sum(axis=1)
         add_at(self.bins.own, bins[0], state["bin_counts"])
-        divided = np.unique(np.concatenate(bins[1:]))
-        self._divide_bins(divided[self.bins.node[divided] < 0])
+        unique = np.unique(np.concatenate(bins[1:]))
+        self._divide_bins(unique[self.bins.node[unique] < 0])
         for keys, values, above in (
             (state["part_keys"], state["part_counts"], bins[1]),
             (first_parts, state["leaf_counts"], bins[2]),
         ):
             node = self.bins.node[above]
-            there = node >= 0
-            add_at(self.bins.own, above[~there], values[:, ~there])  # no room for their nodes
-            places, values = (node * PARTS + ((keys >> PART_BITS) & (PARTS - 1)))[there], values[:, there]
-            add_at(self.parts.mass, places, values)
+            divided = node >= 0
+            add_at(self.bins.own, above[~divided], values[:, ~divided])  # no space for more nodes
+            indices, values = (node * PARTS + ((keys >> PART_BITS) & (PARTS - 1)))[divided], values[:, divided]
+            add_at(self.parts.mass, indices, values)
             if keys is state["part_keys"]:
-                add_at(self.parts.own, places, values)
+                add_at(self.parts.own, indices, values)
                 continue
-            wanted = np.unique(places)
-            self._divide_parts(wanted[self.parts.node[wanted] < 0])
-            node, leaves = self.parts.node[places], state["leaf_keys"][there] & (LEAVES - 1)
-            there = node >= 0
-            add_at(self.parts.own, places[~there], values[:, ~there])
-            add_at(self.leaves, (node * LEAVES + leaves)[there], values[:, there])
+            unique = np.unique(indices)
+            self._divide_parts(unique[self.parts.node[unique] < 0])
+            node, leaves = self.parts.node[indices], state["leaf_keys"][divided] & (LEAVES - 1)
+            divided = node >= 0
+            add_at(self.parts.own, indices[~divided], values[:, ~divided])
+            add_at(self.leaves, (node * LEAVES + leaves)[divided], values[:, divided])
 
     # Reading
 
     def cells(self) -> tuple[np.ndarray, np.ndarray]:
         """
-        What is there, from the highest value down.
+        Return all bins, parts and leaves that contain values as cells, from the highest value to the lowest.
 
         Returns:
-            `tuple`: lowest value of every cell (float32), and counts `(3, cells)` of negatives, positives and weights.
+            `tuple[np.ndarray, np.ndarray]`: lowest value of every cell, float32, and negatives, positives and weights
+            in it, of shape `(3, cells)`.
         """
         state = self.state()
-        # What a divided bin held before is put in its middle.
+        # Values that were counted before a bin was divided are ordered as if in its middle.
         orders = [
             2 * ((state["bin_numbers"] << BIN_BITS) + (1 << (BIN_BITS - 1))) - 1,
             2 * (state["part_keys"] + (1 << (PART_BITS - 1))) - 1,
@@ -341,8 +349,10 @@ class PixelHistogram:
 
     def bounds(self) -> dict[str, float]:
         """
-        How far the metrics read from the cells can be from those of the single values: nothing where every value has a
-        cell of its own.
+        Compute upper bounds of the errors of metrics that are computed from the cells.
+
+        Returns:
+            `dict[str, float]`: bounds of `auroc`, `aupro`, `ap` and `f1`, in [0, 1]; 0 if each value has its own cell.
         """
         size = self.num_nodes[0] * PARTS
         above = sum_from_above(self.bins.mass)
@@ -358,20 +368,14 @@ class PixelHistogram:
         negatives, positives, weights = np.maximum(self.totals, 1e-300)
         bounds = {"auroc": 0.0, "aupro": 0.0, "ap": 0.0, "f1": 0.0}
         for own, mass, and_above, divided in levels:
-            there = own.any(axis=0)
-            own, mass, and_above, divided = own[:, there], mass[:, there], and_above[:, there], divided[there]
+            filled = own.any(axis=0)
+            own, mass, and_above, divided = own[:, filled], mass[:, filled], and_above[:, filled], divided[filled]
             if not own.size:
                 continue
-
-            def pairs(kind: int, own=own, mass=mass) -> float:
-                within = own[NEGATIVE] * own[kind] / 2
-                others = own[NEGATIVE] * (mass[kind] - own[kind]) + own[kind] * (mass[NEGATIVE] - own[NEGATIVE])
-                return float((within + others).sum())
-
-            bounds["auroc"] += pairs(POSITIVE) / (negatives * positives)
-            bounds["aupro"] += pairs(WEIGHT) / (negatives * weights * self.fpr_limit)
+            bounds["auroc"] += _unordered_pairs(own, mass, POSITIVE) / (negatives * positives)
+            bounds["aupro"] += _unordered_pairs(own, mass, WEIGHT) / (negatives * weights * self.fpr_limit)
             pixels = own[NEGATIVE] + own[POSITIVE]
-            # One value of its own is exact; a cell of one pixel cannot be out of order.
+            # A single pixel in an undivided cell is in the correct order.
             single = (pixels <= 1) & ~divided
             pixels = np.where(single, 0, pixels)
             higher = and_above[1] - mass[NEGATIVE] - mass[POSITIVE]
@@ -379,6 +383,13 @@ class PixelHistogram:
             misplaced = np.where(single, 0, own[NEGATIVE] + np.where(divided, 2 * own[POSITIVE], 0))
             bounds["f1"] = max(bounds["f1"], float((misplaced / (higher + positives)).max()))
         return {name: float(min(1.0, bound)) for name, bound in bounds.items()}
+
+
+def _unordered_pairs(own: np.ndarray, mass: np.ndarray, kind: int) -> float:
+    """Pairs of a negative and a positive (or its weight) whose order is unknown; within a cell, half of them."""
+    within = own[NEGATIVE] * own[kind] / 2
+    others = own[NEGATIVE] * (mass[kind] - own[kind]) + own[kind] * (mass[NEGATIVE] - own[NEGATIVE])
+    return float((within + others).sum())
 
 
 __all__ = ["PixelHistogram"]

@@ -1,4 +1,4 @@
-"""Anomaly maps of a dataset on disk."""
+"""Save the anomaly maps of a dataset."""
 
 import json
 import os
@@ -15,32 +15,37 @@ from ..utils.files import file_names, write_atomically
 
 class MapWriter:
     """
-    Anomaly maps of a data set as one `(images, height, width)` float16 array a category, `<category>.npy`, written
-    row by row as they come and read with `np.load(path, mmap_mode="r")`; `<category>.json` names the images in the
-    order of its rows.
+    Write the anomaly maps of a dataset to one file per category while they are computed.
+
+    `<category>.npy` is a float16 array of shape `(images, height, width)`, to be read with
+    `np.load(path, mmap_mode="r")`. `<category>.json` lists the images in the order of the rows.
 
     Args:
         folder (`str` or `os.PathLike`):
-            Where to write, the same for all processes. What is there of the same shape is gone on with.
-        categories, image_ids (`Sequence[str]`):
-            Of every image of the data set.
+            Folder to write to, the same for all processes. Existing files of the same shape are kept, to resume.
+        categories (`Sequence[str]`):
+            Category of every image in the dataset.
+        image_ids (`Sequence[str]`):
+            Id of every image in the dataset.
         size (`int`):
             Side of a map in pixels.
 
     Raises:
-        OSError: the disk is too small.
+        OSError: if there is not enough disk space, or the folder cannot be written.
     """
 
-    def __init__(self, folder: str | os.PathLike, categories: Sequence[str], image_ids: Sequence[str], size: int):
+    def __init__(
+        self, folder: str | os.PathLike, categories: Sequence[str], image_ids: Sequence[str], size: int
+    ) -> None:
         folder = Path(folder)
         self._rows: list[tuple[str, int]] = []
         ids: dict[str, list[str]] = {}
         for category, image_id in zip(categories, image_ids):
             self._rows.append((category, len(ids.setdefault(category, []))))
             ids[category].append(image_id)
-        names = file_names(ids)
-        shapes = {category: (len(ids[category]), size, size) for category in ids}
-        error = None
+        names = file_names(list(ids))
+        shapes: dict[str, tuple[int, ...]] = {category: (len(ids[category]), size, size) for category in ids}
+        error: OSError | None = None
         if world()[0] == 0:
             folder.mkdir(parents=True, exist_ok=True)
             try:
@@ -54,8 +59,11 @@ class MapWriter:
         }
 
     @staticmethod
-    def _create(folder: Path, ids: dict, names: dict, shapes: dict):
-        missing = {}
+    def _create(
+        folder: Path, ids: dict[str, list[str]], names: dict[str, str], shapes: dict[str, tuple[int, ...]]
+    ) -> None:
+        """Create the missing files, if there is enough disk space for them."""
+        missing: dict[Path, tuple[int, ...]] = {}
         for category, name in names.items():
             path = folder / f"{name}.npy"
             if not path.exists() or np.load(path, mmap_mode="r").shape != shapes[category]:
@@ -64,8 +72,8 @@ class MapWriter:
         free = shutil.disk_usage(folder).free
         if needed > free:
             raise OSError(
-                f"The maps need {needed / 1e9:.1f} GB in {str(folder)!r}, where {free / 1e9:.1f} GB are free; choose "
-                "another disk, or leave the maps out."
+                f"The anomaly maps need {needed / 1e9:.1f} GB in {str(folder)!r}, but only {free / 1e9:.1f} GB are "
+                "free; choose another disk, or do not save the maps."
             )
         for path, shape in missing.items():
             staged = path.with_suffix(".tmp")
@@ -75,12 +83,20 @@ class MapWriter:
             content = {"category": category, "image_ids": ids[category]}
             write_atomically(folder / f"{name}.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
-    def write(self, positions: Sequence[int], maps: Any):
+    def write(self, positions: Sequence[int], maps: Any) -> None:
+        """
+        Write the maps of a batch.
+
+        Args:
+            positions (`Sequence[int]`): position of every image in the dataset.
+            maps (`torch.Tensor` of shape `(batch_size, height, width)`): anomaly maps.
+        """
         for position, values in zip(positions, maps):
             category, row = self._rows[position]
             self._arrays[category][row] = values.float().cpu().numpy()
 
-    def flush(self):
+    def flush(self) -> None:
+        """Write all changes to disk."""
         for array in self._arrays.values():
             array.flush()
 

@@ -1,9 +1,8 @@
-"""The metrics of the paper's tables, in one pass and in memory that does not grow with the number of maps.
+"""The metrics of the paper's tables, computed in one pass. Memory does not grow with the number of maps.
 
-Per category: image AUROC, AP and F1-max; pixel AUROC, AP, AUPRO and F1-max. Image scores are kept as they are; the
-pixels of the maps go into a [`PixelHistogram`], in which every defect region has the weight 1, spread over its pixels,
-so that the per-region overlap is a cumulative sum like the true positive rate. Metrics of several processes are merged
-by adding.
+Per category: image AUROC, AP and F1-max; pixel AUROC, AP, AUPRO and F1-max. Image scores are stored. Pixels are
+counted in a [`PixelHistogram`]. Every defect region has a total weight of 1, divided equally among its pixels. This
+makes the per-region overlap a cumulative sum, like the true positive rate. Several processes can merge their metrics.
 """
 
 import json
@@ -22,16 +21,16 @@ IMAGE_METRICS = ("image_auroc", "image_ap", "image_f1")
 PIXEL_METRICS = ("pixel_auroc", "pixel_ap", "pixel_aupro", "pixel_f1")
 METRICS = (*IMAGE_METRICS, *PIXEL_METRICS)
 AUPRO_CONVENTIONS = ("exact", "release")
-# Maps wait until they are worth a pass over the histogram.
+# Number of pixels that are collected before they are added to the histogram, because adding has a fixed cost.
 PENDING_PIXELS = 3 << 21
-# Maps of fewer pixels are counted together.
+# Maps with fewer pixels on average are concatenated before they are counted.
 SMALL_MAP = 1 << 15
 
 
 class _Category:
-    """What is kept of one category."""
+    """Scores, labels and pixel counts of one category."""
 
-    def __init__(self, fpr_limit: float):
+    def __init__(self, fpr_limit: float) -> None:
         self.scores: list[np.ndarray] = []
         self.labels: list[np.ndarray] = []
         self.histogram = PixelHistogram(fpr_limit)
@@ -40,7 +39,7 @@ class _Category:
         self.num_regions = 0
         self.num_maps = 0
 
-    def add_map(self, values: np.ndarray, mask: np.ndarray):
+    def add_map(self, values: np.ndarray, mask: np.ndarray) -> None:
         keys, weights = to_keys(values), np.zeros(0)
         if mask.any():
             weights, number = region_weights(mask)
@@ -51,16 +50,16 @@ class _Category:
         if self.num_pending >= PENDING_PIXELS:
             self.flush()
 
-    def flush(self):
+    def flush(self) -> None:
         if self.pending:
-            keys, positive, weights = zip(*self.pending)
-            if self.num_pending < len(keys) * SMALL_MAP:
-                keys = [np.concatenate(keys)]
-            self.histogram.add(list(keys), np.concatenate(positive), np.concatenate(weights))
+            blocks, positive, weights = (list(arrays) for arrays in zip(*self.pending))
+            if self.num_pending < len(blocks) * SMALL_MAP:
+                blocks = [np.concatenate(blocks)]
+            self.histogram.add(blocks, np.concatenate(positive), np.concatenate(weights))
             self.pending, self.num_pending = [], 0
 
     def images(self) -> tuple[np.ndarray, np.ndarray]:
-        """Scores and labels."""
+        """Scores (float64) and labels (int64) of all images."""
         if not self.scores:
             return np.zeros(0), np.zeros(0, dtype=np.int64)
         return np.concatenate(self.scores), np.concatenate(self.labels)
@@ -68,27 +67,31 @@ class _Category:
 
 class AnomalyMetrics:
     """
-    Metrics of anomaly detection per category and their mean, from scores and maps that are shown once and not kept.
+    Compute anomaly detection metrics per category and their mean, in one pass over scores and maps.
 
-    Pixel metrics come from counts by value, made so fine that AUROC, AP, AUPRO and F1 stay within 1e-4 of those of the
-    single pixels. What is guaranteed for the maps at hand stands in `error_bounds` of the result; it is 0 where every
-    value was counted by itself, as it is for up to ten thousand pixels. Maps are compared in float32.
+    Maps are not stored. Their pixels are counted in a histogram that is fine enough to keep pixel AUROC, AP, AUPRO and
+    F1 within 1e-4 of the values computed from individual pixels. `error_bounds` in the result contains the bounds that
+    are guaranteed for these maps. They are 0 if every value is counted separately, as for up to ten thousand pixels.
+    Maps are compared in float32.
 
-    A metric that is not defined, such as an AUROC of anomalous images only, is NaN, with the reason in `undefined`,
-    and is left out of the mean.
+    An undefined metric, such as the AUROC of a category without normal images, is NaN. The reason is in `undefined`,
+    and the mean excludes this category.
 
     Args:
         fpr_limit (`float`, defaults to 0.3):
-            False positive rate up to which AUPRO is integrated.
+            False positive rate up to which AUPRO is integrated, in (0, 1].
         aupro_convention (`"exact"` or `"release"`, defaults to `"exact"`):
-            `"exact"`: the area under the curve of all thresholds, cut at the limit, divided by it. `"release"`: the
-            released code's sweep of 200 thresholds, whose false positive rates below the limit are stretched to
-            [0, 1]; docs/evaluation.md says how far the two are apart.
+            `"exact"` uses every value as a threshold, ends the curve exactly at the limit, and divides the area by the
+            limit. `"release"` uses 200 thresholds like the authors' released code, and rescales the false positive
+            rates below the limit to [0, 1]. docs/evaluation.md compares the two.
+
+    Raises:
+        ValueError: if an argument is invalid.
 
     Example:
 
     ```python
-    >>> from vip2clip_hf.metrics import AnomalyMetrics
+    >>> from vip2clip_hf import AnomalyMetrics
 
     >>> metrics = AnomalyMetrics()
     >>> metrics.update(outputs.scores, labels, outputs.anomaly_maps, masks, categories=["bolt", "nut"])
@@ -96,7 +99,7 @@ class AnomalyMetrics:
     ```
     """
 
-    def __init__(self, fpr_limit: float = 0.3, aupro_convention: str = "exact"):
+    def __init__(self, fpr_limit: float = 0.3, aupro_convention: str = "exact") -> None:
         if not isinstance(fpr_limit, (int, float)) or not 0 < fpr_limit <= 1:
             raise ValueError(f"fpr_limit is {fpr_limit!r}; expected a number in (0, 1].")
         if aupro_convention not in AUPRO_CONVENTIONS:
@@ -106,14 +109,12 @@ class AnomalyMetrics:
 
     @property
     def num_images(self) -> int:
-        """Images seen."""
+        """Number of images added so far."""
         return sum(len(labels) for category in self._categories.values() for labels in category.labels)
 
-    def reset(self):
-        """Forget everything."""
+    def reset(self) -> None:
+        """Remove all images."""
         self._categories = {}
-
-    # Adding
 
     def update(
         self,
@@ -123,29 +124,30 @@ class AnomalyMetrics:
         masks: Any = None,
         categories: Sequence[str] | None = None,
         has_mask: Any = None,
-    ):
+    ) -> None:
         """
-        Add images. Everything is checked first; when something is wrong nothing is added.
+        Add a batch of images. All arguments are checked first: after an error, no image has been added.
 
         Args:
             scores (`torch.Tensor` or `np.ndarray` of shape `(batch_size,)`):
-                Image scores, higher is more anomalous.
-            labels (of shape `(batch_size,)`):
-                0 normal, 1 anomalous.
+                Image scores. Higher scores are more anomalous.
+            labels (`torch.Tensor` or `np.ndarray` of shape `(batch_size,)`):
+                0 for normal images, 1 for anomalous images.
             anomaly_maps (of shape `(batch_size, height, width)`, or a list of maps of different sizes, *optional*):
-                Finite numbers of any range.
+                Anomaly maps with finite values of any range.
             masks (of the same shape, *optional*):
-                1 for anomalous pixels, 0 for the others. Without masks the maps are not used.
+                1 for anomalous pixels, 0 for normal pixels. Without masks, the maps are not used.
             categories (`Sequence[str]`, *optional*):
-                Category of every image; one for all (`"all"`) when not given.
+                Category of every image. Defaults to one category, `"all"`.
             has_mask (of shape `(batch_size,)`, *optional*):
-                False for images whose pixels are not annotated; they count in image metrics only.
+                False for images without annotated pixels, which are only used for image metrics.
 
         Raises:
-            ValueError: shapes that do not fit, values that are not finite, labels or masks other than 0 and 1, a mask
-                that marks pixels of a normal image. The message names the images by their place in the batch.
+            ValueError: if shapes do not match, a value is not finite, a label or mask value is not 0 or 1, or a mask
+                marks pixels of a normal image. The message contains positions in the batch.
+            ImportError: if a mask marks pixels and scipy is not installed.
         """
-        scores, labels = _numpy(scores, "scores"), _numpy(labels, "labels")
+        scores, labels = _to_numpy(scores, "scores"), _to_numpy(labels, "labels")
         if scores.ndim != 1 or labels.shape != scores.shape:
             raise ValueError(
                 f"scores have shape {scores.shape} and labels {labels.shape}; expected (batch_size,) for both."
@@ -155,55 +157,64 @@ class AnomalyMetrics:
         _check_binary(labels, "labels")
         categories = ["all"] * count if categories is None else list(categories)
         if len(categories) != count or not all(isinstance(name, str) for name in categories):
-            raise ValueError(f"categories are {categories!r}; expected one text for each of the {count} images.")
-        pairs = self._pairs(labels, anomaly_maps, masks, has_mask)
+            raise ValueError(f"categories is {categories!r}; expected {count} strings, one per image.")
+        pairs = self._maps_with_masks(labels, anomaly_maps, masks, has_mask)
         for index, name in enumerate(categories):
             category = self._categories.setdefault(name, _Category(self.fpr_limit))
             category.scores.append(scores[index : index + 1].astype(np.float64))
             category.labels.append(labels[index : index + 1].astype(np.int64))
-            if pairs[index] is not None:
-                category.add_map(*pairs[index])
+            if (pair := pairs[index]) is not None:
+                category.add_map(*pair)
 
-    def _pairs(self, labels: np.ndarray, anomaly_maps: Any, masks: Any, has_mask: Any) -> list:
-        """Map and mask of every image, None where it has none."""
+    @staticmethod
+    def _maps_with_masks(
+        labels: np.ndarray, anomaly_maps: Any, masks: Any, has_mask: Any
+    ) -> list[tuple[np.ndarray, np.ndarray] | None]:
+        """Map, float32, and mask, bool, of every image, or None for images without a mask."""
         count = len(labels)
         if anomaly_maps is None or masks is None:
             if masks is not None or has_mask is not None:
-                raise ValueError("masks and has_mask need anomaly_maps (and has_mask needs masks) to go with.")
+                raise ValueError("masks and has_mask need anomaly_maps, and has_mask needs masks; pass them together.")
             return [None] * count
-        valid = np.ones(count, dtype=bool) if has_mask is None else _numpy(has_mask, "has_mask").astype(bool)
+        valid = np.ones(count, dtype=bool) if has_mask is None else _to_numpy(has_mask, "has_mask").astype(bool)
         if valid.shape != (count,):
             raise ValueError(f"has_mask has shape {valid.shape}; expected {(count,)}.")
         if len(anomaly_maps) != count or len(masks) != count:
-            raise ValueError(f"Found {len(anomaly_maps)} maps and {len(masks)} masks for {count} images.")
-        pairs = []
+            raise ValueError(
+                f"Found {len(anomaly_maps)} maps and {len(masks)} masks for {count} images; expected one per image."
+            )
+        pairs: list[tuple[np.ndarray, np.ndarray] | None] = []
         for index in range(count):
             if not valid[index]:
                 pairs.append(None)
                 continue
-            values = _numpy(anomaly_maps[index], "anomaly_maps").astype(np.float32)
-            mask = _numpy(masks[index], "masks")
+            values = _to_numpy(anomaly_maps[index], "anomaly_maps").astype(np.float32)
+            mask = _to_numpy(masks[index], "masks")
             if values.ndim != 2 or mask.shape != values.shape or not values.size:
                 raise ValueError(
-                    f"The map at position {index} has shape {values.shape} and its mask {mask.shape}; expected the "
-                    "same height and width."
+                    f"The map at position {index} has shape {values.shape} and its mask has shape {mask.shape}; "
+                    "expected (height, width) for both."
                 )
             _check_finite(values, f"The map at position {index}")
             _check_binary(mask, f"The mask at position {index}")
             mask = mask.astype(bool)
             if labels[index] == 0 and mask.any():
                 raise ValueError(
-                    f"The image at position {index} is labelled normal, but its mask marks {int(mask.sum())} pixels."
+                    f"The image at position {index} is labelled normal, but its mask marks {int(mask.sum())} pixels; "
+                    "expected an empty mask."
                 )
             pairs.append((values, mask))
         return pairs
 
-    def merge(self, other: "AnomalyMetrics"):
+    def merge(self, other: "AnomalyMetrics") -> None:
         """
-        Add what another one has seen, for instance in another process.
+        Add the images of other metrics, for example from another process.
+
+        Args:
+            other ([`AnomalyMetrics`]): metrics with the same settings.
 
         Raises:
-            ValueError: it has other settings.
+            ValueError: if the settings differ.
         """
         self._check_settings(other.fpr_limit, other.aupro_convention)
         for name, theirs in other._categories.items():
@@ -216,33 +227,41 @@ class AnomalyMetrics:
             ours.num_maps += theirs.num_maps
             ours.histogram.add_state(theirs.histogram.state())
 
-    def _check_settings(self, fpr_limit: float, aupro_convention: str):
+    def _check_settings(self, fpr_limit: float, aupro_convention: str) -> None:
         if (fpr_limit, aupro_convention) != (self.fpr_limit, self.aupro_convention):
             raise ValueError(
-                f"The other metrics have fpr_limit {fpr_limit} and aupro_convention {aupro_convention!r}, these "
-                f"{self.fpr_limit} and {self.aupro_convention!r}; expected the same."
+                f"The other metrics have fpr_limit {fpr_limit} and aupro_convention {aupro_convention!r}; expected "
+                f"{self.fpr_limit} and {self.aupro_convention!r}."
             )
 
     def state_dict(self) -> dict[str, np.ndarray]:
-        """Everything seen so far as a flat dict of arrays, for `np.savez` or `safetensors`."""
-        state, names = {}, []
-        for number, (name, category) in enumerate(self._categories.items()):
+        """
+        Save all images added so far.
+
+        Returns:
+            `dict[str, np.ndarray]`: flat dict of arrays, for `np.savez` or `safetensors`.
+        """
+        state: dict[str, np.ndarray] = {}
+        for number, category in enumerate(self._categories.values()):
             category.flush()
             scores, labels = category.images()
-            names.append(name)
             state[f"{number}.scores"], state[f"{number}.labels"] = scores, labels
             state[f"{number}.numbers"] = np.array([category.num_regions, category.num_maps])
             state.update({f"{number}.{key}": array for key, array in category.histogram.state().items()})
+        names = list(self._categories)
         settings = {"categories": names, "fpr_limit": self.fpr_limit, "aupro_convention": self.aupro_convention}
         state["settings"] = np.frombuffer(json.dumps(settings).encode(), dtype=np.uint8)
         return state
 
-    def load_state_dict(self, state: Mapping[str, Any]):
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """
-        Continue from a `state_dict`, in place of what was seen so far.
+        Replace all images by those of a saved state.
+
+        Args:
+            state (`Mapping[str, Any]`): result of `state_dict` of metrics with the same settings.
 
         Raises:
-            ValueError: it is of other settings, or incomplete; nothing is changed then.
+            ValueError: if the state is incomplete or has other settings. The current state does not change.
         """
         try:
             settings = json.loads(bytes(np.asarray(state["settings"], dtype=np.uint8)).decode())
@@ -254,32 +273,35 @@ class AnomalyMetrics:
                 category.num_regions, category.num_maps = (int(value) for value in part["numbers"])
                 category.histogram.add_state(part)
         except (KeyError, IndexError, TypeError, ValueError) as error:
-            raise ValueError(f"The state is no complete state of AnomalyMetrics ({error}).") from error
+            raise ValueError(
+                f"The state is not a complete state of AnomalyMetrics ({error}); expected the result of state_dict()."
+            ) from error
         self._check_settings(settings["fpr_limit"], settings["aupro_convention"])
         self._categories = categories
 
-    # Reading
-
     def compute(self) -> dict[str, Any]:
         """
+        Compute the metrics of all images added so far.
+
         Returns:
-            `dict` with `"categories"`, by name, and `"mean"` over them, both with:
+            `dict`: `"categories"`, a dict by name, and `"mean"` over the categories. Both contain:
 
-            - the metrics `image_auroc`, `image_ap`, `image_f1`, `pixel_auroc`, `pixel_ap`, `pixel_aupro`, `pixel_f1`
-              in [0, 1], or NaN,
-            - `undefined`: why, by metric; in the mean also which categories were left out.
+            - `image_auroc`, `image_ap`, `image_f1`, `pixel_auroc`, `pixel_ap`, `pixel_aupro`, `pixel_f1`: metrics in
+              [0, 1], or NaN if undefined,
+            - `undefined`: reason by undefined metric. In the mean, it also lists the excluded categories.
 
-            and, for categories only:
+            Categories also contain:
 
-            - `image_f1_threshold`, `pixel_f1_threshold`: values from which on (greater or equal) F1 is largest,
+            - `image_f1_threshold`, `pixel_f1_threshold`: thresholds with the largest F1. Values greater than or equal
+              to the threshold are anomalous,
             - `num_images`, `num_anomalous_images`, `num_maps`, `num_pixels`, `num_anomalous_pixels`, `num_regions`,
-            - `error_bounds`: how far pixel metrics can at most be from those of the single pixels.
+            - `error_bounds`: upper bounds of the errors of the pixel metrics.
 
         Raises:
-            ValueError: nothing has been added.
+            ValueError: if no images have been added.
         """
         if not self._categories:
-            raise ValueError("Nothing to compute: no images have been added with update().")
+            raise ValueError("Nothing to compute: no images have been added; expected at least one.")
         categories = {name: self._compute_category(category) for name, category in self._categories.items()}
         mean: dict[str, Any] = {"undefined": {}}
         for metric in METRICS:
@@ -297,13 +319,12 @@ class AnomalyMetrics:
         result: dict[str, Any] = dict.fromkeys((*METRICS, "image_f1_threshold", "pixel_f1_threshold"), math.nan)
         undefined: dict[str, str] = {}
         scores, labels = category.images()
-        anomalous = int(labels.sum())
-        result.update(num_images=len(labels), num_anomalous_images=anomalous)
+        result.update(num_images=len(labels), num_anomalous_images=int(labels.sum()))
         values, inverse = np.unique(-scores, return_inverse=True)
         counts = np.zeros((3, len(values)))
         counts[NEGATIVE] = np.bincount(inverse, weights=1 - labels, minlength=len(values))
         counts[POSITIVE] = np.bincount(inverse, weights=labels, minlength=len(values))
-        self._curves(result, undefined, "image", -values, counts, "images")
+        self._curves(result, undefined, "image", -values, counts)
 
         histogram = category.histogram
         values, counts = histogram.cells()
@@ -318,7 +339,7 @@ class AnomalyMetrics:
         if not category.num_maps:
             undefined.update(dict.fromkeys(PIXEL_METRICS, "no image has a mask"))
         else:
-            self._curves(result, undefined, "pixel", values, counts, "pixels")
+            self._curves(result, undefined, "pixel", values, counts)
             if totals[NEGATIVE] and totals[POSITIVE]:
                 if self.aupro_convention == "exact":
                     result["pixel_aupro"] = aupro(counts, self.fpr_limit)
@@ -327,7 +348,7 @@ class AnomalyMetrics:
                         values, counts, histogram.minimum, histogram.maximum, self.fpr_limit
                     )
                     if math.isnan(result["pixel_aupro"]):
-                        undefined["pixel_aupro"] = "fewer than two false positive rates below the limit"
+                        undefined["pixel_aupro"] = "fewer than two different false positive rates below the limit"
             else:
                 undefined["pixel_aupro"] = undefined["pixel_auroc"]
             found = histogram.bounds()
@@ -335,43 +356,45 @@ class AnomalyMetrics:
         return {**result, "undefined": undefined, "error_bounds": bounds}
 
     @staticmethod
-    def _curves(result: dict, undefined: dict, level: str, values: np.ndarray, counts: np.ndarray, what: str):
-        """AUROC, AP and F1 of images or pixels."""
+    def _curves(
+        result: dict[str, Any], undefined: dict[str, str], level: str, values: np.ndarray, counts: np.ndarray
+    ) -> None:
+        """Add AUROC, AP and F1 of a level, `"image"` or `"pixel"`, to `result`."""
         negatives, positives = counts[NEGATIVE].sum(), counts[POSITIVE].sum()
         if not positives:
-            undefined.update(dict.fromkeys((f"{level}_auroc", f"{level}_ap", f"{level}_f1"), f"no anomalous {what}"))
+            undefined.update(dict.fromkeys((f"{level}_auroc", f"{level}_ap", f"{level}_f1"), f"no anomalous {level}s"))
             return
         if negatives:
             result[f"{level}_auroc"] = auroc(counts)
         else:
-            undefined[f"{level}_auroc"] = f"all {what} anomalous"
+            undefined[f"{level}_auroc"] = f"no normal {level}s"
         result[f"{level}_ap"] = average_precision(counts)
         result[f"{level}_f1"], result[f"{level}_f1_threshold"] = f1_max(values, counts)
 
 
-def _numpy(values: Any, name: str) -> np.ndarray:
+def _to_numpy(values: Any, name: str) -> np.ndarray:
     if hasattr(values, "detach"):  # a torch tensor
         values = values.detach()
         values = (values.float() if values.is_floating_point() else values).cpu().numpy()
     array = np.asarray(values)
     if array.dtype.kind not in "biuf":
-        raise ValueError(f"{name} are no array of numbers; expected a tensor or an array.")
+        raise ValueError(f"{name} has dtype {array.dtype}; expected a tensor or an array of numbers.")
     return array
 
 
-def _check_finite(values: np.ndarray, name: str):
+def _check_finite(values: np.ndarray, name: str) -> None:
     if not np.isfinite(values).all():
         where = f" at positions {np.flatnonzero(~np.isfinite(values))[:10].tolist()}" if values.ndim == 1 else ""
-        raise ValueError(f"{name}: NaN or infinite values{where}; expected finite numbers.")
+        raise ValueError(f"{name} contains NaN or infinite values{where}; expected finite numbers.")
 
 
-def _check_binary(values: np.ndarray, name: str):
+def _check_binary(values: np.ndarray, name: str) -> None:
     if values.dtype == bool:
         return
     wrong = (values != 0) & (values != 1)
     if wrong.any():
         found = np.unique(values[wrong])[:5].tolist()
-        raise ValueError(f"{name}: values {found}; expected only 0 (normal) and 1 (anomalous).")
+        raise ValueError(f"{name} contains the values {found}; expected only 0 (normal) and 1 (anomalous).")
 
 
 __all__ = ["METRICS", "AnomalyMetrics"]

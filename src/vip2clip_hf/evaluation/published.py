@@ -1,4 +1,4 @@
-"""The figures of the paper's Tables 1 and 2 (arXiv:2505.17692), in percent."""
+"""Published results: Tables 1 and 2 of the paper (arXiv:2505.17692), in percent."""
 
 from typing import NamedTuple
 
@@ -6,14 +6,14 @@ from ..data.benchmarks.registry import BENCHMARKS
 
 
 METHODS = ("CLIP", "WinCLIP", "APRIL-GAN", "AnomalyCLIP", "AdaCLIP", "ViP²-CLIP")
-# Metrics of the triples, by level.
+# Metrics of a triple, by level.
 TRIPLES = {
     "image": ("image_auroc", "image_ap", "image_f1"),
     "pixel": ("pixel_auroc", "pixel_aupro", "pixel_f1"),
 }
-# The paper takes these from WinCLIP's own publication; the others it has measured.
+# Results that the paper took from WinCLIP's publication. All others were measured by the authors of the paper.
 TAKEN_OVER = {("WinCLIP", "mvtec"), ("WinCLIP", "visa")}
-# By level and benchmark, in the order of the rows: one triple a method, in the order of METHODS.
+# By level and benchmark, in the order of the rows in the paper: one triple per method, in the order of METHODS.
 PUBLISHED: dict[str, dict[str, tuple[tuple[float, float, float], ...]]] = {
     "image": {
         "mvtec": (
@@ -196,8 +196,8 @@ PUBLISHED: dict[str, dict[str, tuple[tuple[float, float, float], ...]]] = {
         ),
     },
 }
-# The rows AVERAGE as printed. WinCLIP's industrial ones do not follow from its rows, whose means are 82.7, 82.6, 80.5
-# (image) and 81.2, 53.8, 16.0 (pixel); all others do within the rounding.
+# The rows AVERAGE as printed. They agree with the means of the rows within rounding, except for WinCLIP's industrial
+# averages: the means of its rows are 82.7, 82.6, 80.5 (image) and 81.2, 53.8, 16.0 (pixel).
 AVERAGES: dict[tuple[str, str], tuple[tuple[float, float, float], ...]] = {
     ("industrial", "image"): (
         (56.1, 63.5, 70.6),
@@ -235,7 +235,14 @@ AVERAGES: dict[tuple[str, str], tuple[tuple[float, float, float], ...]] = {
 
 
 class Triple(NamedTuple):
-    """One cell of the tables: AUROC, AP and F1 of images, or AUROC, AUPRO and F1 of pixels, in percent."""
+    """
+    One cell of the paper's tables, in percent.
+
+    Args:
+        auroc (`float`): AUROC.
+        ranking (`float`): AP at image level, AUPRO at pixel level.
+        f1 (`float`): largest F1 over all thresholds.
+    """
 
     auroc: float
     ranking: float
@@ -243,33 +250,61 @@ class Triple(NamedTuple):
 
 
 def published_sets(domain: str, level: str) -> list[str]:
-    """Benchmarks of one half of a table, in the order of its rows."""
+    """
+    List the benchmarks of one half of a table in the paper.
+
+    Args:
+        domain (`"industrial"` or `"medical"`): Table 1 or Table 2.
+        level (`"image"` or `"pixel"`): half of the table.
+
+    Returns:
+        `list[str]`: names of the benchmarks, in the order of the rows.
+    """
     return [name for name in PUBLISHED[level] if BENCHMARKS[name].domain == domain]
 
 
 def published(benchmark: str, level: str, method: str = "ViP²-CLIP") -> Triple:
     """
-    A published figure.
+    Get a published result.
 
     Args:
-        benchmark (`str`): name of one of the 15.
+        benchmark (`str`): name of one of the 15 benchmarks, such as `"mvtec"`.
         level (`"image"` or `"pixel"`): half of the table.
-        method (`str`, defaults to `"ViP²-CLIP"`): one of METHODS.
+        method (`str`, defaults to `"ViP²-CLIP"`): one of `"CLIP"`, `"WinCLIP"`, `"APRIL-GAN"`, `"AnomalyCLIP"`,
+            `"AdaCLIP"` and `"ViP²-CLIP"`.
+
+    Returns:
+        `Triple`: AUROC, AP (image) or AUPRO (pixel), and F1, in percent.
 
     Raises:
-        ValueError: the paper has no such figure.
+        ValueError: if the paper does not contain this result.
     """
     rows = PUBLISHED.get(level, {})
     if benchmark not in rows or method not in METHODS:
         raise ValueError(
-            f"The paper has no figure of {method!r} for {benchmark!r} at {level!r} level; methods are "
-            f"{', '.join(METHODS)}, levels image and pixel."
+            f"The paper contains no {level!r} result of {method!r} on {benchmark!r}; expected the level 'image' or "
+            f"'pixel', a method from {', '.join(METHODS)}, and a benchmark from {', '.join(rows) or 'Tables 1 and 2'}."
         )
     return Triple(*rows[benchmark][METHODS.index(method)])
 
 
 def published_average(benchmarks: list[str], domain: str, level: str, method: str = "ViP²-CLIP") -> Triple:
-    """The mean over benchmarks; as printed where these are all of the table."""
+    """
+    Average published results over benchmarks.
+
+    Args:
+        benchmarks (`list[str]`): names of the benchmarks. If these are all benchmarks of one half of the table, the
+            average printed in the paper is returned.
+        domain (`"industrial"` or `"medical"`): Table 1 or Table 2.
+        level (`"image"` or `"pixel"`): half of the table.
+        method (`str`, defaults to `"ViP²-CLIP"`): see [`published`].
+
+    Returns:
+        `Triple`: AUROC, AP (image) or AUPRO (pixel), and F1, in percent.
+
+    Raises:
+        ValueError: if the paper does not contain one of the results.
+    """
     if set(benchmarks) == set(published_sets(domain, level)):
         return Triple(*AVERAGES[domain, level][METHODS.index(method)])
     rows = [published(name, level, method) for name in benchmarks]

@@ -1,4 +1,4 @@
-"""What an evaluation keeps on the way: the score of every image, maps when asked, and how far it has come."""
+"""Record the progress of an evaluation: scores, anomaly maps, and the images that are already evaluated."""
 
 import os
 import re
@@ -15,26 +15,27 @@ from ..utils.distributed import from_all, from_first, world
 
 if TYPE_CHECKING:
     from .map_writer import MapWriter
+    from .metrics import AnomalyMetrics
 
 _PART = re.compile(r"part-(\d+)-\d+\.npz")
 
 
 class EvaluationRecorder:
     """
-    Keeps scores, and on disk what is needed to go on after a stop.
+    Keep the scores of an evaluation, and save its progress to resume after an interruption.
 
-    Every process writes its own part: which images it has evaluated, their scores, its metrics. Going on takes the
-    parts of all runs before as they are and evaluates what is left, on any number of processes.
+    Every process writes its own file with the images it has evaluated, their scores and its metrics. A later run reads
+    the files of all earlier runs and evaluates the remaining images, on any number of processes.
 
     Args:
         num_images (`int`):
-            Images of the data set.
+            Number of images in the dataset.
         folder (`str` or `os.PathLike`, *optional*):
-            Where parts are kept, the same for all processes. Without it nothing is written.
-        maps (`MapWriter`, *optional*):
-            Takes the maps.
+            Folder for the progress, the same for all processes. If not set, nothing is saved.
+        maps ([`MapWriter`], *optional*):
+            Saves the anomaly maps.
         save_every (`float`, defaults to 60):
-            Seconds between two writings.
+            Seconds between saves.
     """
 
     def __init__(
@@ -43,7 +44,7 @@ class EvaluationRecorder:
         folder: str | os.PathLike | None = None,
         maps: "MapWriter | None" = None,
         save_every: float = 60.0,
-    ):
+    ) -> None:
         self.num_images, self.maps, self.save_every = num_images, maps, save_every
         self.folder = None if folder is None else Path(folder)
         self.earlier: list[dict[str, np.ndarray]] = []
@@ -53,7 +54,15 @@ class EvaluationRecorder:
         self._saved_at = time.monotonic()
 
     def remaining(self) -> list[int]:
-        """Positions in the data set that no run before has evaluated."""
+        """
+        Read the progress of earlier runs. All processes must call it.
+
+        Returns:
+            `list[int]`: positions of the images that are not evaluated yet.
+
+        Raises:
+            OSError: if the folder cannot be read.
+        """
         if self.folder is None:
             return list(range(self.num_images))
         parts, run = [], 0
@@ -64,7 +73,7 @@ class EvaluationRecorder:
                     run = max(run, int(match[1]) + 1)
                     with np.load(path, allow_pickle=False) as file:
                         parts.append(dict(file))
-        # The metrics of these parts are added once, by the first process.
+        # Only the first process has them, so their metrics are added once.
         self.earlier = parts
         done, run = from_first(([part["recorder.positions"] for part in parts], run))
         self._path = self.folder / f"part-{run}-{world()[0]}.npz"
@@ -73,34 +82,50 @@ class EvaluationRecorder:
             left[positions] = False
         return np.flatnonzero(left).tolist()
 
-    def add(self, positions: Sequence[int], scores: Any, maps: Any):
-        """Images that have been evaluated, by position; `scores` and `maps` are tensors of the batch."""
+    def add(self, positions: Sequence[int], scores: Any, maps: Any) -> None:
+        """
+        Add an evaluated batch.
+
+        Args:
+            positions (`Sequence[int]`): position of every image in the dataset.
+            scores (`torch.Tensor` of shape `(batch_size,)`): image scores.
+            maps (`torch.Tensor` of shape `(batch_size, height, width)`): anomaly maps.
+        """
         if self.maps is not None:
             self.maps.write(positions, maps)
         self._positions += positions
         self._scores += scores.tolist()
 
-    def save(self, metrics: Any, now: bool = False):
-        """Write where we are, every `save_every` seconds or now."""
+    def save(self, metrics: "AnomalyMetrics", now: bool = False) -> None:
+        """
+        Save the progress of this process, if the last save was at least `save_every` seconds ago.
+
+        Args:
+            metrics ([`AnomalyMetrics`]): metrics of the images added by this process.
+            now (`bool`, defaults to `False`): whether to save in any case.
+        """
         waits = time.monotonic() - self._saved_at < self.save_every and not now
         if self._path is None or not self._positions or waits:
             return
         if metrics.num_images != len(self._positions):
-            return  # interrupted between the two: the state before stays
+            return  # interrupted between the two updates: the last saved state remains valid
         if self.maps is not None:
             self.maps.flush()
         staged = self._path.with_suffix(".tmp")
+        state = metrics.state_dict()
+        state["recorder.positions"], state["recorder.scores"] = np.array(self._positions), np.array(self._scores)
         with open(staged, "wb") as file:
-            np.savez(
-                file,
-                **metrics.state_dict(),
-                **{"recorder.positions": np.array(self._positions), "recorder.scores": np.array(self._scores)},
-            )
+            np.savez(file, **state)  # type: ignore[arg-type]  # numpy checks the dict against its bool option
         os.replace(staged, self._path)
         self._saved_at = time.monotonic()
 
     def scores(self) -> np.ndarray:
-        """The score of every image, float64; NaN where there is none yet. A call of all processes together."""
+        """
+        Gather the scores of all processes. All processes must call it.
+
+        Returns:
+            `np.ndarray` of shape `(num_images,)`, float64: score of every image, NaN if it is not evaluated yet.
+        """
         scores = np.full(self.num_images, np.nan)
         mine = [(part["recorder.positions"], part["recorder.scores"]) for part in self.earlier]
         for parts in from_all([*mine, (np.array(self._positions, dtype=np.int64), np.array(self._scores))]):
@@ -108,8 +133,8 @@ class EvaluationRecorder:
                 scores[positions] = values
         return scores
 
-    def finish(self):
-        """Forget the parts, once the results are written."""
+    def finish(self) -> None:
+        """Delete the saved progress, after the results have been written."""
         if self.folder is not None and world()[0] == 0:
             shutil.rmtree(self.folder, ignore_errors=True)
 

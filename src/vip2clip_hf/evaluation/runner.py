@@ -1,4 +1,4 @@
-"""A checkpoint over several data sets: figures, tables, sheets and maps in one folder, which can be gone on with."""
+"""Evaluate a checkpoint on several datasets. Results, tables, sheets and maps go into one folder; runs can resume."""
 
 import csv
 import hashlib
@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from transformers.utils import logging
 
@@ -22,6 +23,7 @@ from ..models.vip2clip.decision_vip2clip import LABELS
 from ..models.vip2clip.image_processing_vip2clip import ViP2ClipImageProcessor
 from ..models.vip2clip.modeling_vip2clip import ViP2ClipForAnomalyDetection
 from ..utils.distributed import from_all, from_first, world
+from ..utils.extras import require
 from ..utils.files import file_names, write_atomically
 from ..utils.serialization import to_json, without_nan
 from ..utils.versions import versions
@@ -61,69 +63,89 @@ def evaluate_sets(
     on_result: Callable[[dict[str, Any]], None] | None = None,
 ) -> list[dict[str, Any]]:
     """
-    Evaluate a model on data sets and write what was found:
+    Evaluate a model on several datasets and write the results to a folder.
 
-    - `results.json`, everything; `results.csv`, a row a category; `tables.md` and `tables.tex`, in the form of the
-      paper's Tables 1 and 2,
-    - for each data set a folder with `scores.csv`, a row an image, `sheets/`, and `maps/` when asked.
+    The folder contains:
 
-    A call with the same model, data and settings and the same folder goes on where an earlier one stopped, on any
-    number of processes. Where torch.distributed is initialised they share the work and have to see the same folder.
+    - `results.json` with all results, `results.csv` with one row per category, and `tables.md` and `tables.tex` in the
+      form of the paper's Tables 1 and 2,
+    - one folder per dataset with `scores.csv`, one row per image, the example images in `sheets/`, and `maps/` if
+      `save_maps` is set.
+
+    To resume an interrupted evaluation, call the function again with the same model, datasets, settings and folder.
+    The number of processes may differ. If torch.distributed is initialized, the processes share the work. All of them
+    must have access to the folder.
 
     Args:
-        model, image_processor:
-            What to evaluate; the model on the device it is to run on.
+        model ([`ViP2ClipForAnomalyDetection`]):
+            Model, on the device to run on.
+        image_processor ([`ViP2ClipImageProcessor`]):
+            Image processor of the model.
         sets (`Sequence[DataSource]`):
-            On what.
+            Datasets, with different names. Every image needs a label.
         output (`str` or `os.PathLike`):
-            Where to write.
+            Folder to write to. It must be new or empty, or contain the evaluation to resume.
         name (`str`, defaults to `"this model"`):
-            What to call the model in the tables.
-        batch_size, num_workers, fpr_limit, aupro_convention, progress:
-            See [`evaluate_model`].
+            Name of the model in the tables.
+        batch_size (`int`, defaults to 8):
+            Number of images per batch.
+        num_workers (`int`, defaults to 0):
+            Number of processes that decode images, for each process that evaluates.
+        fpr_limit (`float`, defaults to 0.3):
+            False positive rate up to which AUPRO is integrated, in (0, 1].
+        aupro_convention (`"exact"` or `"release"`, defaults to `"exact"`):
+            See [`AnomalyMetrics`].
         sheets (`int`, defaults to 8):
-            Images in the sheet of a category; 0 for no sheets.
+            Number of images in the sheet of each category, or 0 for no sheets.
         sheet_range (`tuple[float, float]`, defaults to `(0.0, 1.0)`):
-            Map values at the ends of their colour scale.
+            Anomaly map values at the ends of the colour scale, ascending and in [0, 1].
         save_maps (`bool`, defaults to `False`):
-            Whether to keep the maps, see [`MapWriter`].
+            Whether to save all anomaly maps, see [`MapWriter`].
         overwrite (`bool`, defaults to `False`):
-            Delete what another evaluation has written there.
+            Whether to delete an existing evaluation in the folder and start again.
+        progress (`bool`, defaults to `False`):
+            Whether to show a progress bar for each dataset.
         save_every (`float`, defaults to 60):
-            Seconds of work that a kill can cost.
+            Seconds between saves of the progress.
         on_result (`Callable`, *optional*):
-            Is called by the first process with the result of every data set when it is there.
+            Function called by the first process with the result of each dataset as soon as it is available.
 
     Returns:
-        `list[dict]`: for every set what `evaluate_model` gives, with the fields of the set and `trained_on`: why its
-        figures are not those of things never seen (a list of sentences, mostly empty).
+        `list[dict]`: for each dataset, the result of [`evaluate_model`] with the fields of its `DataSource` and
+        `trained_on`, a list of reasons why the result is not zero-shot (usually empty).
 
     Raises:
-        OSError: data that cannot be read, a folder that cannot be written, or that holds another evaluation.
-        ValueError: see [`evaluate_model`].
+        ImportError: if a package of the extra `train` is not installed.
+        OSError: if an image cannot be read, or the folder cannot be written or contains something else.
+        ValueError: if there are no datasets, two have the same name, `sheet_range` is invalid, an image has no label,
+            or scores or maps are not finite.
     """
+    _check_packages(sheets)
     if not sets:
-        raise ValueError("No data set is named; expected at least one.")
+        raise ValueError("There are no datasets to evaluate; expected at least one.")
     if not 0 <= sheet_range[0] < sheet_range[1] <= 1:
         raise ValueError(f"sheet_range is {sheet_range}; expected two ascending numbers in [0, 1].")
-    names = [one.name for one in sets]
-    twice = sorted({one for one in names if names.count(one) > 1})
-    if twice:
-        raise ValueError(f"Several data sets are called {', '.join(twice)}; expected different names.")
-    datasets = [one.load() for one in sets]  # all of them before the first is evaluated
+    names = [source.name for source in sets]
+    duplicates = sorted({one for one in names if names.count(one) > 1})
+    if duplicates:
+        raise ValueError(
+            f"Several datasets have the same name: {', '.join(duplicates)}; expected different names. On the command "
+            "line, use NAME=ROOT."
+        )
+    datasets = [source.load() for source in sets]  # to find errors in any of them before the first is evaluated
     folders = file_names(names)
     output = Path(output)
     settings = {
         "model": name,
         "model_checksum": model_checksum(model),
-        "data": {one.name: _data_checksum(one, dataset) for one, dataset in zip(sets, datasets)},
+        "data": {source.name: _data_checksum(source, dataset) for source, dataset in zip(sets, datasets)},
         "fpr_limit": fpr_limit,
         "aupro_convention": aupro_convention,
         "sheets": sheets,
         "sheet_range": list(sheet_range),
         "save_maps": save_maps,
     }
-    error = None
+    error: OSError | None = None
     if world()[0] == 0:
         try:
             _prepare(output, settings, overwrite)
@@ -133,14 +155,14 @@ def evaluate_sets(
         raise error
 
     results = []
-    for one, dataset in zip(sets, datasets):
-        folder = output / folders[one.name]
+    for source, dataset in zip(sets, datasets):
+        folder = output / folders[source.name]
         file = folder / RESULT_FILE
         result = from_first(json.loads(file.read_text(encoding="utf-8")) if file.exists() else None)
         if result is None:
-            trained_on = find_training_overlap(model.config.training_sets, dataset, one.benchmark)
+            trained_on = find_training_overlap(model.config.training_sets, dataset, source.benchmark)
             for reason in trained_on if world()[0] == 0 else ():
-                logger.warning(f"{one.name}: the model was {reason}; its figures there are not zero-shot.")
+                logger.warning(f"{source.name}: the results are not zero-shot, because the model was {reason}.")
             maps = None
             if save_maps:
                 maps = MapWriter(folder / "maps", dataset["category"], dataset["image_id"], model.config.image_size)
@@ -150,23 +172,30 @@ def evaluate_sets(
                 image_processor,
                 dataset,
                 batch_size=batch_size,
-                mask_threshold=one.mask_threshold,
+                mask_threshold=source.mask_threshold,
                 fpr_limit=fpr_limit,
                 aupro_convention=aupro_convention,
                 num_workers=num_workers,
-                progress=one.name if progress else False,
+                progress=source.name if progress else False,
                 recorder=recorder,
             )
             scores = recorder.scores()
             if sheets:
-                options = {"count": sheets, "mask_threshold": one.mask_threshold, "title": one.name}
-                options["value_range"] = sheet_range
-                write_sheets(model, image_processor, dataset, folder / "sheets", **options)
-            from_all(None)  # until the sheets of all processes are there
-            result = without_nan({**asdict(one), "trained_on": trained_on, **result})
+                write_sheets(
+                    model,
+                    image_processor,
+                    dataset,
+                    folder / "sheets",
+                    count=sheets,
+                    mask_threshold=source.mask_threshold,
+                    title=source.name,
+                    value_range=sheet_range,
+                )
+            from_all(None)  # wait until all processes have written their sheets
+            result = without_nan({**asdict(source), "trained_on": trained_on, **result})
             if world()[0] == 0:
                 write_atomically(folder / "scores.csv", _scores_csv(dataset, scores))
-                # Last: it says that the set is done.
+                # Written last, because it marks the dataset as finished.
                 write_atomically(file, to_json(result))
             recorder.finish()
         results.append(with_nan(result))
@@ -176,7 +205,7 @@ def evaluate_sets(
         written = {"settings": settings, "versions": versions(), "results": without_nan(results)}
         write_atomically(output / "results.json", to_json(written))
         write_atomically(output / "results.csv", csv_report(results))
-        write_atomically(output / "tables.md", markdown_report(results, name))
+        write_atomically(output / "tables.md", markdown_report(results, name, [_describe_aupro(settings)]))
         write_atomically(output / "tables.tex", latex_report(results, name))
     return results
 
@@ -190,50 +219,83 @@ def evaluate_checkpoint(
     dtype: torch.dtype | str = "float32",
     backbone: str | os.PathLike | None = None,
     name: str | None = None,
-    **options,
+    **options: Any,
 ) -> list[dict[str, Any]]:
     """
-    [`evaluate_sets`] for a checkpoint. Under `accelerate launch` or `torchrun` the processes find each other.
+    Load a checkpoint and evaluate it on several datasets, see [`evaluate_sets`].
+
+    Under `accelerate launch` or `torchrun`, this also sets up communication between the processes.
 
     Args:
         checkpoint (`str` or `os.PathLike`):
             Folder or Hub id.
-        sets, output, options:
-            See [`evaluate_sets`].
-        device, dtype, backbone:
-            See [`vip2clip_hf.models.loading.load_checkpoint`].
+        sets (`Sequence[DataSource]`):
+            Datasets, with different names. Every image needs a label.
+        output (`str` or `os.PathLike`):
+            Folder to write to. It must be new or empty, or contain the evaluation to resume.
+        device (`str`, *optional*):
+            Device of the model. By default, an accelerator if available, otherwise the CPU.
+        dtype (`torch.dtype` or `str`, defaults to `"float32"`):
+            Dtype of the model.
+        backbone (`str` or `os.PathLike`, *optional*):
+            Folder or Hub id of the CLIP backbone, for an adapters-only checkpoint.
         name (`str`, *optional*):
-            What to call it in the tables; the name of the checkpoint, when not given.
+            Name of the model in the tables. Defaults to the name of the checkpoint.
+        options:
+            Further arguments of [`evaluate_sets`].
+
+    Returns:
+        `list[dict]`: see [`evaluate_sets`].
 
     Raises:
-        OSError, ValueError, RuntimeError: see [`evaluate_sets`] and the model's `from_pretrained`.
+        ImportError: if a package of the extra `train` is not installed.
+        OSError: if checkpoint, backbone or images cannot be read, or the folder cannot be written or contains
+            something else.
+        RuntimeError: if weights are missing.
+        ValueError: if an argument is invalid, an image has no label, the backbone is not the one used in training, or
+            scores or maps are not finite.
     """
+    _check_packages(options.get("sheets", 8))  # before the checkpoint is loaded
     model, image_processor = load_checkpoint(checkpoint, device=device, dtype=dtype, backbone=backbone)
     if name is None:
         name = name_of(checkpoint)
     return evaluate_sets(model, image_processor, sets, output, name=name, **options)
 
 
-def _prepare(output: Path, settings: dict[str, Any], overwrite: bool):
-    """A folder with these settings: new, or that of an evaluation to go on with."""
+def _check_packages(sheets: int) -> None:
+    """Check the packages that write the results, before hours of work."""
+    require("train", "An evaluation with tables", "accelerate", "datasets", "scipy", "tabulate")
+    if sheets:
+        require("train", "An evaluation with sheets", "matplotlib")
+
+
+def _prepare(output: Path, settings: dict[str, Any], overwrite: bool) -> None:
+    """Create the output folder, or check that it contains an evaluation with the same settings."""
     if output.exists() and not output.is_dir():
-        raise OSError(f"{str(output)!r} is a file; expected a folder or a path that does not exist yet.")
+        raise OSError(f"{str(output)!r} is a file; expected a folder or a path that does not exist.")
     file = output / SETTINGS_FILE
     if output.exists() and any(output.iterdir()):
         if not file.exists():
-            raise OSError(f"{str(output)!r} is not empty and holds no evaluation; choose another folder.")
+            raise OSError(
+                f"{str(output)!r} is not empty and does not contain an evaluation; expected a new folder, or the "
+                "folder of an evaluation."
+            )
         found = json.loads(file.read_text(encoding="utf-8"))
         if "data" not in found:
-            raise OSError(f"{str(output)!r} holds a prediction and no evaluation; choose another folder.")
+            raise OSError(f"{str(output)!r} contains a prediction, not an evaluation; choose another folder.")
         different = [key for key, value in settings.items() if found.get(key) != value]
         if not different and not overwrite:
             return
         if not overwrite:
+            changes = [
+                key if "checksum" in key or key == "data" else f"{key} (was {found.get(key)}, now {settings[key]})"
+                for key in different
+            ]
             raise OSError(
-                f"{str(output)!r} holds an evaluation with another {', '.join(different)}; choose another folder, or "
-                "overwrite it."
+                f"{str(output)!r} contains an evaluation with different settings: {', '.join(changes)}; choose "
+                "another folder, or overwrite the evaluation (--overwrite)."
             )
-        # What an evaluation writes, and nothing else.
+        # Delete only files that an evaluation writes.
         for name in file_names(list(found.get("data", {}))).values():
             shutil.rmtree(output / name, ignore_errors=True)
         for name in ("results.json", "results.csv", "tables.md", "tables.tex"):
@@ -242,15 +304,15 @@ def _prepare(output: Path, settings: dict[str, Any], overwrite: bool):
     write_atomically(file, to_json(settings))
 
 
-def _data_checksum(one: DataSource, dataset: "Dataset") -> str:
-    """Of the images, their labels and whether they have masks, in their order."""
+def _data_checksum(source: DataSource, dataset: "Dataset") -> str:
+    """Checksum of benchmark, split and, for every image, its id, label and category and whether it has a mask."""
     masks = dataset.select_columns("mask").with_format("arrow")[:]["mask"].is_valid().to_pylist()
     columns = [dataset[name] for name in ("image_id", "label", "category")]
-    content = json.dumps([one.benchmark, one.split, list(zip(*columns, masks))])
+    content = json.dumps([source.benchmark, source.split, list(zip(*columns, masks))])
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
-def _scores_csv(dataset: "Dataset", scores: Sequence[float]) -> str:
+def _scores_csv(dataset: "Dataset", scores: np.ndarray) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["image_id", "category", "label", "defect", "score"])
@@ -260,8 +322,24 @@ def _scores_csv(dataset: "Dataset", scores: Sequence[float]) -> str:
     return text.getvalue()
 
 
+def _describe_aupro(settings: dict[str, Any]) -> str:
+    release = settings["aupro_convention"] == "release"
+    thresholds = (
+        "with the 200 thresholds of the authors' released code" if release else "with every value as a threshold"
+    )
+    return f"AUPRO is integrated up to a false positive rate of {settings['fpr_limit']:g}, {thresholds}."
+
+
 def with_nan(result: dict[str, Any]) -> dict[str, Any]:
-    """A result read from JSON, its undefined metrics NaN again."""
+    """
+    Restore the undefined metrics of a result that was read from JSON.
+
+    Args:
+        result (`dict`): result with `None` for undefined metrics.
+
+    Returns:
+        `dict`: copy of the result with NaN for undefined metrics.
+    """
     measured = {*METRICS, *THRESHOLDS}
 
     def restored(found: dict[str, Any]) -> dict[str, Any]:

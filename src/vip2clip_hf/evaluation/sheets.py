@@ -1,4 +1,4 @@
-"""Sheets of example images: image, ground truth and map side by side, on a fixed scale."""
+"""Sheets of example images: image, ground truth and anomaly map side by side, on a fixed colour scale."""
 
 import os
 from collections.abc import Sequence
@@ -23,14 +23,22 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-# Pictures in a sheet are no larger than this.
+# Longest side of an image in a sheet, in pixels.
 MAX_SIDE = 512
 
 
 def choose_examples(labels: Sequence[int], defects: Sequence[str], count: int) -> list[int]:
     """
-    Positions of the images of a sheet: about a quarter normal, the others spread evenly over the kinds of defects. The
-    same for the same data.
+    Choose the images of a sheet: about a quarter normal images, the others spread evenly over the kinds of defects.
+
+    Args:
+        labels (`Sequence[int]`): label of every image, 0 for normal, 1 for anomalous.
+        defects (`Sequence[str]`): kind of defect of every image.
+        count (`int`): number of images to choose.
+
+    Returns:
+        `list[int]`: positions of the images, anomalous images first. At most `count`, and always the same for the same
+        arguments.
     """
     normal = [position for position, label in enumerate(labels) if label == 0]
     anomalous = [position for position, label in enumerate(labels) if label == 1]
@@ -46,25 +54,30 @@ def _spread(positions: list[int], count: int) -> list[int]:
 
 def draw_sheet(rows: Sequence[dict[str, Any]], title: str, value_range: tuple[float, float] = (0.0, 1.0)) -> "Figure":
     """
-    One row of pictures an image: photo, ground truth, anomaly map. The colours mean the same in all maps, whatever
-    their values; what these span stands over each.
+    Draw a sheet with one row per image: image, ground truth and anomaly map.
+
+    All maps have the same colour scale. The title of each map shows its range of values.
 
     Args:
         rows (`Sequence[dict]`):
-            Each with `image` (a PIL image), `mask` (bool array of shape `(height, width)`, or None), `anomaly_map`
-            (array of any size in [0, 1]) and `caption`.
+            Images, at least one. Each is a dict with `image` (PIL image), `mask` (bool array of shape
+            `(height, width)`, or `None`), `anomaly_map` (2-D array of any size, in [0, 1]) and `caption` (`str`).
         title (`str`):
-            Over the sheet.
+            Title of the sheet.
         value_range (`tuple[float, float]`, defaults to `(0.0, 1.0)`):
             Values at the ends of the colour scale.
 
     Returns:
-        `matplotlib.figure.Figure`: needs no display.
+        `matplotlib.figure.Figure`: the sheet. It does not need a display.
+
+    Raises:
+        ImportError: if matplotlib is not installed.
+        ValueError: if there are no rows.
     """
     low, high = value_range
     figure = new_figure(6.6, 0.7 + 2.15 * len(rows))
     axes = figure.subplots(len(rows), 3, squeeze=False)
-    for (photo, truth, heat), row in zip(axes, rows):
+    for (photo, truth, heatmap), row in zip(axes, rows):
         image = row["image"].convert("RGB")
         width, height = image.size
         extent = (0, width, height, 0)
@@ -75,9 +88,9 @@ def draw_sheet(rows: Sequence[dict[str, Any]], title: str, value_range: tuple[fl
         else:
             truth.imshow(row["mask"], cmap="gray", vmin=0, vmax=1, interpolation="nearest", extent=extent)
         values = np.asarray(row["anomaly_map"])
-        drawn = heat.imshow(values, cmap="inferno", vmin=low, vmax=high, extent=extent)
+        drawn = heatmap.imshow(values, cmap="inferno", vmin=low, vmax=high, extent=extent)
         photo.set_title(row["caption"], fontsize=6, loc="left")
-        heat.set_title(f"{values.min():.3f} to {values.max():.3f}", fontsize=6, loc="left")
+        heatmap.set_title(f"{values.min():.3f} to {values.max():.3f}", fontsize=6, loc="left")
     for axis, name in zip(axes[0], ("image", "ground truth", "anomaly map")):
         axis.annotate(name, (0.5, 1.22), xycoords="axes fraction", ha="center", fontsize=8)
     for axis in axes.flat:
@@ -99,11 +112,34 @@ def write_sheets(
     value_range: tuple[float, float] = (0.0, 1.0),
 ) -> list[Path]:
     """
-    A PNG sheet of `count` images for every category; those that are there already are kept. Several processes divide
-    the categories between them.
+    Write a sheet of example images for each category, `<category>.png`. Existing sheets are kept.
+
+    If torch.distributed is initialized, the processes share the categories.
+
+    Args:
+        model ([`ViP2ClipForAnomalyDetection`]):
+            Model, on the device to run on.
+        image_processor ([`ViP2ClipImageProcessor`]):
+            Image processor of the model.
+        dataset (`datasets.Dataset`):
+            Dataset returned by [`load_folder`] or [`load_benchmark`], with a label for every image.
+        folder (`str` or `os.PathLike`):
+            Folder to write to. It is created if it does not exist.
+        count (`int`, defaults to 8):
+            Number of images per sheet.
+        mask_threshold (`int` or `float`, defaults to 0):
+            Mask values greater than this are anomalous.
+        title (`str`, defaults to `""`):
+            Title of the sheets, followed by the name of the category.
+        value_range (`tuple[float, float]`, defaults to `(0.0, 1.0)`):
+            Anomaly map values at the ends of the colour scale.
 
     Returns:
-        `list[pathlib.Path]`: the sheets of all categories, in their order.
+        `list[pathlib.Path]`: one path per category, in the order of the dataset.
+
+    Raises:
+        ImportError: if datasets or matplotlib is not installed.
+        OSError: if an image cannot be read, or a sheet cannot be written.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -125,22 +161,23 @@ def write_sheets(
             with torch.inference_mode():
                 outputs = model(image_processor(image, return_tensors="pt")["pixel_values"].to(model.device))
             score = outputs.scores.item()
-            caption = f"{_end_of(row['image_id'])}\n{LABELS[row['label']]}, score {score:.3f}"
+            caption = f"{_shorten(row['image_id'])}\n{LABELS[row['label']]}, score {score:.3f}"
             mask = None
             if row["mask"] is not None:
                 mask = load_mask(row["mask"]) > mask_threshold
             elif row["label"] == 0:
                 mask = np.zeros((image.height, image.width), dtype=bool)
             image.thumbnail((MAX_SIDE, MAX_SIDE))
-            heat = outputs.anomaly_maps[0].float().cpu().numpy()
-            rows.append({"image": image, "mask": mask, "anomaly_map": heat, "caption": caption})
+            anomaly_map = outputs.anomaly_maps[0].float().cpu().numpy()
+            rows.append({"image": image, "mask": mask, "anomaly_map": anomaly_map, "caption": caption})
         figure = draw_sheet(rows, f"{title} {category}".strip(), value_range)
         save_figure(figure, paths[-1])
     return paths
 
 
-def _end_of(text: str, longest: int = 34) -> str:
-    return text if len(text) <= longest else f"…{text[1 - longest :]}"
+def _shorten(text: str, length: int = 34) -> str:
+    """Keep the end of a long text."""
+    return text if len(text) <= length else f"…{text[1 - length :]}"
 
 
 __all__ = ["choose_examples", "draw_sheet", "write_sheets"]

@@ -1,7 +1,7 @@
-"""Results as tables: per category, and in the form of the paper's Tables 1 and 2 beside the published figures.
+"""Tables and reports of results: per category, and in the form of the paper's Tables 1 and 2.
 
-A result is what `evaluate_model` gives, with `name`, `benchmark` (or None) and `trained_on` (sentences, see
-[`vip2clip_hf.data.find_training_overlap`]) beside it.
+A result is a dict returned by [`evaluate_model`], with three more keys: `name` of the dataset, `benchmark` (name or
+`None`) and `trained_on` (list of reasons from [`find_training_overlap`], usually empty).
 """
 
 import csv
@@ -30,19 +30,24 @@ THRESHOLDS = ("image_f1_threshold", "pixel_f1_threshold")
 LEVEL_TITLES = {"image": "Image-level (AUROC, AP, F1)", "pixel": "Pixel-level (AUROC, PRO, F1)"}
 NUMBERS = {"industrial": "Table 1", "medical": "Table 2"}
 SEEN = "†"
+LEGEND = (
+    "Metrics are in percent; a dash marks an undefined metric. AP is average precision, F1 is the largest F1 over all "
+    "thresholds, and PRO (AUPRO) is the area under the per-region overlap curve. C is the number of categories. "
+    "AVERAGE is the mean over the datasets of a table."
+)
 PUBLISHED_NOTE = (
-    "The six columns before the last are published in the paper (arXiv:2505.17692); * it has taken over from the "
-    "method's own publication."
+    "The last column contains the results of this evaluation. The other results are from the paper "
+    "(arXiv:2505.17692). Those marked with * are from the publication of the method, as in the paper."
 )
 
 
-def percent(value: float) -> str:
-    """In percent with one decimal, as the paper has them; a dash where undefined."""
+def _percent(value: float) -> str:
+    """Format a metric in percent with one decimal, as in the paper, or as a dash if it is undefined."""
     return "-" if math.isnan(value) else f"{100 * value:.1f}"
 
 
 def _cell(values: Sequence[float]) -> str:
-    """A triple of percentages."""
+    """Format a cell of the paper's tables: three percentages in parentheses."""
     return "(" + ", ".join("-" if math.isnan(value) else f"{value:.1f}" for value in values) + ")"
 
 
@@ -50,7 +55,13 @@ def _triple(metrics: dict[str, Any], level: str) -> list[float]:
     return [100 * metrics[metric] for metric in TRIPLES[level]]
 
 
+def _has_metrics(result: dict[str, Any], level: str) -> bool:
+    """Whether at least one metric of the level is defined."""
+    return not all(math.isnan(value) for value in _triple(result["mean"], level))
+
+
 def _mean(triples: Sequence[Sequence[float]]) -> list[float]:
+    """Mean of each position, without undefined values."""
     means = []
     for values in zip(*triples):
         defined = [value for value in values if not math.isnan(value)]
@@ -59,26 +70,49 @@ def _mean(triples: Sequence[Sequence[float]]) -> list[float]:
 
 
 def category_table(result: dict[str, Any], tablefmt: str = "simple") -> str:
-    """One row a category and their mean, the seven metrics in percent."""
+    """
+    Format a result as a table with one row per category and their mean. Metrics are in percent.
+
+    Args:
+        result (`dict`): result of [`evaluate_model`].
+        tablefmt (`str`, defaults to `"simple"`): table format of the tabulate library, such as `"github"`.
+
+    Returns:
+        `str`: the table.
+
+    Raises:
+        ImportError: if tabulate is not installed.
+    """
     rows = [
-        [name, found["num_images"], *(percent(found[metric]) for metric in METRICS)]
+        [name, found["num_images"], *(_percent(found[metric]) for metric in METRICS)]
         for name, found in result["categories"].items()
     ]
     if len(rows) > 1:
         total = sum(found["num_images"] for found in result["categories"].values())
-        rows.append(["MEAN", total, *(percent(result["mean"][metric]) for metric in METRICS)])
+        rows.append(["MEAN", total, *(_percent(result["mean"][metric]) for metric in METRICS)])
     headers = ["category", "images", *(TITLES[metric] for metric in METRICS)]
     return _tabulate(rows, headers, tablefmt, right=range(1, len(headers)))
 
 
 def comparison_rows(results: Sequence[dict[str, Any]], methods: Sequence[str] = METHODS) -> dict[str, list[list[str]]]:
     """
-    Rows in the form of the paper's Tables 1 and 2: task, data set, number of categories, one triple a method, one
-    triple of this checkpoint. The row AVERAGE is over the sets shown that the checkpoint was not trained on, for the
-    methods likewise; where that is the whole table the printed averages are taken.
+    Create the rows of tables in the form of the paper's Tables 1 and 2.
+
+    A row contains task, dataset, number of categories, the published results of each method, and the results of this
+    checkpoint. The row AVERAGE is the mean over the datasets shown, without those the checkpoint was trained on. For
+    the published methods it is the mean over the same datasets, or the printed average if these are all datasets of
+    the table.
+
+    Args:
+        results (`Sequence[dict]`): results as described in the module.
+        methods (`Sequence[str]`, defaults to all six): names of the published methods to show.
 
     Returns:
-        `dict` with the rows by `"industrial"`, `"medical"` and `"own"`, those that have any.
+        `dict[str, list[list[str]]]`: rows of the tables `"industrial"`, `"medical"` and `"own"`, for the tables that
+        are not empty. The table `"own"` has no published results.
+
+    Raises:
+        ValueError: if a method is not in the paper.
     """
     tables: dict[str, list[list[str]]] = {}
     by_benchmark = {result["benchmark"]: result for result in results if result["benchmark"] is not None}
@@ -87,16 +121,16 @@ def comparison_rows(results: Sequence[dict[str, Any]], methods: Sequence[str] = 
             names = [
                 name
                 for name in published_sets(domain, level)
-                if name in by_benchmark and not all(map(math.isnan, _triple(by_benchmark[name]["mean"], level)))
+                if name in by_benchmark and _has_metrics(by_benchmark[name], level)
             ]
             rows = []
             for name in names:
                 result, benchmark = by_benchmark[name], BENCHMARKS[name]
-                count, whole = len(result["categories"]), len(benchmark.categories)
+                count, total = len(result["categories"]), len(benchmark.categories)
                 rows.append(
                     [
                         benchmark.title + (SEEN if result["trained_on"] else ""),
-                        str(count) if count == whole else f"{count} of {whole}",
+                        str(count) if count == total else f"{count} of {total}",
                         *(
                             _cell(published(name, level, method)) + "*" * ((method, name) in TAKEN_OVER)
                             for method in methods
@@ -112,7 +146,7 @@ def comparison_rows(results: Sequence[dict[str, Any]], methods: Sequence[str] = 
             _append(tables, domain, level, rows)
     own = [result for result in results if result["benchmark"] is None]
     for level in TRIPLES:
-        shown = [result for result in own if not all(map(math.isnan, _triple(result["mean"], level)))]
+        shown = [result for result in own if _has_metrics(result, level)]
         rows = [
             [
                 result["name"] + (SEEN if result["trained_on"] else ""),
@@ -121,14 +155,14 @@ def comparison_rows(results: Sequence[dict[str, Any]], methods: Sequence[str] = 
             ]
             for result in shown
         ]
-        unseen = [result for result in shown if not result["trained_on"]]
-        if len(unseen) > 1:
-            rows.append(["AVERAGE", "-", _cell(_mean([_triple(result["mean"], level) for result in unseen]))])
+        own_unseen = [result for result in shown if not result["trained_on"]]
+        if len(own_unseen) > 1:
+            rows.append(["AVERAGE", "-", _cell(_mean([_triple(result["mean"], level) for result in own_unseen]))])
         _append(tables, "own", level, rows)
     return tables
 
 
-def _append(tables: dict[str, list[list[str]]], domain: str, level: str, rows: list[list[str]]):
+def _append(tables: dict[str, list[list[str]]], domain: str, level: str, rows: list[list[str]]) -> None:
     for number, row in enumerate(rows):
         tables.setdefault(domain, []).append([LEVEL_TITLES[level] if number == 0 else "", *row])
 
@@ -136,7 +170,22 @@ def _append(tables: dict[str, list[list[str]]], domain: str, level: str, rows: l
 def comparison_tables(
     results: Sequence[dict[str, Any]], name: str, tablefmt: str = "github", methods: Sequence[str] = METHODS
 ) -> dict[str, str]:
-    """[`comparison_rows`] as text; `name` heads the column of this checkpoint, `tablefmt` is tabulate's."""
+    """
+    Format results as tables in the form of the paper's Tables 1 and 2, next to the published results.
+
+    Args:
+        results (`Sequence[dict]`): results of [`evaluate_model`], with `name`, `benchmark` and `trained_on`.
+        name (`str`): name of this checkpoint, the title of its column.
+        tablefmt (`str`, defaults to `"github"`): table format of the tabulate library.
+        methods (`Sequence[str]`, defaults to all six): names of the published methods to show.
+
+    Returns:
+        `dict[str, str]`: tables by `"industrial"`, `"medical"` and `"own"`, see `comparison_rows`.
+
+    Raises:
+        ImportError: if tabulate is not installed.
+        ValueError: if a method is not in the paper.
+    """
     tables = {}
     for domain, rows in comparison_rows(results, methods).items():
         headers = ["Task", "Datasets", "C", *(methods if domain != "own" else ()), name]
@@ -144,7 +193,7 @@ def comparison_tables(
     return tables
 
 
-def _tabulate(rows: list, headers: list[str], tablefmt: str, right: Sequence[int] = ()) -> str:
+def _tabulate(rows: Sequence[Sequence[object]], headers: list[str], tablefmt: str, right: Sequence[int] = ()) -> str:
     with extra("train", "Printing tables of results"):
         from tabulate import tabulate
 
@@ -152,43 +201,90 @@ def _tabulate(rows: list, headers: list[str], tablefmt: str, right: Sequence[int
     return tabulate(rows, headers, tablefmt=tablefmt, disable_numparse=True, colalign=align)
 
 
-def notes(results: Sequence[dict[str, Any]]) -> list[str]:
-    """What has to be known to read the tables."""
+def notes(results: Sequence[dict[str, Any]], with_average: bool = True) -> list[str]:
+    """
+    Explain the marks in the tables: datasets the checkpoint was trained on, and undefined metrics.
+
+    Args:
+        results (`Sequence[dict]`): results as described in the module.
+        with_average (`bool`, defaults to `True`): whether the tables contain the row AVERAGE.
+
+    Returns:
+        `list[str]`: the notes.
+    """
     found = [f"{SEEN} {result['name']}: {reason}." for result in results for reason in result["trained_on"]]
     if found:
-        found.append(f"{SEEN} These figures are not zero-shot; AVERAGE leaves them out, of all methods.")
+        average = " AVERAGE excludes these datasets for all methods." if with_average else ""
+        found.append(f"{SEEN} These results are not zero-shot.{average}")
     for result in results:
         for metric, reason in result["mean"]["undefined"].items():
-            found.append(f"{result['name']}: {TITLES[metric]} is undefined: {reason}.")
+            if math.isnan(result["mean"][metric]):
+                found.append(f"{result['name']}: {TITLES[metric]} is undefined: {reason}.")
+            else:
+                found.append(f"{result['name']}: the mean {TITLES[metric]} excludes some categories: {reason}.")
     return found
 
 
 def markdown_report(results: Sequence[dict[str, Any]], name: str, settings: Sequence[str] = ()) -> str:
-    """All tables as a Markdown page."""
-    parts = [f"# Evaluation of {name}", "In percent.", *settings]
+    """
+    Write all tables as a Markdown page.
+
+    Args:
+        results (`Sequence[dict]`): results as described in the module.
+        name (`str`): name of the checkpoint.
+        settings (`Sequence[str]`, *optional*): paragraphs about the evaluation, at the start of the page.
+
+    Returns:
+        `str`: the page.
+
+    Raises:
+        ImportError: if tabulate is not installed.
+    """
+    parts = [f"# Evaluation of {name}", LEGEND, *settings]
     for domain, table in comparison_tables(results, name).items():
         if domain == "own":
-            parts += ["## Own data", table]
+            parts += ["## Other datasets", table]
         else:
-            title = f"## {domain.capitalize()} data sets, as in {NUMBERS[domain]} of the paper"
+            title = f"## {domain.capitalize()} datasets, as in {NUMBERS[domain]} of the paper"
             parts += [title, PUBLISHED_NOTE, table]
     for result in results:
-        parts += [f"## {result['name']} by category", category_table(result, "github")]
+        parts += [f"## Categories of {result['name']}", category_table(result, "github")]
     if lines := notes(results):
         parts += ["## Notes", "\n".join(f"- {line}" for line in lines)]
     return "\n\n".join(parts) + "\n"
 
 
 def latex_report(results: Sequence[dict[str, Any]], name: str) -> str:
-    """The comparison as LaTeX tables (package booktabs)."""
+    """
+    Write the comparison with the published results as LaTeX tables, for the package booktabs.
+
+    Args:
+        results (`Sequence[dict]`): results as described in the module.
+        name (`str`): name of the checkpoint.
+
+    Returns:
+        `str`: the tables, with notes as comments.
+
+    Raises:
+        ImportError: if tabulate is not installed.
+    """
     parts = [f"% {line}" for line in notes(results)]
     for domain, table in comparison_tables(results, name, "latex_booktabs").items():
-        parts += [f"% {NUMBERS.get(domain, 'Own data')}", table]
+        parts += [f"% {NUMBERS.get(domain, 'Other datasets')}", table]
     return "\n".join(parts) + "\n"
 
 
 def csv_report(results: Sequence[dict[str, Any]]) -> str:
-    """One row a category and one, MEAN, a data set; values in [0, 1], empty where undefined."""
+    """
+    Write the metrics, thresholds and counts as CSV.
+
+    Args:
+        results (`Sequence[dict]`): results as described in the module.
+
+    Returns:
+        `str`: CSV with one row per category, and one row `MEAN` per dataset. Metrics are in [0, 1], and empty if
+        undefined.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["dataset", "category", *METRICS, *THRESHOLDS, *COUNTS, "trained_on"])

@@ -1,4 +1,4 @@
-"""Export a checkpoint as one graph from pixel values to scores and maps: ONNX, or a program of torch.export."""
+"""Export a model to ONNX or torch.export as one graph from pixel values to scores and anomaly maps."""
 
 import contextlib
 import json
@@ -23,7 +23,7 @@ from .verification import OUTPUTS, check_deviation, compare_with_model, open_onn
 
 FORMATS = ("onnx", "torch")
 DEFAULT_OPSET = 18
-# One protobuf message holds less than 2 GiB; graph and names need some of it.
+# A protobuf message is limited to 2 GiB. Leave some space for the graph and the names.
 _LARGEST_ONNX_FILE = 1_900_000_000
 
 
@@ -36,31 +36,33 @@ def export_onnx(
     tolerance: float = 1e-4,
 ) -> dict[str, Any]:
     """
-    Write `model.onnx` with what is needed to use it: from pixel values to scores and maps, with batches of any size.
+    Export a model to ONNX: one graph from pixel values to scores and anomaly maps, for any batch size.
 
-    It is run with onnxruntime and compared with the model before it is put in place.
+    The exported graph is run with onnxruntime and compared with the model. If the outputs differ, nothing is written.
 
     Args:
         model ([`ViP2ClipForAnomalyDetection`]):
-            The model, in float32; it is left as it is.
+            The model, in float32; it is not changed.
         image_processor ([`ViP2ClipImageProcessor`]):
-            Its image processor.
+            The image processor of the model.
         output (`str` or `os.PathLike`):
-            Folder to write; must be empty or not exist. `model.onnx` (weights beside it in `model.onnx.data` where
-            one file would be too large), `config.json`, `preprocessor_config.json`, `export.json`, `README.md`.
+            Folder to write; must be empty or not exist. Contains `model.onnx`, `config.json`,
+            `preprocessor_config.json`, `export.json` and `README.md`. Weights that are too large for one file are
+            in `model.onnx.data`.
         opset (`int`, defaults to 18):
-            Version of ONNX's operators, 18 or newer.
+            Version of the ONNX operator set, 18 or newer.
         tolerance (`float`, defaults to 1e-4):
-            How far scores and maps may be from the model's.
+            Maximum absolute difference of scores and maps from those of the model.
 
     Returns:
-        `dict`: what stands in `export.json`, and `files` (`dict[str, int]`), their sizes in bytes.
+        `dict`: content of `export.json`, and `files` (`dict[str, int]`), the size of each file in bytes.
 
     Raises:
-        ValueError: a model that cannot be exported, an opset that is not known, an image processor that does not fit.
-        OSError: the folder is not empty or cannot be written.
-        RuntimeError: the exported file gives other numbers. Nothing is left in the folder.
-        ImportError: onnx, onnxruntime or onnxscript is missing.
+        ValueError: if the model cannot be exported, `opset` is not supported, or the image processor has another size
+            than the model.
+        OSError: if the folder is not empty or cannot be written.
+        RuntimeError: if the outputs of the exported graph differ from those of the model.
+        ImportError: if onnx, onnxruntime or onnxscript is not installed.
     """
     check_packages("onnx")
     check_opset(opset)
@@ -77,12 +79,14 @@ def export_onnx(
                 opset_version=opset,
                 verbose=False,
             )
+            if exported is None:  # the annotation allows it, for an option that is not used here
+                raise RuntimeError("torch.onnx.export returned no program.")
             graph, found = exported.model.graph, exported.model.opset_imports.get("")
             if found != opset:
-                raise ValueError(f"opset is {opset}; the installed exporter wrote {found}. Leave it out or take that.")
-            for node in graph:  # where in which file of this machine each came from
+                raise ValueError(f"opset is {opset}; the installed exporter wrote {found}. Use opset={found}.")
+            for node in graph:  # contains file paths of this machine
                 node.metadata_props.clear()
-            weights = sum(value.const_value.nbytes for value in graph.initializers.values())
+            weights = sum(v.const_value.nbytes for v in graph.initializers.values() if v.const_value is not None)
             exported.save(path, external_data=weights > _LARGEST_ONNX_FILE)
         return {"opset": opset}
 
@@ -97,10 +101,10 @@ def export_torch(
     tolerance: float = 1e-4,
 ) -> dict[str, Any]:
     """
-    Write `model.pt2`, a program of torch.export: `torch.export.load("model.pt2").module()(pixel_values)` gives scores
-    and maps, with batches of any size, where only torch is installed.
+    Export a model as a torch.export program, `model.pt2`, that needs only torch.
 
-    It is loaded again and compared with the model before it is put in place.
+    `torch.export.load("model.pt2").module()(pixel_values)` returns scores and anomaly maps, for any batch size. The
+    program is loaded and compared with the model. If the outputs differ, nothing is written.
 
     Args:
         model, image_processor, output, tolerance:
@@ -118,7 +122,7 @@ def export_torch(
             program = torch.export.export(detector, **_example(detector), strict=False)
             for part in program.graph_module.modules():
                 for node in part.graph.nodes if isinstance(part, torch.fx.GraphModule) else ():
-                    node.meta.pop("stack_trace", None)  # where in which file of this machine it came from
+                    node.meta.pop("stack_trace", None)  # contains file paths of this machine
             program.example_inputs = None
             torch.export.save(program, folder / "model.pt2")
         return {}
@@ -126,19 +130,30 @@ def export_torch(
     return _export(model, image_processor, output, "torch", write, open_torch, tolerance)
 
 
-def check_format(name: str):
+def check_format(name: str) -> None:
     """
+    Check the name of a format.
+
+    Args:
+        name (`str`): "onnx" or "torch".
+
     Raises:
-        ValueError: an unknown format.
+        ValueError: if the format is unknown.
     """
     if name not in FORMATS:
         raise ValueError(f"format is {name!r}; expected {' or '.join(map(repr, FORMATS))}.")
 
 
-def check_opset(opset: int):
+def check_opset(opset: int) -> None:
     """
+    Check the version of the ONNX operator set.
+
+    Args:
+        opset (`int`): version, 18 or newer.
+
     Raises:
-        ValueError: an opset that the installed onnx does not know, or one before 18.
+        ValueError: if the version is older than 18, or newer than the installed onnx supports.
+        ImportError: if onnx is not installed.
     """
     with extra("export", "Export to ONNX"):
         import onnx
@@ -148,10 +163,15 @@ def check_opset(opset: int):
         raise ValueError(f"opset is {opset!r}; expected an integer from {DEFAULT_OPSET} to {newest}.")
 
 
-def check_packages(name: str):
+def check_packages(name: str) -> None:
     """
+    Check that the packages needed for a format are installed.
+
+    Args:
+        name (`str`): "onnx" or "torch".
+
     Raises:
-        ImportError: what a format needs is not installed.
+        ImportError: if a package is not installed.
     """
     if name == "onnx":
         with extra("export", "Export to ONNX"):
@@ -169,6 +189,7 @@ def _export(
     load: Callable[[Path], Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]],
     tolerance: float,
 ) -> dict[str, Any]:
+    """Write the graph with `write`, load it with `load`, compare it with the model and add the other files."""
     check_new_folder(output)
     check_image_processor(image_processor, model.config.image_size)
     detector = ExportedDetector(model)
@@ -181,13 +202,13 @@ def _export(
         report = describe_export(model, name, details, deviation, tolerance)
         (folder / "export.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         (folder / "README.md").write_text(export_card(report, image_processor), encoding="utf-8")
-        for path in folder.iterdir():  # some writers make files that only their owner can read
+        for path in folder.iterdir():  # some writers create files that only the owner can read
             path.chmod(0o666 & ~umask())
     return {**report, "files": {path.name: path.stat().st_size for path in sorted(Path(output).iterdir())}}
 
 
 def _example(detector: ExportedDetector) -> dict[str, Any]:
-    """What the exporters are told of the input."""
+    """Return the example input of the exporters and its dynamic batch axis."""
     size = detector.model.config.image_size
     batch = torch.export.Dim("batch_size", min=1)
     return {"args": (torch.zeros(2, 3, size, size),), "dynamic_shapes": {"pixel_values": {0: batch}}}
@@ -195,7 +216,7 @@ def _example(detector: ExportedDetector) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporter's remarks on its own workings."""
+    """Silence the warnings, logs and prints of the exporters."""
     loggers = [logging.getLogger(name) for name in ("onnxscript", "onnx_ir", "torch.onnx", "torch.export")]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings(), open(os.devnull, "w", encoding="utf-8") as nowhere:

@@ -1,6 +1,7 @@
-"""The graph that is exported: the model with everything precomputed that does not depend on the image."""
+"""The exported graph: the model, with all parts that do not depend on the image precomputed."""
 
 import copy
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,21 +12,23 @@ from ..models.vip2clip.prompt_prefix_vip2clip import ViP2ClipPromptPrefix
 
 class ExportedDetector(nn.Module):
     """
-    The graph that is exported. The model given is left as it is; weights in float32 on the CPU are shared with it.
+    Module to export. The model is not changed; weights that are already on the CPU are shared with it.
 
-    Held as constants are the position table at the image size, the embeddings of the few tokens that prompts are made
-    of (instead of CLIP's table of 49408), keys and values of what all prompts begin with, and without image
-    conditioning the prompts' embeddings, so that the text tower is left out.
+    Constants of the graph are: the position table at the image size; the embeddings of the tokens in the prompts
+    (CLIP's full table has 49408 tokens); the keys and values of the prefix that all prompts share. Without image
+    conditioning, the prompt embeddings are constants too, and the text tower is removed.
 
     Args:
         model ([`ViP2ClipForAnomalyDetection`]):
             The model, in float32.
 
     Raises:
-        ValueError: a model that cannot be exported; names the field of the configuration.
+        ValueError: if the model cannot be exported; see [`check_exportable`].
     """
 
-    def __init__(self, model: ViP2ClipForAnomalyDetection):
+    text_embeds: torch.Tensor
+
+    def __init__(self, model: ViP2ClipForAnomalyDetection) -> None:
         super().__init__()
         check_exportable(model)
         with torch.inference_mode(False), torch.no_grad():
@@ -35,18 +38,28 @@ class ExportedDetector(nn.Module):
             self.num_blocks = 0 if prefix is None else len(prefix.keys)
             _keep_used_tokens(self.model)
             _resize_positions(self.model)
-            if self.model.config.use_image_conditioning:
-                for number in range(self.num_blocks):
-                    self.register_buffer(f"prefix_key_{number}", prefix.keys[number].clone())
-                    self.register_buffer(f"prefix_value_{number}", prefix.values[number].clone())
-            else:
-                nothing = torch.zeros(1, self.model.config.clip_config.projection_dim)
-                self.register_buffer("text_embeds", self.model.get_prompt_embeds(nothing).clone())
-                self.model.clip.text_model = self.model.clip.text_projection = None
-                self.model.prompt_learner = self.model.image_conditioned_adapter = None
+            if not self.model.config.use_image_conditioning:
+                unused = torch.zeros(1, self.model.clip.visual_projection.out_features)
+                self.register_buffer("text_embeds", self.model.get_prompt_embeds(unused).clone())
+                del self.model.clip.text_model, self.model.clip.text_projection
+                del self.model.prompt_learner, self.model.image_conditioned_adapter
+            elif prefix is not None:
+                for number, (key, value) in enumerate(zip(prefix.keys, prefix.values)):
+                    self.register_buffer(f"prefix_key_{number}", key.clone())
+                    self.register_buffer(f"prefix_value_{number}", value.clone())
 
     def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """`pixel_values` (B, 3, S, S) float32 -> `scores` (B,) and `anomaly_maps` (B, S, S), both in [0, 1]."""
+        """
+        Score images.
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `(batch_size, 3, image_size, image_size)`):
+                Images from the image processor, float32.
+
+        Returns:
+            `tuple[torch.Tensor, torch.Tensor]`: `scores` of shape `(batch_size,)` and `anomaly_maps` of shape
+            `(batch_size, image_size, image_size)`, both float32 in [0, 1].
+        """
         model = self.model
         image_embeds, patch_embeds = model.get_vision_features(pixel_values)
         if model.config.use_image_conditioning:
@@ -54,9 +67,10 @@ class ExportedDetector(nn.Module):
         else:
             text_embeds = self.text_embeds.expand(pixel_values.shape[0], -1, -1)
         aligned = model.align(text_embeds, patch_embeds, image_embeds)
-        return aligned.scores, model.get_anomaly_maps(aligned.layer_maps)
+        return aligned["scores"], model.get_anomaly_maps(aligned["layer_maps"])
 
     def _prefix(self) -> ViP2ClipPromptPrefix | None:
+        """Rebuild the prompt prefix from the buffers."""
         if self.num_blocks == 0:
             return None
         keys, values = (
@@ -66,43 +80,52 @@ class ExportedDetector(nn.Module):
         return ViP2ClipPromptPrefix(self.prefix_length, keys, values)
 
 
-def check_exportable(model: ViP2ClipForAnomalyDetection):
+def check_exportable(model: ViP2ClipForAnomalyDetection) -> None:
     """
+    Check that a model can be exported: float32, `sdpa` or `eager` attention, three channels, not on the meta device.
+
+    Args:
+        model ([`ViP2ClipForAnomalyDetection`]):
+            The model.
+
     Raises:
-        ValueError: a model that cannot be exported; names the field of the configuration and what would do.
+        ValueError: if the model cannot be exported. The message names the setting to change.
     """
-    config = model.config
     if any(parameter.is_meta for parameter in model.parameters()):
-        raise ValueError("Weights of the model are offloaded or on the meta device; load it without device_map.")
+        raise ValueError("Weights are offloaded or on the meta device; expected weights in memory. Omit device_map.")
     found = sorted({str(parameter.dtype).removeprefix("torch.") for parameter in model.parameters()})
     if found != ["float32"]:
-        raise ValueError(
-            f"dtype is {' and '.join(found)}; models are exported in float32. Load it with dtype=torch.float32."
-        )
-    for tower in (config.clip_config.vision_config, config.clip_config.text_config):
-        attention = tower._attn_implementation
+        raise ValueError(f"dtype is {' and '.join(found)}; expected float32. Load the model with dtype=torch.float32.")
+    for tower in (model.clip.vision_model, model.clip.text_model):
+        attention = tower.config._attn_implementation
         if attention not in ("eager", "sdpa"):
             raise ValueError(
-                f"attn_implementation is {attention!r}; expected 'sdpa' or 'eager', of which graphs can be made. Load "
-                'the model with attn_implementation="sdpa".'
+                f"attn_implementation is {attention!r}; expected 'sdpa' or 'eager'. Load the model with "
+                'attn_implementation="sdpa".'
             )
-    channels = config.clip_config.vision_config.num_channels
+    channels = model.clip.vision_model.config.num_channels
     if channels != 3:
         raise ValueError(
-            f"clip_config.vision_config.num_channels is {channels}; expected 3, the images of ViP2ClipImageProcessor."
+            f"clip_config.vision_config.num_channels is {channels}; expected 3, the number of "
+            "channels that ViP2ClipImageProcessor returns."
         )
-
-
-# The graph
 
 
 def private_copy(model: ViP2ClipForAnomalyDetection) -> ViP2ClipForAnomalyDetection:
-    """The model in eval mode on the CPU, without gradients. Weights that are there already are shared, all else is
-    its own."""
-    shared = {}
+    """
+    Copy a model to the CPU, in eval mode and without gradients. Weights that are already on the CPU are shared.
+
+    Args:
+        model ([`ViP2ClipForAnomalyDetection`]):
+            The model; it is not changed.
+
+    Returns:
+        [`ViP2ClipForAnomalyDetection`]: the copy.
+    """
+    shared: dict[int, Any] = {}
     for parameter in model.parameters():
         weight = parameter.detach().cpu()
-        # Of what is made in inference mode it cannot be told whether it is written to, so that nothing could be kept.
+        # Inference tensors have no version counter, which the cache of the prompt prefix needs.
         weight = weight.clone() if weight.is_inference() else weight
         shared[id(parameter)] = nn.Parameter(weight, requires_grad=False)
     private = copy.deepcopy(model, shared)
@@ -112,21 +135,22 @@ def private_copy(model: ViP2ClipForAnomalyDetection) -> ViP2ClipForAnomalyDetect
     return private.eval().requires_grad_(False)
 
 
-def _keep_used_tokens(model: ViP2ClipForAnomalyDetection):
-    """Cut the token table down to the tokens of the prompts, and number these anew."""
+def _keep_used_tokens(model: ViP2ClipForAnomalyDetection) -> None:
+    """Reduce the token table to the tokens of the prompts and renumber them."""
     config = model.config
     embeddings = model.clip.text_model.embeddings
-    used = [config.bos_token_id, *config.normal_token_ids, *config.anomalous_token_ids, config.eos_token_id]
+    words = {name: getattr(config, name) for name in ("normal_token_ids", "anomalous_token_ids")}
+    used = [config.bos_token_id, *(token for tokens in words.values() for token in tokens), config.eos_token_id]
     number = {token: index for index, token in enumerate(dict.fromkeys(used))}
     rows = embeddings.token_embedding.weight[torch.tensor(list(number))].clone()
     embeddings.token_embedding = nn.Embedding.from_pretrained(rows, freeze=True)
-    for name in ("normal_token_ids", "anomalous_token_ids"):
-        setattr(config, name, tuple(number[token] for token in getattr(config, name)))
+    for name, tokens in words.items():
+        setattr(config, name, tuple(number[token] for token in tokens))
     config.bos_token_id, config.eos_token_id = number[config.bos_token_id], number[config.eos_token_id]
 
 
-def _resize_positions(model: ViP2ClipForAnomalyDetection):
-    """Store the position table of the vision tower at the size of the model's images."""
+def _resize_positions(model: ViP2ClipForAnomalyDetection) -> None:
+    """Replace the position table of the vision tower by one at the image size of the model."""
     embeddings, size = model.clip.vision_model.embeddings, model.config.image_size
     table = embeddings.interpolate_pos_encoding(torch.empty(0), size, size)[0].clone()
     embeddings.position_embedding = nn.Embedding.from_pretrained(table, freeze=True)

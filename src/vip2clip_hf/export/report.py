@@ -1,13 +1,11 @@
-"""The files written next to an exported graph: a report for programs and a README."""
+"""Files written next to an exported graph: `export.json` and `README.md`."""
 
 import importlib.metadata
 from typing import Any
 
+from .._version import __version__
 from ..models.vip2clip.image_processing_vip2clip import ViP2ClipImageProcessor
 from ..models.vip2clip.modeling_vip2clip import ViP2ClipForAnomalyDetection
-
-
-# What is written beside the graph
 
 
 def describe_export(
@@ -17,7 +15,19 @@ def describe_export(
     deviation: dict[str, float],
     tolerance: float,
 ) -> dict[str, Any]:
-    from .._version import __version__
+    """
+    Create the content of `export.json`.
+
+    Args:
+        model ([`ViP2ClipForAnomalyDetection`]): the exported model.
+        name (`str`): format, "onnx" or "torch".
+        details (`dict`): entries of the format, such as `opset`.
+        deviation (`dict[str, float]`): largest absolute difference from the model by output.
+        tolerance (`float`): allowed difference.
+
+    Returns:
+        `dict`: format, inputs, outputs, thresholds, deviation, tolerance and versions of the packages.
+    """
 
     size = model.config.image_size
     packages = ("torch", "transformers", *(("onnx", "onnxscript", "onnxruntime") if name == "onnx" else ()))
@@ -38,6 +48,16 @@ def describe_export(
 
 
 def export_card(report: dict[str, Any], image_processor: ViP2ClipImageProcessor) -> str:
+    """
+    Create the README of an export, with an example that runs without this package.
+
+    Args:
+        report (`dict`): content of `export.json`.
+        image_processor ([`ViP2ClipImageProcessor`]): image processor of the model.
+
+    Returns:
+        `str`: the README in Markdown.
+    """
     size = report["inputs"]["pixel_values"]["shape"][-1]
     image_threshold, pixel_threshold = report["image_threshold"], report["pixel_threshold"]
     if report["format"] == "onnx":
@@ -46,7 +66,7 @@ def export_card(report: dict[str, Any], image_processor: ViP2ClipImageProcessor)
         load = 'session = onnxruntime.InferenceSession("model.onnx")'
         run = 'scores, anomaly_maps = session.run(["scores", "anomaly_maps"], {"pixel_values": pixel_values})'
     else:
-        title = "`model.pt2`, a program of torch.export"
+        title = "`model.pt2`, a torch.export program"
         imports = "import numpy as np\nimport torch"
         load = 'model = torch.export.load("model.pt2").module()'
         run = "with torch.no_grad():\n    scores, anomaly_maps = model(torch.from_numpy(pixel_values))"
@@ -58,7 +78,7 @@ def export_card(report: dict[str, Any], image_processor: ViP2ClipImageProcessor)
     scale = image_processor.rescale_factor if image_processor.do_rescale else 1.0
     return f"""# ViP²-CLIP, exported
 
-{title}. Finds defects: the probability that an image is anomalous, and where.
+{title}. Computes the probability that an image is anomalous, and a map of the anomalies.
 
 | | name | shape | |
 |---|---|---|---|
@@ -81,8 +101,8 @@ pixel_values = ((pixels * SCALE - MEAN) / STD).transpose(2, 0, 1)[None]
 {run}
 ```
 
-`config.json` and `preprocessor_config.json` are those of the checkpoint, `export.json` says the above for programs.
-Largest deviation from the model in PyTorch: {deviation}. Written with {versions}.
+`config.json` and `preprocessor_config.json` are copied from the checkpoint. `export.json` contains the information
+above as JSON. Largest deviation from the model in PyTorch: {deviation}. Exported with {versions}.
 """
 
 

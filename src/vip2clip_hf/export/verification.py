@@ -1,4 +1,4 @@
-"""Compare an exported file with the model in PyTorch."""
+"""Compare an exported graph with the model in PyTorch."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,10 +15,16 @@ from .graph import private_copy
 OUTPUTS = ("scores", "anomaly_maps")
 
 
-# The comparison
-
-
 def open_onnx(folder: Path) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """
+    Load `model.onnx` with onnxruntime on the CPU.
+
+    Args:
+        folder (`pathlib.Path`): folder of the export.
+
+    Returns:
+        `Callable`: function from `pixel_values` (B, 3, S, S) float32 to `scores` (B,) and `anomaly_maps` (B, S, S).
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -28,6 +34,15 @@ def open_onnx(folder: Path) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarr
 
 
 def open_torch(folder: Path) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """
+    Load `model.pt2` with torch on the CPU.
+
+    Args:
+        folder (`pathlib.Path`): folder of the export.
+
+    Returns:
+        `Callable`: see [`open_onnx`].
+    """
     module = torch.export.load(folder / "model.pt2").module()
 
     def run(pixel_values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -43,30 +58,57 @@ def compare_with_model(
     model: ViP2ClipForAnomalyDetection,
     image_processor: ViP2ClipImageProcessor,
 ) -> dict[str, float]:
-    """The largest differences from the model, with noise and generated pictures, in batches of one, two and three."""
+    """
+    Compare the outputs on noise and synthetic images, in batches of one, two and three.
+
+    Args:
+        run (`Callable`): the exported graph, from [`open_onnx`] or [`open_torch`].
+        model ([`ViP2ClipForAnomalyDetection`]): the model.
+        image_processor ([`ViP2ClipImageProcessor`]): image processor of the model.
+
+    Returns:
+        `dict[str, float]`: largest absolute difference of `scores` and `anomaly_maps`; NaN if an output is NaN.
+
+    Raises:
+        RuntimeError: if an output has another shape.
+    """
     size = model.config.image_size
-    pictures = [generate_image("dots", "scratch", 128, 1)[0], generate_image("weave", None, 128, 2)[0]]
+    synthetic = [generate_image("dots", "scratch", 128, 1)[0], generate_image("weave", None, 128, 2)[0]]
     noise = np.random.default_rng(0).standard_normal((1, 3, size, size), dtype=np.float32)
-    images = np.concatenate([noise, image_processor(pictures, return_tensors="np")["pixel_values"]])
+    images = np.concatenate([noise, image_processor(synthetic, return_tensors="np")["pixel_values"]])
     with torch.inference_mode(False), torch.no_grad():
         expected = private_copy(model)(torch.from_numpy(images))
     deviation = dict.fromkeys(OUTPUTS, 0.0)
     for batch in (slice(0, 3), slice(1, 3), slice(0, 1)):
         for name, found in zip(OUTPUTS, run(np.ascontiguousarray(images[batch]))):
-            wanted = expected[name].numpy()[batch]
-            if found.shape != wanted.shape:
-                raise RuntimeError(f"The exported file gives {name} of shape {found.shape}; expected {wanted.shape}.")
-            deviation[name] = float(np.maximum(deviation[name], np.abs(found - wanted).max()))
+            target = expected[name].numpy()[batch]
+            if found.shape != target.shape:
+                raise RuntimeError(
+                    f"The exported file returns {name} of shape {found.shape}; expected {target.shape}."
+                )
+            deviation[name] = float(np.maximum(deviation[name], np.abs(found - target).max()))
     return deviation
 
 
-def check_deviation(deviation: dict[str, float], name: str, tolerance: float):
-    wrong = {key: value for key, value in deviation.items() if not value <= tolerance}  # NaN is wrong as well
+def check_deviation(deviation: dict[str, float], name: str, tolerance: float) -> None:
+    """
+    Check the result of [`compare_with_model`].
+
+    Args:
+        deviation (`dict[str, float]`): largest absolute difference by output.
+        name (`str`): format, for the error message.
+        tolerance (`float`): allowed difference.
+
+    Raises:
+        RuntimeError: if a difference is larger or NaN.
+    """
+    # Not `value > tolerance`, which is false for NaN.
+    wrong = {key: value for key, value in deviation.items() if not value <= tolerance}
     if wrong:
         found = " and ".join(f"{key} by {value:.3g}" for key, value in wrong.items())
         raise RuntimeError(
-            f"The exported {name} file gives other numbers than the model: {found}; expected at most {tolerance:g}. "
-            "Nothing was written."
+            f"The outputs of the exported {name} file differ from those of the model: {found}; expected at most "
+            f"{tolerance:g}. Nothing was written."
         )
 
 

@@ -1,4 +1,4 @@
-"""Publish checkpoints on the Hub."""
+"""Publish checkpoints on the Hugging Face Hub."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""Save a checkpoint and publish it on the Hub."""
+"""Save checkpoints and publish them on the Hub."""
 
 import inspect
 import os
@@ -24,22 +24,40 @@ def save_checkpoint(
     **options: Any,
 ) -> Path:
     """
-    Write a complete checkpoint folder and, on request, publish it.
+    Write a complete checkpoint folder and optionally publish it on the Hub.
 
     Args:
-        model, image_processor, folder, options:
-            See [`vip2clip_hf.checkpoints.write_checkpoint`]: `adapters_only`, `run`, `max_shard_size`, ...
+        model ([`ViP2ClipForAnomalyDetection`]):
+            Model to save.
+        image_processor ([`ViP2ClipImageProcessor`]):
+            Image processor of the model. Its image size must be the `image_size` of the model.
+        folder (`str` or `os.PathLike`):
+            Folder to write to. It is created if it does not exist.
         push_to_hub (`bool` or `str`, defaults to `False`):
-            Publish the folder: `True` under the name of the folder, a string as that repository (`"org/name"`).
-        token, private, commit_message:
-            See [`push_checkpoint`].
+            Repository to publish to (`"org/name"`), or `True` to use the name of the folder.
+        token (`str` or `bool`, *optional*):
+            Access token. Defaults to the token saved by `hf auth login`.
+        private (`bool`, *optional*):
+            Whether a new repository is private. Defaults to public, unless the organization has another default.
+        commit_message (`str`, defaults to `"Upload ViP²-CLIP checkpoint"`):
+            Message of the commit.
+        options:
+            `adapters_only`, `backbone_checksum`, `run` and `max_shard_size`, see
+            [`vip2clip_hf.checkpoints.write_checkpoint`].
 
     Returns:
         `pathlib.Path`: the folder.
 
     Raises:
-        ValueError, OSError: see [`vip2clip_hf.checkpoints.write_checkpoint`].
-        `huggingface_hub.errors.HfHubHTTPError`: the Hub refuses.
+        ValueError: if the image processor does not match the model, or adapters contain NaN or infinite values.
+        OSError: if the folder cannot be written.
+        `huggingface_hub.errors.HfHubHTTPError`: if the Hub rejects the request, for example because of missing rights.
+
+    Example:
+
+    ```python
+    >>> save_checkpoint(model, image_processor, "detector", push_to_hub="org/detector", private=True)
+    ```
     """
     folder = write_checkpoint(model, image_processor, folder, **options)
     if push_to_hub:
@@ -56,34 +74,40 @@ def push_checkpoint(
     commit_message: str = "Upload ViP²-CLIP checkpoint",
 ) -> str:
     """
-    Publish a folder that [`save_checkpoint`] has written, in one commit. Files of other kinds stay here.
+    Publish a checkpoint folder on the Hub, in one commit. Only files of the checkpoint are uploaded.
 
     Args:
         folder (`str` or `os.PathLike`):
-            The folder.
+            Folder written by [`save_checkpoint`].
         repository (`bool` or `str`, defaults to `True`):
-            `"org/name"`; `True` for the name of the folder.
-        token, private, commit_message:
-            As in `huggingface_hub.HfApi.create_repo` and `create_commit`.
+            Repository to publish to (`"org/name"`), or `True` to use the name of the folder.
+        token (`str` or `bool`, *optional*):
+            Access token. Defaults to the token saved by `hf auth login`.
+        private (`bool`, *optional*):
+            Whether a new repository is private. Defaults to public, unless the organization has another default.
+        commit_message (`str`, defaults to `"Upload ViP²-CLIP checkpoint"`):
+            Message of the commit.
 
     Returns:
-        `str`: the id of the repository.
+        `str`: id of the repository.
 
     Raises:
-        OSError: no such checkpoint.
-        `huggingface_hub.errors.HfHubHTTPError`: the Hub refuses.
+        OSError: if the folder does not contain a checkpoint.
+        `huggingface_hub.errors.HfHubHTTPError`: if the Hub rejects the request, for example because of missing rights.
     """
     folder = Path(folder)
     known = {"README.md", "config.json", "preprocessor_config.json", *(path.name for path in CODE_FILES)}
     names = [path.name for path in folder.glob("*") if path.name in known or WEIGHT_FILE.fullmatch(path.name)]
     if "config.json" not in names:
-        raise OSError(f"{str(folder)!r} is no folder that save_checkpoint has written; expected one with config.json.")
+        raise OSError(f"{str(folder)!r} does not contain config.json; expected a folder written by save_checkpoint.")
     api = HfApi(token=token)
     repo_id = repository if isinstance(repository, str) else folder.resolve().name
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-    operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=folder / name) for name in sorted(names)]
+    operations: list[CommitOperationAdd | CommitOperationDelete] = [
+        CommitOperationAdd(path_in_repo=name, path_or_fileobj=folder / name) for name in sorted(names)
+    ]
     if "model.safetensors" not in names:
-        # One file of weights left from an earlier checkpoint would be loaded instead of the shards.
+        # An old model.safetensors in the repository would be loaded instead of the shards.
         operations += [
             CommitOperationDelete(path_in_repo=name)
             for name in api.list_repo_files(repo_id)
@@ -93,18 +117,25 @@ def push_checkpoint(
     return repo_id
 
 
-def check_push_access(repository: str, *, token: str | bool | None = None, private: bool | None = None):
+def check_push_access(repository: str, *, token: str | bool | None = None, private: bool | None = None) -> None:
     """
-    Make the repository where it is not there, and ask whether it may be written to: before hours of training, not
-    after.
+    Check write access to a repository, before hours of training. The repository is created if it does not exist.
+
+    Args:
+        repository (`str`):
+            Repository to publish to (`"org/name"`).
+        token (`str` or `bool`, *optional*):
+            Access token. Defaults to the token saved by `hf auth login`.
+        private (`bool`, *optional*):
+            Whether a new repository is private. Defaults to public, unless the organization has another default.
 
     Raises:
-        `huggingface_hub.errors.HfHubHTTPError`: the Hub refuses.
-        OSError: it cannot be reached.
+        `huggingface_hub.errors.HfHubHTTPError`: if the Hub rejects the request, for example because of missing rights.
+        OSError: if the Hub cannot be reached.
     """
     api = HfApi(token=token)
     repo_id = api.create_repo(repository, private=private, exist_ok=True).repo_id
-    if "write" in inspect.signature(api.auth_check).parameters:  # not in all versions
+    if "write" in inspect.signature(api.auth_check).parameters:  # not in older versions
         api.auth_check(repo_id, write=True)
 
 

@@ -1,4 +1,4 @@
-"""Predict any number of images into a folder."""
+"""Bulk prediction: score any number of images and write a table."""
 
 from typing import TYPE_CHECKING
 

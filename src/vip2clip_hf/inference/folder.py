@@ -1,8 +1,8 @@
-"""The folder of a prediction: its settings, how far it has come, and the finished table.
+"""Output folder of a prediction: settings, progress and the finished table.
 
-The images are cut into chunks of a fixed size. A chunk is what one process takes, and what is either complete or
-missing after an interruption. No computation spans two chunks, so the table does not depend on which process computed
-which chunk or when.
+The images are split into chunks of a fixed size. One process predicts each chunk. After an interruption, a chunk is
+either complete or missing. No batch spans two chunks, so the table does not depend on which process predicts which
+chunk, or when.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ with extra("data", "Predicting a folder of images"):
 
 logger = logging.get_logger(__name__)
 TABLE_FILE, SETTINGS_FILE, PROGRESS_FOLDER = "predictions.parquet", "settings.json", ".progress"
-# Folders for what is written for single images, and the extensions there.
+# Subfolders for the files of single images, and the extensions of these files.
 IMAGE_FOLDERS = {"heatmaps": ".png", "maps": ".npy"}
 SCHEMA = pa.schema(
     [
@@ -49,55 +49,62 @@ SCHEMA = pa.schema(
 )
 ROWS_PER_GROUP = 65536
 _PART = re.compile(r"part-(\d+)\.parquet")
+# How an error message refers to a setting; by default, "KEY setting".
+_TITLES = {"model_checksum": "model", "image_processor": "image processor", "dtype": "dtype", "source": "source"}
 
 
 class PredictionFolder:
     """
-    The folder of a prediction, and how far it has come: `.progress/` holds the names of all images and, for every
-    chunk that is done, a part of the table.
+    Output folder of a prediction, with its progress.
+
+    Until the prediction is finished, the subfolder `.progress/` contains the names of all images, and one part of the
+    table per finished chunk.
 
     Args:
-        path (`Path`): the folder.
-        chunk_size (`int`): images of a chunk.
+        path (`pathlib.Path`): the folder.
+        chunk_size (`int`): number of images per chunk.
     """
 
-    def __init__(self, path: Path, chunk_size: int):
+    def __init__(self, path: Path, chunk_size: int) -> None:
         self.path, self.chunk_size = path, chunk_size
         self.table, self.progress = path / TABLE_FILE, path / PROGRESS_FOLDER
         self.names = Names(self.progress / "images.arrow")
         self.num_images = 0
         self._lock: FileLock | None = None
 
-    # The first process
+    # Called by the first process only
 
     def prepare(
         self, images: FolderImages | DatasetImages, settings: dict[str, Any], more: dict[str, Any], overwrite: bool
     ) -> int:
         """
-        Make the folder, or take up one with these settings.
+        Create the folder, or resume a prediction with the same settings. Locks the folder.
 
         Args:
-            images: what is to be predicted.
-            settings (`dict`): have to be the same for going on.
-            more (`dict`): is written with them.
-            overwrite (`bool`): start anew.
+            images ([`FolderImages`] or [`DatasetImages`]): images to predict.
+            settings (`dict[str, Any]`): settings that must be the same to resume; JSON-serializable.
+            more (`dict[str, Any]`): written next to the settings, may differ. `more["versions"]` contains the version
+                of each library.
+            overwrite (`bool`): whether to delete an existing prediction and start again.
 
         Returns:
-            `int`: images of a prediction that is finished, 0 where there is something to do.
+            `int`: number of images if the prediction is already finished, otherwise 0.
 
         Raises:
-            OSError: a folder with something else, another prediction, or one that another program works on.
+            OSError: if the folder contains other files or a prediction with other settings, if another program is
+                predicting into it, or if it cannot be written.
+            ValueError: if there are no images.
         """
-        found = self._found()
+        found = self._read_settings()
         names = images.names()
         settings = {**settings, "num_images": len(names), "ids_sha256": checksum(names)}
-        settings = json.loads(json.dumps(settings))  # as it is read again
+        settings = json.loads(json.dumps(settings))  # comparable to settings read from a file
         if found is not None and not overwrite:
             different = [key for key, value in settings.items() if found.get(key) != value]
             if different:
                 raise OSError(
-                    f"{str(self.path)!r} holds a prediction with {_explain(different, found, settings)}; choose "
-                    "another folder, or overwrite it (--overwrite)."
+                    f"{str(self.path)!r} was created with {_explain(different, found, settings)}; choose another "
+                    "folder, or overwrite the prediction (--overwrite)."
                 )
             if self.table.exists():
                 shutil.rmtree(self.progress, ignore_errors=True)
@@ -105,7 +112,8 @@ class PredictionFolder:
             for key, value in more["versions"].items():
                 if found.get("versions", {}).get(key) != value:
                     logger.warning(
-                        f"{self.path} was begun with another version of {key}; what is left may round differently."
+                        f"{str(self.path)!r} was started with another version of {key}; scores of the remaining "
+                        "images can differ by rounding."
                     )
         self.progress.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.progress / "lock")
@@ -113,7 +121,8 @@ class PredictionFolder:
             lock.acquire(timeout=0)
         except Timeout as error:
             raise OSError(
-                f"Another program is predicting into {str(self.path)!r}; wait for it or choose another folder."
+                f"Another program is predicting into {str(self.path)!r}; wait until it has finished, or choose "
+                "another folder."
             ) from error
         self._lock = lock
         if found is not None and overwrite:
@@ -124,23 +133,26 @@ class PredictionFolder:
         Names.write(self.progress / "images.arrow", names)
         return 0
 
-    def _found(self) -> dict[str, Any] | None:
-        """The settings of the prediction that is there."""
+    def _read_settings(self) -> dict[str, Any] | None:
+        """Return the settings of an existing prediction, or None if the folder is new."""
         if self.path.exists() and not self.path.is_dir():
-            raise OSError(f"{str(self.path)!r} is a file; expected a folder or a path that does not exist yet.")
+            raise OSError(f"{str(self.path)!r} is a file; expected a folder or a path that does not exist.")
         file = self.path / SETTINGS_FILE
         with contextlib.suppress(OSError, ValueError):
             found = json.loads(file.read_text(encoding="utf-8"))
             if isinstance(found, dict) and found.get("kind") == "prediction":
                 return found
-        # Killed in the first moment there is nothing but a beginning.
-        begun = {PROGRESS_FOLDER, f".{SETTINGS_FILE}.tmp"}
-        if self.path.exists() and any(entry.name not in begun for entry in self.path.iterdir()):
-            raise OSError(f"{str(self.path)!r} is not empty and holds no prediction; choose another folder.")
+        # A run that was killed before it wrote the settings leaves only these.
+        unfinished = {PROGRESS_FOLDER, f".{SETTINGS_FILE}.tmp"}
+        if self.path.exists() and any(entry.name not in unfinished for entry in self.path.iterdir()):
+            raise OSError(
+                f"{str(self.path)!r} is not empty and does not contain a prediction; expected a new folder, or the "
+                "folder of a prediction."
+            )
         return None
 
-    def _delete(self, found: dict[str, Any]):
-        """What a prediction with these settings writes, and nothing else."""
+    def _delete(self, found: dict[str, Any]) -> None:
+        """Delete the files that a prediction with these settings writes, and keep all others."""
         self.table.unlink(missing_ok=True)
         for part in self.progress.iterdir():
             if part.name != "lock":
@@ -152,16 +164,21 @@ class PredictionFolder:
                 for file in files:
                     if file.endswith(extension) or re.fullmatch(r"\.\d+\.tmp", file):
                         os.unlink(os.path.join(folder, file))
-                with contextlib.suppress(OSError):  # something else lies there
+                with contextlib.suppress(OSError):  # the folder contains other files
                     os.rmdir(folder)
 
-    def finish(self):
-        """One table of all parts, read and written bit by bit; the parts are deleted."""
+    def finish(self) -> None:
+        """
+        Merge the parts into one table, a few at a time, and delete them. Releases the lock.
+
+        Raises:
+            OSError: if parts are missing, or the table cannot be written.
+        """
         missing = self.missing()
         if missing:
             raise OSError(
-                f"{len(missing)} parts are missing in {str(self.progress)!r}; expected a folder that all processes "
-                "and machines see. Start again with the same arguments."
+                f"{len(missing)} of {self.num_chunks} parts of the table are missing in {str(self.progress)!r}; "
+                "expected a folder that all processes and machines share. Run the same prediction again to resume."
             )
         content = json.loads((self.path / SETTINGS_FILE).read_text(encoding="utf-8"))
         schema = SCHEMA.with_metadata({"vip2clip_hf": json.dumps(content, ensure_ascii=False)})
@@ -180,7 +197,13 @@ class PredictionFolder:
         shutil.rmtree(self.progress, ignore_errors=True)
 
     def summary(self) -> dict[str, Any]:
-        """Counts of the finished table."""
+        """
+        Count the images of the finished table.
+
+        Returns:
+            `dict[str, Any]`: `num_images`, `num_normal`, `num_anomalous`, `num_unreadable`, and `table`, the path of
+            the table.
+        """
         counts = {"num_images": 0, "num_normal": 0, "num_anomalous": 0, "num_unreadable": 0}
         with pq.ParquetFile(self.table) as file:
             for batch in file.iter_batches(columns=["label", "error"]):
@@ -190,47 +213,79 @@ class PredictionFolder:
                     counts[f"num_{label}"] += pc.sum(pc.equal(batch["label"], label)).as_py() or 0
         return {**counts, "table": str(self.table)}
 
-    # All processes
+    # Called by all processes
 
-    def open(self):
+    def open(self) -> None:
         """
+        Open the folder in every process, after [`PredictionFolder.prepare`] in the first one.
+
         Raises:
-            OSError: not all processes see the folder.
+            OSError: if the folder is not visible to all processes.
         """
         if not all(from_all((self.progress / "images.arrow").exists())):
-            raise OSError(f"Expected a folder {str(self.path)!r} that all processes and machines see.")
+            raise OSError(
+                f"{str(self.path)!r} is not visible to all processes; expected a folder that all processes and "
+                "machines share."
+            )
         self.num_images = len(self.names)
 
     @property
     def num_chunks(self) -> int:
+        """Number of chunks."""
         return -(-self.num_images // self.chunk_size)
 
     def positions(self, chunk: int) -> range:
-        """Of the images of a chunk."""
+        """
+        Return the positions of the images of a chunk.
+
+        Args:
+            chunk (`int`): number of the chunk, starting at 0.
+
+        Returns:
+            `range`: positions in the list of all images.
+        """
         return range(chunk * self.chunk_size, min((chunk + 1) * self.chunk_size, self.num_images))
 
     def _part(self, chunk: int) -> Path:
         return self.progress / f"part-{chunk:09d}.parquet"
 
-    def _chunks_there(self) -> Iterator[int]:
+    def _written_chunks(self) -> Iterator[int]:
         with os.scandir(self.progress) as entries:
             for entry in entries:
                 if match := _PART.fullmatch(entry.name):
                     yield int(match[1])
 
     def missing(self) -> list[int]:
-        """Chunks that are not done."""
-        left = np.ones(self.num_chunks, dtype=bool)
-        for chunk in self._chunks_there():
-            with contextlib.suppress(OSError, pa.ArrowInvalid):  # a file system that lost its content
-                left[chunk] = pq.read_metadata(self._part(chunk)).num_rows != len(self.positions(chunk))
-        return np.flatnonzero(left).tolist()
+        """
+        Find the chunks that are not predicted yet.
+
+        Returns:
+            `list[int]`: chunks without a complete part, in ascending order.
+        """
+        missing = np.ones(self.num_chunks, dtype=bool)
+        for chunk in self._written_chunks():
+            with contextlib.suppress(OSError, pa.ArrowInvalid):  # truncated, for example after a power failure
+                missing[chunk] = pq.read_metadata(self._part(chunk)).num_rows != len(self.positions(chunk))
+        return np.flatnonzero(missing).tolist()
 
     def num_done(self) -> int:
-        """Images of the chunks that are done."""
-        return sum(len(self.positions(chunk)) for chunk in self._chunks_there())
+        """
+        Count the images of all written chunks, for a progress bar.
 
-    def write_part(self, chunk: int, rows: Sequence[dict[str, Any]]):
+        Returns:
+            `int`: number of images.
+        """
+        return sum(len(self.positions(chunk)) for chunk in self._written_chunks())
+
+    def write_part(self, chunk: int, rows: Sequence[dict[str, Any]]) -> None:
+        """
+        Write the part of the table for a chunk.
+
+        Args:
+            chunk (`int`): number of the chunk.
+            rows (`Sequence[dict[str, Any]]`): one row per image of the chunk, without the id. Missing columns are
+                null.
+        """
         columns = {"id": [as_text(self.names[position]) for position in self.positions(chunk)]}
         columns.update({name: [row.get(name) for row in rows] for name in SCHEMA.names if name != "id"})
         part = self._part(chunk)
@@ -238,33 +293,44 @@ class PredictionFolder:
         pq.write_table(pa.table(columns, schema=SCHEMA), staged)
         os.replace(staged, part)
 
-    def release(self):
+    def release(self) -> None:
+        """Close the list of names and release the lock, if any."""
         self.names.close()
         if self._lock is not None:
             self._lock.release()
 
 
 def _explain(different: list[str], found: dict[str, Any], settings: dict[str, Any]) -> str:
+    """Describe which settings differ."""
     texts = []
     for key in different:
         if key == "ids_sha256":
-            texts.append(f"another list of images ({found.get('num_images')} then, {settings['num_images']} now)")
+            old, new = found.get("num_images"), settings["num_images"]
+            texts.append(f"a different list of images (was {old} images, now {new})")
         elif key != "num_images":
-            then, now = json.dumps(found.get(key)), json.dumps(settings[key])
-            texts.append(f"another {key}" + (f" ({then} then, {now} now)" if len(then + now) < 400 else ""))
+            old, new = json.dumps(found.get(key)), json.dumps(settings[key])
+            values = f" (was {old}, now {new})" if len(old + new) < 400 else ""
+            texts.append(f"a different {_TITLES.get(key, f'{key} setting')}{values}")
     return " and ".join(texts)
 
 
-def check_room(path: Path, num_maps: int, size: int):
+def check_room(path: Path, num_maps: int, size: int) -> None:
     """
+    Check that the remaining anomaly maps fit on the disk.
+
+    Args:
+        path (`pathlib.Path`): output folder.
+        num_maps (`int`): number of maps to write, in float16.
+        size (`int`): height and width of a map.
+
     Raises:
-        OSError: the maps that are left to write do not fit on the disk.
+        OSError: if there is not enough space.
     """
     needed, free = 2 * size * size * num_maps, shutil.disk_usage(path).free
     if needed > free:
         raise OSError(
-            f"The maps need {needed / 1e9:.1f} GB in {str(path)!r}, where {free / 1e9:.1f} GB are free; choose "
-            "another disk, or leave the maps out."
+            f"The anomaly maps need {needed / 1e9:.1f} GB in {str(path)!r}, but only {free / 1e9:.1f} GB are free; "
+            "choose another disk, or do not save the maps."
         )
 
 

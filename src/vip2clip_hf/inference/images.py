@@ -1,4 +1,4 @@
-"""The images of a prediction, by position. They are opened one at a time; only their names are kept."""
+"""Images to predict, accessed by position. They are opened one at a time; only their names are stored."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -11,6 +11,7 @@ from ..data.collator import undecoded
 from ..data.hub_datasets import is_hub_id
 from ..data.listing import has_image_extension, is_system_path
 from ..data.sources import DataSource
+from ..utils.extras import extra
 from ..utils.files import file_names
 from .names import as_text, packed, unpacked
 
@@ -18,16 +19,13 @@ from .names import as_text, packed, unpacked
 if TYPE_CHECKING:
     from datasets import Dataset
 
-from ..utils.extras import extra
-
-
 with extra("data", "Predicting a folder of images"):
     import pyarrow as pa
     import pyarrow.compute as pc
 
 
 logger = logging.get_logger(__name__)
-# What file systems take, less an extension.
+# Longest file name that common file systems accept, minus room for an extension.
 LONGEST_FILE_NAME = 240
 
 
@@ -35,90 +33,132 @@ def find_source(
     text: str | os.PathLike, split: str | None = None, categories: Sequence[str] | None = None
 ) -> "Path | DataSource":
     """
-    What a command line names: a folder, all images of which are meant; a table, `meta.json` or Hub id; or `NAME=ROOT`,
-    a benchmark of the paper or a folder that is read as a data set.
+    Resolve the source argument of `vip2clip predict`.
+
+    Args:
+        text (`str` or `os.PathLike`):
+            A folder, of which all images are predicted. Or a dataset: a table, `meta.json`, Hub id, or `NAME=ROOT` for
+            a benchmark of the paper or a folder to read as a dataset.
+        split (`str`, *optional*):
+            Split of a dataset. Defaults to `"test"`.
+        categories (`Sequence[str]`, *optional*):
+            Categories of a dataset. Defaults to all.
+
+    Returns:
+        `pathlib.Path` of a folder, or [`DataSource`] of a dataset. The dataset is not loaded.
 
     Raises:
-        OSError: nothing there.
-        ValueError: a photo, or a split or category of a folder.
+        OSError: if the source does not exist.
+        ValueError: if the source is a single image, or if a split or category is set for a folder.
     """
     text = os.fspath(text)
     path = Path(text)
     if path.is_dir():
         if split is not None or categories:
             raise ValueError(
-                f"split and category choose from data sets, and of the folder {text!r} all images are predicted; name "
-                f"it as a data set: {path.name or 'name'}={text}."
+                f"split and category do not apply to the folder {text!r}, because all its images are predicted. To "
+                f"read it as a dataset, pass {path.name or 'name'}={text}."
             )
         return path
     if path.is_file() and has_image_extension(path.name):
-        raise ValueError(f"{text!r} is one photo; expected a folder or a data set, or no output folder.")
+        raise ValueError(
+            f"{text!r} is a single image; expected a folder or a dataset. To predict a single image, leave out the "
+            "output folder."
+        )
     if not path.exists() and "=" not in text and not is_hub_id(text):
-        raise OSError(f"{text!r} not found; expected a folder of photos, a table, a Hub id or NAME=ROOT.")
+        raise OSError(f"{text!r} not found; expected a folder of images, a table, a Hub id or NAME=ROOT.")
     return DataSource.parse(text, "test" if split is None else split, categories)
 
 
 def as_images(source: Any, output: Path) -> "FolderImages | DatasetImages":
     """
+    Open a source of images.
+
     Args:
-        source: a folder, a [`DataSource`], what [`find_source`] takes, or a `datasets.Dataset` with a column `image`.
-        output (`Path`): is left out, where it lies in the folder.
+        source (`str`, `os.PathLike`, [`DataSource`] or `datasets.Dataset`):
+            Source in a form that [`find_source`] accepts, or a dataset with a column `image`.
+        output (`pathlib.Path`):
+            Output folder. It is skipped if it is inside the source folder.
+
+    Returns:
+        [`FolderImages`] or [`DatasetImages`]: the images.
+
+    Raises:
+        OSError: if the source does not exist or cannot be read.
+        ValueError: if the source has another type, or contains no images.
     """
     if isinstance(source, (str, os.PathLike)):
         source = find_source(source)
     if isinstance(source, Path):
         return FolderImages(source, output)
     if isinstance(source, DataSource):
-        root = os.path.realpath(source.root) if os.path.exists(source.root) else source.root
-        described = {"data": root, "benchmark": source.benchmark, "split": source.split}
-        described["categories"] = None if source.categories is None else list(source.categories)
-        return DatasetImages(source.load(need_labels=False), described)
+        description = {
+            "data": os.path.realpath(source.root) if os.path.exists(source.root) else source.root,
+            "benchmark": source.benchmark,
+            "split": source.split,
+            "categories": None if source.categories is None else list(source.categories),
+        }
+        return DatasetImages(source.load(need_labels=False), description)
     if "image" not in getattr(source, "column_names", ()):
         raise ValueError(
-            f"Expected a folder, a DataSource or a datasets.Dataset with a column image, found "
-            f"{type(source).__name__}."
+            f"source is a {type(source).__name__}; expected a folder, a DataSource, or a datasets.Dataset with a "
+            "column 'image'."
         )
     return DatasetImages(source, {"data": "datasets.Dataset"})
 
 
 class FolderImages:
     """
-    Every image file in a folder and its subfolders, hidden ones left out. A name is the path below the folder, with
-    forward slashes, as bytes: on Linux they need not be text. Links to files are followed, links to folders are not.
+    All image files in a folder and its subfolders, except hidden ones.
+
+    The name of an image is its path below the folder, with forward slashes. Names are bytes, because on Linux a file
+    name is not always valid text. Links to files are followed, links to folders are not.
 
     Args:
-        root (`Path`): the folder.
-        leave_out (`Path`): a folder that is left out.
+        root (`pathlib.Path`): the folder.
+        leave_out (`pathlib.Path`): folder to skip.
     """
 
-    def __init__(self, root: Path, leave_out: Path):
+    def __init__(self, root: Path, leave_out: Path) -> None:
         self.root = os.path.realpath(root)
-        self.description = {"folder": self.root}
+        self.description: dict[str, Any] = {"folder": self.root}
         self._leave_out = os.path.realpath(leave_out)
 
     def is_here(self, count: int) -> bool:
-        """Whether this machine sees them."""
+        """
+        Check that this process sees the images.
+
+        Args:
+            count (`int`): number of images that the first process found. Not used for folders.
+
+        Returns:
+            `bool`: whether the folder exists on this machine.
+        """
         return os.path.isdir(self.root)
 
     def names(self) -> "pa.ChunkedArray":
         """
-        Sorted. A subfolder that cannot be read stands among them with a slash at its end.
+        List the images.
+
+        Returns:
+            `pyarrow.ChunkedArray` of bytes: sorted names. A subfolder that cannot be read is one entry that ends with
+            a slash.
 
         Raises:
-            OSError: the folder cannot be read.
-            ValueError: it holds no image.
+            OSError: if the folder cannot be read.
+            ValueError: if it contains no images.
         """
         names = packed(self._walk(""))
         if not len(names):
             raise ValueError(
-                f"Folder {self.root!r} has no image files; expected files such as .png, .jpg or .tif in it or in its "
-                "subfolders (hidden ones and links to folders are left out)."
+                f"Folder {self.root!r} contains no images; expected files such as .png, .jpg or .tif in the folder or "
+                "its subfolders (hidden ones and links to folders are skipped)."
             )
         return names
 
     def _walk(self, folder: str) -> Iterator[bytes]:
         try:
-            # With the slash behind them folders stand where their files do when whole paths are sorted.
+            # Folder names end with a slash here, so the order is that of sorted full paths.
             entries = packed(self._entries(folder))
         except OSError as error:
             if not folder:
@@ -144,14 +184,35 @@ class FolderImages:
                     yield os.fsencode(entry.name)
 
     def image(self, position: int, name: bytes) -> str:
-        """For `load_image`."""
+        """
+        Locate an image.
+
+        Args:
+            position (`int`): position of the image. Not used for folders.
+            name (`bytes`): name of the image.
+
+        Returns:
+            `str`: path, for `load_image`.
+
+        Raises:
+            OSError: if the entry is a subfolder that could not be read.
+        """
         if name.endswith(b"/"):
-            raise OSError(f"Folder {as_text(name)!r} could not be read; the images in it are missing here.")
+            raise OSError(f"Folder {as_text(name)!r} could not be read; its images are missing from the table.")
         return os.path.join(self.root, os.fsdecode(name))
 
     @staticmethod
     def file(position: int, name: bytes) -> str:
-        """Path of what is written for an image, below the folder for it and without the extension."""
+        """
+        Choose where to write the files of an image, such as its heatmap.
+
+        Args:
+            position (`int`): position of the image.
+            name (`bytes`): name of the image.
+
+        Returns:
+            `str`: relative path without extension. Long file names are shortened and get the position.
+        """
         folder, slash, last = name.rpartition(b"/")
         if len(last) > LONGEST_FILE_NAME:
             last = last[: LONGEST_FILE_NAME - 40].decode("utf-8", "ignore").encode() + b"-%09d" % position
@@ -159,40 +220,75 @@ class FolderImages:
 
 
 def _is_file(entry: os.DirEntry) -> bool:
-    """A link that leads nowhere is an image that cannot be read; a pipe is no image."""
+    """Accept files and broken links, which are reported as unreadable images, but not pipes or devices."""
     return entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path))
 
 
 class DatasetImages:
     """
-    The rows of a data set. A name is the `image_id` of a row, its number where there is none.
+    Rows of a dataset. The name of an image is its `image_id`, or its row number if there is no such column.
 
     Args:
-        dataset (`datasets.Dataset`): with a column `image`.
-        description (`dict`): what tells it from others, of values for JSON.
+        dataset (`datasets.Dataset`): dataset with a column `image`.
+        description (`dict[str, Any]`): JSON-serializable values that identify the dataset.
     """
 
-    def __init__(self, dataset: "Dataset", description: dict[str, Any]):
+    def __init__(self, dataset: "Dataset", description: dict[str, Any]) -> None:
         if not len(dataset):
-            raise ValueError("The data set has no images; expected at least one.")
+            raise ValueError("The dataset contains no images; expected at least one.")
         self.description = description
         self._ids = dataset.select_columns("image_id") if "image_id" in dataset.column_names else None
         self._rows = undecoded(dataset.select_columns("image"), columns=("image",))
 
     def is_here(self, count: int) -> bool:
+        """
+        Check that this process sees the images.
+
+        Args:
+            count (`int`): number of images that the first process found.
+
+        Returns:
+            `bool`: whether this process found the same number of images.
+        """
         return len(self._rows) == count
 
     def names(self) -> "pa.ChunkedArray":
+        """
+        List the images.
+
+        Returns:
+            `pyarrow.ChunkedArray` of bytes: names in the order of the rows.
+        """
         if self._ids is None:
             return packed(b"%d" % number for number in range(len(self._rows)))
         ids = self._ids.with_format("arrow")[:]["image_id"]
         return ids.cast(pa.string()).cast(pa.binary())
 
     def image(self, position: int, name: bytes) -> Any:
+        """
+        Get an image.
+
+        Args:
+            position (`int`): row number.
+            name (`bytes`): name of the image. Not used for datasets.
+
+        Returns:
+            The undecoded image, for `load_image`.
+        """
         return self._rows[position]["image"]
 
     @staticmethod
     def file(position: int, name: bytes) -> str:
+        """
+        Choose where to write the files of an image, such as its heatmap.
+
+        Args:
+            position (`int`): row number.
+            name (`bytes`): name of the image.
+
+        Returns:
+            `str`: file name without extension: the row number and a safe form of the name.
+        """
         text = as_text(name)
         safe = file_names([text])[text].encode()[: LONGEST_FILE_NAME - 40].decode("utf-8", "ignore")
         return f"{position:09d}-{safe}"

@@ -1,14 +1,13 @@
-"""The chunks that one process predicts: read images, run the model, decide, hand over to the writers."""
+"""Prediction loop of one process: read images, run the model, decide, and pass maps to the writer."""
 
+from array import array
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ..models.vip2clip.configuration_vip2clip import ViP2ClipConfig
 from ..models.vip2clip.decision_vip2clip import keep_large_regions, min_region_pixels, p_value
 from ..models.vip2clip.image_loading_vip2clip import load_image
 from ..models.vip2clip.image_processing_vip2clip import ViP2ClipImageProcessor
@@ -23,9 +22,9 @@ from .writer import ImageWriter, reason_of
 def predict_chunks(
     detector: AnomalyDetectionPipeline,
     images: FolderImages | DatasetImages,
-    folder: "PredictionFolder",
+    folder: PredictionFolder,
     chunks: Sequence[int],
-    before: int,
+    num_done: int,
     *,
     batch_size: int,
     num_workers: int,
@@ -33,13 +32,27 @@ def predict_chunks(
     heatmaps: bool,
     maps: bool,
     progress: bool,
-):
-    """The chunks of this process."""
+) -> None:
+    """
+    Predict the chunks of this process and write their parts of the table.
+
+    Args:
+        detector ([`AnomalyDetectionPipeline`]): model, image processor and settings.
+        images ([`FolderImages`] or [`DatasetImages`]): all images of the prediction.
+        folder ([`PredictionFolder`]): output folder, open.
+        chunks (`Sequence[int]`): chunks to predict.
+        num_done (`int`): number of images predicted earlier, for the progress bar.
+        batch_size, num_workers, threshold, heatmaps, maps, progress: see [`predict_to_folder`].
+
+    Raises:
+        OSError: if a file cannot be written.
+        ValueError: if scores are not finite. The message names the images of the batch.
+    """
     model, image_processor, settings = detector.model, detector.image_processor, detector.score_settings()
-    names, decision, tiled = folder.names, _Decision(model.config, settings), bool(settings["tile_size"])
+    names, decision, tiled = folder.names, _Decision(model.config.calibration, settings), bool(settings["tile_size"])
     batches = _Batches(folder, chunks, batch_size)
     loader = torch.utils.data.DataLoader(
-        _Photos(images, names, None if tiled else image_processor),
+        _Images(images, names, None if tiled else image_processor),
         batch_sampler=batches,
         collate_fn=_collate,
         num_workers=num_workers,
@@ -47,7 +60,7 @@ def predict_chunks(
     )
     rank, world_size = world()
     bar = tqdm(
-        total=folder.num_images, initial=before, desc="predicting", unit="image", disable=not progress or rank > 0
+        total=folder.num_images, initial=num_done, desc="predicting", unit="image", disable=not progress or rank > 0
     )
     was_training = model.training
     model.eval()
@@ -58,13 +71,13 @@ def predict_chunks(
             ImageWriter(images, names, image_processor, folder.path, heatmaps, maps) as writer,
         ):
             rows: dict[int, dict[str, Any]] = {}
-            for positions, photos, errors in loader:
+            for positions, batch, errors in loader:
                 rows.update((position, {"error": reason}) for position, reason in zip(positions, errors))
                 readable = [position for position, reason in zip(positions, errors) if reason is None]
                 if readable:
                     try:
                         if tiled:
-                            found = [detector.decision_map(photo) for photo in photos]
+                            found = [detector.decision_map(image) for image in batch]
                             outputs = [
                                 {
                                     "scores": torch.tensor([one["score"]]),
@@ -73,7 +86,7 @@ def predict_chunks(
                                 for one in found
                             ]
                         else:
-                            pixel_values = photos.to(model.device, non_blocking=True)
+                            pixel_values = batch.to(model.device, non_blocking=True)
                             outputs = [model(pixel_values=pixel_values, top_k=settings["top_k"])]
                         results = [
                             result
@@ -82,7 +95,7 @@ def predict_chunks(
                         ]
                     except ValueError as error:
                         ids = [as_text(names[position]) for position in readable]
-                        raise ValueError(f"{error} The images of the batch are {ids}.") from error
+                        raise ValueError(f"{error} Images in this batch: {ids}.") from error
                     for position, result in zip(readable, results):
                         rows[position].update(decision.row(result))
                         writer.add(position, result["anomaly_map"])
@@ -92,7 +105,7 @@ def predict_chunks(
                         rows[position] = {"error": reason}
                     folder.write_part(chunk, [rows[position] for position in folder.positions(chunk)])
                     rows = {}
-                    if world_size > 1 and not bar.disable:  # what the others have done as well
+                    if world_size > 1 and not bar.disable:  # includes the other processes
                         bar.update(folder.num_done() - bar.n)
                 if world_size == 1:
                     bar.update(len(positions))
@@ -101,45 +114,58 @@ def predict_chunks(
 
 
 class _Decision:
-    """What the table says of an image."""
+    """
+    Columns of the table, from the result for an image.
 
-    def __init__(self, config: ViP2ClipConfig, settings: dict[str, Any]):
-        calibration = config.calibration or {}
+    Args:
+        calibration (`dict[str, Any]`, *optional*): calibration of the checkpoint.
+        settings (`dict[str, Any]`): settings of this prediction. P-values are computed only if the checkpoint was
+            calibrated with the same settings.
+    """
+
+    def __init__(self, calibration: dict[str, Any] | None, settings: dict[str, Any]) -> None:
+        calibration = calibration or {}
         self.min_region_area = (calibration.get("pixel") or {}).get("min_region_area", 0)
-        stored = calibration.get("image") or {}
-        same = calibration.get("settings") == settings
-        self.num_images = stored.get("num_images")
-        self.scores = np.asarray(stored["scores"]) if same and stored.get("scores") else None
+        image = calibration.get("image") or {}
+        self.num_images: int = image.get("num_images", 0)
+        self.scores: array | None = None
+        if calibration.get("settings") == settings and image.get("scores"):
+            self.scores = array("d", image["scores"])  # numpy reads it without a copy
 
     def row(self, result: dict[str, Any]) -> dict[str, Any]:
+        """Return the columns `score`, `label`, `anomalous_area` and, if available, `p_value`."""
         mask = result["mask"].cpu().numpy()
         if self.min_region_area:
             mask = keep_large_regions(mask, min_region_pixels(mask.shape, self.min_region_area))
-        found = {"score": result["score"], "label": result["label"], "anomalous_area": float(mask.mean())}
+        row = {"score": result["score"], "label": result["label"], "anomalous_area": float(mask.mean())}
         if self.scores is not None:
-            found["p_value"] = p_value(result["score"], self.scores, self.num_images)
-        return found
+            row["p_value"] = p_value(result["score"], self.scores, self.num_images)
+        return row
 
 
-class _Photos(torch.utils.data.Dataset):
-    """Images by position, as the model takes them (without an image processor as photos), or why they cannot be
-    read."""
+class _Images(torch.utils.data.Dataset):
+    """
+    Images by position.
+
+    An item contains the position, the pixel values (the image itself if there is no image processor; None if it cannot
+    be read), and the reason if it cannot be read.
+    """
 
     def __init__(
         self, images: FolderImages | DatasetImages, names: Names, image_processor: ViP2ClipImageProcessor | None
-    ):
+    ) -> None:
         self.images, self.names, self.image_processor = images, names, image_processor
-        self.max_pixels = Image.MAX_IMAGE_PIXELS  # which workers of their own interpreter do not know of
+        self.max_pixels = Image.MAX_IMAGE_PIXELS  # spawned workers start with the default of Pillow
 
     def __getitem__(self, position: int) -> tuple[int, torch.Tensor | Image.Image | None, str | None]:
         Image.MAX_IMAGE_PIXELS = self.max_pixels
         try:
-            photo = load_image(self.images.image(position, self.names[position]))
+            image = load_image(self.images.image(position, self.names[position]))
         except (OSError, ValueError) as error:
             return position, None, reason_of(error)
         if self.image_processor is None:
-            return position, photo, None
-        return position, self.image_processor(photo, return_tensors="pt")["pixel_values"][0], None
+            return position, image, None
+        return position, self.image_processor(image, return_tensors="pt")["pixel_values"][0], None
 
 
 def _collate(
@@ -147,15 +173,14 @@ def _collate(
 ) -> tuple[list[int], torch.Tensor | list[Image.Image], list[str | None]]:
     positions, images, errors = zip(*items)
     readable = [image for image in images if image is not None]
-    if readable and isinstance(readable[0], torch.Tensor):
-        readable = torch.stack(readable)
-    return list(positions), readable, list(errors)
+    batch = torch.stack(readable) if readable and isinstance(readable[0], torch.Tensor) else readable
+    return list(positions), batch, list(errors)
 
 
 class _Batches:
-    """Positions, batch by batch; none goes beyond its chunk. Made as they are needed, not all at once."""
+    """Batches of positions, created on demand. No batch spans two chunks."""
 
-    def __init__(self, folder: PredictionFolder, chunks: Sequence[int], batch_size: int):
+    def __init__(self, folder: PredictionFolder, chunks: Sequence[int], batch_size: int) -> None:
         self._chunks = [folder.positions(chunk) for chunk in chunks]
         self._batch_size = batch_size
 

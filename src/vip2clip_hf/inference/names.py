@@ -1,4 +1,4 @@
-"""The names of all images of a prediction, in a memory-mapped file: a million of them take no memory."""
+"""Names of all images of a prediction in a memory-mapped file, so that a million names use hardly any memory."""
 
 import hashlib
 import os
@@ -18,18 +18,25 @@ BATCH = 65536
 
 class Names:
     """
-    The names of all images, in a file that processes map into their memory.
+    Names of all images, memory-mapped from a file. Processes share the memory.
 
     Args:
-        path (`Path`): what [`Names.write`] has written.
+        path (`pathlib.Path`): file written by [`Names.write`]. It is opened on first use.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path) -> None:
         self._path = path
         self._column: pa.ChunkedArray | None = None
 
     @staticmethod
-    def write(path: Path, names: "pa.ChunkedArray"):
+    def write(path: Path, names: "pa.ChunkedArray") -> None:
+        """
+        Write names to a file.
+
+        Args:
+            path (`pathlib.Path`): Arrow file to write; an existing file is replaced.
+            names (`pyarrow.ChunkedArray` of bytes): the names.
+        """
         staged = path.with_name(f".{path.name}.tmp")
         table = pa.table({"name": names})
         with pa.OSFile(str(staged), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
@@ -37,7 +44,7 @@ class Names:
         os.replace(staged, path)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_path": self._path, "_column": None}  # a worker maps the file itself
+        return {"_path": self._path, "_column": None}  # each worker maps the file itself
 
     def _opened(self) -> "pa.ChunkedArray":
         if self._column is None:
@@ -50,12 +57,21 @@ class Names:
     def __getitem__(self, position: int) -> bytes:
         return self._opened()[position].as_py()
 
-    def close(self):
+    def close(self) -> None:
+        """Close the file. It is opened again on next use."""
         self._column = None
 
 
 def checksum(names: "pa.ChunkedArray") -> str:
-    """SHA-256 of all names, each with a zero byte behind it."""
+    """
+    Compute a checksum of a list of names.
+
+    Args:
+        names (`pyarrow.ChunkedArray` of bytes): the names.
+
+    Returns:
+        `str`: SHA-256 of all names, each followed by a zero byte, as hexadecimal digits.
+    """
     digest = hashlib.sha256()
     for name in unpacked(names):
         digest.update(name + b"\0")
@@ -63,11 +79,28 @@ def checksum(names: "pa.ChunkedArray") -> str:
 
 
 def as_text(name: bytes) -> str:
-    """A name as the table has it; bytes that are no text as \\xff."""
+    """
+    Convert a name to the id in the table.
+
+    Args:
+        name (`bytes`): the name.
+
+    Returns:
+        `str`: the name decoded as UTF-8; invalid bytes are written as `\\xff`.
+    """
     return name.decode("utf-8", "backslashreplace")
 
 
 def packed(names: Iterable[bytes]) -> "pa.ChunkedArray":
+    """
+    Collect names in an Arrow array, which uses less memory than a list.
+
+    Args:
+        names (`Iterable[bytes]`): the names.
+
+    Returns:
+        `pyarrow.ChunkedArray` of bytes: the names, in chunks of 65,536.
+    """
     chunks, collected = [], []
     for name in names:
         collected.append(name)
@@ -78,6 +111,15 @@ def packed(names: Iterable[bytes]) -> "pa.ChunkedArray":
 
 
 def unpacked(names: "pa.ChunkedArray") -> Iterator[bytes]:
+    """
+    Iterate over names in an Arrow array.
+
+    Args:
+        names (`pyarrow.ChunkedArray` of bytes): the names.
+
+    Yields:
+        `bytes`: the next name.
+    """
     for start in range(0, len(names), BATCH):
         yield from names.slice(start, BATCH).to_pylist()
 

@@ -1,4 +1,4 @@
-"""Predict any number of images into a folder: a Parquet table and, on request, maps and heatmaps."""
+"""Predict any number of images: a Parquet table and, on request, anomaly maps and heatmaps."""
 
 import json
 import os
@@ -42,60 +42,67 @@ def predict_to_folder(
     progress: bool = False,
 ) -> dict[str, Any]:
     """
-    Predict all images of a folder or data set and write `predictions.parquet`, a row an image:
+    Predict all images of a folder or dataset and write `predictions.parquet`, a table with one row per image:
 
-    - `id` (string): path below the folder, with forward slashes, or the `image_id` of the data set,
-    - `score` (float32): probability that the image is anomalous, in [0, 1],
-    - `label` (string): "normal" or "anomalous",
-    - `p_value` (float32): from a calibrated checkpoint, how likely a normal image has a score this large; else null,
-    - `anomalous_area` (float32): share of the pixels of its map that are anomalous, in [0, 1],
-    - `error` (string): why it could not be read, in which case those before are null; null otherwise.
+    - `id` (string): path below the folder, with forward slashes, or the `image_id` of the dataset.
+    - `score` (float32): anomaly score of the image, in [0, 1].
+    - `label` (string): `"normal"` or `"anomalous"`.
+    - `p_value` (float32): probability that a normal image has a score at least as large, in (0, 1]. Null if the
+      checkpoint is not calibrated with these settings.
+    - `anomalous_area` (float32): fraction of anomalous pixels in the anomaly map, in [0, 1].
+    - `error` (string): why the image could not be read; the other columns are then null. Null if it could be read.
 
-    A call with the same model, images and settings and the same folder goes on where an earlier one stopped, and ends
-    with the same table; `batch_size`, `num_workers` and the number of processes may be others. Where torch.distributed
-    is initialised the processes share the work and have to see the same folders. Memory does not grow with the number
-    of images, but for their names: these are mapped from a file.
+    To resume an interrupted prediction, call the function again with the same model, images, settings and folder. The
+    resulting table is the same as without an interruption. `batch_size`, `num_workers` and the number of processes can
+    differ.
+
+    If torch.distributed is initialized, the processes share the work. All of them need access to the same folders.
+    Memory use does not grow with the number of images, except for the names of the images, which are memory-mapped.
 
     Args:
-        model, image_processor:
-            What to predict with; the model on the device it is to run on.
+        model ([`ViP2ClipForAnomalyDetection`]):
+            Model, on the device to use.
+        image_processor ([`ViP2ClipImageProcessor`]):
+            Image processor of the model.
         source (`str`, `os.PathLike`, [`DataSource`] or `datasets.Dataset`):
-            A folder: every image file in it and its subfolders, without hidden ones. Or a data set, labelled or not: a
-            table, `meta.json`, Hub id, or `NAME=ROOT`.
+            A folder, of which all image files are predicted, including subfolders and except hidden files. Or a
+            dataset, with or without labels: a table, `meta.json`, Hub id, or `NAME=ROOT`.
         output (`str` or `os.PathLike`):
-            Where to write: a new folder, or that of the same prediction.
+            A new folder, or the folder of the same prediction.
         name (`str`, defaults to `"this model"`):
-            What to call the model in what is written.
+            Name of the model in the settings.
         batch_size (`int`, defaults to 8):
-            Images that go through the model together.
+            Number of images per batch.
         num_workers (`int`, defaults to 0):
-            Processes that read images, for each process.
+            Number of worker processes that read images, for each predicting process.
         threshold, top_k, tile_size, tile_overlap (*optional*):
-            See [`AnomalyDetectionPipeline`]. With tiles a batch of decoded photos is held, and maps are those of the
-            photos, at their size.
+            See [`AnomalyDetectionPipeline`]. With tiles, a batch of decoded images is kept in memory.
         heatmaps (`bool`, defaults to `False`):
-            Whether to draw the map over every photo, into `heatmaps/`.
+            Whether to save heatmaps in `heatmaps/`, at the size of the image.
         maps (`bool`, defaults to `False`):
-            Whether to keep the maps, float16 at the size of the model, in `maps/`.
+            Whether to save anomaly maps in `maps/`: float16, at the size of the model, or of the image if it is split
+            into tiles.
         chunk_size (`int`, defaults to 256):
-            Images that are done together; at most so many, for each process, are done again after a stop.
+            Number of images per chunk. After an interruption, each process repeats at most one chunk.
         overwrite (`bool`, defaults to `False`):
-            Delete what an earlier prediction has written there, and nothing else.
+            Whether to delete the files of an existing prediction in the folder. Other files are kept.
         progress (`bool`, defaults to `False`):
             Whether the first process shows a progress bar.
 
     Returns:
-        `dict`: `num_images`, `num_normal`, `num_anomalous`, `num_unreadable`, `num_done_before` (images that were
-        there when the call began) and `table`, the path of `predictions.parquet`.
+        `dict[str, Any]`: `num_images`, `num_normal`, `num_anomalous`, `num_unreadable`, `num_done_before` (number of
+        images predicted before this call) and `table` (path of `predictions.parquet`).
 
     Raises:
-        OSError: nothing to read, a folder that cannot be written or holds something else, or another prediction.
-        ValueError: no images, a threshold, top_k or size out of range, or scores that are not finite; names the
-            images.
+        ImportError: if pyarrow is not installed.
+        OSError: if the source does not exist, if the folder cannot be written, contains other files or a prediction
+            with other settings, or if another program is predicting into it.
+        ValueError: if there are no images, if an argument is out of range, or if scores are not finite. The message
+            names the images.
     """
     for argument, value in (("batch_size", batch_size), ("chunk_size", chunk_size)):
         if value < 1:
-            raise ValueError(f"{argument} is {value}; expected at least 1.")
+            raise ValueError(f"{argument} is {value}; expected an integer of at least 1.")
     was_training = model.training
     detector = AnomalyDetectionPipeline(
         model=model,
@@ -106,20 +113,20 @@ def predict_to_folder(
         tile_overlap=tile_overlap,
         top_k=top_k,
     )
-    model.train(was_training)  # until it is needed, and afterwards
+    model.train(was_training)  # the pipeline switched to eval mode
     scored_with = detector.score_settings()
     patches = model.config.patch_grid**2
     if top_k is not None and not 1 <= top_k <= patches:
-        raise ValueError(f"top_k is {top_k}; expected an integer from 1 to {patches}, the patches of an image.")
+        raise ValueError(f"top_k is {top_k}; expected an integer from 1 to {patches}, the number of patches.")
     if threshold is None:
         threshold = (model.config.image_threshold, model.config.pixel_threshold)
-    nothing = {"scores": torch.zeros(0), "anomaly_maps": torch.zeros(0, 1, 1)}
-    image_processor.post_process_anomaly_detection(nothing, threshold=threshold)  # checks it
+    empty = {"scores": torch.zeros(0), "anomaly_maps": torch.zeros(0, 1, 1)}
+    image_processor.post_process_anomaly_detection(empty, threshold=threshold)  # checks the threshold
     pair = list(threshold) if isinstance(threshold, (tuple, list)) else [threshold, threshold]
 
     folder = PredictionFolder(Path(output), chunk_size)
     images = as_images(source, folder.path)
-    # What it does to images, not where its code is from.
+    # Only the fields that affect images.
     processing = json.loads(image_processor.to_json_string())
     processing = {key: value for key, value in processing.items() if key not in ("auto_map", "image_processor_type")}
     settings = {
@@ -135,30 +142,43 @@ def predict_to_folder(
         "maps": maps,
         "chunk_size": chunk_size,
     }
-    error, done = None, None
-    if world()[0] == 0:
+    rank, world_size = world()
+    error, num_finished = None, None
+    if rank == 0:
         try:
-            done = folder.prepare(images, settings, {"model": name, "versions": versions()}, overwrite)
+            num_finished = folder.prepare(images, settings, {"model": name, "versions": versions()}, overwrite)
         except (OSError, ValueError) as raised:
             error = raised
     try:
         if (error := from_first(error)) is not None:
             raise error
-        if done := from_first(done):
-            return {**from_first(folder.summary() if world()[0] == 0 else None), "num_done_before": done}
+        if num_finished := from_first(num_finished):
+            return {**from_first(folder.summary() if rank == 0 else None), "num_done_before": num_finished}
         folder.open()
         if not all(from_all(images.is_here(folder.num_images))):
-            raise OSError("Not every process sees the images; expected a folder that all machines see.")
-        missing = from_first(folder.missing() if world()[0] == 0 else None)
-        before = folder.num_images - sum(len(folder.positions(chunk)) for chunk in missing)
+            raise OSError(
+                "The images are not visible to all processes; expected a folder that all processes and machines share."
+            )
+        missing = from_first(folder.missing() if rank == 0 else None)
+        num_done = folder.num_images - sum(len(folder.positions(chunk)) for chunk in missing)
         if maps and not scored_with["tile_size"]:
-            check_room(folder.path, folder.num_images - before, model.config.image_size)
-        options = {"batch_size": batch_size, "num_workers": num_workers, "threshold": threshold}
-        options.update(heatmaps=heatmaps, maps=maps, progress=progress)
-        predict_chunks(detector, images, folder, missing[world()[0] :: world()[1]], before, **options)
-        from_all(None)  # until the parts of all processes are there
+            check_room(folder.path, folder.num_images - num_done, model.config.image_size)
+        predict_chunks(
+            detector,
+            images,
+            folder,
+            missing[rank::world_size],
+            num_done,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            threshold=threshold,
+            heatmaps=heatmaps,
+            maps=maps,
+            progress=progress,
+        )
+        from_all(None)  # wait for the parts of all processes
         summary = None
-        if world()[0] == 0:
+        if rank == 0:
             try:
                 folder.finish()
                 summary = folder.summary()
@@ -166,7 +186,7 @@ def predict_to_folder(
                 error = raised
         if (error := from_first(error)) is not None:
             raise error
-        return {**from_first(summary), "num_done_before": before}
+        return {**from_first(summary), "num_done_before": num_done}
     finally:
         folder.release()
 
@@ -181,30 +201,46 @@ def predict_checkpoint(
     backbone: str | os.PathLike | None = None,
     compile: bool = False,
     name: str | None = None,
-    **options,
+    **options: Any,
 ) -> dict[str, Any]:
     """
-    [`predict_to_folder`] for a checkpoint. Under `accelerate launch` or `torchrun` the processes find each other.
+    Load a checkpoint and predict all images of a folder or dataset, see [`predict_to_folder`].
+
+    Under `accelerate launch` or `torchrun`, this also sets up communication between the processes.
 
     Args:
         checkpoint (`str` or `os.PathLike`):
             Folder or Hub id.
-        source, output, options:
+        source, output:
             See [`predict_to_folder`].
-        device, dtype, backbone:
-            See [`vip2clip_hf.models.loading.load_checkpoint`].
+        device (`str`, *optional*):
+            Device of the model. By default, an accelerator if available, otherwise the CPU.
+        dtype (`torch.dtype` or `str`, defaults to `"float32"`):
+            Dtype of the model.
+        backbone (`str` or `os.PathLike`, *optional*):
+            Folder or Hub id of the CLIP backbone, for an adapters-only checkpoint. By default, the `backbone_id` of
+            the checkpoint.
         compile (`bool`, defaults to `False`):
-            Whether to compile the vision tower. Takes a while, and pays for many images on a GPU.
+            Whether to compile the vision tower. This takes a while and can pay off for many images on a GPU.
         name (`str`, *optional*):
-            What to call it in what is written; the name of the checkpoint, when not given.
+            Name of the model in the settings. Defaults to the name of the checkpoint.
+        options:
+            Further arguments of [`predict_to_folder`].
+
+    Returns:
+        `dict[str, Any]`: see [`predict_to_folder`].
 
     Raises:
-        ImportError: accelerate is not installed.
-        OSError, ValueError, RuntimeError: see [`predict_to_folder`] and the model's `from_pretrained`.
+        ImportError: if accelerate or pyarrow are not installed.
+        OSError: if checkpoint or backbone are not found, or see [`predict_to_folder`].
+        RuntimeError: if weights are missing.
+        ValueError: if device or dtype are invalid, if the backbone is not the one used in training, or see
+            [`predict_to_folder`].
     """
     model, image_processor = load_checkpoint(checkpoint, device=device, dtype=dtype, backbone=backbone)
     if compile:
-        model.get_vision_features = torch.compile(model.get_vision_features)
+        compiled = torch.compile(model.get_vision_features)
+        model.get_vision_features = compiled  # type: ignore[method-assign]  # only in this instance
     name = name_of(checkpoint) if name is None else name
     return predict_to_folder(model, image_processor, source, output, name=name, **options)
 

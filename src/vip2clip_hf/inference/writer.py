@@ -1,4 +1,4 @@
-"""Heatmaps and maps, written by threads beside the model."""
+"""Write heatmaps and anomaly maps in background threads."""
 
 import os
 from collections import deque
@@ -18,14 +18,24 @@ from .images import DatasetImages, FolderImages
 from .names import Names
 
 
-# Heatmaps that are drawn at the same time, and maps that may wait for it.
+# Number of threads, and of maps that can wait for them.
 WRITERS, WAITING = 4, 16
 
 
 class ImageWriter:
     """
-    Writes heatmaps and maps beside the model, which waits only when too many have gathered. Photos are opened again
-    for drawing, so that none has to be kept.
+    Write heatmaps and anomaly maps in background threads, while the model continues.
+
+    Images are opened a second time to draw heatmaps, so they need not be kept in memory. Use the writer in a `with`
+    block.
+
+    Args:
+        images ([`FolderImages`] or [`DatasetImages`]): all images of the prediction.
+        names ([`Names`]): their names.
+        image_processor ([`ViP2ClipImageProcessor`]): resizes maps to the size of the image.
+        folder (`pathlib.Path`): output folder.
+        heatmaps (`bool`): whether to write heatmaps.
+        maps (`bool`): whether to write anomaly maps.
     """
 
     def __init__(
@@ -36,7 +46,7 @@ class ImageWriter:
         folder: Path,
         heatmaps: bool,
         maps: bool,
-    ):
+    ) -> None:
         self.images, self.names, self.image_processor = images, names, image_processor
         self.folder, self.heatmaps, self.maps = folder, heatmaps, maps
         self._pool = ThreadPoolExecutor(WRITERS)
@@ -46,11 +56,20 @@ class ImageWriter:
     def __enter__(self) -> "ImageWriter":
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         self._pool.shutdown(cancel_futures=True)
 
-    def add(self, position: int, anomaly_map: torch.Tensor):
-        """The map of an image, of shape `(height, width)`."""
+    def add(self, position: int, anomaly_map: torch.Tensor) -> None:
+        """
+        Write the files of an image in the background. Blocks while too many maps are waiting.
+
+        Args:
+            position (`int`): position of the image.
+            anomaly_map (`torch.Tensor` of shape `(height, width)`): float, in [0, 1].
+
+        Raises:
+            OSError: if a file of an earlier image could not be written.
+        """
         if not (self.heatmaps or self.maps):
             return
         self._waiting.append((position, self._pool.submit(self._write, position, anomaly_map.cpu())))
@@ -58,13 +77,21 @@ class ImageWriter:
             self._collect()
 
     def wait(self) -> dict[int, str]:
-        """Until all is written. Images that could not be read again, and why."""
+        """
+        Wait until all files are written.
+
+        Returns:
+            `dict[int, str]`: position of each image that could not be read again, and the reason.
+
+        Raises:
+            OSError: if a file could not be written.
+        """
         while self._waiting:
             self._collect()
         failed, self._failed = self._failed, {}
         return failed
 
-    def _collect(self):
+    def _collect(self) -> None:
         position, future = self._waiting.popleft()
         if (reason := future.result()) is not None:
             self._failed[position] = reason
@@ -73,20 +100,20 @@ class ImageWriter:
         name = self.names[position]
         if self.heatmaps:
             try:
-                photo = load_image(self.images.image(position, name))
+                image = load_image(self.images.image(position, name))
             except (OSError, ValueError) as error:
                 return reason_of(error)
             (result,) = self.image_processor.post_process_anomaly_detection(
-                {"scores": torch.zeros(1), "anomaly_maps": anomaly_map[None]}, [(photo.height, photo.width)]
+                {"scores": torch.zeros(1), "anomaly_maps": anomaly_map[None]}, [(image.height, image.width)]
             )
-            picture = draw_heatmap(photo, result["anomaly_map"].numpy())
-            self._save("heatmaps", position, name, lambda file: picture.save(file, format="PNG"))
+            heatmap = draw_heatmap(image, result["anomaly_map"].numpy())
+            self._save("heatmaps", position, name, lambda file: heatmap.save(file, format="PNG"))
         if self.maps:
             values = anomaly_map.numpy().astype(np.float16)
             self._save("maps", position, name, lambda file: np.save(file, values))
         return None
 
-    def _save(self, kind: str, position: int, name: bytes, save: Callable[[Any], Any]):
+    def _save(self, kind: str, position: int, name: bytes, save: Callable[[Any], Any]) -> None:
         target = Path(f"{self.folder / kind / self.images.file(position, name)}{IMAGE_FOLDERS[kind]}")
         target.parent.mkdir(parents=True, exist_ok=True)
         staged = target.with_name(f".{position}.tmp")
@@ -96,6 +123,15 @@ class ImageWriter:
 
 
 def reason_of(error: Exception) -> str:
+    """
+    Convert an error to text for the table.
+
+    Args:
+        error (`Exception`): the error.
+
+    Returns:
+        `str`: its message. Characters that UTF-8 cannot encode are escaped.
+    """
     return str(error).encode("utf-8", "backslashreplace").decode()
 
 

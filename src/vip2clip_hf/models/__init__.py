@@ -1,1 +1,1 @@
-"""Models."""
+"""Models, and loading of checkpoints."""

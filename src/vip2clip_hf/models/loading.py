@@ -1,4 +1,4 @@
-"""Load a checkpoint for a run over many images, on one process or several, and identify it in results."""
+"""Load a checkpoint to process many images, in one or more processes, and identify it in results."""
 
 import hashlib
 import json
@@ -15,14 +15,22 @@ from .vip2clip.modeling_vip2clip import ViP2ClipForAnomalyDetection
 
 
 DTYPES = ("float32", "bfloat16", "float16")
-# Processes that are done wait for the slowest one, which may be on another machine.
+# Processes that finish first wait for the slowest one, which can be on another machine.
 TIMEOUT = timedelta(days=7)
 
 
 def check_dtype(dtype: torch.dtype | str) -> torch.dtype:
     """
+    Convert the name of a dtype to a `torch.dtype`.
+
+    Args:
+        dtype (`torch.dtype` or `str`): dtype, or one of `"float32"`, `"bfloat16"` and `"float16"`.
+
+    Returns:
+        `torch.dtype`: the dtype.
+
     Raises:
-        ValueError: a name that is none of a precision.
+        ValueError: if the name is unknown.
     """
     if isinstance(dtype, torch.dtype):
         return dtype
@@ -39,23 +47,31 @@ def load_checkpoint(
     backbone: str | os.PathLike | None = None,
 ) -> tuple[ViP2ClipForAnomalyDetection, ViP2ClipImageProcessor]:
     """
-    Model and image processor, the model where this process runs it. Under `accelerate launch` or `torchrun` the
-    processes find each other.
+    Load model and image processor of a checkpoint, and move the model to the device of this process.
+
+    Under `accelerate launch` or `torchrun`, this also sets up communication between the processes.
 
     Args:
         checkpoint (`str` or `os.PathLike`):
             Folder or Hub id.
         device (`str`, *optional*):
-            Where to run; an accelerator, when not given and there is one.
+            Device of the model. By default, an accelerator if available, otherwise the CPU. With several processes,
+            only `"cpu"` has an effect.
         dtype (`torch.dtype` or `str`, defaults to `"float32"`):
-            Precision of the model.
+            Dtype of the model.
         backbone (`str` or `os.PathLike`, *optional*):
-            For a checkpoint of adapters only: its CLIP, where it is not the one it names.
+            Folder or Hub id of the CLIP backbone, for an adapters-only checkpoint. By default, the `backbone_id` of
+            the checkpoint.
+
+    Returns:
+        `tuple`: [`ViP2ClipForAnomalyDetection`] in eval mode, and [`ViP2ClipImageProcessor`].
 
     Raises:
-        ImportError: accelerate is not installed.
-        ValueError: a device that is not there, or an unknown precision.
-        OSError, ValueError, RuntimeError: see the model's `from_pretrained`.
+        ImportError: if accelerate is not installed.
+        OSError: if checkpoint or backbone are not found.
+        RuntimeError: if weights are missing.
+        ValueError: if device or dtype are invalid, the checkpoint belongs to another model type, its backbone is not
+            the one used in training, or its image processor does not match the model.
     """
     with extra("data", "Running a checkpoint over many images"):
         from accelerate import PartialState
@@ -66,27 +82,49 @@ def load_checkpoint(
     model = ViP2ClipForAnomalyDetection.from_pretrained(checkpoint, dtype=dtype, backbone=backbone)
     image_processor = ViP2ClipImageProcessor.from_pretrained(checkpoint)
     check_image_processor(image_processor, model.config.image_size)
-    model.to(state.device if device is None or state.num_processes > 1 else device)
+    target = state.device if device is None or state.num_processes > 1 else device
+    model.to(target)  # type: ignore[arg-type]  # the library declares `to` without `self`
     _align(model)
     return model, image_processor
 
 
-def _align(model: torch.nn.Module):
-    """On CPUs sums can round by where weights lie in memory, and a file that is mapped puts them anywhere. All of them
-    at multiples of 64 bytes, as torch allocates, so that every process computes the same bits."""
+def _align(model: torch.nn.Module) -> None:
+    """
+    Align CPU weights to 64 bytes, like tensors allocated by torch.
+
+    Rounding on CPUs can depend on memory alignment, and weights in a memory-mapped file have any alignment. With
+    aligned weights, all processes compute identical results.
+    """
     for weight in (*model.parameters(), *model.buffers()):
         if weight.device.type == "cpu" and weight.data_ptr() % 64:
             weight.data = weight.data.clone()
 
 
 def name_of(checkpoint: str | os.PathLike) -> str:
-    """What a checkpoint is called where nothing is said: its folder, without the way to it, or its Hub id."""
+    """
+    Return the default name of a checkpoint in results.
+
+    Args:
+        checkpoint (`str` or `os.PathLike`): folder or Hub id.
+
+    Returns:
+        `str`: name of the folder without its parents, or the Hub id.
+    """
     path = Path(checkpoint)
     return path.resolve().name if path.exists() else str(checkpoint)
 
 
 def model_checksum(model: ViP2ClipForAnomalyDetection) -> str:
-    """Of adapters, the projections of the backbone and the configuration: another model has another one."""
+    """
+    Compute a checksum that identifies a model in results.
+
+    Args:
+        model ([`ViP2ClipForAnomalyDetection`]): the model.
+
+    Returns:
+        `str`: 16 hexadecimal digits computed from the adapters, the visual projection of the backbone and the
+        configuration, and the dtype of the model.
+    """
     digest = hashlib.sha256()
     config = model.config.to_dict()
     for key in ("_name_or_path", "transformers_version", "architectures", "dtype"):

@@ -1,4 +1,4 @@
-"""Figures of results and of what the model looked at."""
+"""Figures of results, attention and feature layers."""
 
 from typing import TYPE_CHECKING
 

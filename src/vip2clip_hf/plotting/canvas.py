@@ -1,6 +1,6 @@
-"""A photo on a matplotlib axis, with maps, masks and outlines over it."""
+"""Draw a photo with maps, masks and outlines on a matplotlib axis."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -16,17 +16,25 @@ if TYPE_CHECKING:
     from matplotlib.image import AxesImage
     from matplotlib.lines import Line2D
 
-# Photos and maps are drawn with at most so many pixels a side: of 100 megapixels no figure shows more.
+# Maximum side, in pixels, of drawn photos and maps. Figures have too few pixels to show more.
 MAX_SIDE = 1024
-# Inches that a title needs.
-LEAST_WIDTH = 4.8
-# Neither stands in the heatmap. The ground truth is dashed as well, for those who cannot tell them apart.
+# Width, in inches, that fits the titles.
+MIN_WIDTH = 4.8
+# Neither colour occurs in the heatmap. The ground truth is also dashed, for readers who are colour blind.
 MASK_COLOR = "#0050ff"
 TRUTH_COLOR = "#00963c"
 
 
 def heat_colors() -> "Colormap":
-    """The colours of the heatmap as a colour map: 0 lets everything through, 1 covers with dark red."""
+    """
+    Create a matplotlib colour map with the colours and opacity of the heatmap.
+
+    Returns:
+        `matplotlib.colors.Colormap`: 0 is transparent, 1 is dark red.
+
+    Raises:
+        ImportError: if matplotlib is not installed.
+    """
     from matplotlib.colors import LinearSegmentedColormap
 
     opacity = np.linspace(0, HEATMAP_OPACITY, len(HEATMAP_COLORS))
@@ -34,13 +42,31 @@ def heat_colors() -> "Colormap":
 
 
 def panel(photo: Image.Image, side: float) -> tuple[float, float]:
-    """Inches for a picture whose longer side is to have so many; the shorter gets at least a third of that."""
+    """
+    Compute the size of a panel for a photo.
+
+    Args:
+        photo (`PIL.Image.Image`): the photo.
+        side (`float`): longer side of the panel in inches.
+
+    Returns:
+        `tuple[float, float]`: width and height in inches; the shorter side is at least a third of the longer one.
+    """
     scale = side / max(photo.size)
     return max(photo.width * scale, side / 3), max(photo.height * scale, side / 3)
 
 
 def shrink(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The largest of the values under every pixel of a smaller picture; as they are where it is not smaller."""
+    """
+    Shrink an array by taking the maximum over the area of each pixel. Axes that are not larger stay unchanged.
+
+    Args:
+        values (`np.ndarray` of shape `(height, width)`): a map or mask.
+        size (`tuple[int, int]`): maximum height and width.
+
+    Returns:
+        `np.ndarray`: the array, with at most `size` pixels.
+    """
     for axis, side in enumerate(size):
         if side < values.shape[axis]:
             starts = np.arange(side) * values.shape[axis] // side
@@ -49,24 +75,31 @@ def shrink(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 class PhotoCanvas:
-    """A photo at the size it is drawn at, and what is drawn over it. Coordinates of the axes are pixels of the photo,
-    whatever that size."""
+    """
+    Draw a photo, maps, masks and outlines, shrunk to at most `MAX_SIDE` pixels per side.
 
-    def __init__(self, photo: Image.Image):
+    The coordinates of the axes are pixels of the original photo.
+
+    Args:
+        photo (`PIL.Image.Image`): the photo.
+    """
+
+    def __init__(self, photo: Image.Image) -> None:
         scale = min(1.0, MAX_SIDE / max(photo.size))
         self.size = max(1, round(photo.height * scale)), max(1, round(photo.width * scale))  # height, width
         self.extent = (0, photo.width, photo.height, 0)
-        # Not thumbnail, which would need a copy of the whole photo.
+        # Image.thumbnail would copy the whole photo.
         self.picture = photo if scale == 1 else photo.resize(self.size[::-1], reducing_gap=2.0)
 
-    def draw(self, axis: "Axes", title: str, grey: bool = False):
+    def draw(self, axis: "Axes", title: str, grey: bool = False) -> None:
+        """Draw the photo, in grey if set."""
         picture = self.picture.convert("L").convert("RGB") if grey else self.picture
         axis.imshow(np.asarray(picture), extent=self.extent)
         bare(axis, title)
 
-    def draw_mask(self, axis: "Axes", mask: np.ndarray, title: str):
-        options = {"cmap": "gray", "vmin": 0, "vmax": 1, "interpolation": "nearest"}
-        axis.imshow(shrink(mask, self.size), extent=self.extent, **options)
+    def draw_mask(self, axis: "Axes", mask: np.ndarray, title: str) -> None:
+        """Draw a mask in black and white."""
+        axis.imshow(shrink(mask, self.size), extent=self.extent, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         bare(axis, title)
 
     def draw_map(
@@ -77,19 +110,21 @@ class PhotoCanvas:
         value_range: tuple[float, float] = (0.0, 1.0),
         grey: bool = False,
     ) -> "AxesImage":
-        """A map over the photo; values below the range leave it as it is."""
+        """Draw a map over the photo and return its artist. Values below `value_range` are transparent."""
         self.draw(axis, title, grey)
         low, high = value_range
         return axis.imshow(shrink(values, self.size), cmap=heat_colors(), vmin=low, vmax=high, extent=self.extent)
 
-    def outline(self, axis: "Axes", mask: np.ndarray, color: str, style: str, name: str) -> "Line2D":
-        """Draw the outline of a mask; gives what stands for it in a legend."""
+    def outline(
+        self, axis: "Axes", mask: np.ndarray, color: str, style: Literal["solid", "dashed"], name: str
+    ) -> "Line2D":
+        """Draw the outline of a mask and return its legend entry."""
         from matplotlib.lines import Line2D
         from matplotlib.patheffects import withStroke
 
         if mask.any():
-            small = np.pad(shrink(mask, self.size), 1)  # closed where the mask touches the edge
-            # Centres of the pixels; those of the padding lie on the edge of the photo.
+            small = np.pad(shrink(mask, self.size), 1)  # closes outlines at the edge of the photo
+            # Centres of the pixels; the centres of the padding are moved to the edge of the photo.
             y, x = (
                 ((np.arange(count + 2) - 0.5) * whole / count).clip(0, whole)
                 for count, whole in zip(self.size, mask.shape)
@@ -99,16 +134,27 @@ class PhotoCanvas:
         return Line2D([], [], color=color, linestyle=style, linewidth=1.2, label=name)
 
 
-def bare(axis: "Axes", title: str):
+def bare(axis: "Axes", title: str) -> None:
+    """Set the title of an axis and remove its ticks."""
     axis.set(xticks=[], yticks=[])
     axis.set_title(title, fontsize=7)
 
 
-def color_bar(figure: "Figure", axis: "Axes", drawn: "AxesImage", width: float, **options) -> "Colorbar":
-    """A colour bar as high as the picture it belongs to, which is so many inches wide."""
-    bar = figure.colorbar(drawn, cax=axis.inset_axes([1 + 0.05 / width, 0, 0.12 / width, 1]), **options)
+def color_bar(figure: "Figure", axis: "Axes", drawn: "AxesImage", width: float, **options: Any) -> "Colorbar":
+    """
+    Add a colour bar with the height of its panel.
+
+    Args:
+        figure, axis, drawn: the figure, the axis of the panel and the artist of its map.
+        width (`float`): width of the panel in inches.
+        options: passed to `Figure.colorbar`.
+
+    Returns:
+        `matplotlib.colorbar.Colorbar`: the colour bar.
+    """
+    bar = figure.colorbar(drawn, cax=axis.inset_axes((1 + 0.05 / width, 0, 0.12 / width, 1)), **options)
     bar.ax.tick_params(labelsize=7)
     return bar
 
 
-__all__ = ["LEAST_WIDTH", "MASK_COLOR", "TRUTH_COLOR", "PhotoCanvas", "color_bar", "heat_colors", "panel"]
+__all__ = ["MASK_COLOR", "MIN_WIDTH", "TRUTH_COLOR", "PhotoCanvas", "color_bar", "heat_colors", "panel"]

@@ -1,6 +1,6 @@
-"""The figure of a result."""
+"""Figure of the result of one image."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -25,40 +25,44 @@ def result_figure(
     mask_threshold: int | float = 0,
 ) -> "Figure":
     """
-    A result: the photo, the ground truth where it is given, and the photo with the map over it on the fixed scale from
-    0 to 1, with the outlines of mask and ground truth. Score, label and p-value stand above.
+    Draw the result of one image: the image, the ground truth (if set), and the anomaly map over the image.
 
-    Photos with more than `MAX_SIDE` pixels a side are drawn smaller; of the map and the masks the largest value under
-    every pixel then counts, so that a small region does not vanish.
+    The map has the fixed scale from 0 to 1 and shows the outlines of mask and ground truth. The title shows score,
+    label and p-value.
+
+    Images with more than 1024 pixels per side are drawn smaller. Maps and masks are then shrunk by taking the maximum,
+    which keeps small regions visible.
 
     Args:
         image:
-            The photo, as for the pipeline.
+            One image, in any form that the pipeline accepts.
         result (`dict`):
-            What the pipeline or `post_process_anomaly_detection` gave for it, at the size of the photo.
+            Output of the pipeline or of `post_process_anomaly_detection` for this image, at the size of the image.
         ground_truth (*optional*):
-            The true mask, of the size of the photo: a file, PIL image or array, see `load_mask`.
+            The true mask at the size of the image: a file, PIL image or array, see [`load_mask`].
         title (`str`, *optional*):
-            A line above score and label.
+            Line above score and label.
         pixel_threshold (`float`, *optional*):
-            Marked in the colour bar: `detector.model.config.pixel_threshold`, or what the pipeline was given.
+            Threshold of the mask, in [0, 1], to mark in the colour bar: `detector.model.config.pixel_threshold`, or
+            the value passed to the pipeline.
         mask_threshold (`int` or `float`, defaults to 0):
-            Values of the ground truth greater than this are anomalous. Lossy masks (JPEG) want 127.
+            Values of the ground truth greater than this are anomalous. Use 127 for masks in a lossy format (JPEG).
 
     Returns:
-        `matplotlib.figure.Figure`: for [`save_figure`], or to go on with.
+        `matplotlib.figure.Figure`: the figure; [`save_figure`] writes it to a file.
 
     Raises:
-        ValueError: a result that is none, or a map, mask or ground truth of another size than the photo.
-        OSError: an image that cannot be read.
-        ImportError: matplotlib is not installed.
+        ValueError: if `result` is not the result of one image, `pixel_threshold` is outside [0, 1], or a map, mask or
+            ground truth differs in size from the image.
+        OSError: if an image cannot be read.
+        ImportError: if matplotlib is not installed.
     """
     photo = load_image(image)
     shown = PhotoCanvas(photo)
     anomaly_map, mask = _check_result(result, photo)
     if pixel_threshold is not None and not 0 <= pixel_threshold <= 1:
         raise ValueError(f"pixel_threshold is {pixel_threshold!r}; expected a number in [0, 1].")
-    outlines = [("mask", mask, MASK_COLOR, "solid")]
+    outlines: list[tuple[str, np.ndarray, str, Literal["solid", "dashed"]]] = [("mask", mask, MASK_COLOR, "solid")]
     if ground_truth is not None:
         truth = load_mask(ground_truth) > mask_threshold
         _check_size("ground_truth", truth, photo)
@@ -86,21 +90,22 @@ def result_figure(
 
 
 def _check_result(result: Any, photo: Image.Image) -> tuple[np.ndarray, np.ndarray]:
-    """Map and mask of a result."""
+    """Check a result and return its map and mask."""
     needed = ("score", "label", "anomaly_map", "mask")
     if not isinstance(result, dict) or any(name not in result for name in needed):
-        found = sorted(result) if isinstance(result, dict) else type(result).__name__
-        raise ValueError(f"Expected the result of one image, a dict with {', '.join(needed)}, found {found}.")
+        found = f"a dict with {sorted(result)}" if isinstance(result, dict) else f"a {type(result).__name__}"
+        raise ValueError(f"result is {found}; expected a dict with {', '.join(needed)}, the result of one image.")
     anomaly_map, mask = (torch.as_tensor(result[name]).cpu().numpy() for name in ("anomaly_map", "mask"))
     for name, values in (("anomaly_map", anomaly_map), ("mask", mask)):
         _check_size(name, values, photo)
     return anomaly_map, mask.astype(bool)
 
 
-def _check_size(name: str, values: np.ndarray, photo: Image.Image):
+def _check_size(name: str, values: np.ndarray, photo: Image.Image) -> None:
     if values.shape != (photo.height, photo.width):
         raise ValueError(
-            f"{name} has shape {values.shape}; expected {(photo.height, photo.width)}, height and width of the image."
+            f"{name} has shape {values.shape}; expected {(photo.height, photo.width)}, the height and width of the "
+            "image."
         )
 
 

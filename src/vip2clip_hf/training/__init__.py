@@ -1,4 +1,4 @@
-"""Train the adapters."""
+"""Training of the adapters."""
 
 from typing import TYPE_CHECKING
 

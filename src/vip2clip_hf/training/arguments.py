@@ -1,10 +1,11 @@
-"""Arguments of a training: recipe, data, backbone."""
+"""Arguments of a training run: recipe, model and data."""
 
 import difflib
 from dataclasses import dataclass, field
 
 import torch
 from transformers import TrainingArguments
+from transformers.training_args import OptimizerNames
 from transformers.utils import logging
 
 from ..evaluation.metrics import METRICS
@@ -13,138 +14,229 @@ from .feature_cache import CACHE_DTYPES
 
 
 logger = logging.get_logger(__name__)
-# Rate of the fine-grained perception as a share of the other rate, in the released code.
+# Learning rate of the fine-grained perception relative to `learning_rate`, as in the released code.
 PERCEPTION_SHARE = 0.01
 
 
 @dataclass
 class ViP2ClipTrainingArguments(TrainingArguments):
     """
-    transformers' arguments with the authors' recipe as defaults: Adam without weight decay or clipping, constant
-    rates of 1e-3 (prompts and image-conditioned adapter) and 1e-5 (fine-grained perception), batches of 8, 10 epochs,
-    seed 111. New are `perception_learning_rate`, the feature cache and the augmentation.
+    Arguments of a [`ViP2ClipTrainer`], with the authors' recipe as defaults.
+
+    The recipe is Adam without weight decay or gradient clipping, constant learning rates of 1e-3 (prompts and
+    image-conditioned adapter) and 1e-5 (fine-grained perception), batches of 8 images, 10 epochs and seed 111. All
+    arguments of `TrainingArguments` are accepted except `label_smoothing_factor`, `optim` and `remove_unused_columns`.
+
+    Args:
+        output_dir (`str`, defaults to `"outputs"`):
+            Output directory for checkpoints, the trained model and its results.
+        learning_rate (`float`, defaults to 1e-3):
+            Learning rate of the prompts and the image-conditioned adapter.
+        perception_learning_rate (`float`, *optional*):
+            Learning rate of the fine-grained perception. Defaults to `learning_rate` x 0.01.
+        cache_features (`str`, *optional*):
+            Folder of the feature cache. If set, the backbone processes each image once instead of once per epoch.
+        cache_dtype (`str`, defaults to `"float16"`):
+            Precision of the cached patch embeddings, `"float16"` or `"float32"`.
+        augmentation (`list[str]`, *optional*):
+            Augmentations to apply, see [`Augmentation`].
+        augmentation_views (`int`, *optional*):
+            Number of views per image. The epochs cycle through the views; the first view is the original image. By
+            default, every epoch uses a new view. Required with `cache_features`, at least 2: all views are cached.
+
+    Raises:
+        ValueError: if an argument is unknown, out of range or not supported, or if `augmentation_views` does not fit
+            `augmentation` and `cache_features`.
     """
 
-    output_dir: str = field(default="outputs", metadata={"help": "Where the trained model and its figures go."})
-    learning_rate: float = field(default=1e-3, metadata={"help": "Rate of prompts and image-conditioned adapter."})
-    perception_learning_rate: float | None = field(
-        default=None, metadata={"help": "Rate of the fine-grained perception (default: learning_rate x 0.01)."}
+    output_dir: str = field(
+        default="outputs",
+        metadata={"help": "The output directory for checkpoints, the trained model and its results."},
     )
-    per_device_train_batch_size: int = field(default=8, metadata={"help": "Images per step and device."})
-    per_device_eval_batch_size: int = field(default=8, metadata={"help": "Images per step and device."})
-    num_train_epochs: float = field(default=10, metadata={"help": "Passes over the training data."})
-    lr_scheduler_type: str = field(default="constant", metadata={"help": "How the learning rates change."})
-    max_grad_norm: float = field(default=0.0, metadata={"help": "Gradient clipping; 0 for none."})
-    seed: int = field(default=111, metadata={"help": "Of the adapters' initial weights and the order of the data."})
+    learning_rate: float = field(
+        default=1e-3, metadata={"help": "The learning rate of the prompts and the image-conditioned adapter."}
+    )
+    perception_learning_rate: float | None = field(
+        default=None,
+        metadata={"help": "The learning rate of the fine-grained perception. Defaults to learning_rate x 0.01."},
+    )
+    per_device_train_batch_size: int = field(default=8, metadata={"help": "The batch size per device for training."})
+    per_device_eval_batch_size: int = field(default=8, metadata={"help": "The batch size per device for evaluation."})
+    num_train_epochs: float = field(default=10, metadata={"help": "Total number of training epochs to perform."})
+    lr_scheduler_type: str = field(
+        default="constant",
+        metadata={"help": "The learning rate scheduler type to use. See `SchedulerType` for all possible values."},
+    )
+    max_grad_norm: float = field(
+        default=0.0, metadata={"help": "Maximum gradient norm for gradient clipping. Set to 0 to disable."}
+    )
+    seed: int = field(
+        default=111,
+        metadata={"help": "Random seed of the initial adapter weights, the order of the data and the augmentation."},
+    )
     cache_features: str | None = field(
         default=None,
         metadata={
-            "help": "Folder to keep the backbone's embeddings in: it then sees every image once and not in every "
-            "epoch. 8.4 MB an image at ViT-L/14 and 518 pixels."
+            "help": "Folder of the feature cache. If set, the backbone processes each image once instead of once per "
+            "epoch. Needs 8.4 MB per image with ViT-L/14 at 518 pixels."
         },
     )
-    cache_dtype: str = field(default="float16", metadata={"help": "Precision of the cache: float16 or float32."})
+    cache_dtype: str = field(
+        default="float16", metadata={"help": "Precision of the feature cache. Options: 'float16', 'float32'."}
+    )
     augmentation: list[str] | None = field(
-        default=None, metadata={"help": f"Changed images: any of {', '.join(AUGMENTATIONS)}."}
+        default=None,
+        metadata={"help": f"Augmentations to apply. Options: {', '.join(map(repr, AUGMENTATIONS))}."},
     )
     augmentation_views: int | None = field(
         default=None,
         metadata={
-            "help": "Number of views of every image that the epochs go through in turn, the first of them the image "
-            "as it is (default: another one every epoch). Needed with cache_features, which stores them all."
+            "help": "Number of views per image. The epochs cycle through the views; the first view is the original "
+            "image. By default, every epoch uses a new view. Required with cache_features, which stores all views."
         },
     )
-    save_strategy: str = field(default="epoch", metadata={"help": "When to save checkpoints (adapters, 17 MB)."})
-    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep, the best one besides."})
-    logging_strategy: str = field(default="epoch", metadata={"help": "When to log the loss."})
-    # A loss that is not finite ends the training; filtering would hide it.
-    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Leave it off."})
-    report_to: str = field(default="none", metadata={"help": "Experiment trackers."})
-    # Pinning without an accelerator does nothing but warn.
-    dataloader_pin_memory: bool = field(
-        default_factory=torch.cuda.is_available, metadata={"help": "Pin memory for faster copies to the GPU."}
+    save_strategy: str = field(
+        default="epoch",
+        metadata={
+            "help": "The checkpoint save strategy to adopt during training. Options: 'no', 'epoch', 'steps', 'best'. "
+            "Checkpoints contain the adapters (17 MB) without the backbone."
+        },
     )
-    remove_unused_columns: bool = field(default=False, metadata={"help": "The collator reads the columns it needs."})
+    save_total_limit: int | None = field(
+        default=2,
+        metadata={
+            "help": "Maximum number of checkpoints to keep. The most recent one is always kept, and the best one with "
+            "load_best_model_at_end."
+        },
+    )
+    logging_strategy: str = field(
+        default="epoch",
+        metadata={"help": "The logging strategy to adopt during training. Options: 'no', 'epoch', 'steps'."},
+    )
+    # The trainer stops if the loss is not finite. The filter would hide the value.
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "Filter out NaN and infinite losses when logging. Keep the default."}
+    )
+    report_to: str = field(
+        default="none",
+        metadata={
+            "help": "The integrations to report the results and logs to. Use 'all' for all installed integrations, "
+            "'none' for no integrations."
+        },
+    )
+    # Without an accelerator, pinning memory only causes a warning.
+    dataloader_pin_memory: bool = field(
+        default_factory=torch.cuda.is_available,
+        metadata={"help": "Pin memory in data loaders, for faster copies to the GPU. Defaults to True with a GPU."},
+    )
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Must be False, because the collator selects the columns."}
+    )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.perception_learning_rate is None:
             self.perception_learning_rate = self.learning_rate * PERCEPTION_SHARE
         if self.load_best_model_at_end and self.metric_for_best_model is None:
             self.metric_for_best_model = "pixel_auroc"
         super().__post_init__()
-        if self.optim not in ("adamw_torch", "adamw_torch_fused"):  # the library's defaults
-            raise ValueError(f"optim is {self.optim.value}; the adapters are trained with Adam, leave it out.")
-        if self.label_smoothing_factor or self.remove_unused_columns:
-            raise ValueError("label_smoothing_factor and remove_unused_columns have to be left out.")
+        if self.optim not in ("adamw_torch", "adamw_torch_fused"):  # the defaults of transformers
+            raise ValueError(
+                f"optim is {OptimizerNames(self.optim).value!r}; expected the default, because the adapters are "
+                "trained with Adam. Omit optim."
+            )
+        if self.label_smoothing_factor:
+            raise ValueError(f"label_smoothing_factor is {self.label_smoothing_factor}; expected 0. Omit it.")
+        if self.remove_unused_columns:
+            raise ValueError("remove_unused_columns is True; expected False. Omit it.")
         if self.cache_dtype not in CACHE_DTYPES:
             raise ValueError(f"cache_dtype is {self.cache_dtype!r}; expected {' or '.join(CACHE_DTYPES)}.")
-        if self.augmentation is not None:
-            Augmentation(self.augmentation)
-            if self.cache_features is not None and (self.augmentation_views or 0) < 2:
-                raise ValueError(
-                    "With cache_features every view of an image is stored: say how many with augmentation_views, at "
-                    "least 2, or leave out one of cache_features and augmentation."
-                )
-        elif self.augmentation_views is not None:
-            raise ValueError("augmentation_views needs an augmentation.")
+        self._check_augmentation()
         if self.metric_for_best_model is not None and self.load_best_model_at_end:
             self._check_metric(self.metric_for_best_model.removeprefix("eval_"))
-        # transformers would spread every batch over all GPUs of one process, where images per step and the weighting
-        # of the losses would be others.
+        # With several GPUs in one process, transformers would use DataParallel, which changes the number of images per
+        # step and the weights of the losses.
         if self.n_gpu > 1:
-            logger.warning("One GPU is used; accelerate launch uses them all.")
+            logger.warning(f"Using 1 of {self.n_gpu} GPUs. To use all GPUs, start training with accelerate launch.")
             self._n_gpu = 1
 
+    def _check_augmentation(self) -> None:
+        views = self.augmentation_views
+        if views is not None and views < 1:
+            raise ValueError(f"augmentation_views is {views}; expected an integer of at least 1.")
+        if self.augmentation is None:
+            if views is not None:
+                raise ValueError(f"augmentation_views is {views}, but augmentation is not set. Set it, or omit both.")
+            return
+        Augmentation(self.augmentation)
+        if self.cache_features is not None and (views is None or views < 2):
+            raise ValueError(
+                f"augmentation_views is {views}; expected an integer of at least 2, because the feature cache stores "
+                "every view. Set augmentation_views, or omit cache_features or augmentation."
+            )
+
     @staticmethod
-    def _check_metric(metric: str):
+    def _check_metric(metric: str) -> None:
         if not metric.endswith(METRICS):
             nearest = difflib.get_close_matches(metric, METRICS, n=1)
-            hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+            hint = f"; did you mean {nearest[0]!r}?" if nearest else "."
             raise ValueError(
-                f"metric_for_best_model is {metric!r}; expected {', '.join(METRICS)}, or one of these after the name "
-                f"of a data set and an underscore{hint}"
+                f"metric_for_best_model is {metric!r}; expected {', '.join(METRICS)}, or NAME_METRIC for the dataset "
+                f"NAME{hint}"
             )
 
 
 @dataclass
 class ModelArguments:
-    """The backbone, and the fields of [`ViP2ClipConfig`] that a training chooses."""
+    """The backbone, and the fields of [`ViP2ClipConfig`] that can be set for training. See the help of each field."""
 
     clip: str | None = field(
         default=None,
         metadata={
-            "help": "Frozen backbone: folder or Hub id of a CLIP checkpoint, such as "
-            "openai/clip-vit-large-patch14-336. 'random-tiny' builds a small one with random weights to try the "
-            "command out; its results are meaningless."
+            "help": "The frozen backbone: folder or Hub id of a CLIP checkpoint, such as "
+            "openai/clip-vit-large-patch14-336. Use 'random-tiny' to try the command with a small CLIP with random "
+            "weights; its results are meaningless."
         },
     )
-    variant: str = field(default="paper", metadata={"help": "'paper' or 'release', see docs/paper-and-release.md."})
-    image_size: int = field(default=518, metadata={"help": "Side of the input in pixels."})
+    variant: str = field(
+        default="paper",
+        metadata={"help": "The variant of the model. Options: 'paper', 'release'. See docs/paper-and-release.md."},
+    )
+    image_size: int = field(default=518, metadata={"help": "Side of the square input images in pixels."})
     feature_layers: list[int] = field(
-        default_factory=lambda: [6, 12, 18, 24], metadata={"help": "1-based vision blocks to align."}
+        default_factory=lambda: [6, 12, 18, 24],
+        metadata={"help": "Numbers of the vision blocks used as feature layers, counted from 1."},
     )
     top_k: int = field(default=50, metadata={"help": "Number of top patches per layer used for the image score."})
 
 
 @dataclass
 class DataArguments:
-    """What to train and evaluate on, and what to write."""
+    """The datasets to train and evaluate on, and the output. See the help of each field."""
 
     train_data: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Datasets to train on, one or several [NAME=]ROOT: a benchmark by its name "
-            "(mvtec=path/to/MVTec), or a folder, table or Hub id with labels, see docs/data.md."
+            "help": "One or more datasets to train on, as [NAME=]ROOT: a benchmark (mvtec=path/to/MVTec), or a "
+            "folder, table or Hub id with labels. See docs/data.md."
         },
     )
     eval_data: list[str] | None = field(
         default=None,
-        metadata={"help": "Datasets to evaluate on, in the same form; during training with --eval_strategy."},
+        metadata={
+            "help": "One or more datasets to evaluate on, as [NAME=]ROOT. Evaluated after training, and also during "
+            "training with --eval_strategy."
+        },
     )
-    train_split: str = field(default="test", metadata={"help": "Split to train on; the paper's is test."})
+    train_split: str = field(
+        default="test", metadata={"help": "Split to train on. The paper trains on the test split."}
+    )
     eval_split: str = field(default="test", metadata={"help": "Split to evaluate on."})
     adapters_only: bool = field(
-        default=False, metadata={"help": "Leave the backbone out of the checkpoint; it is fetched on loading."}
+        default=False,
+        metadata={
+            "help": "Leave the backbone out of the final checkpoint. Loading then fetches it from the Hub, or needs "
+            "its folder."
+        },
     )
     json: bool = field(default=False, metadata={"help": "Print the results as JSON."})
 

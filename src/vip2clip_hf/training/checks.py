@@ -1,11 +1,14 @@
-"""Checks of training data before the first step."""
+"""Checks of the training data before the first step, and of the loss of each step."""
 
+import os
 from typing import TYPE_CHECKING
 
+import torch
 from transformers.utils import logging
 
 from ..data.collator import count_masks
 from .augmentation import Augmentation
+from .resuming import last_complete_checkpoint
 
 
 if TYPE_CHECKING:
@@ -17,37 +20,75 @@ logger = logging.get_logger(__name__)
 
 def check_training_data(dataset: "Dataset", augmentation: Augmentation | None = None) -> bool:
     """
-    Whether there are masks to train on.
+    Check that a model can be trained on a dataset.
+
+    Args:
+        dataset (`datasets.Dataset`): dataset to train on.
+        augmentation ([`Augmentation`], *optional*): augmentation of the training images.
+
+    Returns:
+        `bool`: whether there are masks to train on.
 
     Raises:
-        ValueError: images without labels, or no anomalous ones. Says what can be trained and how.
+        ValueError: if there are no images, if an image has no label, or if there are no anomalous images and no
+            augmentation that creates them. The message describes how to fix it.
     """
     if not len(dataset):
-        raise ValueError("The training data have no images; expected normal and anomalous ones.")
+        raise ValueError("The training dataset contains no images; expected normal and anomalous images.")
     labels = dataset["label"]
     unlabelled = sum(label is None for label in labels)
     if unlabelled:
         raise ValueError(
-            f"{unlabelled} of {len(labels)} training images have no label; expected normal and anomalous ones, for "
-            "instance in the folders normal/ and anomalous/ (docs/data.md)."
+            f"{unlabelled} of {len(labels)} training images have no label; expected normal and anomalous images, for "
+            "example in the folders normal/ and anomalous/ (see docs/data.md)."
         )
     pasted = augmentation is not None and "cut_paste" in augmentation.kinds
     if not any(labels):
         if not pasted:
             raise ValueError(
-                f"All {len(labels)} training images are normal; without defects nothing can be learned. Add anomalous "
-                "images, or let defects be made up: --augmentation cut_paste (docs/training.md)."
+                f"All {len(labels)} training images are normal; expected anomalous images as well. Add anomalous "
+                "images, or create synthetic defects with --augmentation cut_paste (see docs/training.md)."
             )
         return True
     if all(labels):
-        logger.warning("All training images are anomalous: the image score has nothing to be told apart from.")
+        logger.warning(
+            "All training images are anomalous, so the image score cannot learn to separate them from normal images. "
+            "Add normal images."
+        )
     masks = count_masks(dataset)
     if not masks and not pasted:
         logger.warning(
-            "No anomalous image has a mask: only the image loss is trained, and maps will be poor. Add masks "
-            "(docs/data.md), or --augmentation cut_paste, which makes up defects with masks."
+            "No anomalous image has a mask: only the image loss is trained, and anomaly maps will be poor. Add masks "
+            "(see docs/data.md), or create synthetic defects with masks: --augmentation cut_paste."
         )
     return masks > 0 or pasted
 
 
-__all__ = ["check_training_data"]
+def check_loss(
+    loss: torch.Tensor, batch_loss: torch.Tensor, step: int, image_ids: list[str], output_dir: str | os.PathLike
+) -> None:
+    """
+    Check that the loss of a batch is finite.
+
+    Args:
+        loss (`torch.Tensor` of shape `()`): contribution of the batch to the loss of the step.
+        batch_loss (`torch.Tensor` of shape `()`): loss of the batch alone, for the message.
+        step (`int`): number of the step, from 1.
+        image_ids (`list[str]`): images of the batch.
+        output_dir (`str` or `os.PathLike`): output folder of the run, with its checkpoints.
+
+    Raises:
+        RuntimeError: if the loss is not finite. The message lists the images and the last complete checkpoint.
+    """
+    if torch.isfinite(loss):
+        return
+    last = last_complete_checkpoint(output_dir)
+    raise RuntimeError(
+        f"The loss is {batch_loss.item()} at step {step}; the images of the batch are {image_ids}. The model was not "
+        "saved. "
+        + (f"The last complete checkpoint is {last}." if last else "There is no complete checkpoint.")
+        + " Try a lower learning rate or full precision."
+    )
+
+
+__all__ = ["check_loss", "check_training_data"]

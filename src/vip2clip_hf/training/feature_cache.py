@@ -1,8 +1,8 @@
-"""Embeddings of the frozen backbone on disk: computed once, read in every epoch.
+"""Feature cache: embeddings of the frozen backbone, computed once and read in every epoch.
 
-The backbone sees the same pixels in every epoch and does not change; its embeddings are all that training needs of an
-image. They lie in memory-mapped arrays, one row an image (and view), in a folder named after everything they depend
-on.
+Training needs only the embeddings of an image. The backbone is frozen and its input does not change, so the embeddings
+are the same in every epoch. They are stored in memory-mapped arrays with one row per image and view. The name of the
+folder is a hash of everything they depend on.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -37,14 +37,14 @@ if TYPE_CHECKING:
 
 logger = logging.get_logger(__name__)
 CACHE_DTYPES = ("float16", "float32")
-# Fields of the configuration that the embeddings depend on.
+# Fields of the configuration that affect the embeddings.
 CONFIG_FIELDS = ("image_size", "feature_layers", "image_embeds_layernorm", "position_interpolation")
 FORMAT = 1
 META_FILE = "meta.json"
 
 
 def _content_hash(image: dict[str, Any] | None) -> str | None:
-    """Of a whole image file, `{"path": ..., "bytes": ...}`."""
+    """Return the SHA-256 of an image file `{"path": ..., "bytes": ...}`."""
     if image is None:
         return None
     content = image["bytes"] if image.get("bytes") is not None else Path(image["path"]).read_bytes()
@@ -53,16 +53,16 @@ def _content_hash(image: dict[str, Any] | None) -> str | None:
 
 class FeatureCache:
     """
-    The store. [`FeatureCache.build`] makes it, or takes up one that is there.
+    Embeddings, masks and labels of a dataset on disk. Use [`FeatureCache.build`] to create or complete a cache.
 
     Args:
-        folder (`pathlib.Path`): the folder of this store.
-        meta (`dict`): shapes and what the embeddings were computed from.
+        folder (`pathlib.Path`): folder of this cache.
+        meta (`dict`): contents of `meta.json`: shapes, and the settings the embeddings were computed with.
     """
 
-    def __init__(self, folder: Path, meta: dict[str, Any]):
+    def __init__(self, folder: Path, meta: dict[str, Any]) -> None:
         self.folder, self.meta = Path(folder), meta
-        self._arrays: dict[str, np.ndarray] | None = None
+        self._arrays: dict[str, np.memmap] | None = None
 
     # Building
 
@@ -85,45 +85,54 @@ class FeatureCache:
         progress: bool = False,
     ) -> "FeatureCache":
         """
-        One pass of the backbone over the data set, or what is missing of it.
+        Run the backbone over the dataset and store the embeddings. Rows already stored are not computed again.
 
-        What is there is compared with its checksums; rows that do not match, and arrays that are not whole, are
-        computed again. Another backbone, image processor, precision, augmentation or image has a store of its own in
-        the same folder. Where torch.distributed is initialised the processes share the work; they have to see the same
-        folder. Two programs that build the same store wait for each other.
+        Stored rows are verified by checksums. Damaged rows and incomplete arrays are computed again. If the backbone,
+        the image processor, the precision, the augmentation or an image changes, a separate cache is created in
+        `folder`. If torch.distributed is initialized, the processes share the work; they need access to the same
+        folder. If two programs build the same cache, one waits for the other.
 
         Args:
             model ([`ViP2ClipForAnomalyDetection`]):
-                Whose backbone; on the device it is to run on.
+                Model with the backbone, on the device to use.
             image_processor ([`ViP2ClipImageProcessor`]):
-                Its image processor.
+                Image processor of the model.
             dataset (`datasets.Dataset`):
-                As `load_folder` and `load_benchmark` give it.
+                Dataset returned by [`load_folder`] or [`load_benchmark`].
             folder (`str` or `os.PathLike`):
-                Folder of all stores.
-            dtype (`"float16"` or `"float32"`, defaults to `"float16"`):
-                Precision of the patch embeddings on disk.
-            augmentation ([`Augmentation`], *optional*), num_views (`int`, defaults to 1):
-                Views of every image that are stored; the first is the image as it is.
+                Folder for caches. Each cache is stored in its own subfolder.
+            dtype (`str`, defaults to `"float16"`):
+                Precision of the stored patch embeddings, `"float16"` or `"float32"`.
+            augmentation ([`Augmentation`], *optional*):
+                Augmentation of the images, required for more than one view.
+            num_views (`int`, defaults to 1):
+                Number of views stored per image. The first view is the original image.
             mask_threshold (`int` or `float`, *optional*):
-                See [`ViP2ClipCollator`].
-            batch_size, num_workers (`int`):
-                Images that go through the backbone together, processes that read them.
-            autocast (`Callable`), precision (`str`):
-                Context in which the backbone runs, and what to call it in the key of the store.
+                Mask values greater than this are anomalous, see [`ViP2ClipCollator`].
+            batch_size (`int`, defaults to 8):
+                Number of images per forward pass.
+            num_workers (`int`, defaults to 0):
+                Number of processes that read images.
+            autocast (`Callable[[], AbstractContextManager]`, *optional*):
+                Returns the context manager in which the backbone runs. Defaults to no autocast.
+            precision (`str`, defaults to `"float32"`):
+                Name of the precision in `autocast`. A different name creates a separate cache.
             progress (`bool`, defaults to `False`):
                 Whether to show a progress bar.
 
+        Returns:
+            [`FeatureCache`]: the complete cache.
+
         Raises:
-            ValueError: an unknown dtype, or views without an augmentation.
-            OSError: the disk is too small (says what is needed), an image cannot be read, or the processes do not see
-                the same folder.
+            ValueError: if `dtype` is unknown, or if there are several views without an augmentation.
+            OSError: if there is not enough disk space, if an image cannot be read, or if the processes do not have
+                access to the same folder.
         """
         if dtype not in CACHE_DTYPES:
             raise ValueError(f"cache_dtype is {dtype!r}; expected {' or '.join(CACHE_DTYPES)}.")
         if num_views < 1 or (num_views > 1 and augmentation is None):
             raise ValueError(
-                f"num_views is {num_views}; several views need an augmentation, and at least one is needed."
+                f"num_views is {num_views}; expected 1, or an integer greater than 1 with an augmentation."
             )
         dataset = undecoded(dataset)
         config, size = model.config, model.config.image_size
@@ -135,12 +144,12 @@ class FeatureCache:
             "num_views": num_views,
             "dtype": dtype,
             "precision": precision,
-            "patch_shape": [len(config.feature_layers), grid * grid, config.clip_config.projection_dim],
+            "patch_shape": [len(config.feature_layers), grid * grid, config.projection_dim],
             "image_size": size,
             "config": {name: getattr(config, name) for name in CONFIG_FIELDS},
             "augmentation": None if augmentation is None else [list(augmentation.kinds), augmentation.seed],
         }
-        meta = json.loads(json.dumps(meta))  # as it is read again
+        meta = json.loads(json.dumps(meta))  # the same types as in the file
         first = world()[0] == 0
         key = _key(meta, model, image_processor, dataset, mask_threshold) if first else None
         meta["key"] = from_first(key)
@@ -152,7 +161,7 @@ class FeatureCache:
             try:
                 lock.acquire(timeout=0)
             except Timeout:
-                logger.warning(f"Another program builds {cache.folder}; waiting for it.")
+                logger.warning(f"Another program is building {cache.folder}. Waiting for it to finish.")
                 lock.acquire()
         try:
             if first:
@@ -162,15 +171,15 @@ class FeatureCache:
                     error = raised
             if (error := from_first(error)) is not None:
                 raise error
-            shared = f"Expected a folder {str(cache.folder)!r} that all processes and machines see."
+            shared = f"Expected {str(cache.folder)!r} to be a folder that all processes and machines can access."
             if not all(from_all((cache.folder / META_FILE).exists())):
-                raise OSError(shared)
+                raise OSError(f"The feature cache was not found by all processes. {shared}")
             missing = cache._missing()
             if missing.size:
                 rows = TrainingRows(dataset, augmentation)
                 collator = ViP2ClipCollator(image_processor, mask_threshold=mask_threshold)
                 cache._compute(model, rows, collator, missing, batch_size, num_workers, autocast, progress)
-            from_all(None)  # all have written their rows before any looks
+            from_all(None)  # wait until all processes have written their rows
             if any(from_all(bool(cache._open()["done"].min() == 0))):
                 raise OSError(f"Rows of the feature cache are missing. {shared}")
         finally:
@@ -179,11 +188,11 @@ class FeatureCache:
         return cache
 
     def size_of(self) -> int:
-        """Bytes of the arrays."""
+        """Return the size of the arrays in bytes."""
         return sum(int(np.prod(shape)) * np.dtype(dtype).itemsize for shape, dtype in self._layout().values())
 
     def _layout(self) -> dict[str, tuple[tuple[int, ...], str]]:
-        """Shape and type of every array."""
+        """Return the shape and dtype of every array."""
         rows, size = self.meta["num_rows"], self.meta["image_size"]
         return {
             "patch_embeds": ((rows, *self.meta["patch_shape"]), self.meta["dtype"]),
@@ -198,12 +207,12 @@ class FeatureCache:
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.npy"
 
-    def _prepare(self):
-        """Make the arrays, or keep those that are there and whole. What is needed is said before it is taken."""
+    def _prepare(self) -> None:
+        """Create the arrays if they do not exist or are incomplete. Check the disk space first."""
         file = self.folder / META_FILE
-        if not self._is_whole(file):
+        if not self._is_complete(file):
             if self.folder.exists():
-                logger.warning(f"The feature cache in {self.folder} is not whole and is built anew.")
+                logger.warning(f"The feature cache in {self.folder} is incomplete. Building it again.")
                 shutil.rmtree(self.folder)
             needed, free = self.size_of(), shutil.disk_usage(self.folder.parent).free
             count = self.meta["num_rows"]
@@ -211,15 +220,15 @@ class FeatureCache:
             if needed > free:
                 raise OSError(
                     f"The feature cache needs {needed / 1e9:.1f} GB ({count} rows of {needed / count / 1e6:.1f} MB), "
-                    f"{free / 1e9:.1f} GB are free in {str(self.folder.parent)!r}; choose another disk, float16, or "
-                    "train without."
+                    f"but {free / 1e9:.1f} GB are free in {str(self.folder.parent)!r}. Use another disk or "
+                    "cache_dtype float16, or train without a cache."
                 )
             self.folder.mkdir()
             for name, (shape, dtype) in self._layout().items():
                 np.lib.format.open_memmap(self._path(name), mode="w+", dtype=dtype, shape=shape).flush()
             write_atomically(file, json.dumps(self.meta, indent=1) + "\n")
 
-    def _is_whole(self, file: Path) -> bool:
+    def _is_complete(self, file: Path) -> bool:
         try:
             if json.loads(file.read_text(encoding="utf-8")) != self.meta:
                 return False
@@ -231,18 +240,29 @@ class FeatureCache:
             return False
 
     def _missing(self) -> np.ndarray:
-        """Rows that are not there, or are not what their checksum says. Every process looks at its share."""
+        """Find rows that are not stored or do not match their checksum. The processes share the work."""
         arrays = self._open(writable=True)
         rank, world_size = world()
         done = np.flatnonzero(arrays["done"])
         damaged = [row for row in done[rank::world_size] if self._checksum(row) != arrays["checksums"][row]]
         damaged = [row for part in from_all([int(row) for row in damaged]) for row in part]
         if damaged and rank == 0:
-            logger.warning(f"{len(damaged)} rows of the feature cache are damaged and are computed again.")
+            logger.warning(f"{len(damaged)} rows of the feature cache are damaged. Computing them again.")
             arrays["done"][damaged] = 0
         return from_first(np.flatnonzero(arrays["done"] == 0))
 
-    def _compute(self, model, rows, collator, missing, batch_size, num_workers, autocast, progress):
+    def _compute(
+        self,
+        model: ViP2ClipForAnomalyDetection,
+        rows: TrainingRows,
+        collator: ViP2ClipCollator,
+        missing: np.ndarray,
+        batch_size: int,
+        num_workers: int,
+        autocast: Callable[[], AbstractContextManager],
+        progress: bool,
+    ) -> None:
+        """Compute and store missing rows. The processes share the work."""
         arrays = self._open(writable=True)
         rank, world_size = world()
         share = missing[rank::world_size].tolist()
@@ -254,7 +274,7 @@ class FeatureCache:
             num_workers=num_workers,
             pin_memory=model.device.type == "cuda",
         )
-        hidden, title = not progress or rank > 0, f"caching features, {self.size_of() / 1e9:.2f} GB"
+        hidden, title = not progress or rank > 0, f"Caching features ({self.size_of() / 1e9:.2f} GB)"
         with torch.inference_mode(), tqdm(total=len(share), desc=title, disable=hidden) as bar:
             for numbers, batch in zip(batches, loader):
                 with autocast():
@@ -267,7 +287,7 @@ class FeatureCache:
                 arrays["valid"][numbers] = batch["mask_label_valid"].numpy()
                 for number in numbers:
                     arrays["checksums"][number] = self._checksum(number)
-                # Last: from here on the rows count.
+                # Last, because it marks the rows as stored.
                 arrays["done"][numbers] = 1
                 bar.update(len(numbers))
         for array in arrays.values():
@@ -276,30 +296,35 @@ class FeatureCache:
     def _checksum(self, row: int) -> int:
         arrays, value = self._open(), 0
         for name in ("patch_embeds", "image_embeds", "masks", "labels", "valid"):
-            value = zlib.crc32(np.ascontiguousarray(arrays[name][row]), value)
+            value = zlib.crc32(np.ascontiguousarray(arrays[name][row]).data, value)
         return value
 
     # Reading
 
-    def _open(self, writable: bool = False) -> dict[str, np.ndarray]:
+    def _open(self, writable: bool = False) -> dict[str, np.memmap]:
+        """Map the arrays into memory."""
         if self._arrays is None or (writable and self._arrays["done"].mode == "r"):
-            mode = "r+" if writable else "r"
+            mode: Literal["r", "r+"] = "r+" if writable else "r"
             self._arrays = {name: np.load(self._path(name), mmap_mode=mode) for name in self._layout()}
         return self._arrays
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_arrays": None}  # workers map the files themselves
+        return {**self.__dict__, "_arrays": None}  # each worker process maps the files itself
 
     def __len__(self) -> int:
         return self.meta["num_rows"]
 
     def row(self, number: int) -> dict[str, Any]:
         """
-        One row, for [`ViP2ClipCollator`].
+        Read a row for [`ViP2ClipCollator`].
+
+        Args:
+            number (`int`): number of the row, `view * number of images + position`.
 
         Returns:
-            `dict`: `image_embeds` `(projection_dim,)` float32, `patch_embeds` `(num_layers, num_patches,
-            projection_dim)`, `mask_labels` `(image_size, image_size)` uint8, `label` and `mask_label_valid`.
+            `dict`: `image_embeds` of shape `(projection_dim,)`, float32; `patch_embeds` of shape `(num_layers,
+            num_patches, projection_dim)` in the dtype of the cache; `mask_labels` of shape `(image_size, image_size)`,
+            uint8, 0 or 1; `label` (`int`) and `mask_label_valid` (`bool`).
         """
         arrays, size = self._open(), self.meta["image_size"]
         mask = np.unpackbits(arrays["masks"][number], count=size * size).reshape(size, size)
@@ -314,29 +339,36 @@ class FeatureCache:
 
 class CachedRows(TrainingRows):
     """
-    Rows of a [`FeatureCache`]: embeddings and masks in place of images.
+    Rows of a [`FeatureCache`], with embeddings instead of images.
 
     Args:
-        dataset (`datasets.Dataset`): the dataset the cache was built from.
+        dataset (`datasets.Dataset`): dataset the cache was built from.
         cache ([`FeatureCache`]): the cache.
     """
 
-    def __init__(self, dataset: "Dataset", cache: FeatureCache):
+    def __init__(self, dataset: "Dataset", cache: FeatureCache) -> None:
         super().__init__(dataset)
         self.cache = cache
 
     def read(self, view: int, position: int) -> dict[str, Any]:
+        """Read a row in one view from the cache."""
         row = self.cache.row(view * len(self) + position)
         return {**row, "image_id": self.image_ids[position]}
 
 
-def _key(meta, model, image_processor, dataset, mask_threshold) -> str:
-    """Hash of everything the rows are computed from: weights, settings, and the files of images and masks, whole."""
+def _key(
+    meta: dict[str, Any],
+    model: ViP2ClipForAnomalyDetection,
+    image_processor: ViP2ClipImageProcessor,
+    dataset: "Dataset",
+    mask_threshold: int | float | list[int | float | None] | None,
+) -> str:
+    """Hash everything the rows depend on: weights, settings, and the contents of the image and mask files."""
     if "mask_threshold" in dataset.column_names:
         mask_threshold = list(dataset["mask_threshold"])
     inputs = {
         "backbone": backbone_checksum(_vision_weights(model), model.clip.dtype),
-        "vision_config": _settings(model.config.clip_config.vision_config.to_dict()),
+        "vision_config": _settings(model.config.clip_vision_config.to_dict()),
         "image_processor": _settings(image_processor.to_dict()),
         "images": [_content_hash(image) for image in dataset["image"]],
         "masks": [_content_hash(mask) for mask in dataset["mask"]],
@@ -355,7 +387,7 @@ def _vision_weights(model: ViP2ClipForAnomalyDetection) -> dict[str, torch.Tenso
 
 
 def _settings(settings: dict[str, Any]) -> dict[str, Any]:
-    """Without what says nothing about pixels."""
+    """Remove settings that do not affect the embeddings."""
     return {key: value for key, value in settings.items() if not key.startswith("_") and "version" not in key}
 
 

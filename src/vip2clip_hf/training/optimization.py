@@ -1,4 +1,4 @@
-"""Parameter groups: one learning rate for the prompts, another for the fine-grained perception."""
+"""Parameter groups of the optimizer."""
 
 from typing import Any
 
@@ -8,8 +8,18 @@ from ..models.vip2clip.modeling_vip2clip import ViP2ClipForAnomalyDetection
 def parameter_groups(
     model: ViP2ClipForAnomalyDetection, learning_rate: float, perception_learning_rate: float
 ) -> list[dict[str, Any]]:
-    """Groups for an optimizer: prompts and image-conditioned adapter, and the fine-grained perception where there is
-    one."""
+    """
+    Group the trainable parameters by learning rate.
+
+    Args:
+        model ([`ViP2ClipForAnomalyDetection`]): the model.
+        learning_rate (`float`): learning rate of the prompts and the image-conditioned adapter.
+        perception_learning_rate (`float`): learning rate of the fine-grained perception.
+
+    Returns:
+        `list[dict]`: parameter groups for a torch optimizer, with `params` and `lr`. A group without trainable
+        parameters is omitted.
+    """
     perception = [p for p in model.fine_grained_perception.parameters() if p.requires_grad]
     is_perception = {id(parameter) for parameter in perception}
     others = [p for p in model.parameters() if p.requires_grad and id(p) not in is_perception]

@@ -1,4 +1,4 @@
-"""Arguments of `vip2clip train`: a JSON or YAML file, overridden by the command line."""
+"""Parse the arguments of `vip2clip train`: a JSON or YAML file, overridden by the command line."""
 
 import argparse
 import difflib
@@ -16,31 +16,43 @@ from .arguments import DataArguments, ModelArguments, ViP2ClipTrainingArguments
 
 
 _TYPES = (ModelArguments, DataArguments, ViP2ClipTrainingArguments)
-_KNOWN = [field.name for one in _TYPES for field in fields(one) if field.init]
+_NAMES = [field.name for dataclass in _TYPES for field in fields(dataclass) if field.init]
 _USAGE = "vip2clip train [CONFIG] [--NAME VALUE ...]"
 _DESCRIPTION = """\
-Train adapters on datasets with defects, evaluate them on others, write a checkpoint.
+Train adapters on datasets with defects, evaluate them on other datasets, and write a checkpoint.
 
-CONFIG is a JSON or YAML file with arguments by name; arguments on the command line override it. The same command runs
-on several processes: accelerate launch training/train.py [CONFIG] [--NAME VALUE ...]. With
---resume_from_checkpoint True an interrupted training resumes."""
+CONFIG is a JSON or YAML file that maps argument names to values. Arguments on the command line override it.
+To train on several GPUs, run: accelerate launch training/train.py [CONFIG] [--NAME VALUE ...]
+To resume an interrupted run, add --resume_from_checkpoint true to the same command."""
 _EPILOG = """\
 examples:
   vip2clip train training/configs/tiny.json --clip CLIP --train_data A --eval_data B
   vip2clip train --clip CLIP --train_data mvtec=MVTec --eval_data visa=VisA --cache_features cache
 
-All other arguments of transformers.TrainingArguments are accepted as well; --help-all lists them."""
+All arguments of transformers.TrainingArguments are accepted. Use --help-all to list them."""
+# Help of inherited arguments that work differently here.
+_HELP = {
+    "push_to_hub": "Whether to publish the final checkpoint on the Hub. Requires hub_model_id.",
+    "hub_model_id": "The repository on the Hub, as org/name.",
+    "resume_from_checkpoint": "Use 'true' to resume from the last complete checkpoint in output_dir, or pass the path "
+    "of a checkpoint.",
+    "gradient_accumulation_steps": "Number of batches per update step. Batch size of a step = "
+    "per_device_train_batch_size * number of processes * gradient_accumulation_steps.",
+}
 
 
 def make_parser(show_all: bool = False) -> HfArgumentParser:
     """
-    The parser.
+    Create the argument parser.
 
     Args:
-        show_all (`bool`, defaults to `False`): whether the help lists what is inherited from `TrainingArguments`.
+        show_all (`bool`, defaults to `False`): whether the help lists all inherited arguments.
+
+    Returns:
+        `HfArgumentParser`: the parser.
     """
     parser = HfArgumentParser(
-        _TYPES,
+        _TYPES,  # type: ignore[arg-type]  # declared as a NewType that no dataclass matches
         prog="vip2clip train",
         usage=_USAGE,
         description=_DESCRIPTION,
@@ -48,47 +60,57 @@ def make_parser(show_all: bool = False) -> HfArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--help-all", action="store_true", help="show all arguments and exit")
-    own = {field.name for one in (ModelArguments, DataArguments) for field in fields(one)}
-    own |= {"help", "help_all", "resume_from_checkpoint", "bf16", "gradient_accumulation_steps", "eval_strategy"}
-    own |= {"push_to_hub", "hub_model_id", *inspect.get_annotations(ViP2ClipTrainingArguments)}
-    own -= {"remove_unused_columns", "logging_nan_inf_filter", "dataloader_pin_memory"}  # rarely changed
+    shown = {field.name for dataclass in (ModelArguments, DataArguments) for field in fields(dataclass)}
+    shown |= {"help", "help_all", "bf16", "eval_strategy", *_HELP}
+    shown |= set(inspect.get_annotations(ViP2ClipTrainingArguments))
+    shown -= {"remove_unused_columns", "logging_nan_inf_filter", "dataloader_pin_memory"}  # rarely changed
     for action in parser._actions:
-        if not show_all and action.dest not in own:
+        action.help = _HELP.get(action.dest, action.help)
+        if not show_all and action.dest not in shown:
             action.help = argparse.SUPPRESS
     return parser
 
 
 def parse_arguments(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments, ViP2ClipTrainingArguments]:
     """
-    Read `[CONFIG] [--name value ...]`. The command line overrides the file.
+    Parse `[CONFIG] [--name value ...]`. The command line overrides the file.
+
+    Args:
+        argv (`Sequence[str]`): command line without the name of the command.
+
+    Returns:
+        `tuple[ModelArguments, DataArguments, ViP2ClipTrainingArguments]`: the arguments.
 
     Raises:
-        OSError: the file does not exist.
-        ValueError: the file is not an object of arguments, or a name is unknown.
+        OSError: if the configuration file does not exist.
+        ValueError: if the file does not contain an object, or if the name or the value of an argument is not valid.
+        SystemExit: if a value has the wrong type. The parser prints the usage.
     """
     argv = list(argv)
     if argv and not argv[0].startswith("-"):
         path, argv = Path(argv[0]), argv[1:]
-        given = []
+        options = []
         for name, value in _read(path).items():
-            if name not in _KNOWN:
-                raise ValueError(f"{path} has the unknown key {name!r}{_hint(str(name))}")
+            if name not in _NAMES:
+                raise ValueError(f"{path} contains the unknown argument {name!r}{_hint(str(name))}")
             if value is not None:
                 values = value if isinstance(value, list) else [value]
-                given += [f"--{name}", *(one if isinstance(one, str) else json.dumps(one) for one in values)]
-        argv = given + argv  # the parser checks both, and takes the last
-    *parsed, _, left = make_parser().parse_args_into_dataclasses(args=argv, return_remaining_strings=True)
-    if left:
-        raise ValueError(f"Unknown argument {left[0]!r}{_hint(left[0].lstrip('-'))}")
-    return tuple(parsed)
+                options += [f"--{name}", *(item if isinstance(item, str) else json.dumps(item) for item in values)]
+        argv = options + argv  # if an argument occurs twice, the parser uses the last value
+    parsed: Any = make_parser().parse_args_into_dataclasses(args=argv, return_remaining_strings=True)
+    model_arguments, data_arguments, training_arguments, _, unknown = parsed
+    if unknown:
+        raise ValueError(f"Unknown argument {unknown[0]!r}{_hint(unknown[0].lstrip('-'))}")
+    return model_arguments, data_arguments, training_arguments
 
 
 def _hint(name: str) -> str:
-    nearest = difflib.get_close_matches(name, _KNOWN, n=1)
-    return f"; did you mean {nearest[0]!r}?" if nearest else "; see --help-all for all arguments."
+    nearest = difflib.get_close_matches(name, _NAMES, n=1)
+    return f"; did you mean {nearest[0]!r}?" if nearest else "; use --help-all to list all arguments."
 
 
 def _read(path: Path) -> dict[str, Any]:
+    """Read a configuration file."""
     if not path.is_file():
         raise OSError(f"Configuration file {str(path)!r} not found; expected a JSON or YAML file.")
     is_yaml = path.suffix.lower() in (".yaml", ".yml")
@@ -98,7 +120,9 @@ def _read(path: Path) -> dict[str, Any]:
     except (json.JSONDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"{path} is not a valid {'YAML' if is_yaml else 'JSON'} file: {error}.") from error
     if not isinstance(config, dict):
-        raise ValueError(f"{path} contains a {type(config).__name__}; expected an object with arguments by name.")
+        raise ValueError(
+            f"{path} contains a {type(config).__name__}; expected an object that maps argument names to values."
+        )
     return config
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints of an interrupted training: which are complete, and loading their adapters."""
+"""Resume an interrupted run: find complete checkpoints and load their adapters."""
 
 import inspect
 import os
@@ -8,14 +8,16 @@ from pathlib import Path
 from safetensors.torch import load_file
 from transformers import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import logging
 
 from ..models.vip2clip.backbone_vip2clip import WEIGHTS_NAME
 from ..models.vip2clip.configuration_vip2clip import ViP2ClipConfig
 from ..models.vip2clip.modeling_vip2clip import ViP2ClipForAnomalyDetection
 
 
+logger = logging.get_logger(__name__)
 STATE_FILE, OPTIMIZER_FILE = "trainer_state.json", "optimizer.pt"
-# Of the configuration: what may differ between a model and the checkpoint it goes on from.
+# Fields of the configuration that may differ between a model and the checkpoint it resumes from.
 _FREE_FIELDS = {
     "adapters_only", "backbone_checksum", "backbone_dtype", "backbone_id", "backbone_revision", "clip_config",
     "image_threshold", "pixel_threshold", "training_sets",
@@ -23,13 +25,21 @@ _FREE_FIELDS = {
 
 
 def is_complete_checkpoint(folder: str | os.PathLike) -> bool:
-    """Whether training can go on from a checkpoint: it was written to its end, and with its optimizer."""
+    """
+    Check whether training can resume from a checkpoint.
+
+    Args:
+        folder (`str` or `os.PathLike`): the checkpoint.
+
+    Returns:
+        `bool`: whether the checkpoint was written completely and contains the state of the optimizer.
+    """
     files = (WEIGHTS_NAME, "config.json", OPTIMIZER_FILE)
     return all(Path(folder, name).is_file() for name in files) and _has_state(folder)
 
 
 def _has_state(folder: str | os.PathLike) -> bool:
-    """Whether a checkpoint was written to its end: its state is written last."""
+    """Check whether a checkpoint was written completely. The state file is written last."""
     try:
         TrainerState.load_from_json(str(Path(folder, STATE_FILE)))
     except (OSError, ValueError, TypeError):
@@ -38,7 +48,15 @@ def _has_state(folder: str | os.PathLike) -> bool:
 
 
 def last_complete_checkpoint(output_dir: str | os.PathLike) -> str | None:
-    """The last checkpoint in an output folder that was written to its end."""
+    """
+    Find the last complete checkpoint in an output folder.
+
+    Args:
+        output_dir (`str` or `os.PathLike`): output folder of a training run.
+
+    Returns:
+        `str`, *optional*: path of the checkpoint with the highest step, or None if there is no complete checkpoint.
+    """
     found = []
     for path in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
         number = path.name.rsplit("-", 1)[1]
@@ -47,34 +65,77 @@ def last_complete_checkpoint(output_dir: str | os.PathLike) -> str | None:
     return max(found)[1] if found else None
 
 
+def find_checkpoint(checkpoint: str | bool | None, output_dir: str | os.PathLike) -> str | None:
+    """
+    Find the checkpoint to resume from.
+
+    Args:
+        checkpoint (`str` or `bool`, *optional*): path of a checkpoint, or `True` for the last complete checkpoint in
+            the output folder.
+        output_dir (`str` or `os.PathLike`): output folder of the training run.
+
+    Returns:
+        `str`, *optional*: path of the checkpoint, or None to start from the beginning.
+
+    Raises:
+        OSError: if the path is not a complete checkpoint.
+    """
+    if checkpoint is True:
+        last = last_complete_checkpoint(output_dir)
+        if last is None:
+            logger.warning("No complete checkpoint found. Training starts from the beginning.")
+        else:
+            logger.warning(f"Resuming from {last}.")
+        return last
+    if not checkpoint:
+        return None
+    if not is_complete_checkpoint(checkpoint):
+        last = last_complete_checkpoint(Path(checkpoint).parent)
+        raise OSError(
+            f"{str(checkpoint)!r} is not a complete checkpoint of a training run"
+            + (f"; the last complete checkpoint in the same folder is {last}." if last else ".")
+        )
+    return checkpoint
+
+
 def remove_incomplete_checkpoints(output_dir: str | os.PathLike) -> list[str]:
-    """Remove what an interrupted save has left, so that it neither counts nor takes room. Whole checkpoints without
-    their optimizer (save_only_model), and folders of something else, are left alone."""
+    """
+    Remove checkpoints that an interrupted save left incomplete.
+
+    Otherwise they would count towards `save_total_limit`. Complete checkpoints without an optimizer
+    (`save_only_model`) and other folders are kept.
+
+    Args:
+        output_dir (`str` or `os.PathLike`): output folder of a training run.
+
+    Returns:
+        `list[str]`: names of the removed folders.
+    """
     removed = []
     for path in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
-        ours = path.name.rsplit("-", 1)[1].isdigit() and (path / "config.json").is_file()
-        if ours and not _has_state(path):
+        is_checkpoint = path.name.rsplit("-", 1)[1].isdigit() and (path / "config.json").is_file()
+        if is_checkpoint and not _has_state(path):
             shutil.rmtree(path)
             removed.append(path.name)
     return removed
 
 
-def load_adapters(model: ViP2ClipForAnomalyDetection, folder: str | os.PathLike, checksum: str):
+def load_adapters(model: ViP2ClipForAnomalyDetection, folder: str | os.PathLike, checksum: str) -> None:
     """
-    Load the adapters of a checkpoint into a model whose CLIP they were trained on.
+    Load the adapters of a checkpoint into a model with the same backbone.
 
     Args:
         model ([`ViP2ClipForAnomalyDetection`]): the model; changed in place.
         folder (`str` or `os.PathLike`): the checkpoint.
-        checksum (`str`): checksum of the model's CLIP.
+        checksum (`str`): checksum of the backbone of the model.
 
     Raises:
-        ValueError: another backbone, other settings, or adapters of other shapes.
-        OSError: the checkpoint cannot be read.
+        ValueError: if the checkpoint has another backbone, other settings, or adapters with other names or shapes.
+        OSError: if the checkpoint cannot be read.
     """
     config = ViP2ClipConfig.from_pretrained(folder)
     if config.backbone_checksum not in (None, checksum):
-        raise ValueError(f"{folder} was trained on another CLIP backbone than this one; use the same --clip.")
+        raise ValueError(f"{folder} was trained with another CLIP backbone; resume with the same --clip.")
     changed = [
         name
         for name in inspect.get_annotations(ViP2ClipConfig)
@@ -83,8 +144,8 @@ def load_adapters(model: ViP2ClipForAnomalyDetection, folder: str | os.PathLike,
     if changed:
         name = changed[0]
         raise ValueError(
-            f"{folder} was trained with {name} {getattr(config, name)!r}, this model has "
-            f"{getattr(model.config, name)!r}; go on with the settings it was begun with."
+            f"{folder} was trained with {name} {getattr(config, name)!r}, but this model has "
+            f"{getattr(model.config, name)!r}. Resume with the original settings."
         )
     weights = load_file(Path(folder, WEIGHTS_NAME))
     weights = {name: tensor for name, tensor in weights.items() if not name.startswith("clip.")}
@@ -94,10 +155,16 @@ def load_adapters(model: ViP2ClipForAnomalyDetection, folder: str | os.PathLike,
     ]
     if different:
         raise ValueError(
-            f"The adapters in {folder} are of another model: {', '.join(different[:3])} do not fit; go on with "
-            "the settings they were begun with."
+            f"The adapters in {folder} do not fit this model: {', '.join(different[:3])} differ. Resume with the "
+            "original settings."
         )
     model.load_state_dict(weights, strict=False)
 
 
-__all__ = ["is_complete_checkpoint", "last_complete_checkpoint", "load_adapters", "remove_incomplete_checkpoints"]
+__all__ = [
+    "find_checkpoint",
+    "is_complete_checkpoint",
+    "last_complete_checkpoint",
+    "load_adapters",
+    "remove_incomplete_checkpoints",
+]

@@ -1,4 +1,4 @@
-"""What the Trainer reads: images by view, in an order given by seed and epoch alone, without repeats."""
+"""Training data of the Trainer: augmented rows, and their order in each epoch."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -14,20 +14,24 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
+# Index of a padding row.
 PADDING = -1
 
 
-class TrainingRows(torch.utils.data.Dataset):
+class TrainingRows(torch.utils.data.Dataset[dict[str, Any]]):
     """
-    Rows by `view * number of images + position`; [`PADDING`] is a row that must not count.
+    Rows of a dataset in all views.
+
+    The index of a row is `view * number of images + position`. The index `PADDING` returns a row with `is_padding`
+    set, which [`ViP2ClipCollator`] drops. The length is the number of images.
 
     Args:
-        dataset (`datasets.Dataset`): from `load_folder` or `load_benchmark`.
-        augmentation ([`Augmentation`], *optional*): makes the views.
+        dataset (`datasets.Dataset`): dataset returned by [`load_folder`] or [`load_benchmark`].
+        augmentation ([`Augmentation`], *optional*): creates the views.
     """
 
-    def __init__(self, dataset: "Dataset", augmentation: Augmentation | None = None):
-        # Images are decoded by the image processor, which names the file if one cannot be read.
+    def __init__(self, dataset: "Dataset", augmentation: Augmentation | None = None) -> None:
+        # The image processor decodes the images, because its errors name unreadable files.
         self.dataset, self.augmentation = undecoded(dataset), augmentation
         self.image_ids = list(dataset["image_id"])
 
@@ -40,28 +44,41 @@ class TrainingRows(torch.utils.data.Dataset):
         return {**self.read(*divmod(index, len(self))), "is_padding": False}
 
     def read(self, view: int, position: int) -> dict[str, Any]:
-        """One view of the image at a position."""
+        """
+        Read a row in one view.
+
+        Args:
+            view (`int`): number of the view; 0 is the original image.
+            position (`int`): position of the image in the dataset.
+
+        Returns:
+            `dict`: the row.
+        """
         row = self.dataset[position]
         return row if self.augmentation is None else self.augmentation(row, view, position)
 
 
-class EpochSampler(torch.utils.data.Sampler):
+class EpochSampler(torch.utils.data.Sampler[int]):
     """
-    Every image once an epoch, in an order drawn from seed and epoch. The number of indices is filled up to a multiple
-    with [`PADDING`]: where several processes share an epoch, they would otherwise repeat images at its end.
+    Sample each image once per epoch, in a random order that depends only on the seed and the epoch.
+
+    The number of indices is padded with `PADDING` to a multiple of the images per step. Without padding, several
+    processes would repeat images at the end of an epoch.
 
     Args:
-        num_images (`int`): images of the data set.
-        multiple (`int`, defaults to 1): images of a step over all processes; 1 for one process.
-        seed (`int`, defaults to 0): of the order.
-        num_views (`int`, *optional*): views that the epochs go through in turn; one for every epoch, when not given.
+        num_images (`int`): number of images in the dataset.
+        multiple (`int`, defaults to 1): number of images per step over all processes; 1 for a single process.
+        seed (`int`, defaults to 0): random seed of the order.
+        num_views (`int`, *optional*, defaults to 1): number of views. The epochs cycle through them; with `None`,
+            every epoch uses a new view.
     """
 
-    def __init__(self, num_images: int, multiple: int = 1, seed: int = 0, num_views: int | None = 1):
+    def __init__(self, num_images: int, multiple: int = 1, seed: int = 0, num_views: int | None = 1) -> None:
         self.num_images, self.multiple, self.seed, self.num_views = num_images, multiple, seed, num_views
         self.epoch = 0
 
-    def set_epoch(self, epoch: int):
+    def set_epoch(self, epoch: int) -> None:
+        """Set the number of the epoch, from 0."""
         self.epoch = epoch
 
     def __len__(self) -> int:

@@ -1,11 +1,11 @@
-"""One training from arguments: read the data, build the model, train, evaluate, write the checkpoint."""
+"""Run a training from its arguments: load the data, build the model, train, evaluate, and write the checkpoint."""
 
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers import CLIPConfig, CLIPModel, set_seed
+from transformers import CLIPConfig, CLIPModel, SchedulerType, set_seed
 
 from ..checkpoints.card import write_card
 from ..checkpoints.saving import check_target, write_checkpoint
@@ -34,21 +34,22 @@ def run_training(
     Train adapters, evaluate them, and write a complete checkpoint with `results.json` to `arguments.output_dir`.
 
     Args:
-        model_arguments ([`ModelArguments`]), data_arguments ([`DataArguments`]), arguments \
-([`ViP2ClipTrainingArguments`]):
-            See there. Without `eval_data` nothing is evaluated.
+        model_arguments ([`ModelArguments`]): the backbone and the settings of the model.
+        data_arguments ([`DataArguments`]): the datasets. Without `eval_data`, the model is not evaluated.
+        arguments ([`ViP2ClipTrainingArguments`]): the training arguments.
 
     Returns:
-        `dict`: `training_sets`, `losses`, `history`, `recipe`, `versions`, and `results`: for every evaluated dataset
-        what `evaluate_model` returns, with `name`, `benchmark` and `trained_on`.
+        `dict`: `training_sets`, `losses`, `history`, `recipe`, `versions` and `results`. `results` is a list with the
+        output of `evaluate_model` for each dataset, extended by `name`, `benchmark` and `trained_on`.
 
     Raises:
-        ValueError: no backbone or no data to train on, datasets of the same name, or data that teach nothing.
-        OSError: data, backbone or checkpoint cannot be read, or the output cannot be written.
-        RuntimeError: the loss is not finite.
+        ValueError: if the backbone or the training dataset is missing, if several datasets have the same name, or if
+            there is nothing to learn from the training data.
+        OSError: if the data, the backbone or a checkpoint cannot be read, or if the output cannot be written.
+        RuntimeError: if the loss is not finite.
     """
     if not data_arguments.train_data:
-        raise ValueError("--train_data is missing: name the folder of the dataset to train on.")
+        raise ValueError("--train_data is missing; expected one or more datasets to train on.")
     train_sources, train_sets = _read_sources(data_arguments.train_data, data_arguments.train_split)
     eval_sources, eval_sets = _read_sources(data_arguments.eval_data, data_arguments.eval_split)
     folder = check_target(arguments.output_dir)
@@ -69,7 +70,7 @@ def run_training(
     trainer.train(resume_from_checkpoint=True if str(resume).lower() == "true" else resume)
     first = trainer.is_world_process_zero()
     run = {"recipe": _describe_recipe(model_arguments, arguments), "versions": versions()}
-    if first:  # before anything else that can fail
+    if first:  # before the evaluation, which can fail
         write_checkpoint(model, image_processor, folder, adapters_only=data_arguments.adapters_only, run=run)
     history = [entry for entry in trainer.state.log_history if "loss" in entry]
     report: dict[str, Any] = {
@@ -92,11 +93,13 @@ def run_training(
 
 
 def _read_sources(texts: Sequence[str] | None, split: str) -> tuple[list[DataSource], list["Dataset"]]:
-    """Datasets by name, loaded."""
+    """Parse and load datasets."""
     sources = [DataSource.parse(text, split) for text in texts or []]
     names = [source.name for source in sources]
     if len(set(names)) < len(names):
-        raise ValueError(f"Several datasets have the same name: {', '.join(names)}; name them, such as mine=ROOT.")
+        raise ValueError(
+            f"Several datasets have the same name: {', '.join(names)}; expected unique names. Set them with NAME=ROOT."
+        )
     datasets = [source.load() for source in sources]
     for source, dataset in zip(sources, datasets):
         anomalous = sum(dataset["label"])
@@ -105,7 +108,7 @@ def _read_sources(texts: Sequence[str] | None, split: str) -> tuple[list[DataSou
 
 
 def _random_tiny_clip(seed: int) -> CLIPModel:
-    """A small CLIP (vision ViT-Tiny/16, 12 blocks) with random weights, the same for the same seed."""
+    """Create a small CLIP (vision ViT-Tiny/16, 12 blocks) with random weights, reproducible from the seed."""
     set_seed(seed)
     text = {"hidden_size": 128, "intermediate_size": 512, "num_attention_heads": 2, "num_hidden_layers": 4}
     vision = {"hidden_size": 192, "intermediate_size": 768, "num_attention_heads": 3, "patch_size": 16}
@@ -114,10 +117,10 @@ def _random_tiny_clip(seed: int) -> CLIPModel:
 
 def _build_model(arguments: ModelArguments, seed: int) -> ViP2ClipForAnomalyDetection:
     if arguments.clip is None:
-        raise ValueError("--clip is missing: name the folder or Hub id of a CLIP checkpoint, or 'random-tiny'.")
+        raise ValueError("--clip is missing; expected the folder or Hub id of a CLIP checkpoint, or 'random-tiny'.")
     clip: str | CLIPModel = arguments.clip
     if clip == "random-tiny":
-        logger.warning("The backbone has random weights: this shows that training runs, its results mean nothing.")
+        logger.warning("The backbone has random weights: use it to try the command. Its results are meaningless.")
         clip = _random_tiny_clip(seed)
     set_seed(seed)
     return ViP2ClipForAnomalyDetection.from_clip(
@@ -130,20 +133,21 @@ def _build_model(arguments: ModelArguments, seed: int) -> ViP2ClipForAnomalyDete
 
 
 def _describe_recipe(model_arguments: ModelArguments, arguments: ViP2ClipTrainingArguments) -> dict[str, Any]:
-    """What the model card says about the training."""
+    """Describe the training for the model card."""
     batch = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+    schedule = SchedulerType(arguments.lr_scheduler_type).value
     precision = "bfloat16" if arguments.bf16 else "float16" if arguments.fp16 else "float32"
     recipe = {
         "variant": model_arguments.variant,
-        "optimizer": f"Adam, {arguments.lr_scheduler_type} rates {arguments.learning_rate:g} (prompts, "
+        "optimizer": f"Adam, {schedule} learning rates {arguments.learning_rate:g} (prompts, "
         f"image-conditioned adapter) and {arguments.perception_learning_rate:g} (fine-grained perception), weight "
         f"decay {arguments.weight_decay:g}",
-        "batches": f"of {batch}, {arguments.num_train_epochs:g} epochs",
+        "batches": f"{batch} images, {arguments.num_train_epochs:g} epochs",
         "seed": arguments.seed,
         "precision": precision,
     }
     if arguments.cache_features is not None:
-        recipe["features"] = f"computed once, kept in {arguments.cache_dtype}"
+        recipe["features"] = f"cached in {arguments.cache_dtype}"
     if arguments.augmentation is not None:
         recipe["augmentation"] = ", ".join(arguments.augmentation)
     return recipe

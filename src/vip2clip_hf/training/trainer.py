@@ -1,13 +1,13 @@
-"""Train the adapters with transformers' Trainer."""
+"""Train the adapters with the Trainer of transformers."""
 
 import math
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
 from ..checkpoints.saving import write_checkpoint
@@ -19,16 +19,11 @@ from ..models.vip2clip.image_processing_vip2clip import ViP2ClipImageProcessor, 
 from ..models.vip2clip.modeling_vip2clip import ViP2ClipForAnomalyDetection
 from .arguments import ViP2ClipTrainingArguments
 from .augmentation import Augmentation
-from .callbacks import LogPrinter, LossProgress, TrainingHooks
-from .checks import check_training_data
+from .callbacks import TrainingHooks, replace_loggers
+from .checks import check_loss, check_training_data
 from .feature_cache import CachedRows, FeatureCache
 from .optimization import parameter_groups
-from .resuming import (
-    is_complete_checkpoint,
-    last_complete_checkpoint,
-    load_adapters,
-    remove_incomplete_checkpoints,
-)
+from .resuming import find_checkpoint, load_adapters, remove_incomplete_checkpoints
 from .rows import EpochSampler, TrainingRows
 
 
@@ -41,36 +36,37 @@ LOSS_PARTS = ("image", "focal", "dice_anomalous", "dice_normal")
 
 class ViP2ClipTrainer(Trainer):
     """
-    Trains the adapters of a [`ViP2ClipForAnomalyDetection`]; its CLIP stays frozen.
+    Train the adapters of a [`ViP2ClipForAnomalyDetection`]. The CLIP backbone stays frozen.
 
-    The loss of a step is that of all its images, wherever they are computed: gradient accumulation and several
-    processes give the gradients of one large batch, also when images without a mask are spread unevenly. No image is
-    repeated to fill up the last step.
+    The loss of a step is computed over all images of the step. Gradient accumulation and several processes therefore
+    give the same gradients as one large batch, also if images without a mask are distributed unevenly. No image is
+    repeated to fill the last step.
 
     Args:
         model ([`ViP2ClipForAnomalyDetection`]):
-            The model.
+            Model to train.
         args ([`ViP2ClipTrainingArguments`]):
-            The arguments.
+            Training arguments.
         image_processor ([`ViP2ClipImageProcessor`]):
-            Its image processor.
+            Image processor of the model.
         train_dataset (`datasets.Dataset`, *optional*):
-            As `load_folder` and `load_benchmark` give it. A column `mask_threshold` is obeyed.
+            Dataset to train on, returned by [`load_folder`] or [`load_benchmark`]. If it has a column
+            `mask_threshold`, each mask uses the threshold of its row.
         eval_dataset (`datasets.Dataset` or `dict[str, datasets.Dataset]`, *optional*):
-            Evaluated with [`evaluate_model`], by name when there are several.
+            One or more datasets to evaluate on with [`evaluate_model`].
         mask_threshold (`int` or `float`, *optional*):
-            See [`ViP2ClipCollator`].
-        callbacks (*optional*):
-            As in `Trainer`.
+            Mask values greater than this are anomalous, see [`ViP2ClipCollator`].
+        callbacks (`list[TrainerCallback]`, *optional*):
+            Additional callbacks.
 
     Raises:
-        ValueError: an image processor that does not fit, images without labels, or data that teach nothing (says
-            what can be trained and how).
+        ValueError: if the image processor does not fit the model, if an image has no label, if there is nothing to
+            learn from `train_dataset`, or if FSDP or DeepSpeed is enabled.
 
     Example:
 
     ```python
-    >>> from vip2clip_hf.trainer import ViP2ClipTrainer, ViP2ClipTrainingArguments
+    >>> from vip2clip_hf import ViP2ClipTrainer, ViP2ClipTrainingArguments, load_folder
 
     >>> args = ViP2ClipTrainingArguments(output_dir="outputs", cache_features="cache")
     >>> trainer = ViP2ClipTrainer(model, args, image_processor, train_dataset=load_folder("parts"))
@@ -78,6 +74,9 @@ class ViP2ClipTrainer(Trainer):
     >>> trainer.save_model()
     ```
     """
+
+    args: ViP2ClipTrainingArguments
+    model: ViP2ClipForAnomalyDetection
 
     def __init__(
         self,
@@ -89,17 +88,13 @@ class ViP2ClipTrainer(Trainer):
         *,
         mask_threshold: int | float | None = None,
         callbacks: list[TrainerCallback] | None = None,
-    ):
+    ) -> None:
         check_image_processor(image_processor, model.config.image_size)
         self.image_processor, self.mask_threshold = image_processor, mask_threshold
         self.results: dict[str, dict[str, Any]] = {}
-        self.augmentation = None
-        if args.augmentation is not None:
-            self.augmentation = Augmentation(args.augmentation, args.seed)
+        self.augmentation = None if args.augmentation is None else Augmentation(args.augmentation, args.seed)
         self._rows = train_dataset
-        pixel_labels = True
-        if train_dataset is not None:
-            pixel_labels = check_training_data(train_dataset, self.augmentation)
+        pixel_labels = train_dataset is None or check_training_data(train_dataset, self.augmentation)
         super().__init__(
             model=model,
             args=args,
@@ -111,37 +106,34 @@ class ViP2ClipTrainer(Trainer):
         )
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise ValueError(
-                "FSDP and DeepSpeed are neither supported nor needed: the adapters have 4 million weights."
+                "FSDP or DeepSpeed is enabled; expected neither. The adapters have only 4 million weights."
             )
-        for callback in list(self.callback_handler.callbacks):
-            if type(callback) is ProgressCallback:
-                self.remove_callback(callback)
-                self.add_callback(LossProgress(lambda: self._last_loss))
-            elif type(callback) is PrinterCallback:
-                self.remove_callback(callback)
-                self.add_callback(LogPrinter())
+        replace_loggers(self, lambda: self._last_loss)
         self._checksum: str | None = None
         self._parts: dict[str, torch.Tensor] = {}
         self._parts_since = 0
-        self._last_loss = math.nan
+        self._last_loss: float | torch.Tensor = math.nan
         self._sampler: EpochSampler | None = None
 
-    # Optimisation
+    # Optimization
 
-    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
-        """Adam with one rate for prompts and image-conditioned adapter, another for the fine-grained perception."""
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        """Create an Adam optimizer with a separate learning rate for the fine-grained perception."""
         if self.optimizer is None:
-            model = self.accelerator.unwrap_model(self.model if model is None else model)
+            args, perception_rate = self.args, self.args.perception_learning_rate
+            if perception_rate is None:
+                raise ValueError("perception_learning_rate is None; expected a number.")
+            adapters = self.accelerator.unwrap_model(self.model if model is None else model)
             self.optimizer = torch.optim.Adam(
-                parameter_groups(model, self.args.learning_rate, self.args.perception_learning_rate),
-                betas=(self.args.adam_beta1, self.args.adam_beta2),
-                eps=self.args.adam_epsilon,
-                weight_decay=self.args.weight_decay,
+                parameter_groups(adapters, args.learning_rate, perception_rate),
+                betas=(args.adam_beta1, args.adam_beta2),
+                eps=args.adam_epsilon,
+                weight_decay=args.weight_decay,
             )
         return self.optimizer
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor:
-        """Images, and images whose masks count, of a step: over all batches of an accumulation and all processes."""
+        """Count the images, and the images with a valid mask, of a step: over all its batches and all processes."""
         counts = torch.zeros(2)
         for batch in batch_samples:
             images = batch["num_images"]
@@ -149,91 +141,108 @@ class ViP2ClipTrainer(Trainer):
             counts += torch.tensor([images, images if valid is None else int(valid.sum())])
         return self.accelerator.reduce(counts.to(device), reduction="sum")
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
         """
-        The share of this batch in the loss of the step: image loss over all images of the step, pixel losses over all
-        with a valid mask.
+        Compute the contribution of a batch to the loss of the step.
+
+        The image loss is averaged over all images of the step, the pixel losses over all images with a valid mask.
+
+        Args:
+            model, inputs, return_outputs: see `Trainer.compute_loss`.
+            num_items_in_batch (`torch.Tensor` of shape `(2,)`, *optional*): number of images, and of images with a
+                valid mask, in the step. Defaults to those of the batch.
+
+        Returns:
+            `torch.Tensor` of shape `()`, with `return_outputs` a tuple of the loss and the model outputs.
 
         Raises:
-            RuntimeError: it is not finite. Names the images, and the checkpoint that is left.
+            RuntimeError: if the loss is not finite. The message lists the images and the last complete checkpoint.
         """
         inputs = dict(inputs)
         ids, images = inputs.pop("image_ids", []), inputs.pop("num_images", None)
         outputs = model(**inputs)
-        if num_items_in_batch is None or images is None:
+        if not isinstance(num_items_in_batch, torch.Tensor) or images is None:
             return (outputs.loss, outputs) if return_outputs else outputs.loss
         valid = inputs.get("mask_label_valid")
         valid = images if valid is None else valid.sum()
-        weights = {"image": images / num_items_in_batch[0]}
-        parts = {}
-        for name, part in outputs.loss_components.items():
-            weight = weights.get(name, valid / num_items_in_batch[1].clamp_min(1))
-            parts[name] = part * weight
+        image_weight, pixel_weight = images / num_items_in_batch[0], valid / num_items_in_batch[1].clamp_min(1)
+        parts = {
+            name: part * (image_weight if name == "image" else pixel_weight)
+            for name, part in outputs.loss_components.items()
+        }
         scale = self.model.config.local_loss_weight
         loss = sum(part if name == "image" else scale * part for name, part in parts.items())
-        loss = loss + 0.0 * outputs.loss  # every parameter gets a gradient, on every process
-        if not torch.isfinite(loss):
-            left = last_complete_checkpoint(self.args.output_dir)
-            raise RuntimeError(
-                f"The loss is {outputs.loss.item()} at step {self.state.global_step + 1}; the images of the batch are "
-                f"{ids}. Nothing is saved. "
-                + (f"The last checkpoint is {left}." if left else "There is no checkpoint yet.")
-                + " Try a lower learning rate, or full precision."
-            )
+        loss = loss + 0.0 * outputs.loss  # all parameters need a gradient in every process
+        check_loss(loss, outputs.loss, self.state.global_step + 1, ids, self.args.output_dir)
         for name, part in parts.items():
             self._parts[name] = self._parts.get(name, 0.0) + part.detach()
         self._last_loss = outputs.loss.detach()
-        # The Trainer divides by the batches of an accumulation, distributed training by the processes.
+        # The Trainer divides by the number of accumulated batches, distributed training by the number of processes.
         loss = loss * (self.current_gradient_accumulation_steps * self.accelerator.num_processes)
         return (loss, outputs) if return_outputs else loss
 
-    def log(self, logs: dict[str, float], *args, **kwargs):
-        """Adds the parts of the loss, means over the steps since the last time as the loss itself."""
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Log values. Adds the parts of the loss, averaged over the same steps as the loss."""
         if "loss" in logs and self._parts:
             steps = max(1, self.state.global_step - self._parts_since)
             names = [name for name in LOSS_PARTS if name in self._parts]
-            sums = torch.stack([self._parts[name] for name in names]) / steps
-            sums = self.accelerator.reduce(sums, reduction="sum")
-            # Behind the loss, in front of the rest.
-            logs = {"loss": logs["loss"], **{f"loss_{n}": s.item() for n, s in zip(names, sums)}, **logs}
+            means = self.accelerator.reduce(
+                torch.stack([self._parts[name] for name in names]) / steps, reduction="sum"
+            )
+            logs = {"loss": logs["loss"], **{f"loss_{n}": m.item() for n, m in zip(names, means)}, **logs}
             self._parts, self._parts_since = {}, self.state.global_step
         super().log(logs, *args, **kwargs)
 
-    def _begin(self, step: int):
+    def _begin(self, step: int) -> None:
         self._parts_since = step
         if self.is_world_process_zero():
             for name in remove_incomplete_checkpoints(self.args.output_dir):
-                logger.warning(f"{name} was not written to its end and is removed.")
+                logger.warning(f"Removed {name}, which was not written completely.")
 
-    def _begin_epoch(self, epoch: int):
+    def _begin_epoch(self, epoch: int) -> None:
         if self._sampler is not None:
             self._sampler.set_epoch(epoch)
 
     # Data
 
-    def _get_train_sampler(self, train_dataset=None) -> EpochSampler:
+    def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
         args = self.args
         multiple = args.train_batch_size * args.world_size if args.world_size > 1 else 1
         views = args.augmentation_views if self.augmentation is not None else 1
         seed = args.seed if args.data_seed is None else args.data_seed
-        self._sampler = EpochSampler(len(self.train_dataset), multiple, seed, views)
+        rows: Any = self.train_dataset
+        self._sampler = EpochSampler(len(rows), multiple, seed, views)
         return self._sampler
 
     def cache_features(self, progress: bool | None = None) -> FeatureCache:
         """
-        The feature cache of the training data, made or completed. `train()` calls it when `args.cache_features` is
-        set.
+        Build or complete the feature cache. `train()` calls this if `args.cache_features` is set.
+
+        Args:
+            progress (`bool`, *optional*): whether to show a progress bar. Defaults to the setting in `args`.
+
+        Returns:
+            [`FeatureCache`]: the cache of the training dataset.
 
         Raises:
-            OSError, ValueError: see [`FeatureCache.build`].
+            ValueError: if `train_dataset` or `args.cache_features` is not set.
+            OSError: see [`FeatureCache.build`].
         """
-        args, model = self.args, self.accelerator.unwrap_model(self.model)
-        model.eval()
+        args, folder = self.args, self.args.cache_features
+        if self._rows is None or folder is None:
+            raise ValueError("The feature cache needs train_dataset and args.cache_features; set both.")
+        model = self.accelerator.unwrap_model(self.model).eval()
         return FeatureCache.build(
             model,
             self.image_processor,
             self._rows,
-            args.cache_features,
+            folder,
             dtype=args.cache_dtype,
             augmentation=self.augmentation,
             num_views=args.augmentation_views or 1,
@@ -245,61 +254,70 @@ class ViP2ClipTrainer(Trainer):
             progress=not args.disable_tqdm if progress is None else progress,
         )
 
-    # Training, saving, going on
+    # Training, saving and resuming
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> TrainOutput:
         """
-        Train.
+        Train the adapters.
 
         Args:
-            resume_from_checkpoint (`str` or `bool`, *optional*):
-                A checkpoint; or `True` for the last complete one in the output folder, from the beginning where there
-                is none yet.
-            kwargs:
-                As in `Trainer`.
+            resume_from_checkpoint (`str` or `bool`, *optional*): path of a checkpoint to resume from. `True` resumes
+                from the last complete checkpoint in the output folder, or starts from the beginning if there is none.
+            trial, ignore_keys_for_eval: see `Trainer.train`.
+
+        Returns:
+            `TrainOutput`: number of steps, training loss and metrics of the run.
 
         Raises:
-            OSError: the checkpoint is not there or not complete.
-            ValueError: it is of another model.
-            RuntimeError: the loss is not finite, see [`compute_loss`].
+            OSError: if the checkpoint does not exist or is incomplete, or if the feature cache cannot be built.
+            ValueError: if there is no training dataset, or if the checkpoint does not fit the model.
+            RuntimeError: if the loss is not finite, see [`compute_loss`].
         """
         if self._rows is None:
-            raise ValueError("There is nothing to train on: give train_dataset.")
+            raise ValueError("train_dataset is None; expected a dataset to train on.")
         if self.model.config.calibration is not None:
-            logger.warning("The calibration was that of the weights of before, and is dropped; calibrate again.")
+            logger.warning("Training changes the weights, so the calibration is removed. Calibrate again afterwards.")
             self.model.config.calibration = None
-        if resume_from_checkpoint is True:
-            resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
-            logger.warning(
-                "No complete checkpoint yet; training starts from the beginning."
-                if resume_from_checkpoint is None
-                else f"Going on from {resume_from_checkpoint}."
-            )
-        elif resume_from_checkpoint and not is_complete_checkpoint(resume_from_checkpoint):
-            last = last_complete_checkpoint(Path(resume_from_checkpoint).parent)
-            raise OSError(
-                f"{str(resume_from_checkpoint)!r} is no complete checkpoint of a training"
-                + (f"; the last complete one beside it is {last}." if last else ".")
-            )
+        checkpoint = find_checkpoint(resume_from_checkpoint, self.args.output_dir)
         if self.args.cache_features is not None:
             self.train_dataset = CachedRows(self._rows, self.cache_features())
         self._parts = {}
-        return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
+        return super().train(checkpoint, trial, ignore_keys_for_eval)
 
-    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
+    def evaluate(
+        self,
+        eval_dataset: "Dataset | dict[str, Dataset] | None" = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
         """
-        The metrics of [`evaluate_model`] on every data set, each image once whatever the number of processes.
+        Evaluate the model with [`evaluate_model`]. With several processes, each image is still evaluated once.
+
+        Args:
+            eval_dataset (`datasets.Dataset` or `dict[str, datasets.Dataset]`, *optional*): one or more datasets to
+                evaluate on. Defaults to those of the trainer.
+            ignore_keys (`list[str]`, *optional*): not used.
+            metric_key_prefix (`str`, defaults to `"eval"`): prefix of the metric names.
 
         Returns:
-            `dict`: `eval_<metric>`, the mean over the data sets (where it is defined), and with several data sets
-            `eval_<name>_<metric>` for each. Results by category are in `self.results`.
+            `dict[str, float]`: `eval_<metric>`, averaged over the datasets for which the metric is defined. With
+            several datasets also `eval_<name>_<metric>` for each. `self.results` contains the results per category.
+
+        Raises:
+            ValueError: if there is no dataset to evaluate on.
         """
         eval_dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         if eval_dataset is None:
-            raise ValueError("There is nothing to evaluate: give eval_dataset.")
-        sets = dict(eval_dataset) if isinstance(eval_dataset, Mapping) else {"": eval_dataset}
-        start, logs, count = time.perf_counter(), {}, 0
-        results = {}
+            raise ValueError("eval_dataset is None; expected one or more datasets to evaluate on.")
+        sets: dict[str, Any] = dict(eval_dataset) if isinstance(eval_dataset, Mapping) else {"": eval_dataset}
+        start, count = time.perf_counter(), 0
+        logs: dict[str, float] = {}
+        results: dict[str, dict[str, Any]] = {}
         for name, dataset in sets.items():
             with self.compute_loss_context_manager():
                 results[name] = evaluate_model(
@@ -326,15 +344,22 @@ class ViP2ClipTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, logs)
         return logs
 
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """
-        Write a complete folder, see [`vip2clip_hf.hub.save_checkpoint`]. The checkpoints on the way hold adapters
-        only.
+        Save a complete checkpoint, see [`save_checkpoint`]. Checkpoints during training contain the adapters only.
+
+        Args:
+            output_dir (`str`, *optional*): folder of the checkpoint. Defaults to `args.output_dir`.
+
+        Raises:
+            OSError: if the checkpoint cannot be written.
         """
         if self.args.should_save:
             self._save(output_dir, adapters_only=_internal_call)
 
-    def _save(self, output_dir: str | None = None, state_dict=None, adapters_only: bool = False):
+    def _save(
+        self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None, adapters_only: bool = False
+    ) -> None:
         model = self.accelerator.unwrap_model(self.model)
         write_checkpoint(
             model,
@@ -345,32 +370,31 @@ class ViP2ClipTrainer(Trainer):
         )
 
     def _backbone_checksum(self, model: ViP2ClipForAnomalyDetection) -> str:
-        """CLIP does not change; reading 1.7 GB again for every checkpoint would be a waste."""
+        """Return the checksum of the backbone, computed once: the backbone is frozen and has up to 1.7 GB."""
         if self._checksum is None:
             self._checksum = backbone_checksum(model.clip.state_dict(), model.clip.dtype)
         return self._checksum
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None):
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         self._load_adapters(resume_from_checkpoint)
 
-    def _load_best_model(self):
-        logger.info(f"The best model is that of {self.state.best_model_checkpoint} ({self.state.best_metric:.4f}).")
-        self._load_adapters(self.state.best_model_checkpoint)
+    def _load_best_model(self) -> None:
+        folder = str(self.state.best_model_checkpoint)
+        logger.info(f"Loading the best model from {folder} (metric: {self.state.best_metric:.4f}).")
+        self._load_adapters(folder)
 
-    def _load_adapters(self, folder: str):
+    def _load_adapters(self, folder: str) -> None:
         model = self.accelerator.unwrap_model(self.model)
         load_adapters(model, folder, self._backbone_checksum(model))
 
-    def floating_point_ops(self, inputs) -> int:
-        return 0  # the library's estimate counts tokens
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        return 0  # the estimate of transformers counts tokens, which does not apply
 
-    # Publishing is done once, with the complete folder; see vip2clip_hf.hub.
+    def init_hf_repo(self, token: str | None = None, *args: Any, **kwargs: Any) -> None:
+        """Do nothing. Only the complete checkpoint is published, after training."""
 
-    def init_hf_repo(self, token: str | None = None, *args, **kwargs):
-        pass
-
-    def _push_from_checkpoint(self, checkpoint_folder: str):
-        pass
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Do nothing. Only the complete checkpoint is published, after training."""
 
 
 __all__ = ["ViP2ClipTrainer"]

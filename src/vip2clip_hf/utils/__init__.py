@@ -1,1 +1,1 @@
-"""Small tools that every other part of the package uses: files, processes, JSON, optional packages, figures."""
+"""Helpers for files, processes, JSON, optional packages and figures."""

@@ -1,4 +1,4 @@
-"""What processes tell each other. With one process, and without torch.distributed, all of it does nothing."""
+"""Communication between processes. One process if torch.distributed is not initialized."""
 
 from typing import Any
 
@@ -6,12 +6,25 @@ import torch.distributed as dist
 
 
 def world() -> tuple[int, int]:
-    """Number of this process, and how many there are."""
+    """
+    Get the position of this process.
+
+    Returns:
+        `tuple[int, int]`: rank of this process, and number of processes.
+    """
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
 def from_first(value: Any) -> Any:
-    """What the first process holds, for all of them."""
+    """
+    Broadcast a value from the first process.
+
+    Args:
+        value: picklable value; the values of the other processes are ignored.
+
+    Returns:
+        The value of the first process, on every process.
+    """
     if world()[1] == 1:
         return value
     box = [value]
@@ -20,7 +33,15 @@ def from_first(value: Any) -> Any:
 
 
 def from_all(value: Any) -> list[Any]:
-    """What every process holds, in their order."""
+    """
+    Gather the values of all processes.
+
+    Args:
+        value: picklable value of this process.
+
+    Returns:
+        `list`: one value per process, in rank order.
+    """
     values: list[Any] = [None] * world()[1]
     if len(values) == 1:
         return [value]

@@ -1,20 +1,21 @@
-"""Optional packages: one sentence that names the extra to install."""
+"""Errors for missing optional packages that name the extra to install."""
 
 import contextlib
+import importlib
 from collections.abc import Iterator
 
 
 @contextlib.contextmanager
 def extra(name: str, what: str) -> Iterator[None]:
     """
-    Import optional packages inside this block.
+    Add the name of the extra to import errors raised in a `with` block.
 
     Args:
-        name (`str`): extra of vip2clip_hf that installs them, such as `"data"`.
-        what (`str`): what needs them; starts the error message.
+        name (`str`): extra of vip2clip_hf that installs the packages, such as `"data"`.
+        what (`str`): feature that needs the packages; the error message starts with it.
 
     Raises:
-        ImportError: a package imported in the block is missing or broken. The message names it and the extra.
+        ImportError: if an import in the block fails. The message names the package and the extra.
 
     Example:
 
@@ -34,4 +35,20 @@ def extra(name: str, what: str) -> Iterator[None]:
         raise ImportError(f"{problem}: pip install 'vip2clip_hf[{name}]'.", name=error.name) from error
 
 
-__all__ = ["extra"]
+def require(name: str, what: str, *modules: str) -> None:
+    """
+    Check that optional packages are installed, before long work that needs them at its end.
+
+    Args:
+        name, what (`str`): see [`extra`].
+        modules (`str`): names of the packages.
+
+    Raises:
+        ImportError: if a package is missing. The message names the package and the extra.
+    """
+    with extra(name, what):
+        for module in modules:
+            importlib.import_module(module)
+
+
+__all__ = ["extra", "require"]

@@ -1,4 +1,4 @@
-"""Figures without a display: an empty one, and writing it to a file."""
+"""Create and save matplotlib figures without a display."""
 
 import os
 from io import BytesIO
@@ -15,10 +15,16 @@ if TYPE_CHECKING:
 
 def new_figure(width: float, height: float) -> "Figure":
     """
-    An empty figure of so many inches that belongs to no window and no global state, as pyplot's do.
+    Create an empty figure without a window. Unlike figures of pyplot, it is not kept in a global list.
+
+    Args:
+        width, height (`float`): size in inches.
+
+    Returns:
+        `matplotlib.figure.Figure`: the figure.
 
     Raises:
-        ImportError: matplotlib is not installed.
+        ImportError: if matplotlib is not installed.
     """
     with extra("train", "Drawing figures"):
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -30,23 +36,22 @@ def new_figure(width: float, height: float) -> "Figure":
 
 def save_figure(figure: "Figure", path: str | os.PathLike) -> Path:
     """
-    Write a figure as PNG. The file is there whole or not at all; missing folders are made.
+    Save a figure as PNG. Missing folders are created, and an error does not leave a partial file.
 
     Args:
-        figure (`matplotlib.figure.Figure`).
-        path (`str` or `os.PathLike`):
-            Ends in `.png`.
+        figure (`matplotlib.figure.Figure`): the figure.
+        path (`str` or `os.PathLike`): file to write; must end in `.png`.
 
     Returns:
-        `pathlib.Path`: the file.
+        `pathlib.Path`: path of the file.
 
     Raises:
-        ValueError: a path that does not end in .png.
-        OSError: it cannot be written.
+        ValueError: if `path` does not end in `.png`.
+        OSError: if the file cannot be written.
     """
     path = Path(path)
     if path.suffix.lower() != ".png":
-        raise ValueError(f"{str(path)!r} does not end in .png; figures are written as PNG.")
+        raise ValueError(f"{str(path)!r} does not end in .png; figures are saved as PNG. Change the extension.")
     content = BytesIO()
     figure.savefig(content, format="png")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Writing so that nothing half-written is left behind."""
+"""Write files and folders atomically: complete or not at all."""
 
 import contextlib
 import os
@@ -10,16 +10,27 @@ from pathlib import Path
 
 
 def umask() -> int:
-    """Permissions that new files do not get. Reading it means setting it."""
+    """
+    Get the umask of this process.
+
+    Returns:
+        `int`: the permission bits that new files do not get.
+    """
+    # There is no call that only reads it.
     current = os.umask(0)
     os.umask(current)
     return current
 
 
-def check_new_folder(target: str | os.PathLike):
+def check_new_folder(target: str | os.PathLike) -> None:
     """
+    Check that a folder can be created at a path.
+
+    Args:
+        target (`str` or `os.PathLike`): path that must not exist, or an empty folder.
+
     Raises:
-        OSError: it is a file, or a folder that is not empty.
+        OSError: if the path is a file or a folder that is not empty.
     """
     target = Path(target)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -29,13 +40,16 @@ def check_new_folder(target: str | os.PathLike):
 @contextlib.contextmanager
 def new_folder(target: str | os.PathLike) -> Iterator[Path]:
     """
-    A folder to write to that becomes `target` when the block ends well, and vanishes when it does not.
+    Yield a temporary folder that is renamed to `target` at the end of the `with` block, or deleted after an error.
 
     Args:
-        target (`str` or `os.PathLike`): must be empty or not exist.
+        target (`str` or `os.PathLike`): path that must not exist, or an empty folder.
+
+    Yields:
+        `pathlib.Path`: the temporary folder, next to `target`.
 
     Raises:
-        OSError: it is a file, or not empty.
+        OSError: if `target` is a file or a folder that is not empty.
     """
     check_new_folder(target)
     target = Path(target)
@@ -43,7 +57,7 @@ def new_folder(target: str | os.PathLike) -> Iterator[Path]:
     staged = Path(tempfile.mkdtemp(prefix=".vip2clip-", dir=target.parent))
     try:
         yield staged
-        staged.chmod(0o777 & ~umask())  # mkdtemp makes folders private
+        staged.chmod(0o777 & ~umask())  # mkdtemp creates private folders
         if target.exists():
             target.rmdir()
         staged.rename(target)
@@ -51,8 +65,17 @@ def new_folder(target: str | os.PathLike) -> Iterator[Path]:
         shutil.rmtree(staged, ignore_errors=True)
 
 
-def write_atomically(path: Path, content: str | bytes):
-    """Text or bytes to a file that is never half-written."""
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """
+    Write a file that is complete or not changed at all.
+
+    Args:
+        path (`pathlib.Path`): file to write; an existing file is replaced.
+        content (`str` or `bytes`): text is encoded as UTF-8.
+
+    Raises:
+        OSError: if the file cannot be written.
+    """
     staged = path.with_name(f".{path.name}.tmp")
     try:
         staged.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
@@ -63,13 +86,21 @@ def write_atomically(path: Path, content: str | bytes):
 
 
 def file_names(names: Sequence[str]) -> dict[str, str]:
-    """A file name for every name, different ones for different names, without anything that could lead elsewhere."""
+    """
+    Choose a safe file name for each name. Different names get different file names, also ignoring case.
+
+    Args:
+        names (`Sequence[str]`): the names, without duplicates.
+
+    Returns:
+        `dict[str, str]`: file name by name: word characters, `.`, `-` and `_` only, without a path.
+    """
     chosen: dict[str, str] = {}
     taken: set[str] = set()
     for name in names:
         base = re.sub(r"[^\w.-]+", "_", name).strip(".")[:100] or "_"
         candidate, number = base, 1
-        while candidate.lower() in taken:  # also where case does not tell files apart
+        while candidate.lower() in taken:  # some file systems ignore case
             number += 1
             candidate = f"{base}-{number}"
         taken.add(candidate.lower())

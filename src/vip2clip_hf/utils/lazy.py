@@ -1,7 +1,8 @@
-"""Names of a package that are imported when they are first used."""
+"""Lazy imports for the `__init__` of a package."""
 
 import ast
 import importlib
+import pkgutil
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -9,14 +10,17 @@ from typing import Any
 
 def lazy_names(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
     """
-    `__getattr__`, `__dir__` and `__all__` for the `__init__` of a package.
+    Create `__getattr__`, `__dir__` and `__all__` for the `__init__` of a package.
 
-    The names are those that the `__init__` imports under `if TYPE_CHECKING:`. Type checkers and editors read that
-    block; at run time a name is imported from its module when it is first used. So a light module can be imported
-    without the heavy ones beside it, and no list of names is written twice.
+    The public names are those that the `__init__` imports under `if TYPE_CHECKING:`. Type checkers and editors read
+    that block. At run time, a name is imported from its module on first use, so importing the package does not import
+    its heavy modules.
 
     Args:
         package (`str`): `__name__` of the package.
+
+    Returns:
+        `tuple[Callable, Callable, list[str]]`: `__getattr__`, `__dir__` and `__all__`.
 
     Example:
 
@@ -36,7 +40,7 @@ def lazy_names(package: str) -> tuple[Callable[[str], Any], Callable[[], list[st
         if name not in modules:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         value = getattr(importlib.import_module(modules[name], package), name)
-        setattr(module, name, value)  # from now on without this function
+        setattr(module, name, value)  # later accesses bypass this function
         return value
 
     def names() -> list[str]:
@@ -46,10 +50,12 @@ def lazy_names(package: str) -> tuple[Callable[[str], Any], Callable[[], list[st
 
 
 def _imports_for_type_checkers(package: str) -> dict[str, str]:
-    """Relative module of every name that the `__init__` imports under `if TYPE_CHECKING:`."""
-    loader = sys.modules[package].__spec__.loader
-    found = {}
-    for statement in ast.parse(loader.get_source(package)).body:
+    """Map each name that the `__init__` imports under `if TYPE_CHECKING:` to its relative module."""
+    source = pkgutil.get_data(package, "__init__.py")
+    if source is None:
+        raise ImportError(f"The source of {package!r} cannot be read.", name=package)
+    found: dict[str, str] = {}
+    for statement in ast.parse(source).body:
         if isinstance(statement, ast.If) and isinstance(statement.test, ast.Name):
             for line in statement.body if statement.test.id == "TYPE_CHECKING" else ():
                 if isinstance(line, ast.ImportFrom):

@@ -1,4 +1,4 @@
-"""Results as JSON."""
+"""Write results as JSON."""
 
 import json
 import math
@@ -6,12 +6,32 @@ from typing import Any
 
 
 def to_json(content: Any) -> str:
-    """JSON text of a file: indented, in UTF-8, with a line break at the end."""
+    """
+    Format the content of a JSON file: indented, with non-ASCII characters as they are and a final line break.
+
+    Args:
+        content: JSON-serializable content.
+
+    Returns:
+        `str`: the text.
+
+    Raises:
+        ValueError: if the content contains NaN or infinity; see [`without_nan`].
+        TypeError: if the content is not JSON-serializable.
+    """
     return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def without_nan(value: Any) -> Any:
-    """The same content with `None` for every NaN, which JSON cannot express."""
+    """
+    Replace every NaN, which JSON does not allow, by `None`.
+
+    Args:
+        value: content of dicts, lists, tuples and scalars.
+
+    Returns:
+        A copy of the content; tuples become lists.
+    """
     if isinstance(value, dict):
         return {name: without_nan(one) for name, one in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,4 +1,4 @@
-"""Versions of the packages that produce results."""
+"""Versions of packages, recorded with results."""
 
 import platform
 
@@ -6,7 +6,12 @@ from .._version import __version__
 
 
 def versions() -> dict[str, str]:
-    """Versions of this package, torch, transformers and Python, to be stored with results."""
+    """
+    Get the versions of this package, torch, transformers and Python.
+
+    Returns:
+        `dict[str, str]`: version by name.
+    """
     import torch
     import transformers
 

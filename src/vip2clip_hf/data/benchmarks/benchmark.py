@@ -1,4 +1,4 @@
-"""The description of one benchmark."""
+"""Description of a benchmark."""
 
 from dataclasses import dataclass, field
 
@@ -6,29 +6,30 @@ from dataclasses import dataclass, field
 @dataclass(frozen=True)
 class Benchmark:
     """
-    One data set of the paper.
+    Benchmark of the paper.
 
     Args:
-        name (`str`): short name, as `load_benchmark` takes it.
+        name (`str`): short name, the `name` argument of [`load_benchmark`].
         title (`str`): full name.
-        domain (`"industrial"` or `"medical"`): table of the paper it stands in (1 or 2).
-        source (`str`): where it is downloaded.
-        citation (`str`): what to cite, from the paper's references.
-        layouts (`tuple[str, ...]`): layouts it is found in, see [`vip2clip_hf.data.layouts`], in the order in which
-            they are tried.
-        evaluated (`str`): which images the paper evaluates, in words.
-        categories (`tuple[str, ...]`): names of the categories, in the order of the results. A set of one category
-            carries its own name.
-        normal, anomalous (`int`): images of the evaluated split, as published.
-        counts (`dict[str, tuple[int, int]]`): the same by category, where known.
-        train_counts (`dict[str, int]`): normal training images by category, where known.
-        counts_source (`str`): who says so.
-        licence (`str`, *optional*): as stated by its makers, or by whom else; None where not established.
-        has_masks (`bool`): whether anomalous images have masks. Without, image metrics only.
-        mask_threshold (`int`): mask values greater than this are anomalous. 127 where masks are stored lossily, so
-            that compression noise around the defect is not marked; the released code takes 0 for every set.
-        folders (`tuple[str, ...]`): what re-packs call the folder of a set of one category.
-        notes (`dict[str, str]`): what to know about a layout, by its name.
+        domain (`str`): `"industrial"` (Table 1 of the paper) or `"medical"` (Table 2).
+        source (`str`): download page.
+        citation (`str`): publication to cite, from the references of the paper.
+        layouts (`tuple[str, ...]`): names of the possible layouts, in the order they are tried, see
+            [`vip2clip_hf.data.layouts`].
+        evaluated (`str`): description of the images evaluated in the paper.
+        categories (`tuple[str, ...]`): names of the categories, in the order of the results. A dataset without
+            categories has one, with the name of the benchmark.
+        normal, anomalous (`int`): published number of normal and anomalous images in the evaluated split.
+        counts_source (`str`): source of the counts.
+        licence (`str`, *optional*): licence, with the source of the statement. None if not established.
+        has_masks (`bool`, defaults to `True`): whether anomalous images have masks. If not, only image metrics are
+            computed.
+        mask_threshold (`int`, defaults to 0): mask values greater than this are anomalous. It is 127 for masks with
+            lossy compression, to exclude the noise around the defect. The released code always uses 0.
+        counts (`dict[str, tuple[int, int]]`): published number of normal and anomalous images by category, if known.
+        train_counts (`dict[str, int]`): published number of normal training images by category, if known.
+        folders (`tuple[str, ...]`): other names of the dataset folder, for datasets with one category.
+        notes (`dict[str, str]`): remarks for the report, by layout name.
     """
 
     name: str
@@ -51,7 +52,7 @@ class Benchmark:
     notes: dict[str, str] = field(default_factory=dict)
 
     def expected(self, category: str) -> tuple[int, int] | None:
-        """Published number of normal and anomalous images of a category in the evaluated split, where known."""
+        """Published number of normal and anomalous images of a category in the evaluated split. None if unknown."""
         if len(self.categories) == 1:
             return self.normal, self.anomalous
         return self.counts.get(category)

@@ -1,13 +1,10 @@
-"""The industrial benchmarks of the paper (Table 1): contents, folder layouts, authors, licences.
-
-`counts_source` says where the counts come from. `licence` is None if it could not be established.
-"""
+"""The industrial benchmarks of the paper (Table 1): image counts, layouts, citations and licences."""
 
 from .benchmark import Benchmark
 
 
-# Reference numbers in citations are those of the paper (arXiv:2505.17692).
-# Tables: normal training images, then normal and anomalous test images of every category.
+# Numbers in square brackets are references of the paper (arXiv:2505.17692).
+# Number of normal training images, normal test images and anomalous test images of each category.
 _MVTEC = {
     "bottle": (209, 20, 63),
     "cable": (224, 58, 92),
@@ -75,7 +72,7 @@ INDUSTRIAL = (
         anomalous=1258,
         counts=_test(_MVTEC),
         train_counts=_train(_MVTEC),
-        counts_source="the published meta file",
+        counts_source="published meta file",
         licence="CC BY-NC-SA 4.0, no commercial use (official readme)",
     ),
     Benchmark(
@@ -94,9 +91,9 @@ INDUSTRIAL = (
         anomalous=1200,
         counts=_test(_VISA),
         train_counts=_train(_VISA),
-        counts_source="the published meta file and the official split file",
+        counts_source="published meta file and official split file",
         licence="CC BY 4.0 (official repository)",
-        notes={"visa": "Masks hold ids of defect classes from 1 on and look black; every value above 0 is anomalous."},
+        notes={"visa": "Mask values are defect class ids from 1, so masks look black. Values above 0 are anomalous."},
     ),
     Benchmark(
         name="mpdd",
@@ -114,8 +111,8 @@ INDUSTRIAL = (
         anomalous=282,
         counts=_test(_MPDD),
         train_counts=_train(_MPDD),
-        counts_source="the literature; the total of 458 by a data card",
-        licence="CC BY-NC-SA 4.0 (stated by anomalib; the official readme states none)",
+        counts_source="literature; total of 458 from a data card",
+        licence="CC BY-NC-SA 4.0 (according to anomalib; the official readme has none)",
     ),
     Benchmark(
         name="btad",
@@ -133,9 +130,9 @@ INDUSTRIAL = (
         anomalous=290,
         counts=_test(_BTAD),
         train_counts=_train(_BTAD),
-        counts_source="the literature; totals by category by third parties",
-        licence="CC BY-NC-SA 4.0 (stated by anomalib; an official statement was not found)",
-        notes={"tree": "One anomalous image, 02/test/ko/0145.png, has a mask that is all zero; it stays anomalous."},
+        counts_source="literature; totals per category from third-party sources",
+        licence="CC BY-NC-SA 4.0 (according to anomalib; no official statement found)",
+        notes={"tree": "The anomalous image 02/test/ko/0145.png has an empty mask. It is still counted as anomalous."},
     ),
     Benchmark(
         name="ksdd",
@@ -147,20 +144,20 @@ INDUSTRIAL = (
             "Journal of Intelligent Manufacturing 31(3), 2020, pp. 759-776. [26]"
         ),
         layouts=("meta", "kolektor", "tree"),
-        evaluated="thirds of the images: every anomalous third and a quarter of the normal ones",
+        evaluated="thirds of the images: all anomalous thirds and a quarter of the normal thirds",
         categories=("ksdd",),
         folders=("electrical commutators", "electrical_commutators", "SDD"),
         normal=286,
         anomalous=54,
-        counts_source="the recipe of the re-pack the paper's code links, computed on the public images",
+        counts_source="computed on the public images, with the recipe of the copy linked by the paper's code",
         licence="CC BY-NC-SA 4.0 (authors' repository)",
         notes={
             "kolektor": (
-                "Whole images, 347 normal and 52 anomalous. The paper evaluates thirds of them (286 and 54); "
-                "write_kolektor_thirds makes these, 'vip2clip data ROOT --write-thirds FOLDER' on the command line. "
-                "Which normal thirds the paper drew is not known."
+                "These are whole images, 347 normal and 52 anomalous. The paper evaluates thirds of the images, 286 "
+                "normal and 54 anomalous. Create thirds with 'vip2clip data ROOT --write-thirds FOLDER' or "
+                "write_kolektor_thirds. Which normal thirds the paper uses is not known."
             ),
-            "tree": "Thirds of the images. Which normal thirds were drawn differs between re-packs.",
+            "tree": "These are thirds of the images. The selection of normal thirds differs between copies.",
         },
     ),
     Benchmark(
@@ -177,11 +174,11 @@ INDUSTRIAL = (
         normal=6996,
         anomalous=1054,
         counts={"Class1": (504, 71)},
-        counts_source="the literature; the total of 8050 by third parties",
-        licence='none stated ("publicly available", official page)',
+        counts_source="literature; total of 8050 from third-party sources",
+        licence='not stated ("publicly available", official page)',
         notes={
-            "dagm": "Masks are rough filled ellipses, not outlines of the defects.",
-            "tree": "Re-packs pool both halves (2100 normal, 2100 anomalous); the paper evaluates the Test halves.",
+            "dagm": "Masks are coarse filled ellipses, not outlines of the defects.",
+            "tree": "Copies in this layout combine Train and Test (2100 normal, 2100 anomalous). The paper uses Test.",
         },
     ),
     Benchmark(
@@ -211,7 +208,7 @@ INDUSTRIAL = (
         ),
         normal=357,
         anomalous=947,
-        counts_source="the literature",
+        counts_source="literature",
         licence=None,
     ),
 )

@@ -1,15 +1,12 @@
-"""The medical benchmarks of the paper (Table 2): contents, folder layouts, authors, licences.
-
-`counts_source` says where the counts come from. `licence` is None if it could not be established.
-"""
+"""The medical benchmarks of the paper (Table 2): image counts, layouts, citations and licences."""
 
 from .benchmark import Benchmark
 
 
-# Reference numbers in citations are those of the paper (arXiv:2505.17692).
+# Numbers in square brackets are references of the paper (arXiv:2505.17692).
 _SALEHI = (
     "Salehi, Sadjadi, Baselizadeh, Rohban, Rabiee: Multiresolution knowledge distillation for anomaly detection. "
-    "CVPR 2021, pp. 14902-14912. (Reference [25] of the paper, which evaluates on the set; not its origin.)"
+    "CVPR 2021, pp. 14902-14912. (Reference [25] of the paper. It evaluates on the dataset but did not create it.)"
 )
 _FIGSHARE_POLYPS = "https://figshare.com/articles/figure/Polyp_DataSet_zip/21221579"
 
@@ -22,12 +19,12 @@ MEDICAL = (
         source="https://www.kaggle.com/datasets/felipekitamura/head-ct-hemorrhage",
         citation=_SALEHI,
         layouts=("meta", "headct", "tree"),
-        evaluated="the whole set",
+        evaluated="the whole dataset",
         categories=("headct",),
         folders=("brain",),
         normal=100,
         anomalous=100,
-        counts_source="a public copy of the set",
+        counts_source="a public copy of the dataset",
         has_masks=False,
     ),
     Benchmark(
@@ -37,14 +34,14 @@ MEDICAL = (
         source="https://www.kaggle.com/datasets/navoneel/brain-mri-images-for-brain-tumor-detection",
         citation=_SALEHI,
         layouts=("meta", "classes", "tree"),
-        evaluated="the whole set",
+        evaluated="the whole dataset",
         categories=("brainmri",),
         folders=("brain_mri", "brain", "brain_tumor"),
         normal=98,
         anomalous=155,
-        counts_source="a public copy of the set",
+        counts_source="a public copy of the dataset",
         has_masks=False,
-        notes={"classes": "Some images are byte-identical within a class; all are kept, as in the published counts."},
+        notes={"classes": "Some images of a class are identical files. All are kept, as in the published counts."},
     ),
     Benchmark(
         name="br35h",
@@ -53,12 +50,12 @@ MEDICAL = (
         source="https://www.kaggle.com/datasets/ahmedhamada0/brain-tumor-detection",
         citation="Hamada: BR35H: Brain Tumor Detection 2020. Kaggle, 2020. [10]",
         layouts=("meta", "classes", "tree"),
-        evaluated="the folders yes and no (the whole set)",
+        evaluated="the folders yes and no (the whole dataset)",
         categories=("br35h",),
         folders=("brain",),
         normal=1500,
         anomalous=1500,
-        counts_source="the literature",
+        counts_source="literature",
         has_masks=False,
     ),
     Benchmark(
@@ -68,7 +65,7 @@ MEDICAL = (
         source="https://challenge.isic-archive.com/data/",
         citation=(
             "Codella et al.: Skin lesion analysis toward melanoma detection: a challenge at the 2017 international "
-            "symposium on biomedical imaging (ISBI). ISBI 2018, pp. 168-172. [7] (The files are those of the 2016 "
+            "symposium on biomedical imaging (ISBI). ISBI 2018, pp. 168-172. [7] (The files are from the 2016 "
             "challenge.)"
         ),
         layouts=("meta", "isic", "tree"),
@@ -77,8 +74,8 @@ MEDICAL = (
         folders=("skin",),
         normal=0,
         anomalous=379,
-        counts_source="the official page",
-        licence="CC0 (stated on the index page of the data set)",
+        counts_source="official page",
+        licence="CC0 (index page of the dataset)",
     ),
     Benchmark(
         name="colondb",
@@ -90,13 +87,15 @@ MEDICAL = (
             "information. IEEE Transactions on Medical Imaging 35(2), 2015, pp. 630-644. [27]"
         ),
         layouts=("meta", "pairs", "colondb", "tree"),
-        evaluated="the whole re-pack of 380 images",
+        evaluated="all images of a re-packaged copy with 380 images",
         categories=("colondb",),
         folders=("colon",),
         normal=0,
         anomalous=380,
-        counts_source="the listing of a re-pack",
-        notes={"colondb": "The official release has 300 frames; the paper's code evaluates a re-pack of 380 images."},
+        counts_source="file list of the re-packaged copy",
+        notes={
+            "colondb": "The official release has 300 frames. The paper evaluates a re-packaged copy with 380 images."
+        },
     ),
     Benchmark(
         name="clinicdb",
@@ -109,12 +108,12 @@ MEDICAL = (
             "and Graphics 43, 2015, pp. 99-111. [3]"
         ),
         layouts=("meta", "pairs", "tree"),
-        evaluated="the whole set",
+        evaluated="the whole dataset",
         categories=("clinicdb",),
         folders=("colon",),
         normal=0,
         anomalous=612,
-        counts_source="the official page",
+        counts_source="official page",
         licence="research and education only, no commercial use (readme in the archive)",
     ),
     Benchmark(
@@ -133,12 +132,12 @@ MEDICAL = (
         folders=("colon",),
         normal=0,
         anomalous=200,
-        counts_source="third parties",
+        counts_source="third-party sources",
         mask_threshold=127,
         notes={
             "pairs": (
-                "How masks are stored is not established; sets of the same group store them as JPEG, hence the mask "
-                "threshold of 127."
+                "The file format of the masks is not established. The mask threshold is 127 because other datasets of "
+                "the same group have JPEG masks."
             )
         },
     ),
@@ -152,18 +151,18 @@ MEDICAL = (
             "MMM 2020, LNCS 11962. [14]"
         ),
         layouts=("meta", "pairs", "tree"),
-        evaluated="the whole set",
+        evaluated="the whole dataset",
         categories=("kvasir",),
         folders=("colon",),
         normal=0,
         anomalous=1000,
-        counts_source="the official page",
+        counts_source="official page",
         licence="research and education; commercial use needs permission (authors' repository)",
         mask_threshold=127,
         notes={
             "pairs": (
-                "Masks are JPEG with noise around 0 and 255; they are cut at 127. The released code cuts at 0, which "
-                "enlarges them by 1 to 5 %: pass mask_threshold=0 to the collator to reproduce it."
+                "Masks are JPEG files with noise near 0 and 255, so the mask threshold is 127. The released code uses "
+                "0, which enlarges the masks by 1 to 5 %; to reproduce it, pass mask_threshold=0 to the collator."
             )
         },
     ),

@@ -1,4 +1,4 @@
-"""The 15 benchmarks of the paper, by name. docs/benchmarks.md has the folder trees."""
+"""Registry of the 15 benchmarks of the paper. docs/benchmarks.md shows their folder trees."""
 
 from .benchmark import Benchmark
 from .industrial import INDUSTRIAL
@@ -10,14 +10,20 @@ BENCHMARKS: dict[str, Benchmark] = {benchmark.name: benchmark for benchmark in (
 
 def get_benchmark(name: str) -> Benchmark:
     """
-    A benchmark by its name, in any case.
+    Get a benchmark by name.
+
+    Args:
+        name (`str`): name such as `"mvtec"`. Case is ignored.
+
+    Returns:
+        `Benchmark`: the entry of `BENCHMARKS`.
 
     Raises:
-        ValueError: an unknown name; lists the known ones.
+        ValueError: if the name is unknown.
     """
     found = BENCHMARKS.get(name.lower()) if isinstance(name, str) else None
     if found is None:
-        raise ValueError(f"Unknown benchmark {name!r}; known ones are {', '.join(BENCHMARKS)}.")
+        raise ValueError(f"Unknown benchmark {name!r}; expected one of {', '.join(BENCHMARKS)}.")
     return found
 
 

@@ -1,4 +1,4 @@
-"""Folder layouts: one module for each family of trees, and a registry."""
+"""Dataset layouts, one module each, and their registry."""
 
 from typing import TYPE_CHECKING
 

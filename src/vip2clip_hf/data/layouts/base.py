@@ -1,7 +1,8 @@
-"""What every layout shares: rows, a reading in progress, the `Layout` itself, and folder names with a meaning."""
+"""Definitions shared by all layouts: rows, readings, the `Layout` class and names of classes and splits."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from ..benchmarks.benchmark import Benchmark
 from ..listing import Listing
@@ -10,17 +11,28 @@ from ..listing import Listing
 NORMAL_NAMES = frozenset({"good", "ok", "normal", "nominal"})
 ANOMALOUS_NAMES = frozenset({"anomalous", "anomaly", "abnormal", "bad", "ko", "ng", "defect", "defective", "damaged"})
 SPLITS = ("train", "test")
-NO_CATEGORY = "folder of no known category"
-ANOTHER_COPY = "another copy of the images"
-UNKNOWN_TYPE = "folder whose name says neither normal nor anomalous"
-NO_TYPE = "image outside the folders of normal and anomalous images"
-NO_LABEL = "image without a label"
-NOT_USED = "not used by the benchmark"
+# Reasons why a file is ignored, as shown in the report.
+NO_CATEGORY = "files outside the categories of the benchmark"
+ANOTHER_COPY = "files in another copy of the dataset"
+UNKNOWN_TYPE = "files outside the class folders"
+NO_TYPE = "images directly in train/ or test/"
+NO_LABEL = "images without a label"
+NOT_USED = "files not used by the benchmark"
 
 
 @dataclass
 class Row:
-    """One image. Paths are relative to the root of the index; label 0 normal, 1 anomalous, None unknown."""
+    """
+    One image of a dataset.
+
+    Args:
+        image (`str`): path relative to the data root, or the image id if the image is not a file.
+        label (`int`, *optional*): 0 normal, 1 anomalous, None unknown.
+        category (`str`): name of the category.
+        mask (`str`, *optional*): path of the mask relative to the data root.
+        defect (`str`, defaults to `""`): defect type. Empty for normal images or if unknown.
+        split (`str`, defaults to `"test"`): split the image belongs to.
+    """
 
     image: str
     label: int | None
@@ -32,7 +44,18 @@ class Row:
 
 @dataclass
 class Reading:
-    """What a reader works on and what it found out."""
+    """
+    Input and results of the reader of a layout.
+
+    Args:
+        listing (`Listing`): files of the dataset.
+        benchmark (`Benchmark`, *optional*): benchmark to read the dataset as.
+        rows (`list[Row]`): images found, of all splits.
+        warnings (`dict[str, list[str]]`): affected paths, grouped by problem.
+        notes (`list[str]`): remarks for the report.
+        has_splits (`bool`, defaults to `True`): whether the layout has splits.
+        empty (`list[str]`): categories without images.
+    """
 
     listing: Listing
     benchmark: Benchmark | None = None
@@ -42,47 +65,55 @@ class Reading:
     has_splits: bool = True
     empty: list[str] = field(default_factory=list)
 
-    def warn(self, kind: str, *examples: str):
+    def warn(self, kind: str, *examples: str) -> None:
+        """Record a problem and the affected paths."""
         self.warnings.setdefault(kind, []).extend(examples)
 
     def category(self, folder_name: str) -> str | None:
-        """Name of a category from that of its folder; None when it is none of the benchmark's."""
+        """Name of the category with this folder name. None if the benchmark has no such category."""
         if self.benchmark is None:
             return folder_name
         if len(self.benchmark.categories) == 1:
             return self.benchmark.categories[0]
         return next((c for c in self.benchmark.categories if c.lower() == folder_name.lower()), None)
 
-    def add(self, image: str, label: int | None, category: str, masks: list[str] | None = None, **more):
-        """Add an image. Of several masks none is taken: which one is right cannot be told."""
+    def category_of(self, folder: str = "") -> str:
+        """Category of a folder in a layout without category folders. Defaults to the name of the folder."""
+        name = self.listing.folder_name(folder)
+        return self.category(name) or name
+
+    def add(self, image: str, label: int | None, category: str, masks: list[str] | None = None, **fields: Any) -> None:
+        """Add an image. If several masks match, none is used because the right one is unknown."""
         masks = masks or []
         if len(masks) > 1:
-            self.warn("images with more than one mask, none of them used", f"{image}: {', '.join(masks)}")
-            self.listing.mark(masks, "one of several masks of an image")
-        self.rows.append(Row(image, label, category, masks[0] if len(masks) == 1 else None, **more))
+            self.warn("images with several masks, none used", f"{image}: {', '.join(masks)}")
+            self.listing.mark(masks, "masks of images with several masks")
+        self.rows.append(Row(image, label, category, masks[0] if len(masks) == 1 else None, **fields))
 
 
 @dataclass(frozen=True)
 class Layout:
     """
-    A way data lie on disk.
+    Arrangement of the files of a dataset.
 
     Args:
-        name (`str`): as `layout=` takes it.
-        title (`str`): in words.
-        matches: whether a folder is laid out so, from the names in it.
-        read (*optional*): finds the rows.
-        expected (`str`): the tree, for error messages.
+        name (`str`): value of the `layout` argument.
+        title (`str`): short description.
+        matches (`Callable[[Listing, Benchmark | None], bool]`): decides from file names whether a folder has this
+            layout.
+        read (`Callable[[Reading], None]`): adds the images of the dataset to a reading.
+        expected (`str`): files of the layout, for error messages.
     """
 
     name: str
     title: str
     matches: Callable[[Listing, Benchmark | None], bool]
-    read: Callable[[Reading], None] | None
+    read: Callable[[Reading], None]
     expected: str
 
 
 def is_normal_name(name: str) -> bool:
+    """Whether a folder with this name contains normal images."""
     return name.lower() in NORMAL_NAMES
 
 

@@ -1,4 +1,4 @@
-"""`normal/` and `anomalous/` for your own photos; `yes/` and `no/` for BrainMRI and Br35H."""
+"""Layout with one folder per class: `normal/` and `anomalous/`, or `no/` and `yes/` for BrainMRI and Br35H."""
 
 from ..benchmarks.benchmark import Benchmark
 from ..listing import Listing, natural_key
@@ -6,11 +6,8 @@ from .base import ANOMALOUS_NAMES, ANOTHER_COPY, NORMAL_NAMES, UNKNOWN_TYPE, Lay
 from .masks import MaskFinder, mask_folder
 
 
-# normal/ and anomalous/: one's own photos; yes/ and no/: BrainMRI and Br35H
-
-
 def _class_folders(listing: Listing, folder: str, benchmark: Benchmark | None) -> dict[str, int]:
-    """Folders of images by class: path -> label."""
+    """Paths of the class folders, with the label of each."""
     labels = {**dict.fromkeys(NORMAL_NAMES, 0), **dict.fromkeys(ANOMALOUS_NAMES, 1)}
     if benchmark is not None:
         labels = {"no": 0, "yes": 1}
@@ -22,7 +19,8 @@ def _class_folders(listing: Listing, folder: str, benchmark: Benchmark | None) -
     return found
 
 
-def _class_categories(listing: Listing, benchmark: Benchmark | None) -> list[str]:
+def _category_folders(listing: Listing, benchmark: Benchmark | None) -> list[str]:
+    """Folders that contain class folders: the root, or one folder per category."""
     if _class_folders(listing, "", benchmark):
         return [""]
     if benchmark is not None:
@@ -31,17 +29,17 @@ def _class_categories(listing: Listing, benchmark: Benchmark | None) -> list[str
 
 
 def classes_match(listing: Listing, benchmark: Benchmark | None) -> bool:
-    return bool(_class_categories(listing, benchmark))
+    return bool(_category_folders(listing, benchmark))
 
 
-def read_classes(reading: Reading):
+def read_classes(reading: Reading) -> None:
     listing, reading.has_splits = reading.listing, False
-    for folder in _class_categories(listing, reading.benchmark):
-        category = reading.category(listing.folder_name(folder))
+    for folder in _category_folders(listing, reading.benchmark):
+        category = reading.category_of(folder)
         classes = _class_folders(listing, folder, reading.benchmark)
         masks_root = mask_folder(listing, folder)
         for path, label in sorted(classes.items(), key=lambda item: (item[1], natural_key(item[0]))):
-            # The kinds of defects may have folders of their own inside.
+            # Defect types can have subfolders.
             inner = listing.subfolders(path) if label and reading.benchmark is None else []
             for images in (path, *inner):
                 masks = MaskFinder(listing, _class_mask_folder(listing, masks_root, folder, images, label))
@@ -56,7 +54,8 @@ def read_classes(reading: Reading):
 
 
 def _class_mask_folder(listing: Listing, masks_root: str | None, folder: str, images: str, label: int) -> str | None:
-    """masks/<class>/<type>, masks/<class>, masks/<type>, or for anomalous images masks itself."""
+    """First existing folder of masks/<class>/<type>, masks/<type> and masks/<class>. Anomalous images fall back to
+    masks/ itself."""
     if masks_root is None:
         return None
     below = images[len(folder) :].lstrip("/")
@@ -68,10 +67,10 @@ def _class_mask_folder(listing: Listing, masks_root: str | None, folder: str, im
 
 CLASSES = Layout(
     name="classes",
-    title="one folder for each class",
+    title="one folder per class",
     matches=classes_match,
     read=read_classes,
-    expected="normal/*.png, anomalous/*.png (for BrainMRI and Br35H no/ and yes/); masks/ where there are any",
+    expected="normal/*.png, anomalous/*.png and optionally masks/*.png; no/ and yes/ for BrainMRI and Br35H",
 )
 
 

@@ -1,4 +1,4 @@
-"""CVC-ColonDB as released: `N.bmp` next to `pN.bmp` (polyp), `sN.bmp` and `cN.bmp`."""
+"""Official CVC-ColonDB release: frames `N.bmp` with masks `pN.bmp` (polyp) and the unused `sN.bmp` and `cN.bmp`."""
 
 import re
 
@@ -8,10 +8,8 @@ from .base import NOT_USED, Layout, Reading
 from .masks import MaskFinder
 
 
-# CVC-ColonDB as released: N.bmp, and beside it pN.bmp (polyp), sN.bmp and cN.bmp
-
-
 def _colondb_folder(listing: Listing) -> str | None:
+    """Folder with the frames: the root or a folder directly inside."""
     for folder in ("", *listing.subfolders("")):
         names = {name.lower() for name in listing.files(folder)}
         if any(name.endswith(".bmp") and name[:-4].isdigit() and f"p{name}" in names for name in names):
@@ -23,20 +21,22 @@ def colondb_matches(listing: Listing, benchmark: Benchmark | None) -> bool:
     return _colondb_folder(listing) is not None
 
 
-def read_colondb(reading: Reading):
+def read_colondb(reading: Reading) -> None:
     listing, reading.has_splits = reading.listing, False
     folder = _colondb_folder(listing)
+    if folder is None:
+        return
     masks = MaskFinder(listing, folder, prefix="p")
     for path in listing.images(folder):
         if stem(path).isdigit():
-            reading.add(path, 1, reading.category(""), masks(path))
+            reading.add(path, 1, reading.category_of(), masks(path))
         elif re.fullmatch(r"[sc]\d+", stem(path), re.IGNORECASE):
             listing.mark([path], NOT_USED)
 
 
 COLONDB = Layout(
     name="colondb",
-    title="CVC-ColonDB as released",
+    title="official CVC-ColonDB release",
     matches=colondb_matches,
     read=read_colondb,
     expected="1.bmp, p1.bmp, ...",

@@ -1,4 +1,4 @@
-"""DAGM 2007 as released: `ClassN/{Train,Test}/NNNN.PNG` with `Label/NNNN_label.PNG` and `Label/Labels.txt`."""
+"""Official DAGM 2007 release: `ClassN/{Train,Test}/NNNN.PNG`, `Label/NNNN_label.PNG` and `Label/Labels.txt`."""
 
 from ..benchmarks.benchmark import Benchmark
 from ..listing import LAYOUT_FILE, Listing, stem
@@ -6,10 +6,8 @@ from .base import ANOTHER_COPY, NO_CATEGORY, SPLITS, Layout, Reading
 from .masks import MaskFinder
 
 
-# DAGM 2007 as released: ClassN/{Train,Test}/NNNN.PNG with Label/NNNN_label.PNG and Label/Labels.txt
-
-
-def _dagm_labels(listing: Listing, folder: str) -> str | None:
+def _label_folder(listing: Listing, folder: str) -> str | None:
+    """First folder `Label` of a category, or None."""
     for split in SPLITS:
         inner = listing.find_folder(folder, split)
         if inner is not None and (label := listing.find_folder(inner, "Label")) is not None:
@@ -18,17 +16,17 @@ def _dagm_labels(listing: Listing, folder: str) -> str | None:
 
 
 def dagm_matches(listing: Listing, benchmark: Benchmark | None) -> bool:
-    return any(_dagm_labels(listing, folder) is not None for folder in listing.subfolders(""))
+    return any(_label_folder(listing, folder) is not None for folder in listing.subfolders(""))
 
 
-def read_dagm(reading: Reading):
+def read_dagm(reading: Reading) -> None:
     listing = reading.listing
     for folder in listing.subfolders(""):
         category = reading.category(listing.folder_name(folder))
         if category is None:
-            copy = any(_dagm_labels(listing, f) for sub in (folder, *listing.subfolders(folder))
-                       for f in listing.subfolders(sub))  # fmt: skip
-            listing.mark(listing.below(folder), ANOTHER_COPY if copy else NO_CATEGORY)
+            parents = (folder, *listing.subfolders(folder))
+            is_copy = any(_label_folder(listing, inner) for parent in parents for inner in listing.subfolders(parent))
+            listing.mark(listing.below(folder), ANOTHER_COPY if is_copy else NO_CATEGORY)
             continue
         before = len(reading.rows)
         for split in SPLITS:
@@ -37,11 +35,11 @@ def read_dagm(reading: Reading):
                 continue
             label_folder = listing.find_folder(images, "Label")
             masks = MaskFinder(listing, label_folder)
-            listed = _read_dagm_labels(reading, label_folder)
+            listed = _read_labels(reading, label_folder)
             for image in listing.images(images):
                 found = masks(image)
                 if listed and listed.get(stem(image), int(bool(found))) != int(bool(found)):
-                    reading.warn("images whose mask and entry in Labels.txt disagree, taken as anomalous", image)
+                    reading.warn("images where mask and Labels.txt disagree, treated as anomalous", image)
                 anomalous = bool(found) or listed.get(stem(image)) == 1
                 defect = "defect" if anomalous else ""
                 reading.add(image, int(anomalous), category, found, defect=defect, split=split)
@@ -49,8 +47,9 @@ def read_dagm(reading: Reading):
             reading.empty.append(category)
 
 
-def _read_dagm_labels(reading: Reading, folder: str | None) -> dict[str, int]:
-    """Labels.txt: a first line, then number, label, file, 0, mask or 0, separated by tabs."""
+def _read_labels(reading: Reading, folder: str | None) -> dict[str, int]:
+    """Labels in Labels.txt by image stem. After a header line, each line contains number, label, file, 0, and mask or
+    0, separated by tabs."""
     path = None if folder is None else reading.listing.find_file(folder, "Labels.txt")
     if path is None:
         return {}
@@ -62,7 +61,7 @@ def _read_dagm_labels(reading: Reading, folder: str | None) -> dict[str, int]:
         if not cells:
             continue
         if len(cells) < 3 or cells[1] not in ("0", "1"):
-            reading.warn("lines of Labels.txt that cannot be understood", f"{path}: {line.strip()!r}")
+            reading.warn("invalid lines in Labels.txt, skipped", f"{path}: {line.strip()!r}")
             continue
         labels[stem(cells[2])] = int(cells[1])
     return labels
@@ -70,7 +69,7 @@ def _read_dagm_labels(reading: Reading, folder: str | None) -> dict[str, int]:
 
 DAGM = Layout(
     name="dagm",
-    title="DAGM 2007 as released",
+    title="official DAGM 2007 release",
     matches=dagm_matches,
     read=read_dagm,
     expected="Class1/Test/*.PNG, Class1/Test/Label/Labels.txt, Class1/Test/Label/*_label.PNG, ...",

@@ -1,4 +1,4 @@
-"""HeadCT as released: `labels.csv` and numbered images."""
+"""Official HeadCT release: `labels.csv` and numbered images."""
 
 import csv
 import os
@@ -9,11 +9,8 @@ from ..listing import LAYOUT_FILE, Listing, stem
 from .base import NO_LABEL, Layout, Reading
 
 
-# HeadCT as released: labels.csv and numbered images
-
-
 def _headct_csv(listing: Listing) -> Path | None:
-    """labels.csv in the folder or, where the re-pack of the released code puts it, beside it."""
+    """Path of labels.csv, in the folder or next to it (as in the copy used by the released code)."""
     path = listing.find_file("", "labels.csv")
     found = listing.root / path if path is not None else Path(os.path.abspath(listing.root)).parent / "labels.csv"
     try:
@@ -25,7 +22,7 @@ def _headct_csv(listing: Listing) -> Path | None:
 
 
 def _headct_images(listing: Listing, folder: str = "", depth: int = 2) -> list[str]:
-    """Numbered images at the first level where there are any."""
+    """Paths of the numbered images, from the first level that has any."""
     images = [path for path in listing.images(folder) if stem(path).isdigit()]
     if images or not depth:
         return images
@@ -36,9 +33,11 @@ def headct_matches(listing: Listing, benchmark: Benchmark | None) -> bool:
     return _headct_csv(listing) is not None and bool(_headct_images(listing))
 
 
-def read_headct(reading: Reading):
+def read_headct(reading: Reading) -> None:
     listing, reading.has_splits = reading.listing, False
     path = _headct_csv(listing)
+    if path is None:
+        return
     listing.mark([listing.find_file("", "labels.csv")], LAYOUT_FILE)
     labels = {}
     with open(path, encoding="utf-8-sig", newline="") as file:
@@ -47,21 +46,21 @@ def read_headct(reading: Reading):
                 continue
             cells = [cell.strip() for cell in line]
             if len(cells) < 2 or not cells[0].isdigit() or cells[1] not in ("0", "1"):
-                reading.warn("lines of labels.csv that cannot be understood", ",".join(line))
+                reading.warn("invalid lines in labels.csv, skipped", ",".join(line))
                 continue
-            labels[int(cells[0])] = int(cells[1])  # ids are not padded, file names are
+            labels[int(cells[0])] = int(cells[1])  # ids have no leading zeros, file names do
     for image in _headct_images(listing):
         label = labels.get(int(stem(image)))
         if label is None:
-            reading.warn("images without a line in labels.csv, left out", image)
+            reading.warn("images missing from labels.csv, left out", image)
             listing.mark([image], NO_LABEL)
             continue
-        reading.add(image, label, reading.category(""))
+        reading.add(image, label, reading.category_of())
 
 
 HEADCT = Layout(
     name="headct",
-    title="HeadCT as released",
+    title="official HeadCT release",
     matches=headct_matches,
     read=read_headct,
     expected="labels.csv, head_ct/head_ct/000.png, ...",

@@ -1,12 +1,10 @@
-"""`images/` and `masks/`: the polyp datasets, where every image is anomalous."""
+"""Layout with `images/` and `masks/`, used by the polyp benchmarks, where every image is anomalous."""
 
 from ..benchmarks.benchmark import Benchmark
 from ..listing import Listing
 from .base import Layout, Reading
 from .masks import MASK_FOLDERS, MaskFinder
 
-
-# images/ and masks/: the polyp sets and ISIC, where every image is anomalous
 
 _IMAGE_FOLDERS = ("images", "image", "original", "imgs")
 
@@ -21,17 +19,21 @@ def pairs_match(listing: Listing, benchmark: Benchmark | None) -> bool:
     return folders is not None and bool(listing.images(folders[0]))
 
 
-def read_pairs(reading: Reading):
-    images, masks = _pair_folders(reading.listing)
+def read_pairs(reading: Reading) -> None:
+    folders = _pair_folders(reading.listing)
+    if folders is None:
+        return
     reading.has_splits = False
     if reading.benchmark is None:
-        reading.notes.append("Images whose mask is missing count as normal: the layout has no other label.")
-    read_paired(reading, images, masks)
+        reading.notes.append("Images without a mask count as normal because this layout has no other labels.")
+    read_paired(reading, *folders)
 
 
-def read_paired(reading: Reading, images: str, masks: str, split: str = "test"):
+def read_paired(reading: Reading, images: str, masks: str, split: str = "test") -> None:
+    """Add the images of a folder, with masks from another folder. Without a benchmark, images without a mask are
+    normal."""
     listing, find = reading.listing, MaskFinder(reading.listing, masks)
-    category = reading.category(listing.folder_name(""))
+    category = reading.category_of()
     for image in listing.images(images):
         found = find(image)
         label = 1 if reading.benchmark is not None or found else 0
@@ -40,10 +42,10 @@ def read_paired(reading: Reading, images: str, masks: str, split: str = "test"):
 
 PAIRS = Layout(
     name="pairs",
-    title="images and masks",
+    title="image and mask folders",
     matches=pairs_match,
     read=read_pairs,
-    expected="images/*.png, masks/*.png of the same stem",
+    expected="images/*.png, masks/*.png with the same stems",
 )
 
 

@@ -1,4 +1,4 @@
-"""ISIC 2016 as released: one folder of images and one of masks for each split."""
+"""Official ISIC 2016 release: an image folder and a mask folder per split."""
 
 from ..benchmarks.benchmark import Benchmark
 from ..listing import Listing
@@ -7,6 +7,7 @@ from .image_mask_pairs import read_paired
 
 
 def _isic_folders(listing: Listing) -> dict[str, tuple[str, str]]:
+    """Image folder and mask folder of each split."""
     names = {"test": "Test", "train": "Training"}
     found = {}
     for split, name in names.items():
@@ -21,14 +22,14 @@ def isic_matches(listing: Listing, benchmark: Benchmark | None) -> bool:
     return "test" in _isic_folders(listing)
 
 
-def read_isic(reading: Reading):
+def read_isic(reading: Reading) -> None:
     for split, (images, masks) in _isic_folders(reading.listing).items():
         read_paired(reading, images, masks, split)
 
 
 ISIC = Layout(
     name="isic",
-    title="ISIC 2016 as released",
+    title="official ISIC 2016 release",
     matches=isic_matches,
     read=read_isic,
     expected="ISBI2016_ISIC_Part1_Test_Data/*.jpg, ISBI2016_ISIC_Part1_Test_GroundTruth/*_Segmentation.png",

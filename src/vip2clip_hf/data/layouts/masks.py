@@ -1,4 +1,4 @@
-"""Find the mask of an image by its file name."""
+"""Match masks to images by file name."""
 
 from ..listing import MASK_WITHOUT_IMAGE, Listing, stem
 
@@ -9,17 +9,19 @@ MASK_SUFFIXES = ("_mask", "_label", "_segmentation")
 
 class MaskFinder:
     """
-    Masks of a folder by stem, after one known suffix (`_mask`, `_label`, `_Segmentation`, in any case) is taken off.
-    Never by sort order: there, one stray file shifts every pair behind it.
+    Index of the masks in a folder by stem, with and without the suffix `_mask`, `_label` or `_Segmentation` (in any
+    case). Masks are never matched by sort order, where one extra file shifts all pairs after it.
 
     Args:
-        listing (`Listing`): what there is.
-        folder (`str`, *optional*): folder of the masks; None where there is none.
-        prefix (`str`, defaults to `""`): what masks carry in front of the stem, where they lie beside the images.
-        suffix (`str`, defaults to `""`): the same behind it.
+        listing (`Listing`): files of the dataset.
+        folder (`str`, *optional*): mask folder. None if there is no mask folder.
+        prefix (`str`, defaults to `""`): prefix of masks stored next to the images, in lower case. It is not part of
+            the stem.
+        suffix (`str`, defaults to `""`): suffix of masks stored next to the images, in lower case. One of the suffixes
+            above; the stem is then only used without it.
     """
 
-    def __init__(self, listing: Listing, folder: str | None, prefix: str = "", suffix: str = ""):
+    def __init__(self, listing: Listing, folder: str | None, prefix: str = "", suffix: str = "") -> None:
         self.by_stem: dict[str, list[str]] = {}
         for path in listing.images(folder) if folder is not None else ():
             name = stem(path)
@@ -33,11 +35,12 @@ class MaskFinder:
                 self.by_stem.setdefault(key, []).append(path)
 
     def __call__(self, image: str) -> list[str]:
-        """The masks of an image: none, one, or several where files compete."""
+        """Paths of the masks of an image. Several paths mean that the file names are ambiguous."""
         return self.by_stem.get(stem(image), [])
 
 
 def mask_folder(listing: Listing, folder: str) -> str | None:
+    """Path of the mask folder directly in a folder, or None."""
     found = listing.find_folder(folder, *MASK_FOLDERS)
     if found is None:  # ISBI2016_ISIC_Part1_Test_GroundTruth
         found = next((f for f in listing.subfolders(folder) if f.lower().endswith("groundtruth")), None)

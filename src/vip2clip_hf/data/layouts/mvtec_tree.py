@@ -1,4 +1,4 @@
-"""`<category>/{train,test}/<type>/` and `<category>/ground_truth/<type>/`: MVTec AD and datasets modelled on it."""
+"""MVTec AD folder tree: `<category>/{train,test}/<type>/` and `<category>/ground_truth/<type>/`."""
 
 from ..benchmarks.benchmark import Benchmark
 from ..listing import Listing
@@ -6,19 +6,17 @@ from .base import NO_CATEGORY, NO_TYPE, SPLITS, Layout, Reading, is_normal_name
 from .masks import MaskFinder, mask_folder
 
 
-# <category>/{train,test}/<type>/ and <category>/ground_truth/<type>/: MVTec AD and what is modelled on it
-
-
-def _tree_categories(listing: Listing) -> list[str]:
+def _category_folders(listing: Listing) -> list[str]:
+    """Folders with train/ or test/ inside: the root, or one folder per category."""
     if any(listing.find_folder("", split) for split in SPLITS):
         return [""]
     folders = listing.subfolders("")
     return [folder for folder in folders if any(listing.find_folder(folder, split) for split in SPLITS)]
 
 
-def _wanted_trees(reading: Reading) -> list[str]:
-    """Folders of categories; of a benchmark with one category only the one folder that can be it."""
-    folders, benchmark = _tree_categories(reading.listing), reading.benchmark
+def _select_categories(reading: Reading) -> list[str]:
+    """Category folders to read. For a benchmark with one category, only the folder with a known name."""
+    folders, benchmark = _category_folders(reading.listing), reading.benchmark
     if benchmark is None or len(benchmark.categories) > 1 or len(folders) < 2:
         return folders
     names = {name.lower() for name in (*benchmark.categories, *benchmark.folders)}
@@ -28,7 +26,7 @@ def _wanted_trees(reading: Reading) -> list[str]:
 
 def tree_matches(listing: Listing, benchmark: Benchmark | None) -> bool:
     reading = Reading(listing, benchmark)
-    for folder in _wanted_trees(reading):
+    for folder in _select_categories(reading):
         splits = [found for split in SPLITS if (found := listing.find_folder(folder, split)) is not None]
         typed = any(listing.subfolders(split) for split in splits)
         if typed and reading.category(listing.folder_name(folder)) is not None:
@@ -36,10 +34,10 @@ def tree_matches(listing: Listing, benchmark: Benchmark | None) -> bool:
     return False
 
 
-def read_tree(reading: Reading):
-    listing, wanted = reading.listing, _wanted_trees(reading)
-    for folder in _tree_categories(listing):
-        category = reading.category(listing.folder_name(folder)) if folder in wanted else None
+def read_tree(reading: Reading) -> None:
+    listing, selected = reading.listing, _select_categories(reading)
+    for folder in _category_folders(listing):
+        category = reading.category(listing.folder_name(folder)) if folder in selected else None
         if category is None:
             listing.mark(listing.below(folder), NO_CATEGORY)
             continue
@@ -62,7 +60,8 @@ def read_tree(reading: Reading):
 
 
 def _typed_mask_folder(listing: Listing, masks_root: str | None, kind: str, split: str, normal: bool) -> str | None:
-    """ground_truth/<type>, ground_truth/<split>/<type>, or ground_truth itself where it has no such folders."""
+    """Mask folder of a type: ground_truth/<type> or ground_truth/<split>/<type>. Defects fall back to ground_truth/
+    itself if it has no subfolders."""
     if masks_root is None:
         return None
     found = listing.find_folder(masks_root, kind)
@@ -75,7 +74,7 @@ def _typed_mask_folder(listing: Listing, masks_root: str | None, kind: str, spli
 
 TREE = Layout(
     name="tree",
-    title="tree like that of MVTec AD",
+    title="MVTec AD folder tree",
     matches=tree_matches,
     read=read_tree,
     expected="<category>/test/good/*.png, <category>/test/<defect>/*.png, <category>/ground_truth/<defect>/*_mask.png",

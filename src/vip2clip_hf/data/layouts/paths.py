@@ -1,4 +1,4 @@
-"""Resolve paths that are written in a file of a dataset."""
+"""Resolve paths listed in the files of a dataset."""
 
 from typing import Any
 
@@ -8,27 +8,27 @@ from .base import Reading
 
 class PathResolver:
     """
-    Paths that stand in a file of a data set, as paths below its root.
+    Convert the paths listed in a file of a dataset to paths below the data root.
 
-    Tried in this order: the path as it is; without its first part, when that is the name of the root; and the
-    longest trailing part that exists below the root, for paths of another machine.
+    Tried in this order: the path relative to `folder` and to the root; the path without its first part, if this is the
+    name of the root; and the longest trailing part that exists below the root, for paths from another machine.
 
     Args:
-        listing (`Listing`): what there is.
-        folder (`str`, defaults to `""`): folder the file with the paths lies in, to which they are relative.
+        listing (`Listing`): files of the dataset.
+        folder (`str`, defaults to `""`): folder of the file that lists the paths.
     """
 
-    LEAVES = "paths that lead out of the data set, left out"
-    ABSENT = "images that a file names but that are not there, left out"
+    OUTSIDE = "paths that point outside the dataset, left out"
+    MISSING = "listed images that do not exist, left out"
 
-    def __init__(self, listing: Listing, folder: str = ""):
+    def __init__(self, listing: Listing, folder: str = "") -> None:
         self.listing, self.folder = listing, folder
         self.root_name = listing.folder_name("")
-        self.rerooted = 0
+        self.num_foreign = 0  # paths found by a trailing part
 
     @staticmethod
     def parts(path: str) -> list[str] | None:
-        """Parts of a path, `..` resolved; None where it leads out."""
+        """Parts of a path with `..` resolved. None if the path points outside the dataset."""
         kept: list[str] = []
         for part in str(path).replace("\\", "/").split("/"):
             if part == "..":
@@ -40,7 +40,7 @@ class PathResolver:
         return kept
 
     def __call__(self, path: str) -> str | None:
-        """Path below the root of a file that exists, or None."""
+        """Path of an existing file below the root, or None."""
         parts = self.parts(path)
         if not parts:
             return None
@@ -54,28 +54,35 @@ class PathResolver:
         for drop in range(0 if foreign else 1, len(parts)):
             tail = "/".join(parts[drop:])
             if tail in self.listing:
-                self.rerooted += 1
+                self.num_foreign += 1
                 return tail
         return None
 
-    def refused(self, path: str) -> tuple[str, str]:
-        """Why a path gave nothing: the kind of warning, and the path."""
-        return (self.LEAVES if self.parts(path) is None else self.ABSENT), str(path)
+    def problem(self, path: str) -> str:
+        """Warning for an image path that could not be resolved."""
+        return self.OUTSIDE if self.parts(path) is None else self.MISSING
+
+    def add_note(self, reading: Reading, file: str) -> None:
+        """Add a note to the reading if paths in the file were found by a trailing part."""
+        if self.num_foreign:
+            reading.notes.append(
+                f"Paths in {file} from another machine or folder, matched by their last parts: {self.num_foreign}."
+            )
 
 
-def find_named_mask(reading: Reading, resolve: PathResolver, named: Any) -> list[str]:
-    """The mask a file names. Empty, null and the path of a folder mean that there is none."""
-    if not isinstance(named, str) or not named.strip():
+def find_listed_mask(reading: Reading, resolve: PathResolver, path: Any) -> list[str]:
+    """Path of a listed mask, as a list of at most one. An empty path, null or the path of a folder mean no mask."""
+    if not isinstance(path, str) or not path.strip():
         return []
-    found = resolve(named)
+    found = resolve(path)
     if found is not None:
         return [found]
-    parts = resolve.parts(named)
+    parts = resolve.parts(path)
     if parts is None:
-        reading.warn("masks named by a path that leads out of the data set, left out", named)
+        reading.warn("mask paths that point outside the dataset, left out", path)
     elif parts and "." in parts[-1]:
-        reading.warn("masks that a file names but that are not there", named)
+        reading.warn("listed masks that do not exist, left out", path)
     return []
 
 
-__all__ = ["PathResolver", "find_named_mask"]
+__all__ = ["PathResolver", "find_listed_mask"]

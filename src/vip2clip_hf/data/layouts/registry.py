@@ -1,4 +1,4 @@
-"""All layouts by name, in the order in which they are tried."""
+"""Registry of all layouts."""
 
 from .base import Layout
 from .class_folders import CLASSES
@@ -16,9 +16,9 @@ from .table import TABLE
 from .visa import VISA
 
 
-# In the order in which they are tried on a folder.
+# Tried on a folder in this order.
 FOLDER_LAYOUTS = (META, TREE, CLASSES, PAIRS, TABLE, FLAT)
-# Layouts of single benchmarks as released; tried only when the benchmark is named.
+# Official releases of single benchmarks. Only tried if the benchmark is specified.
 BENCHMARK_LAYOUTS = (VISA, KOLEKTOR, DAGM, HEADCT, ISIC, COLONDB)
 LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in (*FOLDER_LAYOUTS, HUB, *BENCHMARK_LAYOUTS)}
 

@@ -6,35 +6,37 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from ...utils.extras import extra
 from ..benchmarks.benchmark import Benchmark
 from ..listing import LAYOUT_FILE, Listing
 from .base import Layout, Reading
-from .columns import choose_columns, is_missing, to_labels, to_split
-from .paths import PathResolver, find_named_mask
+from .columns import choose_columns, describe_labels, is_missing, to_labels, to_split
+from .paths import PathResolver, find_listed_mask
 
 
 TABLE_EXTENSIONS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 
 
-# Tables
-
-
 def metadata_file(listing: Listing) -> str | None:
-    """`metadata.csv`, `.jsonl` or `.parquet`, the convention of `datasets` for folders of images."""
+    """Name of `metadata.csv`, `.jsonl` or `.parquet`, the convention of `datasets` for image folders, or None."""
     return listing.find_file("", *(f"metadata{extension}" for extension in TABLE_EXTENSIONS))
 
 
 def find_table(listing: Listing) -> str:
+    """
+    Name of the table in a folder: `metadata.*`, or the only table.
+
+    Raises:
+        ValueError: if there is no table or more than one.
+    """
     if (found := metadata_file(listing)) is not None:
         return found
     tables = [name for name in listing.files("") if os.path.splitext(name)[1].lower() in TABLE_EXTENSIONS]
     if len(tables) != 1:
-        raise ValueError(
-            f"{str(listing.root)!r} holds {len(tables)} tables ({', '.join(tables) or 'none'}); name one of them."
-        )
+        found_text = f"several tables ({', '.join(tables)})" if tables else "no table"
+        raise ValueError(f"Folder {str(listing.root)!r} contains {found_text}; expected one, or the path of a table.")
     return tables[0]
 
 
@@ -47,12 +49,21 @@ def table_matches(listing: Listing, benchmark: Benchmark | None) -> bool:
     return True
 
 
-def read_table_file(path: Path, head: bool = False) -> dict[str, list]:
+def read_table_file(path: Path, head: bool = False) -> dict[str, list[Any]]:
     """
-    A CSV, TSV, JSONL or Parquet file as columns; with `head` only their names and perhaps a first line.
+    Read the columns of a CSV, TSV, JSONL or Parquet file.
+
+    Args:
+        path (`pathlib.Path`): file to read.
+        head (`bool`, defaults to `False`): whether to read only the column names. The values are then incomplete.
+
+    Returns:
+        `dict[str, list]`: values by column name.
 
     Raises:
-        OSError: it cannot be read. ValueError: it is damaged or not a table.
+        ImportError: if the file is a Parquet file and `pyarrow` is not installed.
+        OSError: if the file cannot be read.
+        ValueError: if the file is not a valid table.
     """
     extension = path.suffix.lower()
     if extension == ".parquet":
@@ -64,105 +75,131 @@ def read_table_file(path: Path, head: bool = False) -> dict[str, list]:
                 return {name: [] for name in pyarrow.parquet.read_schema(path).names}
             return pyarrow.parquet.read_table(path).to_pydict()
         except pyarrow.ArrowInvalid as error:
-            raise ValueError(f"{path} is no Parquet file ({error}).") from error
+            raise ValueError(f"{str(path)!r} is not a valid Parquet file ({error}).") from error
+    is_json = extension in (".jsonl", ".ndjson")
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
-            if head:  # a CSV file of a header and one line, so that a table without lines has columns as well
-                first = [line for line in (file.readline(), file.readline()) if line.strip()]
-                if extension in (".jsonl", ".ndjson"):
-                    first = first[:1]
-                file = io.StringIO("".join(first))
-            lines = _read_json_lines(file, path) if extension in (".jsonl", ".ndjson") else _read_csv(file, path)
+            source: TextIO = file
+            if head:  # the first row has the column names, in CSV the header and the first row
+                lines = [line for line in (file.readline(), file.readline()) if line.strip()]
+                source = io.StringIO("".join(lines[:1] if is_json else lines))
+            rows = _read_json_lines(source, path) if is_json else _read_csv(source, path)
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not encoded in UTF-8 ({error.reason}); save it as UTF-8.") from error
-    names = list(dict.fromkeys(name for line in lines for name in line))
-    return {name: [line.get(name) for line in lines] for name in names}
+        raise ValueError(f"{str(path)!r} is not encoded as UTF-8 ({error.reason}); save it as UTF-8.") from error
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    return {name: [row.get(name) for row in rows] for name in names}
 
 
-def _read_csv(file, path: Path) -> list[dict[str, str]]:
-    head = file.readline()
+def _read_csv(file: TextIO, path: Path) -> list[dict[str, Any]]:
+    header = file.readline()
     file.seek(0)
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else max(",;\t|", key=head.count)
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else max(",;\t|", key=header.count)
     try:
         table = csv.DictReader(file, delimiter=delimiter, skipinitialspace=True)
-        lines = []
-        for line in table:
-            if None in line or None in line.values():
+        rows = []
+        for row in table:
+            if None in row or None in row.values():  # too many or too few values
                 raise ValueError(
-                    f"{path}, line {table.line_num}: {len(table.fieldnames)} columns expected, found another number."
+                    f"{str(path)!r}, line {table.line_num}: wrong number of values; expected "
+                    f"{len(table.fieldnames or ())}, one for each column of the header."
                 )
-            lines.append({name.strip(): value for name, value in line.items()})
-        return lines
+            rows.append({name.strip(): value for name, value in row.items()})
+        return rows
     except csv.Error as error:
-        raise ValueError(f"{path} is no CSV file ({error}).") from error
+        raise ValueError(f"{str(path)!r} is not a valid CSV file ({error}).") from error
 
 
-def _read_json_lines(file, path: Path) -> list[dict[str, Any]]:
-    lines = []
+def _read_json_lines(file: TextIO, path: Path) -> list[dict[str, Any]]:
+    rows = []
     for number, line in enumerate(file, 1):
         if not line.strip():
             continue
         try:
             content = json.loads(line)
         except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {number}: no JSON ({error.msg}); expected one object a line.") from error
+            raise ValueError(
+                f"{str(path)!r}, line {number}: invalid JSON ({error.msg}); expected one object per line."
+            ) from error
         if not isinstance(content, dict):
-            raise ValueError(f"{path}, line {number}: found {type(content).__name__}; expected one object a line.")
-        lines.append(content)
-    return lines
+            raise ValueError(
+                f"{str(path)!r}, line {number}: found {type(content).__name__}; expected one object per line."
+            )
+        rows.append(content)
+    return rows
 
 
-def read_table(reading: Reading, table: str, columns: Mapping[str, str] | None, normal_labels: Sequence[str] | None):
-    """Rows of a table of paths, relative to the folder of the table."""
+def read_table(
+    reading: Reading, table: str, columns: Mapping[str, str] | None, normal_labels: Sequence[str] | None
+) -> None:
+    """
+    Read the images listed in a table. Paths are relative to the folder of the table.
+
+    Args:
+        reading (`Reading`): receives the rows.
+        table (`str`): path of the table below the data root.
+        columns (`Mapping[str, str]`, *optional*): column names by field, see [`choose_columns`].
+        normal_labels (`Sequence[str]`, *optional*): labels that mean normal, see [`to_labels`].
+
+    Raises:
+        ImportError: if the table is a Parquet file and `pyarrow` is not installed.
+        OSError: if the table cannot be read.
+        ValueError: if the table is invalid, or if its columns or labels are unknown.
+    """
     listing, path = reading.listing, reading.listing.root / table
     content = read_table_file(path)
     listing.mark([table], LAYOUT_FILE)
     chosen = choose_columns(list(content), columns, str(path))
     count = len(content[chosen["image"]])
     resolve = PathResolver(listing, table.rpartition("/")[0])
-    labels, kinds = [None] * count, [""] * count
+    labels: list[int | None] = [None] * count
+    defect_types = [""] * count
     if "label" in chosen:
-        labels, kinds, read = to_labels(
-            content[chosen["label"]], normal_labels, f"Column {chosen['label']!r} of {path}"
-        )
-        reading.notes.append(f"Labels are read from the column {chosen['label']!r} ({read or 'all empty'}).")
+        what = f"Column {chosen['label']!r} of {str(path)!r}"
+        labels, defect_types, meaning = to_labels(content[chosen["label"]], normal_labels, what)
+        reading.notes.append(describe_labels(chosen["label"], meaning))
     reading.has_splits = "split" in chosen
     default_category = path.absolute().parent.name
 
-    def column(name: str) -> list:
+    def column(name: str) -> list[Any]:
         return content[chosen[name]] if name in chosen else [None] * count
 
     taken: set[str] = set()
-    for image, mask, label, kind, category, defect, split in zip(
-        column("image"), column("mask"), labels, kinds, column("category"), column("defect"), column("split")
+    for image, mask, label, defect_type, category, defect, split in zip(
+        column("image"), column("mask"), labels, defect_types, column("category"), column("defect"), column("split")
     ):
         if is_missing(image) or not isinstance(image, str):
-            reading.warn("lines of the table without an image, left out", repr(image))
+            reading.warn("table rows without an image, left out", repr(image))
             continue
         found = resolve(image)
         if found is None:
-            reading.warn(*resolve.refused(image))
+            reading.warn(resolve.problem(image), image)
             continue
         if found in taken:
-            reading.warn("lines of the table with an image another line has, left out", image)
+            reading.warn("table rows for an image that another row already has, left out", image)
             continue
         taken.add(found)
-        kind = str(defect).strip() if not is_missing(defect) and label == 1 else kind
         reading.add(
-            found, label, default_category if is_missing(category) else str(category).strip(),
-            find_named_mask(reading, resolve, mask), defect=kind, split=to_split(split),
-        )  # fmt: skip
-    if resolve.rerooted:
-        reading.notes.append(f"{resolve.rerooted} paths of {path.name} were found below the root by their end.")
+            found,
+            label,
+            default_category if is_missing(category) else str(category).strip(),
+            find_listed_mask(reading, resolve, mask),
+            defect=str(defect).strip() if not is_missing(defect) and label == 1 else defect_type,
+            split=to_split(split),
+        )
+    resolve.add_note(reading, path.name)
 
 
-# Read by `read_table`, which has to be told about columns.
+def read_only_table(reading: Reading) -> None:
+    """Read the table of a folder, with the usual column names and labels."""
+    read_table(reading, find_table(reading.listing), None, None)
+
+
 TABLE = Layout(
     name="table",
     title="table (CSV, TSV, JSONL or Parquet)",
     matches=table_matches,
-    read=None,
-    expected="a table with a column image or file_name",
+    read=read_only_table,
+    expected="a table with an image column such as image or file_name",
 )
 
 

@@ -1,4 +1,4 @@
-"""VisA as released: `split_csv/1cls.csv` names images, labels and masks."""
+"""Official VisA release: `split_csv/1cls.csv` lists images, labels and masks."""
 
 import csv
 
@@ -6,9 +6,6 @@ from ..benchmarks.benchmark import Benchmark
 from ..listing import LAYOUT_FILE, Listing
 from .base import SPLITS, Layout, Reading
 from .paths import PathResolver
-
-
-# VisA as released: split_csv/1cls.csv
 
 
 def _visa_csv(listing: Listing) -> str | None:
@@ -22,13 +19,13 @@ def visa_matches(listing: Listing, benchmark: Benchmark | None) -> bool:
     )
 
 
-def read_visa(reading: Reading):
+def read_visa(reading: Reading) -> None:
     listing = reading.listing
     path = _visa_csv(listing)
     if path is None:
         raise ValueError(
-            f"{str(listing.root)!r} holds the images of VisA but not split_csv/1cls.csv, without which its split "
-            "cannot be rebuilt; expected that file from the official archive."
+            f"Folder {str(listing.root)!r} contains the images of VisA but not split_csv/1cls.csv, which defines the "
+            "split; expected this file from the official archive."
         )
     listing.mark([path], LAYOUT_FILE)
     resolve = PathResolver(listing)
@@ -36,13 +33,14 @@ def read_visa(reading: Reading):
         table = csv.DictReader(file)
         expected = {"object", "split", "label", "image", "mask"}
         if not expected <= set(table.fieldnames or ()):
-            raise ValueError(f"{path} has the columns {table.fieldnames}; expected {', '.join(sorted(expected))}.")
+            found = ", ".join(table.fieldnames or ()) or "none"
+            raise ValueError(f"{path} has the columns {found}; expected {', '.join(sorted(expected))}.")
         for line in table:
             category, image = reading.category(line["object"]), resolve(line["image"])
             if category is None or line["split"] not in SPLITS or line["label"] not in ("normal", "anomaly"):
-                reading.warn("lines of 1cls.csv that cannot be understood", str(list(line.values())))
+                reading.warn("invalid lines in 1cls.csv, skipped", str(list(line.values())))
             elif image is None:
-                reading.warn(*resolve.refused(line["image"]))
+                reading.warn(resolve.problem(line["image"]), line["image"])
             else:
                 anomalous = line["label"] == "anomaly"
                 mask = resolve(line["mask"]) if anomalous and line["mask"] else None
@@ -53,7 +51,7 @@ def read_visa(reading: Reading):
 
 VISA = Layout(
     name="visa",
-    title="VisA as released",
+    title="official VisA release",
     matches=visa_matches,
     read=read_visa,
     expected="split_csv/1cls.csv, <category>/Data/Images/{Normal,Anomaly}/*.JPG, <category>/Data/Masks/Anomaly/*.png",

@@ -1,4 +1,4 @@
-"""Synthetic images of surfaces and scenes with defects and exact masks."""
+"""Synthetic images of surfaces and scenes, with defects and exact masks."""
 
 from typing import TYPE_CHECKING
 

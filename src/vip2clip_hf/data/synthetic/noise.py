@@ -4,7 +4,8 @@ import numpy as np
 
 
 def smooth_noise(rng: np.random.Generator, size: int, radius: float | tuple[float, float]) -> np.ndarray:
-    """Gaussian noise smoothed over `radius` pixels (down, across), with mean 0 and deviation 1, (size, size)."""
+    """Gaussian noise smoothed over `radius` pixels (vertical, horizontal), with mean 0 and standard deviation 1. The
+    shape is (size, size)."""
     down, across = radius if isinstance(radius, tuple) else (radius, radius)
     frequency = np.fft.fftfreq(size)
     filtered = np.exp(-2 * np.pi**2 * ((down * frequency[:, None]) ** 2 + (across * frequency) ** 2))

@@ -1,10 +1,11 @@
-"""Generated photos of materials, objects and printed matter under varied light, to teach and to test on."""
+"""Synthetic images of materials, objects and printed surfaces under varied light, for training and tests."""
 
 import string
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from ...utils.extras import extra
 from .noise import smooth_noise
 
 
@@ -12,49 +13,52 @@ SCENES = ("materials", "objects", "prints")
 
 
 def _grid(size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Coordinates y and x in [0, 1), each of shape (size, size)."""
     y, x = np.mgrid[:size, :size] / size
     return y, x
 
 
-def _fractal(rng, size):
+def _fractal(rng: np.random.Generator, size: int) -> np.ndarray:
     frequency = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.fftfreq(size)) + 1 / size
     stretch = np.fft.fft2(rng.standard_normal((size, size))) * frequency ** -rng.uniform(0.6, 2.0)
     field = np.fft.ifft2(stretch).real
     return (field - field.mean()) / field.std()
 
 
-def _grain(rng, size):
+def _grain(rng: np.random.Generator, size: int) -> np.ndarray:
     return smooth_noise(rng, size, (size * rng.uniform(0.002, 0.02), size * rng.uniform(0.02, 0.3)))
 
 
-def _grating(rng, size):
+def _grating(rng: np.random.Generator, size: int) -> np.ndarray:
     y, x = _grid(size)
     angle, frequency = rng.uniform(0, np.pi), rng.uniform(4, 40)
     wave = np.sin(2 * np.pi * frequency * (x * np.cos(angle) + y * np.sin(angle)) + rng.uniform(0, 6))
     return wave if rng.random() < 0.5 else np.sign(wave)
 
 
-def _weave(rng, size):
+def _weave(rng: np.random.Generator, size: int) -> np.ndarray:
     y, x = _grid(size)
     angle, frequency = rng.uniform(0, np.pi), rng.uniform(6, 40)
     along, across = x * np.cos(angle) + y * np.sin(angle), -x * np.sin(angle) + y * np.cos(angle)
     return np.sin(2 * np.pi * frequency * along) * np.sin(2 * np.pi * frequency * rng.uniform(0.5, 2) * across)
 
 
-def _cells(rng, size):
-    from scipy.spatial import cKDTree
+def _cells(rng: np.random.Generator, size: int) -> np.ndarray:
+    with extra("data", "Generating scenes"):
+        from scipy.spatial import cKDTree
 
     points = rng.random((int(rng.integers(15, 300)), 2))
     y, x = _grid(size)
-    distances, nearest = cKDTree(points).query(np.stack([y.ravel(), x.ravel()], axis=1), k=2)
-    if rng.random() < 0.5:  # the joints between them
+    found = cKDTree(points).query(np.stack([y.ravel(), x.ravel()], axis=1), k=2)
+    distances, nearest = np.asarray(found[0]), np.asarray(found[1])
+    if rng.random() < 0.5:  # the joints between the cells
         field = (distances[:, 1] - distances[:, 0]) < rng.uniform(0.003, 0.015)
     else:
         field = rng.standard_normal(len(points))[nearest[:, 0]] + distances[:, 0] * 5
     return field.reshape(size, size).astype(float)
 
 
-def _bricks(rng, size):
+def _bricks(rng: np.random.Generator, size: int) -> np.ndarray:
     y, x = _grid(size)
     rows, joint = rng.uniform(3, 14), rng.uniform(0.03, 0.12)
     row = np.floor(y * rows)
@@ -64,14 +68,14 @@ def _bricks(rng, size):
     return np.where(is_joint, -2.5, 0.5 * shades)
 
 
-def _rings(rng, size):
+def _rings(rng: np.random.Generator, size: int) -> np.ndarray:
     y, x = _grid(size)
     center = rng.uniform(-1, 2, size=2)
     warp = 0.1 * smooth_noise(rng, size, size / rng.uniform(4, 12))
     return np.sin(2 * np.pi * rng.uniform(5, 30) * (np.hypot(y - center[0], x - center[1]) + warp))
 
 
-def _lattice(rng, size):
+def _lattice(rng: np.random.Generator, size: int) -> np.ndarray:
     y, x = _grid(size)
     count, radius = rng.uniform(4, 25), rng.uniform(0.15, 0.45)
     shift = 0.5 * (np.floor(y * count) % 2) * (rng.random() < 0.5)
@@ -79,17 +83,18 @@ def _lattice(rng, size):
     return (distance < radius).astype(float) if rng.random() < 0.5 else np.cos(np.pi * distance)
 
 
+# Patterns of materials: random fields of shape (size, size).
 _FIELDS = (_fractal, _grain, _grating, _weave, _cells, _bricks, _rings, _lattice)
 
 
 def _colors(rng: np.random.Generator, count: int) -> np.ndarray:
-    """Colours that go together: around one, more or less far apart, more or less saturated, (count, 3) in [0, 1]."""
+    """Random colours around a base colour, with random contrast and saturation, (count, 3) in [0, 1]."""
     base = rng.uniform(0.1, 0.9) + rng.uniform(-0.35, 0.35, size=3) * rng.choice([0.05, 0.15, 0.4, 1.0])
     return (base + rng.normal(scale=rng.uniform(0.04, 0.3), size=(count, 3))).clip(0.02, 0.98)
 
 
 def material(rng: np.random.Generator, size: int) -> np.ndarray:
-    """A surface, (size, size, 3) in [0, 1]."""
+    """Surface of a random material, (size, size, 3) in [0, 1]."""
     field = _FIELDS[rng.integers(len(_FIELDS))](rng, size)
     if rng.random() < 0.6:
         field = field + rng.uniform(0.1, 0.6) * _FIELDS[rng.integers(2)](rng, size)
@@ -101,9 +106,9 @@ def material(rng: np.random.Generator, size: int) -> np.ndarray:
     return colors.mean(axis=0) + rng.uniform(0.1, 1.0) * (surface - colors.mean(axis=0))
 
 
-def _lit(rng: np.random.Generator, picture: np.ndarray) -> np.ndarray:
-    """Uneven light, its colour, and the noise of a camera."""
-    size = len(picture)
+def _lit(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
+    """Add uneven coloured light and camera noise to an image of shape (size, size, 3)."""
+    size = len(image)
     y, x = _grid(size)
     angle = rng.uniform(0, 2 * np.pi)
     light = 1 + rng.uniform(0, 0.35) * ((x - 0.5) * np.cos(angle) + (y - 0.5) * np.sin(angle))
@@ -111,18 +116,19 @@ def _lit(rng: np.random.Generator, picture: np.ndarray) -> np.ndarray:
         cy, cx = rng.random(2)
         light = light + rng.uniform(0.1, 0.5) * np.exp(-((y - cy) ** 2 + (x - cx) ** 2) / rng.uniform(0.01, 0.1))
     light = light[..., None] * rng.uniform(0.9, 1.1, size=3)
-    return picture * light + rng.uniform(0, 0.02) * rng.standard_normal(picture.shape)
+    return image * light + rng.uniform(0, 0.02) * rng.standard_normal(image.shape)
 
 
 def _outline(rng: np.random.Generator, kind: int, radius: float, angle: np.ndarray) -> np.ndarray:
-    """Radius of a shape in every direction."""
-    if kind == 0:  # round, oval, wavering
-        return radius * (1 + sum(rng.uniform(0, 0.12) * np.cos(n * angle + rng.uniform(0, 6)) for n in (1, 2, 3)))
+    """Radius of a shape at every angle, in the shape of `angle`."""
+    if kind == 0:  # round, oval, irregular
+        waves = (rng.uniform(0, 0.12) * np.cos(n * angle + rng.uniform(0, 6)) for n in (1, 2, 3))
+        return radius * (1 + sum(waves, np.zeros_like(angle)))
     if kind == 1:  # polygon
         corners = int(rng.integers(3, 9))
         sector = (angle + rng.uniform(0, 6)) % (2 * np.pi / corners) - np.pi / corners
         return radius * np.cos(np.pi / corners) / np.cos(sector)
-    if kind == 2:  # box with round corners
+    if kind == 2:  # rounded box
         power = rng.uniform(3, 12)
         turned, stretch = angle + rng.uniform(0, 6), rng.uniform(0.4, 1)
         return radius * (abs(np.cos(turned)) ** power + abs(np.sin(turned) / stretch) ** power) ** (-1 / power)
@@ -131,9 +137,11 @@ def _outline(rng: np.random.Generator, kind: int, radius: float, angle: np.ndarr
 
 
 def _objects(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Objects on a ground: the picture, the ground alone, and the number of the object at every pixel."""
-    ground = material(rng, size) if rng.random() < 0.5 else np.broadcast_to(_colors(rng, 1), (size, size, 3)).copy()
-    picture, parts = ground.copy(), np.zeros((size, size), dtype=int)
+    """Objects on a background: image, background, and index of the object at every pixel (0 for none)."""
+    background = (
+        material(rng, size) if rng.random() < 0.5 else np.broadcast_to(_colors(rng, 1), (size, size, 3)).copy()
+    )
+    image, parts = background.copy(), np.zeros((size, size), dtype=int)
     y, x = _grid(size)
     alike = rng.random() < 0.6
     count = int(rng.choice([1, 1, 1, 2, 4, 9]))
@@ -152,17 +160,19 @@ def _objects(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarra
         if hole:
             mask &= distance > 0.35 * outline
         shadow = np.exp(-(np.maximum(-depth, 0) ** 2) / 0.004)[..., None]
-        picture = np.where(mask[..., None], picture, picture * (1 - rng.uniform(0, 0.5) * shadow))
+        image = np.where(mask[..., None], image, image * (1 - rng.uniform(0, 0.5) * shadow))
         bevel = 1 + rng.uniform(0, 0.4) * (np.tanh(depth * rng.uniform(5, 30)) - 0.7)
         turned = np.roll(np.rot90(inside, int(rng.integers(4))), rng.integers(size, size=2), axis=(0, 1))
-        picture = np.where(mask[..., None], turned * bevel[..., None], picture)
+        image = np.where(mask[..., None], turned * bevel[..., None], image)
         parts[mask] = number + 1
-    return picture, ground, parts
+    return image, background, parts
 
 
 def _prints(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Printed matter: the picture, and the material without the print."""
-    ground = material(rng, size) if rng.random() < 0.4 else np.broadcast_to(_colors(rng, 1), (size, size, 3)).copy()
+    """Printed surface: image, and surface without the print."""
+    background = (
+        material(rng, size) if rng.random() < 0.4 else np.broadcast_to(_colors(rng, 1), (size, size, 3)).copy()
+    )
     layer = Image.new("L", (size, size))
     draw = ImageDraw.Draw(layer)
     for _ in range(int(rng.integers(2, 12))):
@@ -181,27 +191,40 @@ def _prints(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray
             for bar in range(ax, min(size, ax + size // 3), 2 * width + 1):
                 draw.rectangle((bar, ay, bar + int(rng.integers(width + 1)), ay + size // 8), fill=255)
     strength = np.asarray(layer, dtype=float)[..., None] / 255 * rng.uniform(0.5, 1)
-    return ground * (1 - strength) + _colors(rng, 1) * strength, ground
+    return background * (1 - strength) + _colors(rng, 1) * strength, background
 
 
 def scene(rng: np.random.Generator, kind: str, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """
-    A photo of the kind, what is left of it where something is missing, both (size, size, 3) in [0, 1], and the number
-    of the object at every pixel (0 for none), where there are objects.
+    Generate a normal scene.
+
+    Args:
+        rng (`np.random.Generator`): source of randomness.
+        kind (`str`): one of `SCENES`.
+        size (`int`): width and height in pixels.
+
+    Returns:
+        `tuple[np.ndarray, np.ndarray, np.ndarray | None]`: image and image without objects or print, both of shape
+        (size, size, 3) in [0, 1], and for objects the index of the object at every pixel, of shape (size, size), 0 for
+        none.
+
+    Raises:
+        ImportError: if `scipy` is not installed.
+        ValueError: if the kind is unknown.
     """
     parts = None
     if kind == "materials":
-        picture = material(rng, size)
-        plain = np.broadcast_to(picture.mean(axis=(0, 1)), picture.shape)
+        image = material(rng, size)
+        plain = np.broadcast_to(image.mean(axis=(0, 1)), image.shape)
     elif kind == "objects":
-        picture, plain, parts = _objects(rng, size)
+        image, plain, parts = _objects(rng, size)
     elif kind == "prints":
-        picture, plain = _prints(rng, size)
+        image, plain = _prints(rng, size)
     else:
         raise ValueError(f"kind is {kind!r}; expected one of {', '.join(SCENES)}.")
     state = rng.bit_generator.state
-    lit = _lit(rng, picture)
-    rng.bit_generator.state = state  # the same light on both
+    lit = _lit(rng, image)
+    rng.bit_generator.state = state  # the same light for both images
     return lit.clip(0, 1), _lit(rng, plain).clip(0, 1), parts
 
 

@@ -1,4 +1,4 @@
-"""Synthetic surfaces: textures in the style of DAGM 2007, and one of separate parts."""
+"""Synthetic surfaces: textures in the style of DAGM 2007, and one made of separate parts."""
 
 import numpy as np
 
@@ -11,8 +11,23 @@ ALL = (*CATEGORIES, *SCENES)
 
 
 def texture(rng: np.random.Generator, category: str, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """A normal surface and what is left where its pattern is missing, both (size, size, 3) in [0, 1], and the number
-    of the part every pixel belongs to (0 for none), where the surface has parts."""
+    """
+    Generate a normal image.
+
+    Args:
+        rng (`np.random.Generator`): source of randomness.
+        category (`str`): one of `CATEGORIES` or `SCENES`.
+        size (`int`): width and height in pixels.
+
+    Returns:
+        `tuple[np.ndarray, np.ndarray, np.ndarray | None]`: image and image without pattern or parts, both of shape
+        (size, size, 3) in [0, 1], and the index of the part at every pixel, of shape (size, size), 0 for none. The
+        index is None if the image has no parts.
+
+    Raises:
+        ImportError: if `category` is in `SCENES` and `scipy` is not installed.
+        ValueError: if the category is unknown.
+    """
     if category in SCENES:
         return scene(rng, category, size)
     y, x = np.mgrid[:size, :size] / size

@@ -1,7 +1,7 @@
-"""ViP²-CLIP. Importing it registers configuration, model, image processor and pipeline with transformers.
+"""ViP²-CLIP. Importing this package registers configuration, model, image processor and pipeline with transformers.
 
-The files in this folder, except this one and the converter, travel with a published checkpoint as remote code. They
-import only torch, transformers and what these need, and each other by `from .name import ...`.
+The files in this folder, except this one and the converter, are published with checkpoints as remote code. They import
+only torch, transformers and the dependencies of these, and each other with `from .name import ...`.
 """
 
 from transformers import AutoConfig, AutoImageProcessor, AutoModel
@@ -21,14 +21,14 @@ from .modeling_vip2clip import (
 from .pipeline_anomaly_detection import AnomalyDetectionPipeline
 
 
-def _register():
+def _register() -> None:
     AutoConfig.register("vip2clip", ViP2ClipConfig, exist_ok=True)
     AutoModel.register(ViP2ClipConfig, ViP2ClipForAnomalyDetection, exist_ok=True)
-    # One class for both backends: where torchvision is installed the library would otherwise look for a second one.
-    backends = {"pil": ViP2ClipImageProcessor, "torchvision": ViP2ClipImageProcessor}
+    # The same class for both backends. If torchvision is installed, the library looks for a "torchvision" class.
+    backends: dict[str, type] = {"pil": ViP2ClipImageProcessor, "torchvision": ViP2ClipImageProcessor}
     AutoImageProcessor.register(ViP2ClipConfig, image_processor_classes=backends, exist_ok=True)
     if "anomaly-detection" not in PIPELINE_REGISTRY.supported_tasks:
-        # AutoModel, not our class: the name has to be found in transformers when a saved folder is loaded.
+        # Not ViP2ClipForAnomalyDetection: the library looks up the class name in transformers when it loads a folder.
         PIPELINE_REGISTRY.register_pipeline(
             "anomaly-detection", pipeline_class=AnomalyDetectionPipeline, pt_model=AutoModel, type="image"
         )

@@ -1,20 +1,22 @@
-"""Where the frozen CLIP comes from: loading it whole, checking that it is the right one, its token ids."""
+"""Load the frozen CLIP backbone, verify its checksum and look up token ids."""
 
 import contextlib
 import copy
 import hashlib
 import logging
 import os
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # public, but exported lazily
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, CLIPConfig, CLIPModel, PreTrainedConfig
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_file
 
-from .configuration_vip2clip import CLIP_VOCAB_SIZE, STATE_WORD_TOKEN_IDS
+from .state_words_vip2clip import CLIP_VOCAB_SIZE, STATE_WORD_TOKEN_IDS, known_token_ids
 
 
 WEIGHTS_NAME = "model.safetensors"
@@ -22,20 +24,23 @@ BACKBONE_PREFIX = "clip."
 HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
 
-def load_clip(clip: CLIPModel | str | os.PathLike, **hub_kwargs) -> tuple[CLIPModel, dict[str, str]]:
+def load_clip(clip: CLIPModel | str | os.PathLike, **hub_kwargs: Any) -> tuple[CLIPModel, dict[str, str]]:
     """
-    A whole CLIP and where it is from.
+    Load a CLIP model and determine its origin.
 
     Args:
-        clip (`CLIPModel`, `str` or `os.PathLike`): a model, a folder or a Hub id.
-        hub_kwargs: `revision`, `token`, `cache_dir`, ... as for any `from_pretrained`.
+        clip (`CLIPModel`, `str` or `os.PathLike`): model, folder or Hub id.
+        hub_kwargs: options of `from_pretrained`, such as `revision`, `token` and `cache_dir`.
 
     Returns:
-        `tuple`: the model, in the precision of its file, and `backbone_id` and `backbone_revision` of a Hub
-        checkpoint; of a model only the id, where it has one, and nothing of a folder: a path means nothing elsewhere.
+        `tuple`: the model, in the dtype of its file, and a dict with its origin. For a Hub id, the dict contains
+        `backbone_id` and `backbone_revision`. For a model, it contains `backbone_id` if the model has a Hub id. For a
+        folder, it is empty, because a path is only valid on one machine.
 
     Raises:
-        OSError: nothing there. ValueError: something else than a CLIP. RuntimeError: weights are missing.
+        OSError: if the checkpoint is not found or damaged.
+        ValueError: if it is not a CLIP checkpoint.
+        RuntimeError: if weights are missing.
     """
     if isinstance(clip, CLIPModel):
         return clip, _hub_id(clip)
@@ -48,23 +53,32 @@ def load_clip(clip: CLIPModel | str | os.PathLike, **hub_kwargs) -> tuple[CLIPMo
             f"{config_dict.get('model_type')!r}."
         )
     with naming("CLIP checkpoint", source):
-        clip, info = CLIPModel.from_pretrained(source, dtype="auto", output_loading_info=True, **hub_kwargs)
+        # Typed as a model; with output_loading_info=True, it is a tuple.
+        loaded: Any = CLIPModel.from_pretrained(source, dtype="auto", output_loading_info=True, **hub_kwargs)
+    model, info = loaded
     missing = sorted(info["missing_keys"])
     if missing:
         raise RuntimeError(
             f"The CLIP checkpoint {source!r} lacks {len(missing)} weights ({', '.join(missing[:3])}, ...); expected "
-            "a complete one."
+            "a complete checkpoint."
         )
     if os.path.isdir(source):
-        return clip, {}
-    # The folder of the cache a file lies in is named after the commit.
-    commit = os.path.basename(os.path.dirname(cached_file(source, "config.json", **hub_kwargs)))
+        return model, {}
+    # The Hub cache stores files in a folder with the commit as its name.
+    commit = os.path.basename(os.path.dirname(_cached_file(source, "config.json", **hub_kwargs)))
     revision = commit if len(commit) == 40 else hub_kwargs.get("revision", "main")
-    return clip, {"backbone_id": source, "backbone_revision": revision}
+    return model, {"backbone_id": source, "backbone_revision": revision}
+
+
+def _cached_file(source: str | os.PathLike, name: str, **hub_kwargs: Any) -> str:
+    path = cached_file(source, name, **hub_kwargs)
+    if path is None:
+        raise OSError(f"{os.fspath(source)!r} does not contain {name}; expected a complete checkpoint.")
+    return path
 
 
 def _hub_id(clip: CLIPModel) -> dict[str, str]:
-    name = clip.name_or_path
+    name = clip.name_or_path or ""
     try:
         validate_repo_id(name)
     except HFValidationError:
@@ -73,26 +87,34 @@ def _hub_id(clip: CLIPModel) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def naming(what: str, source: str | os.PathLike):
-    """Say what could not be loaded from where: the library's messages for an unreachable Hub and for a damaged file of
-    weights do not."""
+def naming(what: str, source: str | os.PathLike) -> Iterator[None]:
+    """
+    Add to loading errors what could not be loaded and from where. Some messages of the library contain neither.
+
+    Args:
+        what (`str`): kind of checkpoint, for the message.
+        source (`str` or `os.PathLike`): folder or Hub id.
+
+    Raises:
+        OSError: if the code inside raises an `OSError` or a `SafetensorError`.
+    """
     try:
         yield
     except (OSError, SafetensorError) as error:
         prefix = f"{what} {os.fspath(source)!r} could not be loaded. "
-        if str(error).startswith(prefix):  # already said further inside
+        if str(error).startswith(prefix):  # added by an inner call
             raise
-        where = "" if os.path.isdir(source) else "There is no such folder on this machine; as a Hub id: "
+        where = "" if os.path.isdir(source) else "It is not a folder on this machine. As a Hub id: "
         raise OSError(f"{prefix}{where}{error}") from error
 
 
 @contextlib.contextmanager
-def quiet_loading():
-    """Keep the library's report of missing weights out of the log. A filter, not a level: on its level the library
-    makes other messages depend."""
+def quiet_loading() -> Iterator[None]:
+    """Hide the library's report of missing weights. This uses a filter, because other messages of the library depend
+    on the log level."""
     loader = logging.getLogger("transformers.modeling_utils")
 
-    def only_errors(record):
+    def only_errors(record: logging.LogRecord) -> bool:
         return record.levelno >= logging.ERROR
 
     loader.addFilter(only_errors)
@@ -104,8 +126,17 @@ def quiet_loading():
 
 def backbone_checksum(state_dict: dict[str, torch.Tensor], dtype: torch.dtype) -> str:
     """
-    SHA-256 over names, shapes and values of a CLIPModel's weights in `dtype`. Independent of file format, sharding
-    and of the precision the file happens to hold, as long as the conversion to `dtype` gives the same values.
+    Compute the SHA-256 of the names, shapes and values of a CLIP model's weights.
+
+    The checksum does not depend on file format, sharding or dtype of the file, as long as the conversion to `dtype`
+    gives the same values.
+
+    Args:
+        state_dict (`dict[str, torch.Tensor]`): weights of a `CLIPModel`.
+        dtype (`torch.dtype`): dtype the weights are converted to.
+
+    Returns:
+        `str`: `"sha256:"` and 64 hexadecimal digits.
     """
     digest = hashlib.sha256()
     for name in sorted(state_dict):
@@ -116,111 +147,135 @@ def backbone_checksum(state_dict: dict[str, torch.Tensor], dtype: torch.dtype) -
 
 
 def merge_adapters_with_backbone(
-    checkpoint: str | os.PathLike, config: PreTrainedConfig, backbone, hub_kwargs: dict
+    checkpoint: str | os.PathLike,
+    config: PreTrainedConfig,
+    backbone: CLIPModel | str | os.PathLike | None,
+    hub_kwargs: dict[str, Any],
 ) -> tuple[PreTrainedConfig, dict[str, torch.Tensor]]:
     """
-    The whole state dict of a checkpoint of adapters only, after the backbone's checksum has been compared.
+    Combine an adapters-only checkpoint with its backbone, after verifying the checksum of the backbone.
 
     Args:
         checkpoint (`str` or `os.PathLike`): folder or Hub id of the adapters.
-        config ([`ViP2ClipConfig`]): its configuration.
-        backbone (`CLIPModel`, `str` or `os.PathLike`, *optional*): instead of the Hub id the configuration names.
-        hub_kwargs (`dict`): `revision`, `token`, `cache_dir`, ... of the checkpoint.
+        config ([`ViP2ClipConfig`]): configuration of the checkpoint.
+        backbone (`CLIPModel`, `str` or `os.PathLike`, *optional*): backbone to use instead of `config.backbone_id`.
+        hub_kwargs (`dict`): options for loading the checkpoint, such as `revision`, `token` and `cache_dir`.
 
     Returns:
-        `tuple`: the configuration of the whole model, and its weights.
+        `tuple`: the configuration and the state dict of the complete model.
 
     Raises:
-        OSError: the backbone is not named or cannot be found. ValueError: it is another one, or cannot be told to be
-            the right one, or the checkpoint is not one of adapters only.
+        OSError: if adapters or backbone are not found, or the configuration has no `backbone_id` and none is passed.
+        ValueError: if the backbone is not the one used in training, the configuration has no checksum, or the
+            checkpoint contains a CLIP model.
     """
-    if backbone is None and config.backbone_id is None:
+    source = config.backbone_id if backbone is None else backbone
+    if source is None:
         raise OSError(
-            f"{checkpoint} holds adapters only and names no Hub id for its CLIP backbone. Pass backbone= with the "
-            "folder, Hub id or CLIPModel it was trained on."
+            f"{checkpoint} contains only adapters and no Hub id of its CLIP backbone; pass backbone= with the folder, "
+            "Hub id or CLIPModel used in training."
         )
     with naming("Checkpoint", checkpoint):
-        adapters = load_file(cached_file(checkpoint, WEIGHTS_NAME, **hub_kwargs))
+        adapters = load_file(_cached_file(checkpoint, WEIGHTS_NAME, **hub_kwargs))
     if any(name.startswith(BACKBONE_PREFIX) for name in adapters):
-        raise ValueError(f"{checkpoint} holds a CLIP of its own; backbone= is for checkpoints of adapters only.")
+        raise ValueError(
+            f"{checkpoint} contains its own CLIP model, but backbone= is only for adapters-only checkpoints; remove "
+            "backbone=."
+        )
     if config.backbone_checksum is None:
         raise ValueError(
-            f"{checkpoint} states no checksum of its CLIP backbone, so that no backbone can be told to be the right "
-            "one; write it with vip2clip_hf.hub.save_checkpoint(..., adapters_only=True)."
+            f"{checkpoint} contains no checksum of its CLIP backbone, so the backbone cannot be verified; expected a "
+            "checkpoint from vip2clip_hf.hub.save_checkpoint(..., adapters_only=True)."
         )
-    given = isinstance(backbone, CLIPModel)
-    if not given:
-        source, options = backbone, {}
+    if isinstance(source, CLIPModel):
+        clip = source
+    else:
+        options = {k: v for k, v in hub_kwargs.items() if k not in ("revision", "subfolder")}
         if backbone is None:
-            source, options["revision"] = config.backbone_id, config.backbone_revision or "main"
-        options.update({k: v for k, v in hub_kwargs.items() if k not in ("revision", "subfolder")})
+            options["revision"] = config.backbone_revision or "main"
         try:
-            backbone, _ = load_clip(source, **options)
+            clip, _ = load_clip(source, **options)
         except OSError as error:
             raise OSError(
-                f"{checkpoint} holds adapters only: pass backbone= with the folder of its CLIP. {error}"
+                f"{checkpoint} contains only adapters; pass backbone= with the folder of its CLIP backbone. {error}"
             ) from error
-    weights = backbone.state_dict()
+    weights = clip.state_dict()
     found = backbone_checksum(weights, getattr(torch, config.backbone_dtype or "float32"))
     if found != config.backbone_checksum:
+        revision = f" at revision {config.backbone_revision}" if config.backbone_revision else ""
         raise ValueError(
-            f"The backbone given is not the one {checkpoint} was trained on: expected weights with checksum "
+            f"The backbone is not the one {checkpoint} was trained on: expected weights with checksum "
             f"{config.backbone_checksum}, found {found}. Expected backbone: {config.backbone_id or 'not on the Hub'}"
-            f"{f' at revision {config.backbone_revision}' if config.backbone_revision else ''}."
+            f"{revision}."
         )
     config = copy.deepcopy(config)
     config.adapters_only = False
-    # A model that was given stays the caller's: its weights are copied.
-    return config, {**{BACKBONE_PREFIX + k: v.clone() if given else v for k, v in weights.items()}, **adapters}
+    copied = isinstance(source, CLIPModel)  # the model belongs to the caller
+    return config, {**{BACKBONE_PREFIX + k: v.clone() if copied else v for k, v in weights.items()}, **adapters}
 
 
-def check_device(device: int | str | torch.device | None):
+def check_device(device: int | str | torch.device | None) -> None:
     """
+    Check that a device can be used.
+
+    Args:
+        device (`int`, `str` or `torch.device`, *optional*): the device. `None` and negative integers are accepted.
+
     Raises:
-        ValueError: a device that is none, or is not there.
+        ValueError: if the device does not exist on this machine.
     """
-    if device is None or (isinstance(device, int) and device < 0):  # the library's number of the CPU
+    if device is None or (isinstance(device, int) and device < 0):  # pipelines use -1 for the CPU
         return
     try:
         torch.empty(0, device=device)
-    except (AssertionError, NotImplementedError, RuntimeError) as error:  # whatever torch raises
+    except (AssertionError, NotImplementedError, RuntimeError) as error:  # the class depends on the backend
         reason = str(error).partition("\n")[0].rstrip(".")
         raise ValueError(
-            f"device is {str(device)!r}, which cannot be used here ({reason}); expected one that torch has on this "
-            "machine, such as cpu, cuda, cuda:1 or mps."
+            f"device is {str(device)!r}, which cannot be used here ({reason}); expected a device of this machine, "
+            "such as cpu, cuda, cuda:1 or mps."
         ) from error
 
 
 def token_settings(
-    words: dict[str, str | None], vocab_size: int, tokenizer=None, source: str | None = None, **hub_kwargs
+    words: dict[str, str | None],
+    vocab_size: int,
+    tokenizer: Any = None,
+    source: str | None = None,
+    **hub_kwargs: Any,
 ) -> dict[str, int | tuple[int, ...]]:
     """
-    Token ids as entries of the configuration. A tokenizer is only loaded when one is named or a word is not known.
+    Look up token ids and return them as fields of the configuration.
+
+    A tokenizer is only used if one is passed or the ids of a word are unknown.
 
     Args:
-        words (`dict[str, str | None]`): by `"normal"` and `"anomalous"`, the state words whose ids are wanted.
+        words (`dict[str, str | None]`): state words to look up, with the keys `"normal"` and `"anomalous"`.
         vocab_size (`int`): size of the backbone's vocabulary.
-        tokenizer (tokenizer, `str` or `os.PathLike`, *optional*): a tokenizer, or where it is.
-        source (`str`, *optional*): folder or Hub id of the backbone, which usually holds the tokenizer as well.
-        hub_kwargs: `revision`, `token`, `cache_dir`, ... as for any `from_pretrained`.
+        tokenizer (tokenizer, `str` or `os.PathLike`, *optional*): tokenizer, or its folder or Hub id.
+        source (`str`, *optional*): folder or Hub id of the backbone, to load the tokenizer from.
+        hub_kwargs: options of `from_pretrained`, such as `revision`, `token` and `cache_dir`.
+
+    Returns:
+        `dict[str, int | tuple[int, ...]]`: fields of [`ViP2ClipConfig`]. Empty if the defaults can be used.
 
     Raises:
-        ValueError: a word whose ids are not known, and no tokenizer.
+        OSError: if the tokenizer cannot be loaded.
+        ValueError: if the ids of a word are unknown and there is no tokenizer, or the tokenizer does not know a word.
     """
-    known = STATE_WORD_TOKEN_IDS if vocab_size == CLIP_VOCAB_SIZE else {}
+    known = known_token_ids(vocab_size)
     unknown = [word for word in words.values() if word is not None and word not in known]
     if tokenizer is None and not unknown:
         return {}
     if tokenizer is None and source is None:
         raise ValueError(
-            f"The token ids of {', '.join(map(repr, unknown))} are not known: pass tokenizer=, or normal_token_ids= "
-            f"and anomalous_token_ids=. With CLIP's vocabulary of {CLIP_VOCAB_SIZE} tokens ids are known for "
-            f"{', '.join(STATE_WORD_TOKEN_IDS)}."
+            f"The token ids of {', '.join(map(repr, unknown))} are unknown; pass tokenizer=, or normal_token_ids= and "
+            f"anomalous_token_ids=. In CLIP's vocabulary of {CLIP_VOCAB_SIZE} tokens, the ids of these words are "
+            f"known: {', '.join(STATE_WORD_TOKEN_IDS)}."
         )
     if tokenizer is None or isinstance(tokenizer, (str, os.PathLike)):
         tokenizer = AutoTokenizer.from_pretrained(source if tokenizer is None else tokenizer, **hub_kwargs)
-    ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-    # A folder without the files of a tokenizer gives one that knows nothing but its special tokens.
+    ids: dict[str, Any] = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    # From a folder without tokenizer files, the library creates a tokenizer with special tokens only.
     special = {*ids.values(), getattr(tokenizer, "unk_token_id", None)}
     for kind, word in words.items():
         if word is None:
@@ -228,8 +283,8 @@ def token_settings(
         found = tuple(tokenizer(word, add_special_tokens=False)["input_ids"])
         if not found or special & set(found):
             raise ValueError(
-                f"The tokenizer has no tokens for {word!r} (it gives {found}); its files may be missing. Pass another "
-                f"tokenizer=, or {kind}_token_ids=."
+                f"The tokenizer has no tokens for {word!r} (it returns {found}); its files may be missing. Pass "
+                f"another tokenizer=, or {kind}_token_ids=."
             )
         ids[f"{kind}_token_ids"] = found
     return {name: value for name, value in ids.items() if value is not None}

@@ -4,33 +4,18 @@ import copy
 import difflib
 import math
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import HFValidationError, StrictDataclassClassValidationError
-from huggingface_hub.utils import validate_repo_id
-from transformers import CLIPConfig, PreTrainedConfig
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # public, but exported lazily
+from transformers import CLIPConfig, CLIPTextConfig, CLIPVisionConfig, PreTrainedConfig
 
 from .decision_vip2clip import check_calibration
+from .state_words_vip2clip import STATE_WORD_TOKEN_IDS, check_token_ids, known_token_ids
 
 
-# Size of CLIP's byte-pair vocabulary; the ids below are only meaningful with it.
-CLIP_VOCAB_SIZE = 49408
-# Token ids of the state words of the paper's Table 6 in CLIP's vocabulary, so that a model can be built without a
-# tokenizer. Any other word needs its ids given (or a tokenizer, see `ViP2ClipForAnomalyDetection.from_clip`).
-STATE_WORD_TOKEN_IDS: dict[str, tuple[int, ...]] = {
-    "good": (886,),
-    "damaged": (13568,),
-    "damage": (6822,),
-    "normal": (5967,),
-    "abnormal": (40934,),
-    "perfect": (1878,),
-    "flawed": (35136,),
-    "flawless": (15531,),
-    "imperfect": (46034,),
-}
-# What `from_variant` changes with respect to the defaults, which are the paper's equations. Where and why they differ
-# is in docs/paper-and-release.md.
+# Differences of each variant from the defaults, which follow the paper. docs/paper-and-release.md explains them.
 _VARIANTS: dict[str, dict[str, Any]] = {
     "paper": {},
     "release": {
@@ -44,104 +29,104 @@ _VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
+_Value = TypeVar("_Value")
+
+
 class ViP2ClipConfigError(StrictDataclassClassValidationError, ValueError):
-    """A value of the configuration that is not allowed: the library's error, and a ValueError as well."""
+    """Invalid value in a [`ViP2ClipConfig`]. Both a validation error of `huggingface_hub` and a `ValueError`."""
+
+
+def _narrow(value: object, expected: type[_Value]) -> _Value:
+    """Return a value of a nested configuration that is typed as optional, after checking its type."""
+    if not isinstance(value, expected):
+        raise TypeError(f"Expected a {expected.__name__}, found {type(value).__name__}.")
+    return value
 
 
 def _clip_vit_large_patch14_336() -> CLIPConfig:
-    """CLIP ViT-L/14@336px, the backbone of the paper (section 5.1)."""
-    return CLIPConfig(
-        projection_dim=768,
-        text_config={
-            "hidden_size": 768,
-            "intermediate_size": 3072,
-            "num_attention_heads": 12,
-            "num_hidden_layers": 12,
-            "projection_dim": 768,
-        },
-        vision_config={
-            "hidden_size": 1024,
-            "image_size": 336,
-            "intermediate_size": 4096,
-            "num_attention_heads": 16,
-            "num_hidden_layers": 24,
-            "patch_size": 14,
-            "projection_dim": 768,
-        },
-    )
+    """Return the configuration of CLIP ViT-L/14@336px, the backbone of the paper (section 5.1)."""
+    text = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "num_hidden_layers": 12}
+    vision = {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16, "num_hidden_layers": 24}
+    vision.update(image_size=336, patch_size=14)
+    for tower in (text, vision):
+        tower["projection_dim"] = 768
+    return CLIPConfig(projection_dim=768, text_config=text, vision_config=vision)
 
 
 @strict
 class ViP2ClipConfig(PreTrainedConfig):
     r"""
-    Configuration of [`ViP2ClipForAnomalyDetection`]. The defaults are the equations of the paper (arXiv:2505.17692)
-    on CLIP ViT-L/14@336px; [`ViP2ClipConfig.from_variant`] gives those of the authors' released code.
+    Configuration of a [`ViP2ClipForAnomalyDetection`] model.
+
+    The defaults define the model of the paper (arXiv:2505.17692) on CLIP ViT-L/14@336px. Use
+    [`ViP2ClipConfig.from_variant`] for the settings of the authors' released code.
 
     Args:
         clip_config (`dict` or `CLIPConfig`, *optional*):
-            The frozen backbone. Without it: CLIP ViT-L/14@336px. A dict is read as `CLIPConfig(**clip_config)`.
+            Configuration of the frozen CLIP backbone, by default CLIP ViT-L/14@336px.
         image_size (`int`, defaults to 518):
-            Side of the square input in pixels, a multiple of the patch. The position table is resized for it.
-            Anomaly maps come out at this size.
+            Side of the square input images in pixels, a multiple of the patch size. The position embeddings are
+            resized to fit. Anomaly maps have the same size.
         feature_layers (`tuple[int, ...]`, defaults to `(6, 12, 18, 24)`):
-            1-based numbers of the vision blocks that are aligned; kept in the order of depth.
+            Numbers of the vision blocks used as feature layers, counted from 1. Stored in ascending order.
         num_context_tokens (`int`, defaults to 7), num_image_tokens (`int`, defaults to 3):
-            e and r of eqs. 2 to 5.
+            Number of learned context tokens (e) and of image tokens (r) in each prompt, eqs. 2 to 5.
         normal_word, anomalous_word (`str`, *optional*, default to `"good"` and `"damaged"`):
-            State words of the two prompts; `None` where only the token ids are given.
+            State words of the normal and the anomalous prompt. `None` if only the token ids are set.
         normal_token_ids, anomalous_token_ids (`tuple[int, ...]`, *optional*):
-            Their token ids, one or more per word. Looked up for the words of the paper's Table 6 when not given.
+            Token ids of the state words, one or more per word. Known by default for the words of the paper's Table 6.
         bos_token_id (`int`, defaults to 49406), eos_token_id (`int`, defaults to 49407):
-            Start and end token. Never taken from `clip_config`: published CLIP configs carry wrong ones.
+            Ids of the start and end tokens. Never read from `clip_config`: published CLIP configs contain wrong ids.
         meta_net_hidden_size (`int`, defaults to 384):
-            Hidden width of the Meta-Nets of the image-conditioned adapter.
+            Hidden size of the Meta-Nets in the image-conditioned adapter.
         perception_num_heads (`int`, defaults to 1), perception_scaled (`bool`, defaults to `True`):
-            Heads of the attention of eq. 6, and whether its logits are divided by the root of the head size.
+            Number of attention heads in eq. 6, and whether to divide the logits by the square root of the head size.
         top_k (`int`, defaults to 50):
-            Patches per layer that stand for the image (eq. 8).
+            Number of top patches per layer used for the image score (eq. 8).
         temperature (`float`, defaults to 0.07):
-            tau of eq. 1.
+            Temperature tau of eq. 1.
         smoothing_sigma (`float`, defaults to 8.0):
-            Standard deviation of the Gaussian of eq. 11, in pixels at `image_size`. 0 switches it off.
+            Standard deviation of the Gaussian smoothing in eq. 11, in pixels at `image_size`. 0 disables it.
         image_score (`"pooled_features"` or `"mean_logits"`, defaults to `"pooled_features"`):
-            `"pooled_features"`: eq. 8 and the mean over layers of the probabilities. `"mean_logits"`: the mean over
-            layers and patches of the cosines, then one softmax, as the released code does.
+            Computation of the image score. `"pooled_features"` averages the features of the top patches in each layer
+            (eq. 8), then the probabilities of the layers. `"mean_logits"`, as in the released code, averages the
+            cosine similarities over the layers and top patches, then applies one softmax.
         image_embeds_layernorm (`bool`, defaults to `True`):
-            Whether the class token passes CLIP's post layer norm before it is projected. The release leaves it out.
+            Whether to apply CLIP's post layer norm to the class token before projection. The released code does not.
         position_interpolation (`"bilinear"` or `"bicubic"`, defaults to `"bilinear"`):
-            How the position table is resized; `"bicubic"` is what CLIPModel does.
+            Interpolation used to resize the position embeddings. `CLIPModel` uses `"bicubic"`.
         local_loss_weight (`float`, defaults to 1.0):
-            lambda of eq. 9.
+            Weight lambda of the local loss in eq. 9.
         focal_gamma (`float`, defaults to 2.0), focal_smooth (`float`, defaults to 0.0):
-            Focal loss of eq. 10. With a smoothing of 0 the probability of the true class is clamped at 1e-6.
+            Exponent and smoothing of the focal loss in eq. 10. Without smoothing, the probability of the true class
+            is clamped at 1e-6.
         image_threshold (`float`, defaults to 0.5), pixel_threshold (`float`, defaults to 0.5):
-            An image or pixel is anomalous when its value is greater than (not equal to) this.
+            An image or pixel is anomalous if its score is strictly greater than the threshold.
         use_image_conditioning (`bool`, defaults to `True`):
-            Without it (ablation of Table 4) the image tokens are the learned ones, z_i = o_i.
+            Whether the image tokens depend on the image. If `False` (ablation in Table 4), z_i = o_i.
         use_fine_grained_perception (`bool`, defaults to `True`):
-            Without it (ablation of Table 4) the prompt embeddings are used as they are at every layer.
+            Whether to refine the prompts with the patches of each layer. `False` is an ablation in Table 4.
         alignment (`"unified"` or `"dual"`, defaults to `"unified"`):
-            `"dual"` (ablation of Table 5) scores and trains the image level as P(un-refined prompts, image
-            embedding), eq. 1.
+            `"unified"` computes the image score from the patches. `"dual"` (ablation in Table 5) computes image score
+            and image loss from the unrefined prompts and the image embedding, as in eq. 1.
         adapters_only (`bool`, defaults to `False`):
-            Set in checkpoints that hold no CLIP weights; loading then fetches the backbone named below.
+            Whether the checkpoint contains only the adapters. If so, `backbone_id` is loaded as well.
         backbone_id, backbone_revision (`str`, *optional*):
             Hub id and commit of the CLIP checkpoint the model was built from. Never a local path.
         backbone_checksum, backbone_dtype (`str`, *optional*):
-            Checksum of the backbone's weights in that dtype, written by adapter-only saving.
+            Checksum of the backbone weights, and the dtype it was computed in. Written to adapters-only checkpoints.
         training_sets (`list[dict]`, *optional*):
-            What the adapters were trained on, as [`vip2clip_hf.data.describe_training_set`] puts it: name, benchmark,
-            split, categories, counts, and hashes of some of the images. Evaluation warns when it meets them again.
+            Datasets the adapters were trained on, as returned by [`vip2clip_hf.data.describe_training_set`]: name,
+            benchmark, split, categories, counts, and hashes of some images. Evaluating on one of them logs a warning.
         calibration (`dict`, *optional*):
-            Where the thresholds come from, as [`vip2clip_hf.calibration.calibrate`] writes it: method, rate, number of
-            images, date, and the scores of the calibration images, from which p-values are computed.
+            Origin of the thresholds, as written by [`vip2clip_hf.calibration.calibrate`]: method, false-alarm rate,
+            number of images, date, and the scores of the calibration images, which p-values are computed from.
         initializer_range (`float`, defaults to 0.02):
-            Standard deviation of the initial prompt vectors.
+            Standard deviation of the learned vectors at initialization.
 
     Raises:
-        `huggingface_hub.errors.StrictDataclassFieldValidationError`: a field of the wrong type.
-        `ViP2ClipConfigError` (a `ValueError`): a value that is not allowed; the message names the field, the value
-            found and what is allowed.
+        `huggingface_hub.errors.StrictDataclassFieldValidationError`: if a field has the wrong type.
+        `ViP2ClipConfigError` (a `ValueError`): if a value is not allowed.
 
     Example:
 
@@ -155,10 +140,9 @@ class ViP2ClipConfig(PreTrainedConfig):
     """
 
     model_type = "vip2clip"
-    # The plain mapping, filled by hand in __post_init__, works from transformers 5.18 on; `sub_configs_defaults` of
-    # later versions does not.
+    # __post_init__ sets the default. `sub_configs_defaults` would, but does not exist in transformers 5.18.
     sub_configs = {"clip_config": CLIPConfig}
-    # Large tensors that evaluation loops need not gather.
+    # Large tensors that the Trainer does not need to gather in evaluation.
     keys_to_ignore_at_inference = ["loss_components", "layer_maps", "text_embeds", "image_embeds", "attentions"]
 
     clip_config: dict | CLIPConfig | None = None
@@ -198,19 +182,20 @@ class ViP2ClipConfig(PreTrainedConfig):
     calibration: dict[str, Any] | None = None
     initializer_range: float = 0.02
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         if self.clip_config is None:
-            self.clip_config = _clip_vit_large_patch14_336()
+            clip_config = _clip_vit_large_patch14_336()
         elif isinstance(self.clip_config, dict):
-            self.clip_config = CLIPConfig(**self.clip_config)
+            clip_config = CLIPConfig(**self.clip_config)
         else:
-            self.clip_config = copy.deepcopy(self.clip_config)
-        # Nested configs are written out whole; the folder a backbone was read from stays on the machine it was on.
-        for nested in (self.clip_config, self.clip_config.text_config, self.clip_config.vision_config):
+            clip_config = copy.deepcopy(self.clip_config)
+        self.clip_config = clip_config
+        # Nested configurations are saved completely. Do not publish the local folder a backbone was loaded from.
+        for nested in (clip_config, self.clip_text_config, self.clip_vision_config):
             nested.name_or_path = ""
-        # JSON knows no tuples.
+        # Loaded from JSON, this is a list.
         self.feature_layers = tuple(sorted(self.feature_layers))
-        known = STATE_WORD_TOKEN_IDS if self.clip_config.text_config.vocab_size == CLIP_VOCAB_SIZE else {}
+        known = known_token_ids(self.clip_text_config.vocab_size)
         for kind, default in (("normal", "good"), ("anomalous", "damaged")):
             word, ids = getattr(self, f"{kind}_word"), getattr(self, f"{kind}_token_ids")
             if word is None and ids is None:
@@ -222,95 +207,140 @@ class ViP2ClipConfig(PreTrainedConfig):
             self.id2label = {0: "normal", 1: "anomalous"}
             self.label2id = {"normal": 0, "anomalous": 1}
         if not type(self).__module__.startswith("transformers_modules."):
-            # Where this package is imported its own classes are used and the code of a checkpoint is not: entries
-            # that point to it would only make `pipeline()` ask for trust, and dangle in what is saved next.
+            # The installed package replaces the code files of a checkpoint. Entries that point to them would make
+            # `pipeline()` ask for `trust_remote_code`, and would be saved again without the files.
             kwargs.pop("auto_map", None)
             kwargs.pop("custom_pipelines", None)
         super().__post_init__(**kwargs)
         self.check_values()
 
     @classmethod
-    def from_variant(cls, variant: Literal["paper", "release"] = "paper", **overrides) -> "ViP2ClipConfig":
+    def from_variant(cls, variant: str = "paper", **overrides: Any) -> "ViP2ClipConfig":
         """
-        A named set of choices: `"paper"` is the equations of the paper (the defaults), `"release"` what the authors'
-        released code computes: eight unscaled heads, mean logits, no layer norm on the class token, a smoothed focal
-        loss, and "damaged" in both prompts. docs/paper-and-release.md lists the differences.
+        Create the configuration of a variant of the model.
+
+        `"paper"` follows the equations of the paper and equals the defaults. `"release"` follows the authors' released
+        code: eight unscaled attention heads, mean logits, no layer norm on the class token, a smoothed focal loss, and
+        the word "damaged" in both prompts. docs/paper-and-release.md describes the differences.
+
+        Args:
+            variant (`"paper"` or `"release"`, defaults to `"paper"`):
+                Name of the variant.
+            overrides:
+                Fields of the configuration that replace the values of the variant.
+
+        Returns:
+            [`ViP2ClipConfig`]: the configuration.
 
         Raises:
-            ValueError: for another name, or for an override that is no field.
+            ValueError: if the variant is unknown, or an override is not a field or not allowed.
         """
         if variant not in _VARIANTS:
-            raise ValueError(f"variant is {variant!r}; known variants are {', '.join(map(repr, _VARIANTS))}.")
+            raise ValueError(f"variant is {variant!r}; expected {' or '.join(map(repr, _VARIANTS))}.")
         cls.check_names(overrides)
         return cls(**{**_VARIANTS[variant], **overrides})
 
     @classmethod
-    def check_names(cls, names: Iterable[str]):
+    def check_names(cls, names: Iterable[str]) -> None:
         """
+        Check that names are fields of the configuration.
+
+        Args:
+            names (`Iterable[str]`): names to check.
+
         Raises:
-            ValueError: a name that is no field; says which one may have been meant.
+            ValueError: if a name is not a field. The message suggests the most similar field.
         """
         for name in names:
             if name not in cls.__dataclass_fields__:
                 nearest = difflib.get_close_matches(name, cls.__dataclass_fields__, n=1)
                 hint = f"; did you mean {nearest[0]!r}?" if nearest else "."
-                raise ValueError(f"{name!r} is no field of the configuration{hint}")
+                raise ValueError(f"{name!r} is not a field of ViP2ClipConfig{hint}")
 
     @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs):
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "ViP2ClipConfig":
+        """
+        Create a configuration from a dict, as `from_pretrained` does.
+
+        Args:
+            config_dict (`dict[str, Any]`): content of a `config.json`.
+            kwargs: options of `PreTrainedConfig.from_dict`, and fields to override. Overriding a state word or its
+                token ids replaces both.
+
+        Raises:
+            ValueError: if the dict belongs to another model type, or if a value is not allowed.
+        """
         found = config_dict.get("model_type")
         if found != cls.model_type:
-            hint = (
-                " To put new adapters on a CLIP checkpoint use ViP2ClipForAnomalyDetection.from_clip."
-                if found == "clip"
-                else ""
-            )
+            hint = ""
+            if found == "clip":
+                hint = " To add new adapters to a CLIP checkpoint, use ViP2ClipForAnomalyDetection.from_clip."
             raise ValueError(f"Expected a checkpoint with model_type 'vip2clip', found model_type {found!r}.{hint}")
-        # The library sets overrides after construction, where they would neither be checked nor completed.
+        # The library sets overrides after construction, which would skip both validation and derived values.
         fields = [name for name in kwargs if name in cls.__dataclass_fields__ and name not in ("clip_config", "dtype")]
         overrides = {name: kwargs.pop(name) for name in fields}
         for kind in ("normal", "anomalous"):
-            # Word and ids belong together: an override of one replaces both.
+            # A word and its ids belong together. Overriding one replaces both.
             if {f"{kind}_word", f"{kind}_token_ids"} & set(overrides):
                 overrides = {f"{kind}_word": None, f"{kind}_token_ids": None, **overrides}
-        output = super().from_dict({**config_dict, **overrides}, **kwargs)
+        output: Any = super().from_dict({**config_dict, **overrides}, **kwargs)
         (output[0] if isinstance(output, tuple) else output).check_values()
         return output
 
     @property
+    def clip_text_config(self) -> CLIPTextConfig:
+        """Configuration of the backbone's text tower."""
+        return _narrow(_narrow(self.clip_config, CLIPConfig).text_config, CLIPTextConfig)
+
+    @property
+    def clip_vision_config(self) -> CLIPVisionConfig:
+        """Configuration of the backbone's vision tower."""
+        return _narrow(_narrow(self.clip_config, CLIPConfig).vision_config, CLIPVisionConfig)
+
+    @property
+    def projection_dim(self) -> int:
+        """Size of the embeddings in CLIP's joint space."""
+        return _narrow(_narrow(self.clip_config, CLIPConfig).projection_dim, int)
+
+    @property
+    def patch_size(self) -> int:
+        """Side of a patch in pixels."""
+        return _narrow(self.clip_vision_config.patch_size, int)
+
+    @property
     def patch_grid(self) -> int:
-        """Patches along one side of an image of `image_size`."""
-        return self.image_size // self.clip_config.vision_config.patch_size
+        """Number of patches along one side of an image of `image_size`."""
+        return self.image_size // self.patch_size
 
     @property
     def prompt_lengths(self) -> tuple[int, int]:
-        """Tokens of the normal and the anomalous prompt, start and end token included."""
+        """Number of tokens in the normal and the anomalous prompt, including start and end token."""
         shared = 2 + self.num_context_tokens + self.num_image_tokens
-        return shared + len(self.normal_token_ids), shared + len(self.anomalous_token_ids)
+        return shared + len(self.normal_token_ids or ()), shared + len(self.anomalous_token_ids or ())
 
-    def check_values(self):
+    def check_values(self) -> None:
         """
         Check every value. Runs at construction and when a model is built.
 
         Raises:
-            ViP2ClipConfigError: names the field, the value found and what is allowed.
+            ViP2ClipConfigError: if a value is not allowed.
         """
         try:
             self.validate_values()
         except ValueError as error:
             raise ViP2ClipConfigError(validator="validate_values", cause=error) from error
 
-    def validate_values(self):
-        """What the library's `validate`, called by `save_pretrained`, runs."""
-        text, vision = self.clip_config.text_config, self.clip_config.vision_config
+    def validate_values(self) -> None:
+        """Check every value, as [`check_values`] does. The library calls this method, by its name, when saving."""
+        text, vision = self.clip_text_config, self.clip_vision_config
 
-        def check(name: str, allowed: bool, expected: str):
+        def check(name: str, allowed: bool, expected: str) -> None:
             if not allowed:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; expected {expected}.")
 
         patch = vision.patch_size
         if not isinstance(patch, int):
-            raise ValueError(f"clip_config.vision_config.patch_size is {patch!r}; expected one integer.")
+            raise ValueError(f"clip_config.vision_config.patch_size is {patch!r}; expected a single integer.")
         size = self.image_size
         nearest = sorted({max(patch, size // patch * patch), max(patch, -(-size // patch) * patch)})
         check(
@@ -319,35 +349,36 @@ class ViP2ClipConfig(PreTrainedConfig):
             f"a positive multiple of the backbone's patch size {patch} (nearest: {', '.join(map(str, nearest))})",
         )
 
-        depth = vision.num_hidden_layers
-        layers = self.feature_layers
+        layers, depth = self.feature_layers, vision.num_hidden_layers
         check(
             "feature_layers",
             len(layers) > 0 and all(1 <= layer <= depth for layer in layers) and len(set(layers)) == len(layers),
-            f"different 1-based block numbers between 1 and {depth}, the depth of the backbone",
+            f"distinct block numbers from 1 to {depth}, the number of vision blocks in the backbone",
         )
 
         for name in ("num_context_tokens", "num_image_tokens", "meta_net_hidden_size"):
             check(name, getattr(self, name) >= 1, "an integer of at least 1")
-        self._validate_token_ids(text.vocab_size)
+        last = text.vocab_size - 1
+        for name in ("bos_token_id", "eos_token_id"):
+            check(name, 0 <= getattr(self, name) <= last, f"a token id between 0 and {last}")
+        for kind in ("normal", "anomalous"):
+            word, ids = getattr(self, f"{kind}_word"), getattr(self, f"{kind}_token_ids")
+            check_token_ids(kind, word, ids, text.vocab_size)
         longest = max(self.prompt_lengths)
         if longest > text.max_position_embeddings:
             raise ValueError(
-                f"num_context_tokens ({self.num_context_tokens}), num_image_tokens ({self.num_image_tokens}) and the "
-                f"state words give a prompt of {longest} tokens; the text tower takes at most "
-                f"{text.max_position_embeddings}."
+                f"num_context_tokens ({self.num_context_tokens}), num_image_tokens ({self.num_image_tokens}) and "
+                f"state words give a prompt of {longest} tokens; expected at most {text.max_position_embeddings}."
             )
 
-        width = self.clip_config.projection_dim
-        heads = self.perception_num_heads
+        width, heads = self.projection_dim, self.perception_num_heads
         check("perception_num_heads", heads >= 1 and width % heads == 0, f"a divisor of the projection size {width}")
         patches = (size // patch) ** 2
-        check("top_k", 1 <= self.top_k <= patches, f"between 1 and {patches}, the number of patches of an image")
-
+        check("top_k", 1 <= self.top_k <= patches, f"an integer from 1 to {patches}, the number of patches")
         check("temperature", 1e-4 <= self.temperature < math.inf, "a number of at least 0.0001")
         check("smoothing_sigma", 0 <= self.smoothing_sigma <= size, f"a number between 0 and {size}, the image size")
         for name in ("local_loss_weight", "focal_gamma", "initializer_range"):
-            check(name, 0 <= getattr(self, name) < math.inf, "a number that is not negative")
+            check(name, 0 <= getattr(self, name) < math.inf, "a finite number of at least 0")
         check("focal_smooth", 0 <= self.focal_smooth < 0.5, "a number in [0, 0.5)")
         for name in ("image_threshold", "pixel_threshold"):
             check(name, 0 <= getattr(self, name) <= 1, "a number in [0, 1]")
@@ -362,35 +393,8 @@ class ViP2ClipConfig(PreTrainedConfig):
             except HFValidationError as error:
                 raise ValueError(
                     f"backbone_id is {self.backbone_id!r}; expected a Hub id such as 'openai/clip-vit-base-patch16', "
-                    "never a path."
+                    "not a path."
                 ) from error
-
-    def _validate_token_ids(self, vocab_size: int):
-        for name in ("bos_token_id", "eos_token_id"):
-            if not 0 <= getattr(self, name) < vocab_size:
-                raise ValueError(
-                    f"{name} is {getattr(self, name)!r}; expected a token id between 0 and {vocab_size - 1}, the "
-                    "vocabulary of the backbone."
-                )
-        for kind in ("normal", "anomalous"):
-            word, ids = getattr(self, f"{kind}_word"), getattr(self, f"{kind}_token_ids")
-            if not ids:
-                raise ValueError(
-                    f"{kind}_token_ids is {ids!r} and {kind}_word is {word!r}; expected at least one token id. With "
-                    f"CLIP's vocabulary they are known for {', '.join(STATE_WORD_TOKEN_IDS)}; otherwise give "
-                    f"{kind}_token_ids, or pass a tokenizer to ViP2ClipForAnomalyDetection.from_clip."
-                )
-            if not all(0 <= i < vocab_size for i in ids):
-                raise ValueError(
-                    f"{kind}_token_ids is {ids!r}; expected token ids between 0 and {vocab_size - 1}, the vocabulary "
-                    "of the backbone."
-                )
-            known = STATE_WORD_TOKEN_IDS.get(word)
-            if vocab_size == CLIP_VOCAB_SIZE and known is not None and tuple(ids) != known:
-                raise ValueError(
-                    f"{kind}_word is {word!r}, whose token ids in CLIP's vocabulary are {known}, but "
-                    f"{kind}_token_ids is {tuple(ids)!r}; change both together, or set the word to None."
-                )
 
 
 __all__ = ["STATE_WORD_TOKEN_IDS", "ViP2ClipConfig", "ViP2ClipConfigError"]

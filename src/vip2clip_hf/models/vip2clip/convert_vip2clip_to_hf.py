@@ -1,20 +1,22 @@
-"""Checkpoints of the authors' released code as ViP2ClipForAnomalyDetection.
+"""Convert checkpoints of the authors' released code to ViP2ClipForAnomalyDetection.
 
-A released `.pth` file is `{"prompt_learner": state_dict, "Zero_try": state_dict}`: prompts and image-conditioned
-adapter, and fine-grained perception (its projections as Conv1d of kernel size 1).
+A released `.pth` file contains `{"prompt_learner": state_dict, "Zero_try": state_dict}`: the prompts with the
+image-conditioned adapter, and the fine-grained perception. The latter has Conv1d projections of kernel size 1.
 """
 
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import CLIPModel
 from transformers.utils import logging
 
 from .backbone_vip2clip import HUB_KWARGS, load_clip
-from .configuration_vip2clip import CLIP_VOCAB_SIZE, STATE_WORD_TOKEN_IDS, ViP2ClipConfig
+from .configuration_vip2clip import ViP2ClipConfig
 from .modeling_vip2clip import ViP2ClipForAnomalyDetection
+from .state_words_vip2clip import known_token_ids
 
 
 logger = logging.get_logger(__name__)
@@ -33,13 +35,13 @@ KEY_TABLE = {
     "Zero_try.proj_post_t.weight": "fine_grained_perception.out_proj.weight",
     "Zero_try.proj_post_t.bias": "fine_grained_perception.out_proj.bias",
 }
-# Embeddings of the fixed tokens, from which the ids are recovered: start, state word, end and padding.
+# Embeddings of the fixed tokens: start, state word, end with padding. The token ids are recovered from them.
 TOKEN_BUFFERS = {
     kind: tuple(f"prompt_learner.token_{part}_{suffix}" for part in ("prefix", "middle", "suffix"))
     for kind, suffix in (("normal", "pos"), ("anomalous", "neg"))
 }
-# Settings that follow from the shapes of the tensors.
-GIVEN_BY_THE_FILE = (
+# Settings determined by the checkpoint.
+FIXED_SETTINGS = (
     "variant",
     "clip_config",
     "num_context_tokens",
@@ -51,7 +53,15 @@ GIVEN_BY_THE_FILE = (
 
 
 def meta_net_keys(index: int) -> dict[str, str]:
-    """Keys of the Meta-Net of one image token: Linear, ReLU, Linear."""
+    """
+    Return the keys of a Meta-Net (Linear, ReLU, Linear).
+
+    Args:
+        index (`int`): index of the image token.
+
+    Returns:
+        `dict[str, str]`: names of the model's parameters by keys of the released checkpoint.
+    """
     return {
         f"prompt_learner.cls_prompter.fc.{index}.{layer}.{name}": (
             f"image_conditioned_adapter.meta_nets.{index}.{layer}.{name}"
@@ -63,11 +73,18 @@ def meta_net_keys(index: int) -> dict[str, str]:
 
 def load_release_checkpoint(checkpoint: str | os.PathLike | Mapping) -> dict[str, torch.Tensor]:
     """
-    The tensors of a released checkpoint under flat keys (`prompt_learner.ctx_pos`, `Zero_try.q_proj_pre.weight`).
+    Read the tensors of a released checkpoint.
+
+    Args:
+        checkpoint (`str`, `os.PathLike` or `Mapping`): `.pth` file, or its content.
+
+    Returns:
+        `dict[str, torch.Tensor]`: tensors by flat keys such as `prompt_learner.ctx_pos` and
+        `Zero_try.q_proj_pre.weight`.
 
     Raises:
-        OSError: the file is missing or damaged.
-        ValueError: it is no released ViP²-CLIP checkpoint.
+        OSError: if the file is missing or damaged.
+        ValueError: if it is not a released ViP²-CLIP checkpoint.
     """
     if not isinstance(checkpoint, Mapping):
         path = Path(checkpoint)
@@ -75,10 +92,10 @@ def load_release_checkpoint(checkpoint: str | os.PathLike | Mapping) -> dict[str
             raise OSError(f"Checkpoint {str(path)!r} not found; expected a .pth file of the released code.")
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch raises pickle, zip and runtime errors, depending on where the file breaks
+        except Exception as error:  # pickle, zip or runtime error, depending on the damage
             raise OSError(
-                f"Checkpoint {str(path)!r} could not be read as tensors ({type(error).__name__}); expected a .pth "
-                "file of the released code, whole and without other objects in it."
+                f"Checkpoint {str(path)!r} could not be read as tensors ({type(error).__name__}); expected a complete "
+                ".pth file of the released code, which contains only tensors."
             ) from error
         checkpoint = content
     parts = ("prompt_learner", "Zero_try")
@@ -90,29 +107,33 @@ def load_release_checkpoint(checkpoint: str | os.PathLike | Mapping) -> dict[str
 
 def find_token_ids(rows: torch.Tensor, table: torch.Tensor, what: str) -> tuple[int, ...]:
     """
-    Ids of the rows of CLIP's token table that stored embeddings were taken from.
+    Find the token ids of stored embeddings in CLIP's token embeddings.
 
     Args:
         rows (`torch.Tensor` of shape `(num_tokens, width)`): stored embeddings.
         table (`torch.Tensor` of shape `(vocab_size, width)`): token embeddings of the backbone.
-        what (`str`): what the rows are, for the message.
+        what (`str`): description of the rows, for the message.
+
+    Returns:
+        `tuple[int, ...]`: one id per row.
 
     Raises:
-        ValueError: a row that is not in the table, as happens with another backbone.
+        ValueError: if a row is not in the table, which happens with another backbone.
     """
     if rows.shape[-1] != table.shape[-1]:
         raise ValueError(
-            f"The checkpoint's {what} has width {rows.shape[-1]}, the text tower of the backbone {table.shape[-1]}: "
-            "it was trained on another backbone (the authors used CLIP ViT-L/14@336px)."
+            f"The {what} of the checkpoint has width {rows.shape[-1]}; expected {table.shape[-1]}, the width of the "
+            "backbone's text tower. The checkpoint was trained on another backbone (the authors used CLIP "
+            "ViT-L/14@336px)."
         )
-    # A stored embedding and its row come from the same weights; only half precision in between is forgiven.
+    # Stored embeddings are copies of rows. Allow only the error of a conversion to half precision.
     tolerance = max(torch.finfo(rows.dtype).eps, torch.finfo(table.dtype).eps, 1e-6)
     distances = torch.cdist(rows.double(), table.double(), compute_mode="donot_use_mm_for_euclid_dist")
     nearest, ids = distances.min(dim=1)
     if not (nearest <= tolerance * rows.double().norm(dim=1)).all():
         raise ValueError(
-            f"The checkpoint's {what} is no row of the backbone's token table (nearest differs by "
-            f"{nearest.max().item():.3g}): it was trained on another backbone (the authors used CLIP "
+            f"The {what} of the checkpoint is not in the token embeddings of the backbone (distance to the nearest: "
+            f"{nearest.max().item():.3g}). The checkpoint was trained on another backbone (the authors used CLIP "
             "ViT-L/14@336px)."
         )
     return tuple(ids.tolist())
@@ -121,35 +142,40 @@ def find_token_ids(rows: torch.Tensor, table: torch.Tensor, what: str) -> tuple[
 def convert_release_checkpoint(
     checkpoint: str | os.PathLike | Mapping,
     clip: CLIPModel | str | os.PathLike,
-    **config_overrides,
+    **config_overrides: Any,
 ) -> ViP2ClipForAnomalyDetection:
     """
-    A released checkpoint on its backbone, in the release variant: what the authors' code computes.
+    Convert a checkpoint of the authors' released code.
 
-    Prompt lengths and widths are read from the tensors; the ids of start, end and state word are found by looking the
-    stored embeddings up in CLIP's token table (the released code stores "damaged" for both prompts, whatever its id
-    buffers say). What the file does not hold are the settings of the authors' scripts: number of heads, feature
-    layers, image size, top-k, sigma; they are the configuration's defaults and can be overridden.
+    The result is a model in the `"release"` variant, with the same outputs as the authors' code. Sizes and prompt
+    lengths are read from the tensors. The ids of start token, end token and state words are found by comparing the
+    stored embeddings with CLIP's token embeddings. The id buffers are not used: they contain "good" for the normal
+    prompt, although the released code embeds "damaged" in both prompts.
+
+    The file does not contain the settings of the authors' scripts: number of heads, feature layers, image size, top-k
+    and sigma. The defaults of the configuration are the same and can be overridden.
 
     Args:
         checkpoint (`str`, `os.PathLike` or `Mapping`):
             `.pth` file, read with `torch.load(weights_only=True)`, or its content.
         clip (`CLIPModel`, `str` or `os.PathLike`):
-            The backbone: a model, a folder or a Hub id. The authors used `openai/clip-vit-large-patch14-336`.
+            Backbone: a model, a folder or a Hub id. The authors used `openai/clip-vit-large-patch14-336`.
         config_overrides:
-            Fields of [`ViP2ClipConfig`] that the file does not decide, and `dtype`, `attn_implementation`,
-            `device_map`, `revision`, ... of [`ViP2ClipForAnomalyDetection.from_clip`].
+            Fields of [`ViP2ClipConfig`] that are not determined by the file, and arguments of
+            [`ViP2ClipForAnomalyDetection.from_clip`] such as `dtype`, `attn_implementation`, `device_map` and
+            `revision`.
 
     Returns:
-        [`ViP2ClipForAnomalyDetection`]: in eval mode.
+        [`ViP2ClipForAnomalyDetection`]: the model, in eval mode.
 
     Raises:
-        OSError: a file that is missing or damaged.
-        ValueError: no released checkpoint, another backbone, or a setting that cannot be chosen.
+        OSError: if a file is missing or damaged.
+        ValueError: if the file is not a released checkpoint, was trained on another backbone, or determines a setting
+            that is overridden.
     """
-    given = [name for name in config_overrides if name in GIVEN_BY_THE_FILE]
-    if given:
-        raise ValueError(f"{', '.join(given)} cannot be chosen: the released checkpoint decides.")
+    fixed = [name for name in config_overrides if name in FIXED_SETTINGS]
+    if fixed:
+        raise ValueError(f"{', '.join(fixed)} cannot be overridden, because the checkpoint determines it.")
     ViP2ClipConfig.check_names(name for name in config_overrides if name not in FROM_CLIP_ARGUMENTS)
     tensors = load_release_checkpoint(checkpoint)
     missing = [key for key in KEY_TABLE if key not in tensors]
@@ -165,33 +191,37 @@ def convert_release_checkpoint(
     if missing or surplus:
         raise ValueError(
             f"The checkpoint has {num_image_tokens} image tokens but "
-            f"{'lacks' if missing else 'also holds'} {', '.join(missing or surplus)}; expected one Meta-Net for each."
+            f"{'lacks' if missing else 'also contains'} {', '.join(missing or surplus)}; expected one Meta-Net per "
+            "image token."
         )
     broken = [key for key in key_table if not torch.isfinite(tensors[key]).all()]
     if broken:
-        raise ValueError(f"The checkpoint has values that are not finite in {', '.join(broken)}.")
-
-    # The shapes come first: on another backbone the model cannot even be built.
-    hub_kwargs = {name: config_overrides.pop(name) for name in HUB_KWARGS if name in config_overrides}
-    clip, origin = load_clip(clip, **hub_kwargs)
-    embed_dim = tensors["prompt_learner.cls_prompter.bias"].shape[-1]
-    if embed_dim != clip.config.projection_dim:
         raise ValueError(
-            f"The checkpoint works in a joint space of {embed_dim} dimensions, the backbone in one of "
-            f"{clip.config.projection_dim}: it was trained on another backbone (the authors used CLIP ViT-L/14@336px)."
+            f"The checkpoint contains NaN or infinite values in {', '.join(broken)}; expected finite ones."
+        )
+
+    # Check the width first: with another backbone, the model cannot be built.
+    hub_kwargs = {name: config_overrides.pop(name) for name in HUB_KWARGS if name in config_overrides}
+    backbone, origin = load_clip(clip, **hub_kwargs)
+    embed_dim = tensors["prompt_learner.cls_prompter.bias"].shape[-1]
+    if embed_dim != backbone.config.projection_dim:
+        raise ValueError(
+            f"The checkpoint has a joint space of {embed_dim} dimensions; expected {backbone.config.projection_dim}, "
+            "as in the backbone. The checkpoint was trained on another backbone (the authors used CLIP "
+            "ViT-L/14@336px)."
         )
     settings = {
         **origin,
-        **_token_settings(tensors, clip.text_model.embeddings.token_embedding.weight),
+        **_token_settings(tensors, backbone.text_model.embeddings.token_embedding.weight),
         "num_context_tokens": len(tensors["prompt_learner.ctx_pos"]),
         "num_image_tokens": num_image_tokens,
         "meta_net_hidden_size": len(tensors["prompt_learner.cls_prompter.fc.0.0.weight"]),
         **config_overrides,
     }
-    model = ViP2ClipForAnomalyDetection.from_clip(clip, variant="release", **settings)
+    model = ViP2ClipForAnomalyDetection.from_clip(backbone, variant="release", **settings)
 
     targets = model.adapter_state_dict()
-    # Same numbers, other shapes: (1, D) to (D,), and Conv1d (out, in, 1) to Linear (out, in).
+    # Only shapes differ: (1, D) becomes (D,), and Conv1d weights (out, in, 1) become Linear weights (out, in).
     axes = {"prompt_learner.cls_prompter.bias": 0}
     adapters = {
         new: tensors[old].squeeze(axes.get(old, -1 if old.startswith("Zero_try.") and "weight" in old else ()))
@@ -203,14 +233,14 @@ def convert_release_checkpoint(
     model.load_state_dict(adapters, strict=False)
     unused = sorted(set(tensors) - set(key_table) - {key for keys in TOKEN_BUFFERS.values() for key in keys})
     if unused:
-        logger.warning(f"Entries of the checkpoint that are not needed: {', '.join(unused)}")
+        logger.warning(f"Unused entries of the checkpoint: {', '.join(unused)}")
     return model
 
 
-def _token_settings(tensors: dict[str, torch.Tensor], table: torch.Tensor) -> dict:
-    """Token ids, and words where known, of the fixed tokens of both prompts."""
-    settings = {}
-    words = {ids: word for word, ids in STATE_WORD_TOKEN_IDS.items()} if len(table) == CLIP_VOCAB_SIZE else {}
+def _token_settings(tensors: dict[str, torch.Tensor], table: torch.Tensor) -> dict[str, Any]:
+    """Return the token ids of the fixed tokens in both prompts, and the state words if known."""
+    settings: dict[str, Any] = {}
+    words = {ids: word for word, ids in known_token_ids(len(table)).items()}
     for kind, (prefix, middle, suffix) in TOKEN_BUFFERS.items():
         ids = find_token_ids(tensors[middle][0], table, f"{kind} state word")
         settings[f"{kind}_token_ids"] = ids

@@ -1,4 +1,4 @@
-"""Image processor of ViP²-CLIP: photos to pixel values, masks to labels, model outputs to results at photo size."""
+"""Decisions on scores and maps: calibrated thresholds, p-values and regions."""
 
 import importlib
 import math
@@ -10,12 +10,12 @@ import numpy as np
 
 
 LABELS = ("normal", "anomalous")
-# More calibration scores than this are kept as so many quantiles, rounded upward.
+# If there are more calibration scores, this number of quantiles is stored instead, rounded up.
 MAX_STORED_SCORES = 10_000
 
 
 def _exact(false_alarm_rate: float) -> Fraction:
-    """The rate as it was written: 0.01 is one in a hundred, not the nearest binary number."""
+    """Return the decimal value of the rate: 0.01 is exactly 1/100, not the nearest binary number."""
     if isinstance(false_alarm_rate, bool) or not 0 < false_alarm_rate < 1:
         raise ValueError(f"false_alarm_rate is {false_alarm_rate!r}; expected a number between 0 and 1, such as 0.01.")
     return Fraction(str(float(false_alarm_rate)))
@@ -23,43 +23,57 @@ def _exact(false_alarm_rate: float) -> Fraction:
 
 def min_calibration_images(false_alarm_rate: float) -> int:
     """
-    Smallest number of normal images that can give a false alarm rate: 99 for 0.01, 9 for 0.1.
+    Return the minimum number of normal images needed to calibrate for a false-alarm rate.
+
+    Args:
+        false_alarm_rate (`float`): false-alarm rate, in (0, 1).
+
+    Returns:
+        `int`: number of images, for example 9 for a rate of 0.1 and 99 for 0.01.
 
     Raises:
-        ValueError: a rate outside (0, 1).
+        ValueError: if the rate is outside (0, 1).
     """
     return max(1, math.ceil(1 / _exact(false_alarm_rate) - 1))
 
 
 def conformal_threshold(scores: Sequence[float], false_alarm_rate: float) -> float:
     """
-    Threshold that a new normal image exceeds with a probability of at most `false_alarm_rate`.
+    Compute a threshold that a new normal image exceeds with a probability of at most `false_alarm_rate`.
 
     Args:
-        scores (`Sequence[float]`): of normal images that nothing was trained or chosen on.
-        false_alarm_rate (`float`): in (0, 1).
+        scores (`Sequence[float]`): scores of normal images not used for training or model selection.
+        false_alarm_rate (`float`): false-alarm rate, in (0, 1).
 
     Returns:
-        `float`: one of the scores; an image is anomalous when its score is greater.
+        `float`: the threshold, one of the scores. An image is anomalous if its score is greater.
 
     Raises:
-        ValueError: a rate outside (0, 1), too few scores for it, or scores that are not finite.
+        ValueError: if the rate is outside (0, 1), there are too few scores for it, or a score is not finite.
     """
     rate, ordered = _exact(false_alarm_rate), np.sort(np.asarray(scores, dtype=np.float64).ravel())
     if not np.isfinite(ordered).all():
-        raise ValueError("The calibration scores have NaN or infinite values; expected finite ones.")
+        raise ValueError("The calibration scores contain NaN or infinite values; expected finite scores.")
     count, needed = len(ordered), min_calibration_images(false_alarm_rate)
     if count < needed:
         raise ValueError(
-            f"A false alarm rate of {float(rate):g} needs at least {needed} normal images, found {count}. Take more "
-            f"images, or a rate of at least {1 / (count + 1):.3g}."
+            f"A false-alarm rate of {float(rate):g} needs at least {needed} normal images, found {count}. Add images, "
+            f"or choose a rate of at least {1 / (count + 1):.3g}."
         )
     return float(ordered[math.ceil((count + 1) * (1 - rate)) - 1])
 
 
 def stored_scores(scores: Sequence[float]) -> list[float]:
-    """Scores in ascending order as they are kept; of more than 10,000 so many quantiles, each the largest score of its
-    share, so that p-values from them are never too small."""
+    """
+    Sort calibration scores and limit their number for storage in a checkpoint.
+
+    Args:
+        scores (`Sequence[float]`): scores of the calibration images.
+
+    Returns:
+        `list[float]`: the scores in ascending order. If there are more than 10,000 scores, 10,000 quantiles instead,
+        each the largest score in its group, so p-values computed from them are never too small.
+    """
     ordered = np.sort(np.asarray(scores, dtype=np.float64).ravel())
     if len(ordered) > MAX_STORED_SCORES:
         ends = -(-np.arange(1, MAX_STORED_SCORES + 1) * len(ordered) // MAX_STORED_SCORES)
@@ -69,16 +83,18 @@ def stored_scores(scores: Sequence[float]) -> list[float]:
 
 def p_value(score: float, stored: Sequence[float], num_images: int) -> float:
     """
-    How likely a normal image has a score this large: (1 + normal scores at least as large) / (1 + normal scores).
+    Compute the p-value of a score: the probability that a normal image has a score at least as large.
+
+    The p-value is (1 + number of normal scores at least as large) / (1 + number of normal scores).
 
     Args:
-        score (`float`): of the image in question.
-        stored (`Sequence[float]`): from [`stored_scores`].
+        score (`float`): score of the image.
+        stored (`Sequence[float]`): calibration scores from [`stored_scores`].
         num_images (`int`): number of calibration images.
 
     Returns:
-        `float` in (0, 1]. With all scores stored it is at most the false alarm rate exactly where the threshold of
-        that rate is exceeded.
+        `float`: the p-value, in (0, 1]. If all scores are stored, the p-value is at most the false-alarm rate exactly
+        if the score is greater than the threshold for that rate.
     """
     below = int(np.searchsorted(np.asarray(stored), score, side="left"))
     if len(stored) < num_images:
@@ -87,11 +103,12 @@ def p_value(score: float, stored: Sequence[float], num_images: int) -> float:
 
 
 def _ndimage() -> Any:
-    # Not by name: a checkpoint that carries this file would ask for scipy before anything is wanted of it.
+    # Imported by importlib, because an import statement makes transformers require scipy to load a checkpoint that
+    # contains this file.
     try:
         return importlib.import_module("scipy.ndimage")
     except ImportError as error:
-        raise ImportError("Regions need scipy: pip install 'vip2clip_hf[data]'.") from error
+        raise ImportError("Regions need scipy, which is not installed: pip install 'vip2clip_hf[data]'.") from error
 
 
 def _label_regions(mask: np.ndarray) -> tuple[np.ndarray, int]:
@@ -100,42 +117,74 @@ def _label_regions(mask: np.ndarray) -> tuple[np.ndarray, int]:
 
 def region_score(anomaly_map: np.ndarray, min_area: int = 1) -> float:
     """
-    The largest value at which the map still shows a region of some size: the map has a connected region (over edges or
-    corners) of at least `min_area` pixels above a threshold exactly when this score is above it.
+    Compute the largest value at which the map has a region of at least `min_area` pixels.
+
+    For any threshold, the map has such a region above the threshold exactly if this score is above the threshold.
+    Pixels of a region are connected by edges or corners.
 
     Args:
-        anomaly_map (`np.ndarray` of shape `(height, width)`): values in [0, 1].
-        min_area (`int`, defaults to 1): pixels of the region; with 1 the score is the largest value.
+        anomaly_map (`np.ndarray` of shape `(height, width)`): anomaly map, in [0, 1].
+        min_area (`int`, defaults to 1): minimum number of pixels. With 1, the score is the maximum of the map.
+
+    Returns:
+        `float`: the score, one of the values of the map.
 
     Raises:
-        ValueError: an area larger than the map, or smaller than one pixel.
+        ImportError: if scipy is not installed and `min_area` is greater than 1.
+        ValueError: if the area is less than 1 or larger than the map.
     """
     if not 1 <= min_area <= anomaly_map.size:
-        raise ValueError(f"min_area is {min_area}; expected 1 to {anomaly_map.size}, the pixels of the map.")
+        raise ValueError(
+            f"min_area is {min_area}; expected an integer from 1 to {anomaly_map.size}, the number of pixels of the "
+            "map."
+        )
     if min_area == 1:
         return float(anomaly_map.max())
 
-    def shows(value: float) -> bool:
+    def has_region(value: float) -> bool:
         labels, _ = _label_regions(anomaly_map >= value)
         return bool((np.bincount(labels.ravel())[1:] >= min_area).any())
 
-    # No region has min_area pixels above the min_area-th largest value; the whole map is one at the smallest.
+    # Binary search. Above the min_area-th largest value, there are too few pixels. At the smallest value, the whole
+    # map is one region.
     bound = np.partition(anomaly_map.ravel(), -min_area)[-min_area]
     values = np.unique(anomaly_map[anomaly_map <= bound])
     low, high = 0, len(values) - 1
     while low < high:
         middle = (low + high + 1) // 2
-        low, high = (middle, high) if shows(values[middle]) else (low, middle - 1)
+        low, high = (middle, high) if has_region(values[middle]) else (low, middle - 1)
     return float(values[low])
 
 
 def min_region_pixels(shape: tuple[int, int], min_region_area: float) -> int:
-    """A share of a map of some shape in pixels, at least one."""
+    """
+    Convert the minimum area of a region from a fraction of the map to pixels.
+
+    Args:
+        shape (`tuple[int, int]`): height and width of the map.
+        min_region_area (`float`): minimum area as a fraction of the map.
+
+    Returns:
+        `int`: minimum area in pixels, at least 1.
+    """
     return max(1, math.ceil(min_region_area * shape[0] * shape[1]))
 
 
 def keep_large_regions(mask: np.ndarray, min_area: int) -> np.ndarray:
-    """A mask without its connected regions of fewer than `min_area` pixels."""
+    """
+    Remove regions of fewer than `min_area` pixels from a mask. Pixels of a region are connected by edges or corners.
+
+    Args:
+        mask (`np.ndarray` of shape `(height, width)`): bool, True for anomalous pixels.
+        min_area (`int`): minimum number of pixels.
+
+    Returns:
+        `np.ndarray` of shape `(height, width)`: the mask without small regions, or `mask` itself if `min_area` is at
+        most 1.
+
+    Raises:
+        ImportError: if scipy is not installed and `min_area` is greater than 1.
+    """
     if min_area <= 1:
         return mask
     labels, _ = _label_regions(mask)
@@ -146,15 +195,21 @@ def keep_large_regions(mask: np.ndarray, min_area: int) -> np.ndarray:
 
 def find_regions(anomaly_map: np.ndarray, mask: np.ndarray) -> list[dict[str, Any]]:
     """
-    Connected areas of a mask (over edges or corners).
+    List the regions of a mask. Pixels of a region are connected by edges or corners.
 
     Args:
-        anomaly_map (`np.ndarray` of shape `(height, width)`): values in [0, 1].
+        anomaly_map (`np.ndarray` of shape `(height, width)`): anomaly map, in [0, 1].
         mask (`np.ndarray` of shape `(height, width)`): bool, True for anomalous pixels.
 
     Returns:
-        `list[dict]`: `box` (left, top, right, bottom in pixels, right and bottom just outside), `area` in pixels,
-        `mean_score` and `peak_score` of the map inside; the largest peak first. Plain numbers, ready for JSON.
+        `list[dict]`: one dict per region, sorted by `peak_score` in descending order. All values can be saved as JSON:
+
+        - `box` (`list[int]`): left, top, right and bottom in pixels. Right and bottom are exclusive.
+        - `area` (`int`): number of pixels.
+        - `mean_score`, `peak_score` (`float`): mean and maximum of the map in the region.
+
+    Raises:
+        ImportError: if scipy is not installed.
     """
     labels, number = _label_regions(mask)
     if number == 0:
@@ -173,10 +228,15 @@ def find_regions(anomaly_map: np.ndarray, mask: np.ndarray) -> list[dict[str, An
     return sorted(regions, key=lambda region: (-region["peak_score"], -region["area"], region["box"]))
 
 
-def check_calibration(found: dict[str, Any]):
+def check_calibration(found: dict[str, Any]) -> None:
     """
+    Check the `calibration` of a configuration.
+
+    Args:
+        found (`dict[str, Any]`): the calibration, as written by [`vip2clip_hf.calibration.calibrate`].
+
     Raises:
-        ValueError: a calibration of another form than [`vip2clip_hf.calibration.calibrate`] writes.
+        ValueError: if the number of images or the stored scores are invalid.
     """
     for level in ("image", "pixel"):
         part = found.get(level)
@@ -194,10 +254,25 @@ def check_calibration(found: dict[str, Any]):
 
 
 def near_large_regions(mask: np.ndarray, least: float, size: tuple[int, int]) -> np.ndarray:
-    """Where a mask that was resized from this one may be True, when of the connected regions of this one only those
-    count that cover at least a share of the image: they and their neighbours, at the size wanted."""
-    large = keep_large_regions(mask, min_region_pixels(mask.shape, least))
-    # A pixel of the resized map lies between four of this one, one of which is above the threshold where it is.
+    """
+    Find the pixels of a resized map that belong to large regions of the original mask.
+
+    Use the result to restrict the mask of the resized map. It contains the large regions and a margin of one pixel
+    around them, because resizing can enlarge a region.
+
+    Args:
+        mask (`np.ndarray` of shape `(height, width)`): bool, mask at the original size.
+        least (`float`): minimum area of a region as a fraction of the mask.
+        size (`tuple[int, int]`): height and width of the resized map.
+
+    Returns:
+        `np.ndarray` of shape `size`: bool, True for pixels in or next to a large region.
+
+    Raises:
+        ImportError: if scipy is not installed and the minimum area is greater than one pixel.
+    """
+    large = keep_large_regions(mask, min_region_pixels((mask.shape[0], mask.shape[1]), least))
+    # A resized pixel is interpolated from four pixels. If it is above the threshold, at least one of them is as well.
     padded = np.pad(large, 1)
     near = np.zeros_like(large)
     for down in range(3):

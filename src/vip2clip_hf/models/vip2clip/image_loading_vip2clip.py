@@ -1,4 +1,4 @@
-"""Load images and masks: files, URLs, PIL images and arrays."""
+"""Load images and masks from files, URLs, PIL images and arrays."""
 
 import os
 from io import BytesIO
@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from huggingface_hub.utils import httpx
+from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # public, but exported lazily
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 
 DEFAULT_TIMEOUT = 60.0
-# Floats may leave [0, 1] by this much.
+# Tolerance for floats outside [0, 1].
 ROUNDING = 1e-3
 IMAGE_EXTENSIONS = frozenset(
     {".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga"}
@@ -19,42 +19,43 @@ IMAGE_EXTENSIONS = frozenset(
 )
 
 
-def _describe(image: Any) -> str:
-    if isinstance(image, Image.Image):
-        return f"{image.mode} image of {image.width} x {image.height} pixels"
-    if isinstance(image, (np.ndarray, torch.Tensor)):
-        return f"{image.dtype} array of shape {tuple(image.shape)}"
-    return repr(image)
+def _describe(array: np.ndarray) -> str:
+    return f"an array of type {array.dtype} and shape {array.shape}"
 
 
 def load_image(image: Any, timeout: float | None = DEFAULT_TIMEOUT) -> Image.Image:
     """
-    Anything that shows one image as an upright 8-bit RGB image.
+    Load an image as upright 8-bit RGB.
 
-    Files with more than 8 bits are scaled, not cut off; EXIF orientation is applied; transparency is dropped.
+    The EXIF orientation is applied and transparency is dropped. Images with more than 8 bits per channel are scaled,
+    not clipped.
 
     Args:
-        image (`str`, `os.PathLike`, `PIL.Image.Image`, `np.ndarray` or `torch.Tensor`):
-            Path, http(s) URL, image, or array of shape (height, width), (height, width, channels) or (channels,
-            height, width) with 1, 3 or 4 channels, or an undecoded image of `datasets`, a dict with `bytes` or `path`.
-            Arrays hold 8-bit values in an integer type, 16-bit values in uint16, booleans, or floats in [0, 1].
-            Pillow's mode "I" is read as 16 bits, which is how it reads such files.
+        image (`str`, `os.PathLike`, `PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or `dict`):
+            The image, in one of these forms:
+
+            - a path or an http(s) URL,
+            - a PIL image. Mode "I" is read as 16-bit, because Pillow opens 16-bit files in this mode,
+            - an array of shape (height, width), (height, width, channels) or (channels, height, width) with 1, 3 or 4
+              channels, and 8-bit values in any integer type, 16-bit values in uint16, booleans, or floats in [0, 1],
+            - an undecoded image of `datasets`, a dict with `bytes` or `path`.
         timeout (`float`, *optional*, defaults to 60):
-            Seconds a server may be silent before a URL is given up; `None` waits forever.
+            Seconds to wait for a response from the server of a URL. `None` waits forever.
 
     Returns:
-        `PIL.Image.Image`: mode RGB.
+        `PIL.Image.Image`: the image, in mode RGB.
 
     Raises:
-        OSError: a file that is missing, truncated or no image, or a URL that cannot be read.
-        ValueError: an array of another shape, type or range, an image without pixels, or values that are not finite.
+        OSError: if a file is missing, damaged or not an image, or a URL cannot be downloaded.
+        ValueError: if the input is of another type, an array has another shape or range, an image has no pixels, or a
+            value is not finite.
     """
     if isinstance(image, (str, os.PathLike)):
-        return _upright_rgb(_open(os.fspath(image), timeout), os.fspath(image))
+        return _upright_rgb(_open(os.fspath(image), timeout), repr(os.fspath(image)))
     if isinstance(image, dict) and (image.get("bytes") is not None or image.get("path") is not None):
-        return _upright_rgb(_open_undecoded(image, timeout), str(image.get("path") or "the image"))
+        return _upright_rgb(_open_undecoded(image, timeout), repr(image.get("path") or "<bytes>"))
     if isinstance(image, Image.Image):
-        return _upright_rgb(image, "the image")
+        return _upright_rgb(image, "The image")
     if isinstance(image, torch.Tensor):
         image = image.detach().cpu()
         image = (image.float() if image.dtype in (torch.bfloat16, torch.float16) else image).numpy()
@@ -64,9 +65,13 @@ def load_image(image: Any, timeout: float | None = DEFAULT_TIMEOUT) -> Image.Ima
 
 
 def _open_undecoded(image: dict[str, Any], timeout: float | None) -> Image.Image:
-    """An image as `datasets` stores it."""
+    """Open an image as `datasets` stores it."""
     content, path = image.get("bytes"), image.get("path")
-    return _open(os.fspath(path), timeout) if content is None else _decode(BytesIO(content), repr(path or "in memory"))
+    if content is not None:
+        return _decode(BytesIO(content), repr(path or "<bytes>"))
+    if path is None:
+        raise ValueError(f"Expected a dict with 'bytes' or 'path', found the keys {sorted(image)}.")
+    return _open(os.fspath(path), timeout)
 
 
 def _open(source: str, timeout: float | None) -> Image.Image:
@@ -75,9 +80,9 @@ def _open(source: str, timeout: float | None) -> Image.Image:
         try:
             response = httpx.get(source, timeout=timeout, follow_redirects=True)
             response.raise_for_status()
-        except Exception as error:  # the HTTP client's own errors, which are no OSError
+        except Exception as error:  # errors of the HTTP client are not subclasses of OSError
             reason = str(error).partition("\n")[0]
-            raise OSError(f"Image {shown} could not be fetched ({reason}); check address and connection.") from error
+            raise OSError(f"{shown} could not be downloaded ({reason}); check the URL and the connection.") from error
         return _decode(BytesIO(response.content), shown)
     if os.path.isdir(source):
         raise OSError(f"{shown} is a folder; expected an image file.")
@@ -87,32 +92,31 @@ def _open(source: str, timeout: float | None) -> Image.Image:
 def _decode(source: str | BytesIO, shown: str) -> Image.Image:
     try:
         image = Image.open(source)
-        # Pillow itself only warns up to twice the limit, and the warning is lost in most programs.
+        # Pillow only warns up to twice the limit, and most programs do not show the warning.
         if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
             raise Image.DecompressionBombError
         image.load()
     except FileNotFoundError as error:
         raise FileNotFoundError(f"Image file {shown} not found; check the path.") from error
     except UnidentifiedImageError as error:
-        raise OSError(f"{shown} is no image that can be read; expected a format Pillow knows.") from error
+        raise OSError(f"{shown} cannot be read as an image; expected a format Pillow supports.") from error
     except Image.DecompressionBombError as error:
         raise OSError(
-            f"Image {shown} is too large: it has more pixels than allowed. The limit is "
-            f"{Image.MAX_IMAGE_PIXELS:,} pixels; to read it all the same raise it, with PIL.Image.MAX_IMAGE_PIXELS = "
-            "... or --max-pixels."
+            f"{shown} is too large; expected at most {Image.MAX_IMAGE_PIXELS:,} pixels. To read it, raise "
+            "PIL.Image.MAX_IMAGE_PIXELS, or --max-pixels on the command line."
         ) from error
-    except Exception as error:  # whatever Pillow's decoders raise on broken files
-        raise OSError(f"Image {shown} could not be decoded ({error}); it may be truncated or damaged.") from error
+    except Exception as error:  # Pillow's decoders raise various errors for damaged files
+        raise OSError(f"{shown} could not be decoded ({error}); the file may be truncated or damaged.") from error
     return image
 
 
 def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
     if 0 in image.size:
-        raise ValueError(f"{name} has {image.width} x {image.height} pixels; expected at least one.")
+        raise ValueError(f"{name} has {image.width} x {image.height} pixels; expected at least 1 x 1.")
     try:
         image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I") or image.mode == "F":
-            # Pillow's own conversion to 8 bits cuts off at 255. "I" is how 16-bit files can arrive as well.
+            # Pillow would clip the values at 255. It can open 16-bit files in mode "I".
             array = np.asarray(image)
             return _array_to_rgb(array if image.mode == "F" else _as_uint16(array, name))
         return image.convert("RGB")
@@ -122,7 +126,7 @@ def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
 
 def _as_uint16(array: np.ndarray, name: str) -> np.ndarray:
     if array.min() < 0 or array.max() > 65535:
-        raise ValueError(f"{name} has values from {array.min()} to {array.max()}; expected 16 bits, 0 to 65535.")
+        raise ValueError(f"{name} has values from {array.min()} to {array.max()}; expected 16-bit values, 0 to 65535.")
     return array.astype(np.uint16)
 
 
@@ -134,7 +138,7 @@ def _array_to_rgb(array: np.ndarray) -> Image.Image:
         array = array[..., 0]
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[-1] not in (3, 4)):
         raise ValueError(
-            f"Expected an array of shape (height, width), (height, width, channels) or (channels, height, width) with "
+            "Expected an array of shape (height, width), (height, width, channels) or (channels, height, width) with "
             f"1, 3 or 4 channels, found {found}."
         )
     if array.size == 0:
@@ -142,22 +146,22 @@ def _array_to_rgb(array: np.ndarray) -> Image.Image:
 
     if array.dtype == np.bool_:
         array = array.astype(np.uint8) * 255
-    elif array.dtype.kind == "u" and array.dtype.itemsize == 2:  # whatever the byte order
+    elif array.dtype.kind == "u" and array.dtype.itemsize == 2:  # in any byte order
         array = np.rint(array / 257.0).astype(np.uint8)
     elif np.issubdtype(array.dtype, np.integer):
         if array.min() < 0 or array.max() > 255:
             raise ValueError(
-                f"Expected 8-bit values 0 to 255, found {found} with values from {array.min()} to {array.max()}; "
-                "16-bit images need the type uint16."
+                f"Expected 8-bit values, 0 to 255, found {found} with values from {array.min()} to {array.max()}; "
+                "convert 16-bit images to uint16."
             )
         array = array.astype(np.uint8)
     elif np.issubdtype(array.dtype, np.floating):
         if not np.isfinite(array).all():
-            raise ValueError(f"Expected finite pixel values, found NaN or infinity in a {found}.")
+            raise ValueError(f"Expected finite pixel values, found NaN or infinity in {found}.")
         if array.min() < -ROUNDING or array.max() > 1 + ROUNDING:
             raise ValueError(
                 f"Expected floats in [0, 1], found {found} with values from {array.min():g} to {array.max():g}; "
-                "convert 0 to 255 to uint8."
+                "convert 8-bit values to uint8."
             )
         array = np.rint(array.clip(0, 1) * 255.0).astype(np.uint8)
     else:
@@ -165,39 +169,46 @@ def _array_to_rgb(array: np.ndarray) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(array[..., :3] if array.ndim == 3 else array)).convert("RGB")
 
 
-def list_images(folder: str | os.PathLike) -> list[str]:
+def list_images(folder: str | os.PathLike[str]) -> list[str]:
     """
-    Paths of the image files directly in a folder, sorted by name; hidden ones are left out.
+    List the image files in a folder, without subfolders and hidden files.
+
+    Args:
+        folder (`str` or `os.PathLike`): the folder.
+
+    Returns:
+        `list[str]`: paths of the images, sorted by name.
 
     Raises:
-        ValueError: the folder has none.
+        OSError: if the folder cannot be read.
+        ValueError: if the folder contains no images.
     """
     with os.scandir(folder) as entries:
         files = sorted(entry.path for entry in entries if entry.is_file() and not entry.name.startswith("."))
     found = [path for path in files if os.path.splitext(path)[1].lower() in IMAGE_EXTENSIONS]
     if not found:
         raise ValueError(
-            f"Folder {os.fspath(folder)!r} has no image files; expected files such as .png, .jpg or .tif directly in "
-            "it."
+            f"Folder {os.fspath(folder)!r} contains no images; expected files such as .png or .jpg directly in the "
+            "folder."
         )
     return found
 
 
 def load_mask(mask: Any) -> np.ndarray:
     """
-    A mask as it is stored, one value a pixel.
+    Load a mask with one value per pixel, without scaling the values.
 
     Args:
         mask (`str`, `os.PathLike`, `dict`, `PIL.Image.Image`, `np.ndarray` or `torch.Tensor`):
-            File, image, or array with one channel, or an undecoded image of `datasets`. Colours and palettes count by
-            their grey value.
+            Path, image, array with one channel, or undecoded image of `datasets`. Colors and palettes are converted
+            to gray values.
 
     Returns:
-        `np.ndarray` of shape `(height, width)`, in the type of the file or array.
+        `np.ndarray` of shape `(height, width)`: the mask, in the dtype of the file or array.
 
     Raises:
-        OSError: a file that cannot be read.
-        ValueError: an array of another shape, or values that are not finite.
+        OSError: if the file cannot be read.
+        ValueError: if an array has another shape, or a value is not finite.
     """
     if isinstance(mask, (str, os.PathLike)):
         mask = _open(os.fspath(mask), DEFAULT_TIMEOUT)
@@ -218,7 +229,7 @@ def load_mask(mask: Any) -> np.ndarray:
     if mask.ndim != 2:
         raise ValueError(f"Expected a mask of shape (height, width), found {found}.")
     if np.issubdtype(mask.dtype, np.floating) and not np.isfinite(mask).all():
-        raise ValueError(f"Expected finite mask values, found NaN or infinity in a {found}.")
+        raise ValueError(f"Expected finite mask values, found NaN or infinity in {found}.")
     return mask
 
 

@@ -1,4 +1,4 @@
-"""Image processor of ViP²-CLIP: photos to pixel values, masks to labels, model outputs to results at photo size."""
+"""Image processor of ViP²-CLIP: prepares images and masks, and converts model outputs to results at image size."""
 
 from numbers import Real
 from typing import Any
@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from transformers.image_processing_backends import PilBackend
-from transformers.image_processing_utils import BatchFeature
-from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, ImageInput, PILImageResampling, SizeDict
-from transformers.processing_utils import ImagesKwargs, Unpack
+from transformers.image_processing_base import BatchFeature
+from transformers.image_utils import ImageInput, PILImageResampling
+from transformers.processing_utils import ImagesKwargs, Unpack  # type: ignore[attr-defined]  # typing: from 3.11
+from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from .decision_vip2clip import LABELS
 from .image_loading_vip2clip import load_image, load_mask
@@ -19,7 +20,7 @@ from .image_loading_vip2clip import load_image, load_mask
 class ViP2ClipImageProcessorKwargs(ImagesKwargs, total=False):
     """
     mask_threshold (`int` or `float`, *optional*, defaults to 0):
-        Mask pixels greater than this are anomalous. Lossy masks (JPEG) want 127.
+        Mask pixels with a value greater than this are anomalous. Use 127 for lossy masks (JPEG).
     """
 
     mask_threshold: int | float
@@ -27,19 +28,24 @@ class ViP2ClipImageProcessorKwargs(ImagesKwargs, total=False):
 
 class ViP2ClipImageProcessor(PilBackend):
     r"""
-    Image processor of ViP²-CLIP. Uses Pillow and numpy only, with or without torchvision installed.
+    Image processor of ViP²-CLIP.
 
-    Images become upright 8-bit RGB (see [`load_image`]), are resized to a square with bicubic interpolation, their
-    aspect ratio not kept, and normalised with CLIP's mean and standard deviation.
+    Prepares images and masks for the model, and converts the outputs of the model to results at the size of the
+    images. It loads images as upright 8-bit RGB (see [`load_image`]), resizes them to a square with bicubic
+    interpolation, without keeping the aspect ratio, and normalizes them with CLIP's mean and standard deviation. It
+    uses Pillow and NumPy, even if torchvision is installed.
 
     Args:
         size (`int` or `dict[str, int]`, *optional*, defaults to `{"height": 518, "width": 518}`):
-            Size of `pixel_values`; the `image_size` of the model.
-        resample (`PIL.Image.Resampling`, *optional*, defaults to bicubic), rescale_factor (`float`, *optional*, \
-defaults to 1/255), image_mean, image_std (*optional*, default to CLIP's):
-            As in other image processors.
+            Size of `pixel_values`. Must match the `image_size` of the model.
+        resample (`PIL.Image.Resampling`, *optional*, defaults to bicubic):
+            Interpolation used to resize images.
+        rescale_factor (`float`, *optional*, defaults to 1/255):
+            Factor applied to the 8-bit pixel values.
+        image_mean, image_std (`list[float]`, *optional*, default to the values of CLIP):
+            Mean and standard deviation per channel, used for normalization.
         mask_threshold (`int` or `float`, *optional*, defaults to 0):
-            Mask pixels greater than this are anomalous. Lossy masks (JPEG) want 127.
+            Mask pixels with a value greater than this are anomalous. Use 127 for lossy masks (JPEG).
 
     Example:
 
@@ -67,7 +73,7 @@ defaults to 1/255), image_mean, image_std (*optional*, default to CLIP's):
     image_std = OPENAI_CLIP_STD
     mask_threshold = 0
 
-    def __init__(self, **kwargs: Unpack[ViP2ClipImageProcessorKwargs]):
+    def __init__(self, **kwargs: Unpack[ViP2ClipImageProcessorKwargs]) -> None:
         super().__init__(**kwargs)
 
     def preprocess(
@@ -77,41 +83,53 @@ defaults to 1/255), image_mean, image_std (*optional*, default to CLIP's):
         **kwargs: Unpack[ViP2ClipImageProcessorKwargs],
     ) -> BatchFeature:
         """
+        Prepare images, and optionally their masks, for the model.
+
         Args:
             images:
-                One image or a list of images: paths, URLs, PIL images or arrays, see [`load_image`]. An array with
-                four axes is a batch.
+                An image or a list of images: paths, URLs, PIL images or arrays, see [`load_image`]. An array with
+                four axes is a batch of images.
             segmentation_maps (*optional*):
-                One mask per image, of the same size, `None` for an image that has none: files, PIL images or arrays
-                (height, width), also stacked. Pixels with a value greater than `mask_threshold` are anomalous; colours
-                and palettes count by their grey value. Masks are resized bilinearly and cut at one half, as in the
-                released code.
+                One mask per image: paths, PIL images or arrays of shape (height, width), or a stacked array. Use
+                `None` for an image without a mask. A mask must have the same size as its image. Pixels with a value
+                greater than `mask_threshold` are anomalous. Colors and palettes are converted to gray values. Masks
+                are resized bilinearly and thresholded at one half, as in the released code.
             return_tensors (`"pt"` or `"np"`, *optional*):
-                Type of the result.
+                Type of the returned tensors.
+            kwargs:
+                Arguments of the image processor, to use other values for this call.
 
         Returns:
-            `BatchFeature`: `pixel_values` `(batch_size, 3, height, width)`, float32, and with segmentation maps
-            `mask_labels` `(batch_size, height, width)`, uint8, 1 for anomalous pixels.
+            `BatchFeature`: a dict with these tensors:
+
+            - `pixel_values` of shape `(batch_size, 3, height, width)`, float32.
+            - `mask_labels` of shape `(batch_size, height, width)`, uint8, 1 for anomalous pixels. Only with
+              `segmentation_maps`. All 0 for an image without a mask.
 
         Raises:
-            OSError: a file that cannot be read.
-            ValueError: images or masks of another kind than described, or a mask of another size than its image.
+            OSError: if an image or mask cannot be read.
+            ValueError: if an image or mask is of another kind, if there are no images, or if the number or size of
+                images and masks differ.
         """
         image_like_kwargs = {} if segmentation_maps is None else {"segmentation_maps": segmentation_maps}
         return super().preprocess(images, image_like_kwargs=image_like_kwargs, **kwargs)
 
     def _preprocess_image_like_inputs(
-        self, images: ImageInput, segmentation_maps: ImageInput | None = None, **kwargs
+        self, images: ImageInput, segmentation_maps: ImageInput | None = None, **kwargs: Any
     ) -> BatchFeature:
         images = [load_image(image) for image in _flatten(images)]
         if not images:
             raise ValueError("Expected at least one image, found an empty list.")
         for name in ("do_center_crop", "do_pad", "data_format", "input_data_format"):
             if kwargs.get(name):
-                raise ValueError(f"{name} is {kwargs[name]!r}; this image processor has no such step, leave it out.")
-        size = kwargs["size"]
-        if kwargs["do_resize"] and not (size.height and size.width):
-            raise ValueError(f"size is {dict(size)}; expected height and width.")
+                raise ValueError(
+                    f"{name} is {kwargs[name]!r}, but this image processor does not support it; remove the argument."
+                )
+        size, mask_size = kwargs["size"], None
+        if kwargs["do_resize"]:
+            if not (size.height and size.width):
+                raise ValueError(f"size is {dict(size)}; expected height and width.")
+            mask_size = (size.height, size.width)
         arrays = [np.moveaxis(np.asarray(image), -1, 0) for image in images]  # (3, height, width) each
         return_tensors = kwargs.pop("return_tensors", None)
         mask_threshold = kwargs.pop("mask_threshold")
@@ -123,22 +141,22 @@ defaults to 1/255), image_mean, image_std (*optional*, default to CLIP's):
             if len(maps) != len(images):
                 raise ValueError(f"Expected one segmentation map per image, found {len(maps)} for {len(images)}.")
             data["mask_labels"] = [
-                self._mask_labels(mask, image, index, mask_threshold, kwargs["do_resize"], size)
+                self._mask_labels(mask, image, index, mask_threshold, mask_size)
                 for index, (mask, image) in enumerate(zip(maps, images))
             ]
         return BatchFeature(data=data, tensor_type=return_tensors)
 
     def _mask_labels(
-        self, mask: Any, image: Image.Image, index: int, threshold: float, do_resize: bool, size: SizeDict
+        self, mask: Any, image: Image.Image, index: int, threshold: float, size: tuple[int, int] | None
     ) -> np.ndarray:
-        height, width = (size.height, size.width) if do_resize else (image.height, image.width)
+        height, width = (image.height, image.width) if size is None else size
         if mask is None:
             return np.zeros((height, width), dtype=np.uint8)
         mask = load_mask(mask)
         if mask.shape != (image.height, image.width):
             raise ValueError(
-                f"The mask at position {index} has {mask.shape[0]} x {mask.shape[1]} pixels (height x width), its "
-                f"image {image.height} x {image.width}; expected the same size."
+                f"The mask at position {index} has {mask.shape[0]} x {mask.shape[1]} pixels (height x width); "
+                f"expected {image.height} x {image.width}, the size of its image."
             )
         marked = Image.fromarray((mask > threshold).astype(np.uint8) * 255)
         if (width, height) != marked.size:
@@ -152,30 +170,34 @@ defaults to 1/255), image_mean, image_std (*optional*, default to CLIP's):
         threshold: float | tuple[float, float] | None = None,
     ) -> list[dict[str, Any]]:
         """
-        Model outputs as one result per image.
+        Convert the outputs of the model to one result per image.
 
         Args:
             outputs ([`ViP2ClipAnomalyDetectionOutput`]):
-                Output of the model; `scores` and `anomaly_maps` are read.
+                Outputs of the model, or a dict with `scores` and `anomaly_maps`.
             target_sizes (`list[tuple[int, int]]` or `torch.Tensor` of shape `(batch_size, 2)`, *optional*):
-                Height and width of each original image (upright, see [`load_image`]). Without it maps keep the size
-                of the model.
+                Height and width of each original image, after the EXIF orientation is applied (see [`load_image`]).
+                The maps are resized to these sizes. By default, they have the `image_size` of the model.
             threshold (`float` or `tuple[float, float]`, *optional*, defaults to 0.5):
-                An image or pixel is anomalous when its value is greater than this. A pair gives image and pixel
-                threshold apart, such as `(config.image_threshold, config.pixel_threshold)`.
+                An image or pixel is anomalous if its score is greater than the threshold. Pass a pair to use different
+                thresholds for images and pixels, for example `(config.image_threshold, config.pixel_threshold)`.
 
         Returns:
-            `list[dict]`: `score` (float in [0, 1]), `label` ("normal" or "anomalous"), `anomaly_map` (float32 tensor
-            (height, width) in [0, 1]) and `mask` (bool tensor of the same shape, True for anomalous pixels).
+            `list[dict]`: one dict per image:
+
+            - `score` (`float`): image score, in [0, 1].
+            - `label` (`str`): `"normal"` or `"anomalous"`.
+            - `anomaly_map` (`torch.FloatTensor` of shape `(height, width)`): anomaly map, float32 in [0, 1].
+            - `mask` (`torch.BoolTensor` of shape `(height, width)`): `True` for anomalous pixels.
 
         Raises:
-            ValueError: thresholds outside [0, 1], another number of sizes than of images, or a score that is not
-                finite.
+            ValueError: if a threshold is outside [0, 1], the number of sizes and images differ, or a score or map is
+                not finite.
         """
-        pair = tuple(threshold) if isinstance(threshold, (tuple, list)) else (threshold, threshold)
+        pair: tuple[Any, ...] = tuple(threshold) if isinstance(threshold, (tuple, list)) else (threshold, threshold)
         pair = tuple(0.5 if value is None else value for value in pair)
-        if len(pair) != 2 or not all(isinstance(value, Real) and 0 <= value <= 1 for value in pair):
-            raise ValueError(f"threshold is {threshold!r}; expected one number in [0, 1] or a pair of them.")
+        if len(pair) != 2 or not all(isinstance(value, Real) and 0 <= float(value) <= 1 for value in pair):
+            raise ValueError(f"threshold is {threshold!r}; expected a number in [0, 1] or a pair of them.")
         image_threshold, pixel_threshold = pair
         scores, maps = outputs["scores"].detach(), outputs["anomaly_maps"].detach()
         if target_sizes is not None and len(target_sizes) != len(scores):
@@ -184,10 +206,10 @@ defaults to 1/255), image_mean, image_std (*optional*, default to CLIP's):
         for index, (score, anomaly_map) in enumerate(zip(scores.float().tolist(), maps.float())):
             if not (np.isfinite(score) and torch.isfinite(anomaly_map).all()):
                 raise ValueError(
-                    f"The score ({score}) or the map of the image at position {index} is not finite. Either the "
-                    "weights are not, or the backbone overflowed in float16: load it in bfloat16 or float32."
+                    f"The score ({score}) or the map of the image at position {index} is not finite. Check the "
+                    "weights. In float16, CLIP can overflow; load the model in bfloat16 or float32."
                 )
-            anomaly_map = anomaly_map.clone()  # the outputs stay the caller's
+            anomaly_map = anomaly_map.clone()  # do not share memory with the outputs
             if target_sizes is not None:
                 height, width = (int(side) for side in target_sizes[index])
                 anomaly_map = F.interpolate(
@@ -204,10 +226,16 @@ defaults to 1/255), image_mean, image_std (*optional*, default to CLIP's):
         return results
 
 
-def check_image_processor(image_processor: Any, image_size: int):
+def check_image_processor(image_processor: Any, image_size: int) -> None:
     """
+    Check that an image processor produces images of the size a model expects.
+
+    Args:
+        image_processor: the image processor.
+        image_size (`int`): `image_size` of the model.
+
     Raises:
-        ValueError: an image processor that does not fit a model of this image size.
+        ValueError: if it is not a [`ViP2ClipImageProcessor`], or produces images of another size.
     """
     if not hasattr(image_processor, "post_process_anomaly_detection"):
         raise ValueError(
@@ -216,14 +244,15 @@ def check_image_processor(image_processor: Any, image_size: int):
         )
     found = {name: value for name, value in dict(image_processor.size).items() if value is not None}
     if not image_processor.do_resize or found != {"height": image_size, "width": image_size}:
+        problem = f"produces images of size {found}" if image_processor.do_resize else "does not resize images"
         raise ValueError(
-            f"The image processor makes images of size {found if image_processor.do_resize else 'as they come'}, the "
-            f"model takes {image_size} x {image_size}; use ViP2ClipImageProcessor(size={image_size})."
+            f"The image processor {problem}, but the model takes {image_size} x {image_size}; use "
+            f"ViP2ClipImageProcessor(size={image_size})."
         )
 
 
 def _flatten(images: Any) -> list:
-    """One image, a list of images or a batch array as a list."""
+    """Return an image, a list of images or a batch array as a list."""
     if isinstance(images, (list, tuple)):
         return list(images)
     if isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == 4:

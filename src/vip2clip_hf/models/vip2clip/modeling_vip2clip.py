@@ -1,20 +1,23 @@
 """ViP²-CLIP for anomaly detection.
 
-The data flow, one public method a stage:
+The data flow, with one public method per stage:
 
     pixel_values -> get_vision_features -> image_embeds, patch_embeds
     image_embeds -> get_prompt_embeds   -> text_embeds
     text_embeds, patch_embeds -> align  -> layer maps, logits, scores
-    layer maps   -> resize_maps         -> anomaly maps
+    layer maps   -> get_anomaly_maps    -> anomaly maps
 
-Section, equation and table numbers are those of the paper (arXiv:2505.17692). In comments on shapes B is the batch, L
-the number of feature layers, P the number of patches, D the size of CLIP's joint space, C the width of the text tower.
+Section, equation and table numbers refer to the paper (arXiv:2505.17692). In shape comments, B is the batch size, L
+the number of feature layers, P the number of patches, T the number of tokens, r the number of image tokens, D the size
+of CLIP's joint space, C the width of the text tower.
 """
 
 import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +25,7 @@ from torch import nn
 from transformers import CLIPConfig, CLIPModel, PreTrainedConfig, PreTrainedModel, initialization as init
 from transformers.masking_utils import create_causal_mask
 from transformers.models.clip.modeling_clip import CLIPVisionEmbeddings
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from .adapters_vip2clip import ViP2ClipFineGrainedPerception, ViP2ClipImageConditionedAdapter, ViP2ClipPromptLearner
 from .backbone_vip2clip import (
@@ -43,30 +46,31 @@ from .prompt_prefix_vip2clip import PromptPrefixCache, ViP2ClipPromptPrefix, ViP
 @dataclass
 class ViP2ClipAlignmentOutput(ModelOutput):
     """
-    Output of [`ViP2ClipForAnomalyDetection.align`]. All float32 (float64 where the inputs are).
+    Output of [`ViP2ClipForAnomalyDetection.align`]. All tensors are float32, or float64 if the inputs are.
 
     Args:
         layer_maps (`torch.FloatTensor` of shape `(batch_size, num_layers, 2, grid, grid)`):
-            Probabilities [normal, anomalous] of every patch at every feature layer, in [0, 1].
+            Probabilities [normal, anomalous] of every patch in every feature layer, in [0, 1].
         logits (`torch.FloatTensor` of shape `(batch_size, 2)`):
-            [normal, anomalous] of the image; `softmax(logits)[:, 1]` is `scores`.
+            Logits [normal, anomalous] of the image. `softmax(logits)[:, 1]` equals `scores`.
         scores (`torch.FloatTensor` of shape `(batch_size,)`):
             Probability that the image is anomalous, in [0, 1].
         text_embeds (`torch.FloatTensor` of shape `(batch_size, num_layers, 2, projection_dim)`):
-            Prompts refined at every layer (eq. 6), L2-normalised.
+            Prompt embeddings refined for every feature layer (eq. 6), L2-normalized.
         layer_logits (`torch.FloatTensor` of shape `(batch_size, num_layers, 2)`, *optional*):
-            Similarity of the top-k patches to [normal, anomalous] at every layer, divided by the temperature. Absent
-            with `alignment="dual"`.
-        attentions (`tuple[torch.FloatTensor]`, *optional*):
-            Per layer, attention of the prompts over the patches, `(batch_size, num_heads, 2, num_patches)`.
+            Similarity of the top patches to the prompts [normal, anomalous] in every feature layer, divided by the
+            temperature. `None` with `alignment="dual"`.
+        attentions (`tuple[torch.FloatTensor]`, *optional*, returned with `output_attentions=True`):
+            Attention of the prompts over the patches. One tensor per feature layer, of shape
+            `(batch_size, num_heads, 2, num_patches)`.
     """
 
-    layer_maps: torch.FloatTensor | None = None
-    logits: torch.FloatTensor | None = None
-    scores: torch.FloatTensor | None = None
-    text_embeds: torch.FloatTensor | None = None
-    layer_logits: torch.FloatTensor | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
+    layer_maps: torch.Tensor
+    logits: torch.Tensor | None = None
+    scores: torch.Tensor | None = None
+    text_embeds: torch.Tensor | None = None
+    layer_logits: torch.Tensor | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
 
 
 @dataclass
@@ -75,57 +79,66 @@ class ViP2ClipAnomalyDetectionOutput(ModelOutput):
     Output of [`ViP2ClipForAnomalyDetection`].
 
     Args:
-        loss (`torch.FloatTensor` of shape `()`, returned when `labels` or `mask_labels` are given):
+        loss (`torch.FloatTensor` of shape `()`, *optional*, returned with `labels` or `mask_labels`):
             Training loss (eq. 9).
-        loss_components (`dict[str, torch.FloatTensor]`, returned with `loss`):
-            `image`, `focal`, `dice_anomalous` and `dice_normal`; the last three summed over layers and not yet
-            multiplied by `local_loss_weight`.
+        loss_components (`dict[str, torch.FloatTensor]`, *optional*, returned with `loss`):
+            Parts of the loss: `image`, `focal`, `dice_anomalous` and `dice_normal`. The last three are summed over
+            layers and not multiplied by `local_loss_weight`.
         logits (`torch.FloatTensor` of shape `(batch_size, 2)`):
-            [normal, anomalous] of the image; `softmax(logits)[:, 1]` is `scores`.
+            Logits [normal, anomalous] of the image. `softmax(logits)[:, 1]` equals `scores`.
         scores (`torch.FloatTensor` of shape `(batch_size,)`):
             Probability that the image is anomalous, in [0, 1].
         anomaly_maps (`torch.FloatTensor` of shape `(batch_size, image_size, image_size)`):
             Smoothed anomaly map (eq. 11), in [0, 1].
         layer_maps (`torch.FloatTensor` of shape `(batch_size, num_layers, 2, grid, grid)`):
-            Probabilities [normal, anomalous] of every patch at every feature layer, before upsampling.
+            Probabilities [normal, anomalous] of every patch in every feature layer, before upsampling.
         text_embeds (`torch.FloatTensor` of shape `(batch_size, num_layers, 2, projection_dim)`):
-            Prompts refined at every layer, L2-normalised.
+            Prompt embeddings refined for every feature layer (eq. 6), L2-normalized.
         image_embeds (`torch.FloatTensor` of shape `(batch_size, projection_dim)`):
-            Projected class token, L2-normalised.
-        attentions (`tuple[torch.FloatTensor]`, returned with `output_attentions=True`):
-            Per layer, attention of the prompts over the patches, `(batch_size, num_heads, 2, num_patches)`: the maps
-            of the paper's Fig. 3.
+            Image embedding, the projected class token, L2-normalized.
+        attentions (`tuple[torch.FloatTensor]`, *optional*, returned with `output_attentions=True`):
+            Attention of the prompts over the patches, as in the paper's Fig. 3. One tensor per feature layer, of shape
+            `(batch_size, num_heads, 2, num_patches)`.
     """
 
-    loss: torch.FloatTensor | None = None
-    loss_components: dict[str, torch.FloatTensor] | None = None
-    logits: torch.FloatTensor | None = None
-    scores: torch.FloatTensor | None = None
-    anomaly_maps: torch.FloatTensor | None = None
-    layer_maps: torch.FloatTensor | None = None
-    text_embeds: torch.FloatTensor | None = None
-    image_embeds: torch.FloatTensor | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
+    loss: torch.Tensor | None = None
+    loss_components: dict[str, torch.Tensor] | None = None
+    logits: torch.Tensor | None = None
+    scores: torch.Tensor | None = None
+    anomaly_maps: torch.Tensor | None = None
+    layer_maps: torch.Tensor | None = None
+    text_embeds: torch.Tensor | None = None
+    image_embeds: torch.Tensor | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
 
 
 def _upcast(tensor: torch.Tensor) -> torch.Tensor:
-    """Half precision to float32; float32 and float64 stay."""
+    """Convert half precision to float32. Keep float32 and float64."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 class ViP2ClipVisionEmbeddings(CLIPVisionEmbeddings):
-    """CLIP's patch and position embeddings with a choice of how the position table is resized."""
+    """CLIP's patch and position embeddings, with a configurable interpolation of the position embeddings."""
 
-    def __init__(self, config: ViP2ClipConfig):
-        super().__init__(config.clip_config.vision_config)
+    def __init__(self, config: ViP2ClipConfig) -> None:
+        super().__init__(config.clip_vision_config)
         self.vip2clip_config = config
 
     def interpolate_pos_encoding(self, embeddings: torch.Tensor, height: int, width: int) -> torch.Tensor:
-        """The position table for an image of `height` x `width` pixels, `(1, 1 + num_patches, hidden_size)`. The
-        stored table keeps its native size: resizing it in place would compound with the next size."""
+        """
+        Resize the position embeddings for an image size, without changing the stored ones.
+
+        Args:
+            embeddings (`torch.Tensor`): not used, part of the signature in `CLIPVisionEmbeddings`.
+            height, width (`int`): size of the image in pixels.
+
+        Returns:
+            `torch.Tensor` of shape `(1, 1 + num_patches, hidden_size)`: the position embeddings.
+        """
         table = self.position_embedding.weight  # (1 + native * native, hidden)
         native = math.isqrt(table.shape[0] - 1)
-        grid = (height // self.patch_size, width // self.patch_size)
+        patch = self.vip2clip_config.patch_size
+        grid = (height // patch, width // patch)
         if grid == (native, native):
             return table[None]
         patches = _upcast(table[1:]).T.reshape(1, -1, native, native)
@@ -136,14 +149,16 @@ class ViP2ClipVisionEmbeddings(CLIPVisionEmbeddings):
 
 
 class ViP2ClipPreTrainedModel(PreTrainedModel):
+    """Base class of ViP²-CLIP models: configuration, weight initialization and supported features."""
+
     config: ViP2ClipConfig
     config_class = ViP2ClipConfig
     base_model_prefix = "clip"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ("image",)  # type: ignore[assignment]  # declared as a list, but a tuple in the library's models
     supports_gradient_checkpointing = True
-    # forward does not normalise the loss by a number of items; without this the Trainer scales it by the number of
-    # accumulation steps and processes.
+    # The loss is a mean over the batch. Without this, the Trainer scales it by the number of accumulation steps and
+    # processes.
     accepts_loss_kwargs = False
     _no_split_modules = [
         "CLIPEncoderLayer",
@@ -158,9 +173,9 @@ class ViP2ClipPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
 
     @torch.no_grad()
-    def _init_weights(self, module: nn.Module):
-        """Initialisation of the released code: vectors normal, projections as PyTorch's Linear does by default.
-        CLIP, a model of its own, initialises itself."""
+    def _init_weights(self, module: nn.Module) -> None:
+        """Initialize as the released code does: learned vectors from a normal distribution, linear layers with
+        PyTorch's default. CLIP is a separate model and initializes its own weights."""
         if isinstance(module, nn.Linear):
             init.kaiming_uniform_(module.weight, a=math.sqrt(5))
             bound = module.in_features**-0.5
@@ -172,11 +187,27 @@ class ViP2ClipPreTrainedModel(PreTrainedModel):
 
 class ViP2ClipForAnomalyDetection(ViP2ClipPreTrainedModel):
     r"""
-    Zero-shot anomaly detection with a frozen CLIP, image-conditioned prompts (ICA), prompts refined by the patches of
-    every layer (FGP) and one text-patch alignment for image score and map (UTPA).
+    ViP²-CLIP for zero-shot anomaly detection: predicts an anomaly score and an anomaly map for each image.
 
-    CLIP is frozen and in eval mode, and stays so through loading, `train()` and `requires_grad_()`. Trained are
-    `prompt_learner`, `image_conditioned_adapter` and `fine_grained_perception`.
+    The model adds small trainable adapters to a frozen CLIP. It has three stages:
+
+    - The image-conditioned adapter (ICA) builds a normal and an anomalous prompt for the image.
+    - Fine-grained perception (FGP) refines both prompts with the image patches of every feature layer.
+    - Unified text-patch alignment (UTPA) compares the patches with the refined prompts, which gives the score and the
+      map.
+
+    Only `prompt_learner`, `image_conditioned_adapter` and `fine_grained_perception` are trained. CLIP always stays
+    frozen and in eval mode, also after loading, `train()` and `requires_grad_()`.
+
+    To load a checkpoint, use [`ViP2ClipForAnomalyDetection.from_pretrained`]. To add new adapters to a CLIP
+    checkpoint, use [`ViP2ClipForAnomalyDetection.from_clip`].
+
+    Args:
+        config ([`ViP2ClipConfig`]):
+            Configuration of the model. All weights are initialized randomly, including those of CLIP.
+
+    Raises:
+        ViP2ClipConfigError: if a value of the configuration is not allowed.
 
     Example:
 
@@ -193,13 +224,13 @@ class ViP2ClipForAnomalyDetection(ViP2ClipPreTrainedModel):
     ```
     """
 
-    def __init__(self, config: ViP2ClipConfig):
+    def __init__(self, config: ViP2ClipConfig) -> None:
         config.check_values()
         super().__init__(config)
         self.clip = CLIPModel._from_config(config.clip_config)
         self.clip.vision_model.embeddings = ViP2ClipVisionEmbeddings(config)
         for block in self.clip.text_model.encoder.layers:
-            # The same module with the same weights, which attends to what was run before as well.
+            # Same module and weights. The class adds attention to a cached prompt prefix.
             block.self_attn.__class__ = ViP2ClipTextAttention
         self.prompt_learner = ViP2ClipPromptLearner(config)
         self.image_conditioned_adapter = ViP2ClipImageConditionedAdapter(config)
@@ -211,98 +242,126 @@ class ViP2ClipForAnomalyDetection(ViP2ClipPreTrainedModel):
 
     # Building and loading
 
-    def freeze_backbone(self):
-        """Take CLIP out of training: no gradients, eval mode."""
+    def freeze_backbone(self) -> None:
+        """Freeze CLIP: disable its gradients and switch it to eval mode."""
         self.clip.requires_grad_(False)
         self.clip.eval()
 
-    def train(self, mode: bool = True):
-        """Switch the adapters between training and evaluation. CLIP is frozen again: loading gives its parameters
-        their gradients back, and ends with a call of eval()."""
+    def train(self, mode: bool = True) -> "ViP2ClipForAnomalyDetection":
+        """
+        Switch the adapters to training or eval mode. CLIP stays frozen.
+
+        Args:
+            mode (`bool`, defaults to `True`): whether to use training mode.
+
+        Returns:
+            [`ViP2ClipForAnomalyDetection`]: the model itself.
+        """
         super().train(mode)
+        # from_pretrained enables the gradients of all weights. Its last step is eval(), which calls this method.
         self.freeze_backbone()
         return self
 
-    def _apply(self, fn, *args, **kwargs):
-        self._prefix_cache.clear()  # to(), half(), cuda(), ...: would hold the weights of before
+    def _apply(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> "ViP2ClipForAnomalyDetection":
+        # Called by to(), half(), cuda(), ... Do not keep the old weights in memory.
+        self._prefix_cache.clear()
         return super()._apply(fn, *args, **kwargs)
 
-    def requires_grad_(self, requires_grad: bool = True):
-        """Switch the gradients of the adapters; CLIP keeps none."""
+    def requires_grad_(self, requires_grad: bool = True) -> "ViP2ClipForAnomalyDetection":
+        """
+        Enable or disable the gradients of the adapters. CLIP stays frozen.
+
+        Args:
+            requires_grad (`bool`, defaults to `True`): whether the adapters have gradients.
+
+        Returns:
+            [`ViP2ClipForAnomalyDetection`]: the model itself.
+        """
         super().requires_grad_(requires_grad)
         self.freeze_backbone()
         return self
 
     def adapter_state_dict(self) -> dict[str, torch.Tensor]:
-        """The trained part of the state dict, without the frozen CLIP."""
+        """
+        Return the weights of the adapters.
+
+        Returns:
+            `dict[str, torch.Tensor]`: the state dict without the weights of CLIP.
+        """
         return {k: v for k, v in self.state_dict().items() if not k.startswith(BACKBONE_PREFIX)}
 
     @classmethod
     def from_clip(
         cls,
         clip: CLIPModel | str | os.PathLike,
-        tokenizer=None,
+        tokenizer: Any = None,
         *,
         variant: str = "paper",
         dtype: torch.dtype | str = torch.float32,
         attn_implementation: str | None = None,
-        device_map=None,
+        device_map: Any = None,
         revision: str = "main",
         token: str | bool | None = None,
         cache_dir: str | os.PathLike | None = None,
         local_files_only: bool = False,
-        **config_overrides,
+        **config_overrides: Any,
     ) -> "ViP2ClipForAnomalyDetection":
         """
-        New, untrained adapters on a CLIP checkpoint.
+        Create a model from a CLIP checkpoint, with new, untrained adapters.
 
         Args:
             clip (`CLIPModel`, `str` or `os.PathLike`):
-                The backbone: a model (its weights are copied), a folder or a Hub id.
+                Backbone: a model, a folder or a Hub id. The weights of a model are copied.
             tokenizer (tokenizer, `str` or `os.PathLike`, *optional*):
-                Only needed for state words other than those of the paper's Table 6, whose token ids are known.
+                Tokenizer, or its folder or Hub id. Only needed for state words other than the words of the paper's
+                Table 6.
             variant (`"paper"` or `"release"`, defaults to `"paper"`):
-                See [`ViP2ClipConfig.from_variant`].
+                Variant of the model, see [`ViP2ClipConfig.from_variant`].
             dtype (`torch.dtype` or `str`, defaults to `torch.float32`):
-                Precision of the model, whatever the checkpoint holds.
+                Dtype of the model, regardless of the dtype in the checkpoint.
             attn_implementation (`str`, *optional*):
-                `"eager"`, `"sdpa"`, ... of CLIP's towers.
-            device_map (*optional*):
-                As for any `from_pretrained`.
-            revision, token, cache_dir, local_files_only:
-                As for any `from_pretrained`.
+                Attention implementation of CLIP, such as `"eager"` or `"sdpa"`.
+            device_map (`str` or `dict`, *optional*):
+                Devices of the modules, as in `PreTrainedModel.from_pretrained`.
+            revision, token, cache_dir, local_files_only (*optional*):
+                Options to load from the Hub, as in `PreTrainedModel.from_pretrained`.
             config_overrides:
-                Fields of [`ViP2ClipConfig`].
+                Fields of [`ViP2ClipConfig`] that replace the values of the variant.
+
+        Returns:
+            [`ViP2ClipForAnomalyDetection`]: the model, in eval mode.
 
         Raises:
-            ValueError: the checkpoint is no CLIP, or an override is no field or not allowed.
-            OSError: it cannot be found or reached.
-            RuntimeError: it lacks weights.
+            OSError: if the checkpoint is not found.
+            RuntimeError: if weights are missing from the checkpoint.
+            ValueError: if it is not a CLIP checkpoint, or an override is not a field of the configuration or not
+                allowed.
         """
-        hub_kwargs = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
-        # First, so that a misspelt name does not cost the loading of a backbone.
+        hub_kwargs: dict[str, Any] = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
+        # Report a misspelled name before loading the backbone.
         ViP2ClipConfig.check_names(config_overrides)
         defaults = ViP2ClipConfig.from_variant(variant)
         source = None if isinstance(clip, CLIPModel) else os.fspath(clip)
-        clip, origin = load_clip(clip, revision=revision, **hub_kwargs)
+        clip_model, origin = load_clip(clip, revision=revision, **hub_kwargs)
         words = {
             kind: config_overrides.get(f"{kind}_word", getattr(defaults, f"{kind}_word"))
             for kind in ("normal", "anomalous")
             if config_overrides.get(f"{kind}_token_ids") is None
         }
-        vocab_size = clip.config.text_config.vocab_size
+        clip_config = CLIPConfig.from_dict(clip_model.config.to_dict())
+        vocab_size = clip_model.text_model.embeddings.token_embedding.num_embeddings
         settings = {
-            "clip_config": CLIPConfig.from_dict(clip.config.to_dict()),
+            "clip_config": clip_config,
             **origin,
             **token_settings(words, vocab_size, tokenizer, source, revision=revision, **hub_kwargs),
             **config_overrides,
         }
         config = ViP2ClipConfig.from_variant(variant, **settings)
-        # A model that was given stays the caller's: its weights are copied.
-        weights = {BACKBONE_PREFIX + k: v if source else v.clone() for k, v in clip.state_dict().items()}
+        # Copy the weights of a model that belongs to the caller.
+        weights = {BACKBONE_PREFIX + k: v if source else v.clone() for k, v in clip_model.state_dict().items()}
         kwargs = {"attn_implementation": attn_implementation, "device_map": device_map}
         kwargs = {name: value for name, value in kwargs.items() if value is not None}
-        # The adapters are meant to be new; a table of missing weights would only frighten.
+        # The adapters are missing on purpose. A report of missing weights would be misleading.
         with quiet_loading():
             return super().from_pretrained(None, config=config, state_dict=weights, dtype=dtype, **kwargs)
 
@@ -310,32 +369,38 @@ class ViP2ClipForAnomalyDetection(ViP2ClipPreTrainedModel):
     def from_pretrained(
         cls,
         pretrained_model_name_or_path: str | os.PathLike | None,
-        *model_args,
+        *model_args: Any,
         config: PreTrainedConfig | str | os.PathLike | None = None,
         backbone: CLIPModel | str | os.PathLike | None = None,
         output_loading_info: bool = False,
-        **kwargs,
-    ):
+        **kwargs: Any,
+    ) -> "ViP2ClipForAnomalyDetection":
         """
-        Load a checkpoint, with its own CLIP or with adapters only.
+        Load a checkpoint. The checkpoint is complete, or contains only the adapters.
 
         Args:
             pretrained_model_name_or_path (`str` or `os.PathLike`):
-                Folder or Hub id.
-            config (`ViP2ClipConfig`, `str` or `os.PathLike`, *optional*):
-                Configuration to use instead of the checkpoint's.
+                Folder or Hub id of the checkpoint.
+            config ([`ViP2ClipConfig`], `str` or `os.PathLike`, *optional*):
+                Configuration to use instead of the configuration in the checkpoint.
             backbone (`CLIPModel`, `str` or `os.PathLike`, *optional*):
-                For a checkpoint of adapters only: where its CLIP is, instead of the Hub id it names. Its weights must
-                have the checksum the checkpoint states.
+                CLIP backbone of an adapters-only checkpoint: a model, a folder or a Hub id. By default, the
+                `backbone_id` in the configuration. Its weights must match the checksum in the configuration.
+            output_loading_info (`bool`, defaults to `False`):
+                Whether to also return a dict with missing and unexpected keys.
             kwargs:
-                As for any `from_pretrained`: `dtype`, `device_map`, `attn_implementation`, fields of the
-                configuration, ...
+                Arguments of `PreTrainedModel.from_pretrained`, such as `dtype`, `device_map` and
+                `attn_implementation`, and fields of [`ViP2ClipConfig`] to override.
+
+        Returns:
+            [`ViP2ClipForAnomalyDetection`]: the model, in eval mode. With `output_loading_info=True`, a tuple of the
+            model and the loading info.
 
         Raises:
-            ValueError: the checkpoint is of another model type, or its backbone is another one than it was trained
-                with.
-            OSError: checkpoint or backbone cannot be found or reached.
-            RuntimeError: weights are missing or of another shape. Nothing is ever filled with random numbers.
+            OSError: if checkpoint or backbone are not found.
+            RuntimeError: if weights are missing or have another shape. They are never initialized randomly.
+            ValueError: if the checkpoint belongs to another model type, its backbone is not the one used in training,
+                or a value of the configuration is not allowed.
         """
         if pretrained_model_name_or_path is None:
             return super().from_pretrained(
@@ -353,47 +418,53 @@ class ViP2ClipForAnomalyDetection(ViP2ClipPreTrainedModel):
             source = checkpoint if config is None else config
             with naming("Checkpoint", source):
                 config = cls.config_class.from_pretrained(source, **hub_kwargs, **overrides)
+        # Typed as a model; with output_loading_info=True, it is a tuple.
+        loaded: Any
         if config.adapters_only or backbone is not None:
             config, weights = merge_adapters_with_backbone(checkpoint, config, backbone, hub_kwargs)
             kwargs = {name: value for name, value in kwargs.items() if name not in HUB_KWARGS}
-            model, info = super().from_pretrained(
+            loaded = super().from_pretrained(
                 None, *model_args, config=config, state_dict=weights, output_loading_info=True, **kwargs
             )
-            model.name_or_path = model.config.name_or_path = str(checkpoint)
+            loaded[0].name_or_path = loaded[0].config.name_or_path = str(checkpoint)
         else:
             with naming("Checkpoint", checkpoint):
-                model, info = super().from_pretrained(
+                loaded = super().from_pretrained(
                     checkpoint, *model_args, config=config, output_loading_info=True, **kwargs
                 )
-        # With ignore_mismatched_sizes=True the library fills weights of another shape as well.
+        model, info = loaded
+        # With ignore_mismatched_sizes=True, the library also initializes weights of another shape.
         missing = sorted({*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])})
         if missing:
             raise RuntimeError(
                 f"{checkpoint} lacks {len(missing)} of the model's weights "
-                f"({', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}), which would have been filled with "
-                "random numbers. A checkpoint of adapters only needs `backbone=`; to put new adapters on a CLIP "
-                "checkpoint use ViP2ClipForAnomalyDetection.from_clip."
+                f"({', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}); expected all of them, because "
+                "missing weights would be random. For an adapters-only checkpoint, pass backbone=. To add new "
+                "adapters to a CLIP checkpoint, use ViP2ClipForAnomalyDetection.from_clip."
             )
-        return (model, info) if output_loading_info else model
+        return loaded if output_loading_info else model
 
     # Stages
 
-    def get_vision_features(self, pixel_values: torch.FloatTensor) -> tuple[torch.FloatTensor, torch.FloatTensor]:
+    def get_vision_features(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """
-        Image and patch embeddings of the frozen vision tower (section 3). Of the hidden states only the feature
-        layers are kept.
+        Compute image and patch embeddings with the frozen vision tower (section 3).
+
+        Only the hidden states of the feature layers are kept in memory.
 
         Args:
             pixel_values (`torch.FloatTensor` of shape `(batch_size, 3, height, width)`):
-                Square images from [`ViP2ClipImageProcessor`], their side a multiple of the patch.
+                Square images from [`ViP2ClipImageProcessor`]. Their side must be a multiple of the patch size.
 
         Returns:
-            `tuple`: image embeddings `(batch_size, projection_dim)`, from the class token of the last block, and
-            patch embeddings `(batch_size, num_layers, num_patches, projection_dim)`, blocks `feature_layers` through
-            post layer norm and projection, row-major. Both L2-normalised.
+            `tuple`: two L2-normalized tensors:
+
+            - `image_embeds` of shape `(batch_size, projection_dim)`, from the class token of the last block.
+            - `patch_embeds` of shape `(batch_size, num_layers, num_patches, projection_dim)`, from the patch tokens of
+              the blocks in `feature_layers`, in row-major order. Post layer norm and projection are applied.
 
         Raises:
-            ValueError: another shape, or values that are not finite.
+            ValueError: if the shape is wrong, or a value is not finite.
         """
         self._check_pixel_values(pixel_values)
         vision = self.clip.vision_model
@@ -411,18 +482,18 @@ class ViP2ClipForAnomalyDetection(ViP2ClipPreTrainedModel):
         image_embeds = F.normalize(self.clip.visual_projection(class_token), dim=-1)  # (B, D)
         return image_embeds, torch.stack(patch_embeds, dim=1)  # (B, L, P, D)
 
-    def get_prompts(self, image_embeds: torch.FloatTensor) -> torch.FloatTensor:
+    def get_prompts(self, image_embeds: torch.Tensor) -> torch.Tensor:
         """
-        The prompts of eqs. 4 and 5 as input embeddings of the text tower, without position embeddings:
-        [start] [context] [state word] [image tokens] [end].
+        Build the prompts of eqs. 4 and 5, [start] [context] [state word] [image tokens] [end].
 
         Args:
             image_embeds (`torch.FloatTensor` of shape `(batch_size, projection_dim)`):
-                Image embeddings; L2-normalised first.
+                Image embeddings. They do not need to be normalized.
 
         Returns:
-            `torch.FloatTensor` of shape `(batch_size, 2, prompt_length, text_width)`, order [normal, anomalous]. When
-            the state words differ in length the shorter prompt is padded with end tokens.
+            `torch.FloatTensor` of shape `(batch_size, 2, prompt_length, text_width)`: the prompts [normal, anomalous]
+            as input embeddings of the text tower, without position embeddings. If the state words differ in length,
+            the shorter prompt is padded with end tokens.
         """
         config, learned = self.config, self.prompt_learner
         image_embeds = F.normalize(image_embeds, dim=-1)
@@ -434,7 +505,7 @@ class ViP2ClipForAnomalyDetection(ViP2ClipPreTrainedModel):
             (config.normal_token_ids, config.anomalous_token_ids),
             config.prompt_lengths,
         ):
-            fixed_ids = [config.bos_token_id, *word_ids, config.eos_token_id]
+            fixed_ids = [config.bos_token_id, *(word_ids or ()), config.eos_token_id]
             fixed = self.clip.text_model.embeddings.token_embedding(
                 torch.tensor(fixed_ids, device=context.device)
             )  # (2 + words, C)
@@ -445,13 +516,19 @@ class ViP2ClipForAnomalyDetection(ViP2ClipPreTrainedModel):
 
     def get_prompt_prefix(self) -> ViP2ClipPromptPrefix | None:
         """
-        What the prompts of all images begin with, run through the text tower: start token, context and state word
-        (without what the longer of two state words has more). Computed once for a set of weights.
+        Run the prompt prefix, the tokens that the prompts of all images share, through the text tower.
+
+        The prefix consists of start token, context and state word. If the state words differ in length, both are cut
+        to the shorter length. The result is cached until weights or settings change.
 
         Returns:
-            [`ViP2ClipPromptPrefix`] for [`encode_prompts`], or None where it would not be worth it or not be safe:
-            with gradients, in training mode, in compiled, exported and traced graphs, with weights that are not here
-            (meta, offloaded) or not counted (made in inference mode), with attention other than eager and sdpa.
+            [`ViP2ClipPromptPrefix`]: the prefix for [`encode_prompts`]. `None` if a prefix is not useful or not safe:
+
+            - with gradients enabled or in training mode,
+            - in compiled, exported and traced graphs,
+            - if weights are on the meta device or offloaded,
+            - if PyTorch does not count writes to the weights, for example because they were created in inference mode,
+            - with attention implementations other than `"eager"` and `"sdpa"`.
         """
         text = self.clip.text_model
         contexts = [self.prompt_learner.normal_context, self.prompt_learner.anomalous_context]
@@ -459,9 +536,9 @@ class ViP2ClipForAnomalyDetection(ViP2ClipPreTrainedModel):
         if (
             self.training
             or torch.is_grad_enabled()
-            or not _reads_values(contexts[0])
+            or not _has_values(contexts[0])
             or text.config._attn_implementation not in ("eager", "sdpa")
-            or not all(_is_counted(weight) for weight in weights)
+            or not all(_counts_writes(weight) for weight in weights)
         ):
             return None
         config, device = self.config, contexts[0].device.type
@@ -475,28 +552,27 @@ class ViP2ClipForAnomalyDetection(ViP2ClipPreTrainedModel):
         )
         prefix = self._prefix_cache.get(settings, weights, contexts)
         if prefix is None:
-            nothing = contexts[0].new_zeros(1, config.clip_config.projection_dim)
+            no_image = contexts[0].new_zeros(1, config.projection_dim)  # the prefix does not depend on the image
             length = min(config.prompt_lengths) - config.num_image_tokens - 1
             prefix = ViP2ClipPromptPrefix(length)
-            self._run_text_blocks(self._embed_prompts(self.get_prompts(nothing))[:, :length], record=prefix)
+            self._run_text_blocks(self._embed_prompts(self.get_prompts(no_image))[:, :length], record=prefix)
             self._prefix_cache.put(settings, weights, contexts, prefix)
         return prefix
 
-    def encode_prompts(
-        self, prompts: torch.FloatTensor, prefix: ViP2ClipPromptPrefix | None = None
-    ) -> torch.FloatTensor:
+    def encode_prompts(self, prompts: torch.Tensor, prefix: ViP2ClipPromptPrefix | None = None) -> torch.Tensor:
         """
-        Run prompts from [`get_prompts`] through the text tower and read their end tokens. Attention is causal, so
-        that nothing behind the end token counts and prompts are not padded to 77 positions.
+        Run prompts through the text tower and project their end tokens.
+
+        Attention is causal and ignores tokens after the end token. Prompts therefore do not need padding to 77 tokens.
 
         Args:
-            prompts (`torch.FloatTensor` of shape `(batch_size, 2, prompt_length, text_width)`).
+            prompts (`torch.FloatTensor` of shape `(batch_size, 2, prompt_length, text_width)`):
+                Prompts from [`get_prompts`].
             prefix ([`ViP2ClipPromptPrefix`], *optional*):
-                From [`get_prompt_prefix`]: the first tokens of all prompts, which are then not run again. Gives the
-                same up to rounding.
+                Prefix from [`get_prompt_prefix`]. Its tokens are not run again. The result is the same up to rounding.
 
         Returns:
-            `torch.FloatTensor` of shape `(batch_size, 2, projection_dim)`, not normalised.
+            `torch.FloatTensor` of shape `(batch_size, 2, projection_dim)`: the prompt embeddings, not normalized.
         """
         text, start = self.clip.text_model, 0 if prefix is None else prefix.length
         hidden = self._run_text_blocks(self._embed_prompts(prompts)[:, start:], prefix)
@@ -505,33 +581,33 @@ class ViP2ClipForAnomalyDetection(ViP2ClipPreTrainedModel):
         ends = torch.stack([hidden[:, i, n - 1 - start] for i, n in enumerate(lengths)], dim=1)  # (B, 2, C)
         return self.clip.text_projection(text.final_layer_norm(ends))
 
-    def _embed_prompts(self, prompts: torch.FloatTensor) -> torch.FloatTensor:
-        """Position embeddings added: (B, 2, T, C) -> (B * 2, T, C)."""
+    def _embed_prompts(self, prompts: torch.Tensor) -> torch.Tensor:
+        """Add position embeddings: (B, 2, T, C) -> (B * 2, T, C)."""
         return self.clip.text_model.embeddings(inputs_embeds=prompts.flatten(0, 1))
 
     def _run_text_blocks(
         self,
-        hidden: torch.FloatTensor,
+        hidden: torch.Tensor,
         prefix: ViP2ClipPromptPrefix | None = None,
         record: ViP2ClipPromptPrefix | None = None,
-    ) -> torch.FloatTensor:
-        """The blocks of the text tower, (B * 2, T, C) -> (B * 2, T, C)."""
+    ) -> torch.Tensor:
+        """Run the blocks of the text tower: (B * 2, T, C) -> (B * 2, T, C)."""
         text = self.clip.text_model
         if prefix is None:
-            # sdpa gets no mask and goes by is_causal, eager goes by the mask: both are needed. By position: the last
-            # argument, for the cache, has one name up to transformers 5.23 and another from 5.24 on.
+            # sdpa uses is_causal, and its mask is None. eager uses the mask. Arguments are positional, because
+            # transformers 5.24 renamed the last one.
             mask = create_causal_mask(text.config, hidden, None, None)
         else:
-            # A token sees the whole prefix, itself and what is before it.
+            # A token attends to the whole prefix, to itself and to the tokens before it.
             length, seen = hidden.shape[1], prefix.length
             mask = torch.ones(length, seen + length, dtype=torch.bool, device=hidden.device)
             mask = mask.tril(seen)[None, None]  # (1, 1, T, prefix + T)
-            if text.config._attn_implementation == "eager":  # adds it to the logits
+            if text.config._attn_implementation == "eager":  # adds the mask to the logits
                 mask = torch.where(mask, 0.0, torch.finfo(hidden.dtype).min).to(hidden.dtype)
         for number, block in enumerate(text.encoder.layers):
             earlier = None if prefix is None else (prefix.keys[number], prefix.values[number])
             run = partial(block, attention_mask=mask, is_causal=True, prefix=earlier, record=record)
-            # The library's layers checkpoint themselves in training mode only, and CLIP never is.
+            # The library's layers checkpoint activations only in training mode, but CLIP stays in eval mode.
             if self.gradient_checkpointing and self.training:
                 hidden = self._gradient_checkpointing_func(run, hidden)
             else:
@@ -539,23 +615,24 @@ class ViP2ClipForAnomalyDetection(ViP2ClipPreTrainedModel):
         return hidden
 
     def get_prompt_embeds(
-        self, image_embeds: torch.FloatTensor, prefix: ViP2ClipPromptPrefix | None = None
-    ) -> torch.FloatTensor:
+        self, image_embeds: torch.Tensor, prefix: ViP2ClipPromptPrefix | None = None
+    ) -> torch.Tensor:
         """
-        Embeddings of the image-conditioned prompts (section 4.1, ICA).
+        Compute the embeddings of the image-conditioned prompts (ICA, section 4.1).
 
         Args:
             image_embeds (`torch.FloatTensor` of shape `(batch_size, projection_dim)`):
-                Image embeddings; L2-normalised first.
+                Image embeddings. They do not need to be normalized.
             prefix ([`ViP2ClipPromptPrefix`], *optional*):
-                From [`get_prompt_prefix`], which is called when it is not given.
+                Prefix from [`get_prompt_prefix`], which is called by default.
 
         Returns:
-            `torch.FloatTensor` of shape `(batch_size, 2, projection_dim)`, order [normal, anomalous], L2-normalised.
+            `torch.FloatTensor` of shape `(batch_size, 2, projection_dim)`: the prompt embeddings [normal, anomalous],
+            L2-normalized.
         """
         batch_size = image_embeds.shape[0]
         if not self.config.use_image_conditioning:
-            image_embeds = image_embeds[:1]  # the same prompts for every image
+            image_embeds = image_embeds[:1]  # all images have the same prompts
         prompts = self.get_prompts(image_embeds)
         prefix = self.get_prompt_prefix() if prefix is None else prefix
         text_embeds = F.normalize(self.encode_prompts(prompts, prefix), dim=-1)
@@ -563,45 +640,52 @@ class ViP2ClipForAnomalyDetection(ViP2ClipPreTrainedModel):
 
     def align(
         self,
-        text_embeds: torch.FloatTensor,
-        patch_embeds: torch.FloatTensor,
-        image_embeds: torch.FloatTensor | None = None,
+        text_embeds: torch.Tensor,
+        patch_embeds: torch.Tensor,
+        image_embeds: torch.Tensor | None = None,
         *,
         top_k: int | None = None,
         output_attentions: bool = False,
         normalized: bool = False,
     ) -> ViP2ClipAlignmentOutput:
         """
-        Refine the prompts with the patches of every layer (FGP, eq. 6) and align both (UTPA, section 4.2). Computed
-        in float32 whatever the precision of the model; float64 stays float64.
+        Refine the prompts with the patches (FGP, eq. 6), and compare patches and prompts (UTPA, section 4.2).
+
+        Everything is computed in float32 regardless of the model's dtype, or in float64 if the inputs are float64. The
+        embeddings do not need to be normalized.
 
         Args:
             text_embeds (`torch.FloatTensor` of shape `(batch_size, 2, projection_dim)`):
-                Prompt embeddings [normal, anomalous]. All embeddings are L2-normalised first.
+                Prompt embeddings [normal, anomalous].
             patch_embeds (`torch.FloatTensor` of shape `(batch_size, num_layers, num_patches, projection_dim)`):
-                Patch embeddings on a square grid, row-major.
+                Patch embeddings on a square grid, in row-major order.
             image_embeds (`torch.FloatTensor` of shape `(batch_size, projection_dim)`, *optional*):
-                Only used, and then required, with `alignment="dual"`.
+                Image embeddings. Required with `alignment="dual"`, otherwise not used.
             top_k (`int`, *optional*):
-                Patches per layer that stand for the image, instead of the configuration's.
+                Number of top patches per layer used for the image score. By default, `top_k` of the configuration.
             output_attentions (`bool`, defaults to `False`):
-                Whether to return the attention of the prompts.
+                Whether to return the attention of the prompts over the patches.
             normalized (`bool`, defaults to `False`):
-                Says that `patch_embeds` is L2-normalised already. In float32 this saves a copy of it, the dearest
-                step of all; what was rounded to less is normalised all the same.
+                Whether `patch_embeds` is already L2-normalized. Avoids a copy of it, the most expensive step, in
+                float32 and float64. Half precision is always normalized again.
+
+        Returns:
+            [`ViP2ClipAlignmentOutput`]: layer maps, logits, scores and refined prompt embeddings.
 
         Raises:
-            ValueError: patches that form no square, more top-k patches than there are, or no image embeddings where
-                they are needed.
+            ValueError: if the patches do not form a square grid, `top_k` is out of range, or `image_embeds` is
+                required but missing.
         """
         config = self.config
         num_patches = patch_embeds.shape[2]
         grid = math.isqrt(num_patches)
         if grid * grid != num_patches:
-            raise ValueError(f"patch_embeds has {num_patches} patches; expected a square number of them.")
+            raise ValueError(f"patch_embeds has {num_patches} patches; expected a square number.")
         top_k = config.top_k if top_k is None else top_k
         if not isinstance(top_k, int) or isinstance(top_k, bool) or not 1 <= top_k <= num_patches:
-            raise ValueError(f"top_k is {top_k}; expected an integer from 1 to {num_patches}, the patches given.")
+            raise ValueError(
+                f"top_k is {top_k!r}; expected an integer from 1 to {num_patches}, the number of patches."
+            )
 
         with without_autocast(patch_embeds.device.type):
             text_embeds = F.normalize(_upcast(text_embeds), dim=-1)  # (B, 2, D)
@@ -617,16 +701,16 @@ class ViP2ClipForAnomalyDetection(ViP2ClipPreTrainedModel):
             layer_logits = None
             if config.alignment == "dual":
                 if image_embeds is None:
-                    raise ValueError('alignment="dual" scores the image embedding; pass image_embeds to align.')
+                    raise ValueError("image_embeds is None; expected image embeddings with alignment='dual'.")
                 image_embeds = F.normalize(_upcast(image_embeds), dim=-1)
                 logits = (text_embeds @ image_embeds[..., None])[..., 0] / config.temperature  # (B, 2)
             else:
                 pooled = self.pool_patches(patch_embeds, cosines, top_k)  # (B, L, D)
                 if config.image_score == "pooled_features":
                     pooled = F.normalize(pooled, dim=-1)
-                # Not normalised, the product with the prompts is the mean of the patches' cosines (mean_logits).
+                # For mean_logits, do not normalize: the product with a prompt is then the mean cosine of the patches.
                 layer_logits = (refined @ pooled[..., None])[..., 0] / config.temperature  # (B, L, 2)
-                if config.image_score == "pooled_features":  # log of the mean over layers of the probabilities
+                if config.image_score == "pooled_features":  # log of the mean probability over layers
                     logits = layer_logits.log_softmax(dim=-1).logsumexp(dim=1) - math.log(layer_logits.shape[1])
                 else:
                     logits = layer_logits.mean(dim=1)
@@ -640,91 +724,100 @@ class ViP2ClipForAnomalyDetection(ViP2ClipPreTrainedModel):
             attentions=attention.unbind(1) if output_attentions and attention is not None else None,
         )
 
-    def pool_patches(
-        self, patch_embeds: torch.FloatTensor, cosines: torch.FloatTensor, top_k: int
-    ) -> torch.FloatTensor:
+    def pool_patches(self, patch_embeds: torch.Tensor, cosines: torch.Tensor, top_k: int) -> torch.Tensor:
         """
-        The feature that stands for the image at every layer (eq. 8): the mean of its most anomalous patches.
+        Average the most anomalous patches of every layer (eq. 8).
 
         Args:
             patch_embeds (`torch.FloatTensor` of shape `(batch_size, num_layers, num_patches, projection_dim)`):
-                L2-normalised patch embeddings.
+                L2-normalized patch embeddings.
             cosines (`torch.FloatTensor` of shape `(batch_size, num_layers, num_patches, 2)`):
-                Their cosines with the refined prompts [normal, anomalous].
+                Cosine similarities of patches and refined prompts [normal, anomalous].
             top_k (`int`):
-                Patches to average.
+                Number of patches to average.
 
         Returns:
-            `torch.FloatTensor` of shape `(batch_size, num_layers, projection_dim)`, not normalised.
+            `torch.FloatTensor` of shape `(batch_size, num_layers, projection_dim)`: the mean features, not normalized.
         """
-        # Ranking by the margin is ranking by the anomalous probability, but does not saturate.
+        # The order is the same as by anomalous probability, but the difference does not saturate.
         margin = cosines[..., 1] - cosines[..., 0]  # (B, L, P)
         chosen = margin.topk(top_k, dim=-1).indices[..., None].expand(-1, -1, -1, patch_embeds.shape[-1])
         return patch_embeds.gather(2, chosen).mean(dim=2)  # (B, L, D)
 
-    def get_anomaly_maps(self, layer_maps: torch.FloatTensor) -> torch.FloatTensor:
+    def get_anomaly_maps(self, layer_maps: torch.Tensor) -> torch.Tensor:
         """
-        The anomaly map of eq. 11: mean over layers, upsampled to `image_size` and smoothed.
+        Compute anomaly maps (eq. 11): average the layers, upsample to `image_size` and smooth.
 
         Args:
-            layer_maps (`torch.FloatTensor` of shape `(batch_size, num_layers, 2, grid, grid)`).
+            layer_maps (`torch.FloatTensor` of shape `(batch_size, num_layers, 2, grid, grid)`):
+                Probabilities [normal, anomalous] of every patch, for any number of layers.
 
         Returns:
-            `torch.FloatTensor` of shape `(batch_size, image_size, image_size)`, in [0, 1].
+            `torch.FloatTensor` of shape `(batch_size, image_size, image_size)`: the anomaly maps, in [0, 1].
         """
-        # Normal and anomalous probability sum to one, so that (1 - M_n + M_a) / 2 is M_a.
+        # M_n + M_a = 1, so (1 - M_n + M_a) / 2 = M_a.
         maps = resize_maps(layer_maps[:, :, 1].mean(dim=1), self.config.image_size, self.config.smoothing_sigma)
         return maps.clamp(0, 1)
 
     def forward(
         self,
-        pixel_values: torch.FloatTensor | None = None,
-        labels: torch.LongTensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
         mask_labels: torch.Tensor | None = None,
-        image_embeds: torch.FloatTensor | None = None,
-        patch_embeds: torch.FloatTensor | None = None,
+        image_embeds: torch.Tensor | None = None,
+        patch_embeds: torch.Tensor | None = None,
         output_attentions: bool | None = None,
-        mask_label_valid: torch.BoolTensor | None = None,
+        mask_label_valid: torch.Tensor | None = None,
         top_k: int | None = None,
         return_dict: bool | None = None,
     ) -> ViP2ClipAnomalyDetectionOutput | tuple:
         """
+        Compute anomaly scores and anomaly maps, and the loss if there are labels.
+
+        Pass either `pixel_values`, or `image_embeds` and `patch_embeds`.
+
         Args:
             pixel_values (`torch.FloatTensor` of shape `(batch_size, 3, image_size, image_size)`, *optional*):
                 Images from [`ViP2ClipImageProcessor`].
             labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
-                0 normal, 1 anomalous; gives the image loss.
+                0 for normal images, 1 for anomalous images. Adds the image loss.
             mask_labels (`torch.Tensor` of shape `(batch_size, image_size, image_size)`, *optional*):
-                1 for anomalous pixels, 0 for the others; gives the pixel losses.
-            image_embeds, patch_embeds (*optional*):
-                Output of [`get_vision_features`] computed before, in place of `pixel_values`.
+                1 for anomalous pixels, 0 for normal pixels. Adds the pixel losses.
+            image_embeds (`torch.FloatTensor` of shape `(batch_size, projection_dim)`, *optional*):
+                Image embeddings from [`get_vision_features`].
+            patch_embeds (`torch.FloatTensor` of shape `(batch_size, num_layers, num_patches, projection_dim)`):
+                Patch embeddings from [`get_vision_features`].
             output_attentions (`bool`, *optional*):
                 Whether to return the attention of the prompts over the patches.
             mask_label_valid (`torch.BoolTensor` of shape `(batch_size,)`, *optional*):
-                False for images whose pixels are not annotated: they count in the image loss only.
+                `False` for images without a mask. They only contribute to the image loss.
             top_k (`int`, *optional*):
-                Patches per layer that stand for the image (eq. 8), instead of the configuration's.
+                Number of top patches per layer used for the image score (eq. 8). By default, `top_k` of the
+                configuration.
             return_dict (`bool`, *optional*):
-                `False` for a plain tuple.
+                Whether to return a [`ViP2ClipAnomalyDetectionOutput`] instead of a tuple.
+
+        Returns:
+            [`ViP2ClipAnomalyDetectionOutput`] or `tuple`: the outputs.
 
         Raises:
-            ValueError: inputs missing or of the wrong shape, pixels that are not finite, labels or masks with other
-                values than 0 and 1.
+            ValueError: if inputs are missing or have the wrong shape, `top_k` is out of range, pixels or embeddings
+                are not finite, or labels or masks contain values other than 0 and 1.
         """
-        # First: it looks at weights, for which an accelerator would have to finish what it has been given.
+        # Get the prefix first. It compares weights, which waits for all work queued on an accelerator.
         prefix = self.get_prompt_prefix()
-        normalized = pixel_values is not None  # not what comes from elsewhere
+        normalized = pixel_values is not None  # embeddings passed by the caller may not be normalized
         if pixel_values is not None:
             if image_embeds is not None or patch_embeds is not None:
-                raise ValueError("Give either pixel_values, or image_embeds and patch_embeds, not both.")
+                raise ValueError("Pass either pixel_values, or image_embeds and patch_embeds, not both.")
             image_embeds, patch_embeds = self.get_vision_features(pixel_values)
         elif image_embeds is None or patch_embeds is None:
-            raise ValueError("Give pixel_values, or both image_embeds and patch_embeds from get_vision_features.")
+            raise ValueError("Pass pixel_values, or both image_embeds and patch_embeds from get_vision_features.")
         else:
             self._check_embeds(image_embeds, patch_embeds)
         self._check_labels(patch_embeds.shape[0], labels, mask_labels, mask_label_valid)
         if mask_labels is not None and mask_label_valid is not None:
-            # What stands in the mask of an image that has none must not matter, not even when it is not a number.
+            # Images without a mask must not affect the loss, even if their placeholder contains NaN.
             mask_labels = torch.where(mask_label_valid.bool()[:, None, None], mask_labels, 0)
         if output_attentions is None:
             output_attentions = self.config.output_attentions
@@ -755,7 +848,7 @@ class ViP2ClipForAnomalyDetection(ViP2ClipPreTrainedModel):
                 focal_smooth=self.config.focal_smooth,
             )
             if self.config.alignment == "dual" and mask_labels is None:
-                # Nothing else leads to the FGP here, and distributed training wants a gradient for every parameter.
+                # Distributed training needs a gradient for every parameter, but this loss does not use the FGP.
                 loss = loss + 0.0 * aligned.layer_maps.sum()
         output = ViP2ClipAnomalyDetectionOutput(
             loss=loss,
@@ -770,34 +863,49 @@ class ViP2ClipForAnomalyDetection(ViP2ClipPreTrainedModel):
         )
         return output if return_dict else output.to_tuple()
 
-    # Checks. They read values, which a traced or compiled graph cannot.
+    # Checks. Checks of values are skipped in traced and compiled graphs.
 
-    def _check_pixel_values(self, pixel_values: torch.Tensor):
-        vision, shape = self.config.clip_config.vision_config, tuple(pixel_values.shape)
-        patch, channels = vision.patch_size, vision.num_channels
+    def _check_pixel_values(self, pixel_values: torch.Tensor) -> None:
+        shape = tuple(pixel_values.shape)
+        patch, channels = self.config.patch_size, self.config.clip_vision_config.num_channels
         if len(shape) != 4 or shape[1] != channels or shape[2] != shape[3] or shape[2] % patch or 0 in shape:
             raise ValueError(
-                f"pixel_values has shape {shape}; expected (batch_size, {channels}, side, side) with a side that is a "
-                f"multiple of {patch}, such as the {self.config.image_size} of this model. Use ViP2ClipImageProcessor."
+                f"pixel_values has shape {shape}; expected (batch_size, {channels}, side, side), where side is a "
+                f"multiple of {patch}, such as {self.config.image_size}. Use ViP2ClipImageProcessor."
             )
         self._check_finite("pixel_values", pixel_values)
 
-    def _check_embeds(self, image_embeds: torch.Tensor, patch_embeds: torch.Tensor):
-        width, one, many = self.config.clip_config.projection_dim, tuple(image_embeds.shape), tuple(patch_embeds.shape)
-        if len(one) != 2 or len(many) != 4 or one[0] != many[0] or {one[-1], many[-1]} != {width} or 0 in many:
+    def _check_embeds(self, image_embeds: torch.Tensor, patch_embeds: torch.Tensor) -> None:
+        width, image, patch = self.config.projection_dim, tuple(image_embeds.shape), tuple(patch_embeds.shape)
+        if (
+            len(image) != 2
+            or len(patch) != 4
+            or image[0] != patch[0]
+            or {image[-1], patch[-1]} != {width}
+            or 0 in patch
+        ):
             raise ValueError(
-                f"image_embeds has shape {one} and patch_embeds {many}; expected (batch_size, {width}) and "
-                f"(batch_size, num_layers, num_patches, {width}), as get_vision_features returns them."
+                f"image_embeds has shape {image} and patch_embeds {patch}; expected (batch_size, {width}) and "
+                f"(batch_size, num_layers, num_patches, {width}), as returned by get_vision_features."
             )
         self._check_finite("image_embeds", image_embeds)
         self._check_finite("patch_embeds", patch_embeds)
 
-    def _check_finite(self, name: str, tensor: torch.Tensor):
-        if _reads_values(tensor) and not torch.isfinite(tensor).all():
-            bad = (~torch.isfinite(tensor).flatten(1).all(dim=1)).nonzero().flatten().tolist()
-            raise ValueError(f"{name} has NaN or infinite values in the images at positions {bad} of the batch.")
+    def _check_finite(self, name: str, tensor: torch.Tensor) -> None:
+        if _has_values(tensor) and not torch.isfinite(tensor).all():
+            positions = (~torch.isfinite(tensor).flatten(1).all(dim=1)).nonzero().flatten().tolist()
+            raise ValueError(
+                f"{name} contains NaN or infinite values for the images at positions {positions} of the batch; "
+                "expected finite values."
+            )
 
-    def _check_labels(self, batch_size, labels, mask_labels, mask_label_valid):
+    def _check_labels(
+        self,
+        batch_size: int,
+        labels: torch.Tensor | None,
+        mask_labels: torch.Tensor | None,
+        mask_label_valid: torch.Tensor | None,
+    ) -> None:
         size = self.config.image_size
         for name, tensor, shape in (
             ("labels", labels, (batch_size,)),
@@ -808,20 +916,22 @@ class ViP2ClipForAnomalyDetection(ViP2ClipPreTrainedModel):
                 continue
             if tuple(tensor.shape) != shape:
                 raise ValueError(f"{name} has shape {tuple(tensor.shape)}; expected {shape}.")
-            if name == "mask_labels" and mask_label_valid is not None and _reads_values(tensor):
+            if name == "mask_labels" and mask_label_valid is not None and _has_values(tensor):
                 tensor = tensor[mask_label_valid.bool()]
-            if _reads_values(tensor) and tensor.dtype != torch.bool and not ((tensor == 0) | (tensor == 1)).all():
+            if _has_values(tensor) and tensor.dtype != torch.bool and not ((tensor == 0) | (tensor == 1)).all():
                 found = torch.unique(tensor[(tensor != 0) & (tensor != 1)])[:5].tolist()
-                raise ValueError(f"{name} has the values {found}; expected only 0 (normal) and 1 (anomalous).")
+                raise ValueError(f"{name} contains the values {found}; expected only 0 (normal) and 1 (anomalous).")
 
 
-def _reads_values(tensor: torch.Tensor) -> bool:
-    return not (torch.compiler.is_compiling() or torch.jit.is_tracing() or tensor.is_meta)
+def _has_values(tensor: torch.Tensor) -> bool:
+    """Whether the values of a tensor can be read: not in compiled and traced graphs, and not on the meta device."""
+    tracing = torch.jit.is_tracing()  # type: ignore[attr-defined]  # public, but not in __all__
+    return not (torch.compiler.is_compiling() or tracing or tensor.is_meta)
 
 
-def _is_counted(weight: torch.Tensor) -> bool:
-    """Whether it can be told that a weight was written to: not of those made in inference mode, of other libraries'
-    kinds of tensors, or under a transform of torch.func."""
+def _counts_writes(weight: torch.Tensor) -> bool:
+    """Whether PyTorch counts the writes to a weight: not for weights created in inference mode, tensor subclasses of
+    other libraries and transforms of torch.func."""
     plain = type(weight) in (torch.Tensor, nn.Parameter) and not weight.is_meta and not weight.is_inference()
     return plain and not torch._C._functorch.is_functorch_wrapped_tensor(weight)
 

@@ -1,4 +1,4 @@
-"""Large and elongated photos in overlapping square tiles, their maps blended."""
+"""Split large and elongated images into overlapping square tiles, and blend the maps of the tiles."""
 
 import math
 
@@ -9,39 +9,44 @@ import torch.nn.functional as F
 Box = tuple[int, int, int, int]
 
 
-def check_tiling(tile_size: int, tile_overlap: float):
+def check_tiling(tile_size: int, tile_overlap: float) -> None:
     """
+    Check the settings of the tiles.
+
+    Args:
+        tile_size (`int`): side of a tile in pixels.
+        tile_overlap (`float`): fraction of the side that adjacent tiles share.
+
     Raises:
-        ValueError: a side below 16 pixels, or an overlap outside [0, 0.9].
+        ValueError: if the side is less than 16 pixels, or the overlap is outside [0, 0.9].
     """
     if not isinstance(tile_size, int) or isinstance(tile_size, bool) or tile_size < 16:
-        raise ValueError(f"tile_size is {tile_size!r}; expected a side of at least 16 pixels, or 0 for no tiles.")
+        raise ValueError(f"tile_size is {tile_size!r}; expected an integer of at least 16 pixels, or 0 for no tiles.")
     if isinstance(tile_overlap, bool) or not 0 <= tile_overlap <= 0.9:
-        raise ValueError(f"tile_overlap is {tile_overlap!r}; expected a share of the tile in [0, 0.9].")
+        raise ValueError(f"tile_overlap is {tile_overlap!r}; expected a fraction of the tile in [0, 0.9].")
 
 
 def _starts(length: int, side: int, overlap: float) -> list[int]:
-    """Evenly spread, the first at the one edge and the last at the other."""
+    """Return the evenly spaced starts of tiles along an axis. The first and last tile touch the edges."""
     count = max(1, math.ceil((length - side) / max(1.0, side * (1 - overlap))) + 1)
     return [round(index * (length - side) / max(1, count - 1)) for index in range(count)]
 
 
 def tile_boxes(height: int, width: int, tile_size: int, tile_overlap: float = 0.25) -> list[Box]:
     """
-    Square tiles that cover an image, row by row.
+    Compute square tiles that cover an image.
 
     Args:
-        height, width (`int`): of the image in pixels.
-        tile_size (`int`): side of a tile in pixels of the image; never more than its shorter side.
-        tile_overlap (`float`, defaults to 0.25): share of the side that neighbours have in common at least, in
-            [0, 0.9].
+        height, width (`int`): size of the image in pixels.
+        tile_size (`int`): side of a tile in pixels, at least 16. Limited to the shorter side of the image.
+        tile_overlap (`float`, defaults to 0.25): minimum fraction of the side that adjacent tiles share, in [0, 0.9].
 
     Returns:
-        `list[tuple[int, int, int, int]]`: left, top, right, bottom of every tile. Empty when the image is no larger
-        than one tile: it is then seen as a whole.
+        `list[tuple[int, int, int, int]]`: left, top, right and bottom of every tile, row by row. Empty if the image
+        fits into one tile and needs no tiling.
 
     Raises:
-        ValueError: see [`check_tiling`].
+        ValueError: if `tile_size` or `tile_overlap` is out of range.
     """
     check_tiling(tile_size, tile_overlap)
     if tile_size >= max(height, width):
@@ -53,28 +58,36 @@ def tile_boxes(height: int, width: int, tile_size: int, tile_overlap: float = 0.
 
 class TileBlender:
     """
-    The map of an image from the maps of its tiles: a mean in which every tile counts less towards its edges, so that
-    no seam shows. Holds one float32 map of the size of the image.
+    Blend the maps of tiles into the map of the image.
+
+    The result is a weighted mean. The weight of a tile decreases towards its edges, which avoids visible seams. The
+    memory used is one float32 map of the size of the image.
 
     Args:
-        height, width (`int`): of the image in pixels.
-        boxes (`list[tuple[int, int, int, int]]`): from [`tile_boxes`].
+        height, width (`int`): size of the image in pixels.
+        boxes (`list[tuple[int, int, int, int]]`): tiles from [`tile_boxes`], at least one.
     """
 
-    def __init__(self, height: int, width: int, boxes: list[Box]):
+    def __init__(self, height: int, width: int, boxes: list[Box]) -> None:
         self._sum = torch.zeros(height, width)
         side = boxes[0][2] - boxes[0][0]
         distance = torch.arange(side, dtype=torch.float32) + 0.5
         self._window = torch.minimum(distance, side - distance) / side
-        # The tiles stand in rows and columns, so that the sum of all windows is a product.
+        # The tiles form a grid, so the sum of all windows is a product of sums over rows and columns.
         self._rows, self._columns = torch.zeros(height), torch.zeros(width)
         for top in {box[1] for box in boxes}:
             self._rows[top : top + side] += self._window
         for left in {box[0] for box in boxes}:
             self._columns[left : left + side] += self._window
 
-    def add(self, box: Box, anomaly_map: torch.Tensor):
-        """The map of one tile, `(size, size)`, in [0, 1]."""
+    def add(self, box: Box, anomaly_map: torch.Tensor) -> None:
+        """
+        Add the map of a tile.
+
+        Args:
+            box (`tuple[int, int, int, int]`): the tile, one of the boxes.
+            anomaly_map (`torch.Tensor` of shape `(size, size)`): its map in [0, 1], of any size.
+        """
         left, top, right, bottom = box
         size = (bottom - top, right - left)
         resized = F.interpolate(anomaly_map.float().cpu()[None, None], size, mode="bilinear", align_corners=False)[
@@ -83,7 +96,12 @@ class TileBlender:
         self._sum[top:bottom, left:right] += resized * self._window[:, None] * self._window
 
     def result(self) -> torch.Tensor:
-        """The blended map, `(height, width)`, float32 in [0, 1]. Ends the blending."""
+        """
+        Finish blending. Call it once, after all tiles are added.
+
+        Returns:
+            `torch.FloatTensor` of shape `(height, width)`: the blended map, float32 in [0, 1].
+        """
         return self._sum.div_(self._rows[:, None]).div_(self._columns).clamp_(0, 1)
 
 

@@ -1,0 +1,259 @@
+"""Conventions of the `vip2clip` command: help, `--json`, exit codes, what goes to stdout and stderr."""
+
+import inspect
+import json
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import typer
+from PIL import Image
+from typer.testing import CliRunner
+
+from vip2clip_hf import AnomalyDetectionPipeline
+from vip2clip_hf._version import __version__
+from vip2clip_hf.calibration import from_normal, saving
+from vip2clip_hf.cli import app, entry, options
+from vip2clip_hf.data.synthetic.dataset import write_dataset
+
+
+COMMANDS = {name: function for group in entry.COMMANDS.values() for name, function in group.items()}
+# `app` serves until it is stopped; all others print a result.
+WITH_RESULT = sorted(set(COMMANDS) - {"app"})
+LONGEST_SUMMARY = 60
+
+
+def vip2clip(*arguments):
+    return CliRunner().invoke(app, list(map(str, arguments)))
+
+
+def run_main(monkeypatch, *arguments) -> int:
+    """Run the entry point, which prints errors, and return the exit code."""
+    monkeypatch.setattr(sys, "argv", ["vip2clip", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stopped:
+        entry.main()
+    return stopped.value.code or 0
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Two photos, the second of which is damaged."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    Image.new("RGB", (30, 20), "grey").save(folder / "good.png")
+    content = (folder / "good.png").read_bytes()
+    (folder / "damaged.png").write_bytes(content[: len(content) // 2])
+    return folder
+
+
+@pytest.fixture
+def detector(monkeypatch) -> list:
+    """Replace the pipeline by one that only reads the photos. Returns the arguments it was created with."""
+    created = []
+
+    def detect(photo, heatmap):
+        Image.open(photo).load()
+        return {"score": 0.25, "label": "normal", "mask": np.zeros((20, 30), bool), "p_value": None}
+
+    def from_pretrained(model, **settings):
+        created.append((model, settings))
+        return detect
+
+    monkeypatch.setattr(AnomalyDetectionPipeline, "from_pretrained", from_pretrained)
+    return created
+
+
+# Help
+
+
+def test_group_help():
+    done = vip2clip("--help")
+    assert done.exit_code == 0
+    assert done.stderr == ""
+    text = " ".join(done.stdout.split())
+    assert "Exit codes: 0 success, 1 error, 2 wrong usage, 3 " in text
+    for heading, functions in entry.COMMANDS.items():
+        assert f"{heading}:" in done.stdout
+        for name, function in functions.items():
+            summary = inspect.getdoc(function).splitlines()[0]
+            assert f"{name} {summary}" in text, "the summary is shortened"
+    assert vip2clip().output == done.output  # without arguments
+
+
+def test_version():
+    done = vip2clip("--version")
+    assert (done.exit_code, done.stdout) == (0, f"{__version__}\n")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_command_help(name):
+    first, *rest = inspect.getdoc(COMMANDS[name]).splitlines()
+    assert 0 < len(first) <= LONGEST_SUMMARY
+    assert first.endswith(".")
+    assert rest[:1] in ([], [""])
+    done = vip2clip(name, "--help")
+    assert done.exit_code == 0
+    assert done.stderr == ""
+    assert first.rstrip(".") in done.stdout
+    examples = done.stdout.lower().partition("example")[2]
+    assert f"  vip2clip {name}" in examples
+
+
+@pytest.mark.parametrize("name", sorted(set(COMMANDS) - {"train"}))
+def test_every_option_has_a_help_text(name):
+    command = typer.main.get_command(app).commands[name]
+    for parameter in command.params:
+        if parameter.name != "help":
+            text = parameter.help
+            assert text, parameter.name
+            assert text.endswith((".", "...")), f"{parameter.name}: {text}"
+            assert text[0].isupper() or text.startswith(("exact", "onnx")), f"{parameter.name}: {text}"
+
+
+@pytest.mark.parametrize("name", WITH_RESULT)
+def test_json_option(name):
+    assert "--json" in vip2clip(name, "--help").stdout
+
+
+# Exit codes
+
+
+def test_errors(monkeypatch, capsys):
+    """Expected errors are one line on stderr, with exit code 1."""
+    assert run_main(monkeypatch, "predict", "absent.jpg", "--model", "x") == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == "Error: 'absent.jpg' not found; expected a photo or a folder of photos.\n"
+
+
+@pytest.mark.parametrize("error", [ImportError("a"), RuntimeError("a"), TypeError("a"), ValueError("a")])
+def test_expected_errors(error):
+    assert entry._is_expected(error)
+
+
+def test_unexpected_errors_keep_the_traceback(monkeypatch):
+    def fail(*args, **kwargs):
+        raise KeyError("bug")
+
+    monkeypatch.setattr(entry, "app", fail)
+    monkeypatch.setattr(sys, "argv", ["vip2clip", "demo"])
+    with pytest.raises(KeyError, match="bug"):
+        entry.main()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["absent"], "No such command 'absent'"),
+        (["predict"], "Missing argument 'SOURCE'"),
+        (["predict", "x", "--absent"], "No such option: --absent"),
+        (["predict", "x", "--heatmaps"], "--heatmaps can only be used with --output FOLDER"),
+        (["predict", "x", "--output", "y", "--regions"], "--regions cannot be used with --output"),
+        (["predict", "x", "--batch-size", "0"], "--batch-size"),
+        (["calibrate"], "Pass either --normal"),
+        (["convert", "--checkpoint", "x", "--clip", "y"], "Missing option '--output'"),
+        (["data", "x", "--column", "image"], "--column is 'image'; expected NAME=COLUMN, such as image=file_name"),
+        (["data", "x", "--benchmark", "mvtec", "--normal-label", "good"], "omit --benchmark"),
+        (["export", "--output", "x", "--format", "torch", "--opset", "18"], "--opset applies to --format onnx only"),
+        (["app", "--port", "0"], "--port"),
+        (["train", "--absent", "1"], "Unknown argument"),
+    ],
+)
+def test_wrong_usage(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = vip2clip(*arguments)
+    assert done.exit_code == 2, done.exception
+    assert done.stdout == ""
+    assert message in " ".join(done.stderr.split())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_partial_prediction(photos, detector):
+    done = vip2clip("predict", photos, "--model", "x", "--json")
+    assert done.exit_code == 3
+    damaged, good = json.loads(done.stdout)
+    assert good["score"] == 0.25
+    assert damaged["image"].endswith("damaged.png")
+    assert set(damaged) == {"image", "error"}
+    (photos / "damaged.png").unlink()
+    assert vip2clip("predict", photos, "--model", "x").exit_code == 0
+    # The only photo: an error.
+    (photos / "good.png").write_text("not an image")
+    assert vip2clip("predict", photos / "good.png", "--model", "x").exit_code == 1
+
+
+@pytest.mark.parametrize(("unreadable", "code"), [([], 0), (["damaged.png"], 3)])
+def test_partial_calibration(unreadable, code, photos, detector, tmp_path, monkeypatch):
+    found = SimpleNamespace(
+        content={"image": {"scores": [0.1], "num_images": 1, "threshold": 0.5}, "pixel": {"threshold": 0.25}},
+        image_threshold=0.5,
+        pixel_threshold=0.25,
+        suspicious=[],
+        unreadable=unreadable,
+    )
+    monkeypatch.setattr(from_normal, "calibrate", lambda *args, **kwargs: found)
+    monkeypatch.setattr(saving, "save_calibration", lambda found, checkpoint, output: output or checkpoint)
+    arguments = ["calibrate", "--normal", photos, "--model", tmp_path]
+    done = vip2clip(*arguments)
+    assert done.exit_code == code
+    assert done.stdout.startswith("image threshold 0.500000, pixel threshold 0.250000\nfrom 1 images; ")
+    done = vip2clip(*arguments, "--json")
+    assert done.exit_code == code
+    assert json.loads(done.stdout)["unreadable"] == unreadable
+    assert "scores" not in json.loads(done.stdout)["image"]
+
+
+def test_problems_of_a_dataset(tmp_path):
+    root = write_dataset(tmp_path / "set", ("dots",), num_normal=1, num_anomalous=1, size=16)
+    assert vip2clip("data", root, "--check", "--strict").exit_code == 0
+    image = next(iter(sorted((root / "dots" / "test" / "good").iterdir())))
+    image.write_bytes(b"damaged")
+    assert vip2clip("data", root).exit_code == 0  # not opened
+    done = vip2clip("data", root, "--check", "--json")
+    assert done.exit_code == 3
+    assert image.name in str(json.loads(done.stdout)["check"])
+
+
+# Streams
+
+
+def test_results_and_notes(photos, detector, monkeypatch):
+    (photos / "damaged.png").unlink()
+    monkeypatch.setattr(sys.modules["vip2clip_hf.cli.predict"], "MANY_PHOTOS", 0)
+    done = vip2clip("predict", photos)
+    assert done.stdout == f"{photos / 'good.png'}: 0.250 normal\n"
+    bundled, many = done.stderr.splitlines()
+    assert bundled.startswith("Using the small bundled checkpoint, intended for trying things out.")
+    assert "pass a ViT-L/14 checkpoint with --model" in bundled
+    assert many == "1 photos: with --output FOLDER, prediction is batched and an interrupted run resumes."
+    assert detector[0][0].endswith("vip2clip-tiny")
+    done = vip2clip("predict", photos / "good.png", "--model", "x", "--json")
+    assert json.loads(done.stdout)["label"] == "normal"
+
+
+def test_one_process_prints_the_note(monkeypatch, capsys):
+    monkeypatch.setenv("RANK", "1")
+    bundled = options.checkpoint_or_bundled(None)
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.setenv("RANK", "0")
+    assert options.checkpoint_or_bundled(None) == bundled
+    assert "bundled checkpoint" in capsys.readouterr().err
+    assert options.checkpoint_or_bundled("org/model") == "org/model"
+    assert capsys.readouterr() == ("", "")
+
+
+# Arguments
+
+
+def test_underscores_are_accepted(photos, detector):
+    assert vip2clip("predict", photos / "good.png", "--model", "x", "--tile_size", 32).exit_code == 0
+    assert detector[0][1]["tile_size"] == 32
+
+
+def test_settings():
+    found = options.parse_settings(["image_size=518", "feature_layers=[6, 12]", "word=a=b", "variant = paper", "x="])
+    assert found == {"image_size": 518, "feature_layers": [6, 12], "word": "a=b", "variant": " paper", "x": ""}
+    for text in ("image_size", "=518", " =518"):
+        with pytest.raises(typer.BadParameter, match="expected NAME=VALUE, such as image_size=518"):
+            options.parse_settings([text])
