@@ -1,10 +1,10 @@
-# The two commands of the README: `make demo` and `make test`. Each makes its own environment in .venv when needed.
-# Other Pythons or builds of torch: make test PYTHON=python3.12 TORCH=torch==2.11.0
+# Most users need `make demo` or `make test`. Both create an environment in .venv first if needed.
+# To use another Python or torch: make test PYTHON=python3.12 TORCH=torch==2.11.0
 PYTHON ?= python3
-# Pinned because the newest build pulls several gigabytes of CUDA on Linux.
+# Pinned because on Linux the newest build installs several gigabytes of CUDA libraries.
 TORCH ?= torch==2.13.0
 VENV ?= .venv
-# Test processes side by side; each computes on one thread.
+# Number of parallel test processes. Each uses one thread.
 JOBS ?= 2
 
 ifeq ($(OS),Windows_NT)
@@ -17,7 +17,7 @@ endif
 
 install: $(VENV)/.installed
 
-# Made anew when the dependencies change.
+# Runs again when pyproject.toml changes.
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet "$(TORCH)"
@@ -33,11 +33,11 @@ test: lint
 test-all: lint
 	$(BIN)/python -m pytest -n $(JOBS) --durations=10
 
-# The tests without lint: make pytest ARGS="tests/models -k loss"
+# Tests without lint: make pytest ARGS="tests/models -k loss"
 pytest: $(VENV)/.installed
 	$(BIN)/python -m pytest -n $(JOBS) -m "not slow" $(ARGS)
 
-# The documentation as a site, in site/.
+# Build the documentation site in site/.
 docs: $(VENV)/.installed
 	$(BIN)/python -m mkdocs build --strict --site-dir site
 

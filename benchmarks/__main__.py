@@ -30,7 +30,7 @@ def make_parser() -> argparse.ArgumentParser:
         "training", help="training with the feature cache, compared with training without it"
     )
     training.add_argument(
-        "--clip", help="folder of a CLIP checkpoint (default: random weights in the size of ViT-L/14)"
+        "--clip", help="folder of a CLIP checkpoint (default: random weights at the size of ViT-L/14)"
     )
     training.add_argument("--images", type=int, default=6, help="number of images")
     training.add_argument("--epochs", type=int, default=10, help="number of epochs")
@@ -43,7 +43,7 @@ def make_parser() -> argparse.ArgumentParser:
     inference = commands.add_parser(
         "inference", help="stages of a forward pass, compared with a textbook implementation"
     )
-    inference.add_argument("--model", help="checkpoint (default: random weights in the size of ViT-L/14)")
+    inference.add_argument("--model", help="checkpoint (default: random weights at the size of ViT-L/14)")
     inference.add_argument("--batch_sizes", type=int, nargs="+", default=[1], help="batch sizes to measure")
     inference.add_argument(
         "--dtypes", nargs="*", default=["bfloat16"], choices=["bfloat16", "float16"],

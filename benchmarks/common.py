@@ -25,7 +25,8 @@ TINY: dict[str, Any] = {"variant": "release", "image_size": 320, "feature_layers
 
 
 def new_model(clip: str | None, seed: int = 0) -> ViP2ClipForAnomalyDetection:
-    """Create a model with new adapters, on a CLIP checkpoint or on a random CLIP in the size of ViT-L/14."""
+    """Create a model with new adapters, on a CLIP checkpoint or on a CLIP of the size of ViT-L/14 with random
+    weights."""
     torch.manual_seed(seed)
     if clip is None:
         return ViP2ClipForAnomalyDetection(ViP2ClipConfig())

@@ -67,7 +67,7 @@ def benchmark_inference(options: argparse.Namespace) -> None:
     model = inference_model(options)
     config, device = model.config, model.device
     size, needed = config.image_size, vision_operations(config)
-    print(f"{options.model or 'random weights in the size of CLIP ViT-L/14'}, {size} pixels, {device}")
+    print(f"{options.model or 'random weights at the size of CLIP ViT-L/14'}, {size} pixels, {device}")
     for batch_size in options.batch_sizes:
         pixels = torch.randn(batch_size, 3, size, size, device=device)
         candidates: dict[str, ViP2ClipForAnomalyDetection | Textbook] = {"ours": model, "textbook": Textbook(model)}
@@ -98,7 +98,7 @@ def benchmark_inference(options: argparse.Namespace) -> None:
         output = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
         memory = json.loads(output)
         weights, beyond = memory["weights"], memory["peak"]
-        print(f"  peak memory, batch 1, {dtype}: {weights:.0f} MB of weights and {beyond:.0f} MB beyond them")
+        print(f"  peak memory, batch 1, {dtype}: {weights:.0f} MB of weights, and {beyond:.0f} MB in addition")
 
 
 def _compare_precisions(model: ViP2ClipForAnomalyDetection, pixels: torch.Tensor, options: argparse.Namespace) -> None:

@@ -53,13 +53,13 @@ def benchmark_training(options: argparse.Namespace) -> None:
     config = model.config
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.bfloat16 if options.bf16 else torch.float32
-    # In the size of ViT-L/14, one epoch without the cache is measured and multiplied by the number of epochs.
+    # At the size of ViT-L/14, one epoch without the cache is measured and multiplied by the number of epochs.
     measured = options.epochs if options.clip else 1
     with tempfile.TemporaryDirectory() as folder:
         per_kind = max(1, options.images // 5)
         root = write_dataset(Path(folder, "data"), ("weave",), options.images - 4 * per_kind, per_kind, 256)
         count = len(load_folder(root))
-        name = options.clip or "random weights in the size of CLIP ViT-L/14"
+        name = options.clip or "random weights at the size of CLIP ViT-L/14"
         print(
             f"{name}, {config.image_size} pixels, {device}, {str(dtype)[6:]}, {count} images, {options.epochs} epochs"
         )
@@ -86,7 +86,8 @@ def benchmark_training(options: argparse.Namespace) -> None:
     result = json.loads(output)
     seconds, peak = result["seconds"], result["peak"]
     print(
-        f"  training step of 8 images with the cache: {seconds:.2f} s, {peak:.0f} MB of peak memory beyond the weights"
+        f"  training step of 8 images with the cache: {seconds:.2f} s, "
+        f"{peak:.0f} MB of peak memory in addition to the weights"
     )
 
 

@@ -1,8 +1,8 @@
-"""Docstrings in the style of Hugging Face as Markdown, for the pages that mkdocstrings makes.
+"""Convert docstrings in the Hugging Face style to Markdown, for the API page built by mkdocstrings.
 
-`name (`type`, defaults to 1):` is read by none of the parsers of griffe without losses (several names in one entry,
-types in backticks). Here every entry becomes a list item, word for word, and [`Name`] a link where the API page has
-it.
+The parsers of griffe lose parts of entries such as `name (`type`, defaults to 1):` (several names in one entry, types
+in backticks). This module turns each entry into a list item without changing its text, and [`Name`] into a link if the
+API page contains this name.
 """
 
 import re
@@ -18,8 +18,8 @@ _API_PAGE = Path(__file__).with_name("api.md")
 
 
 def _split_entry(entry: str) -> tuple[str, str]:
-    """Names and types, and what is said about them: cut at the first colon outside of brackets and backticks. Names
-    become code, types are."""
+    """Split an entry at the first colon outside brackets and backticks, into names with types and a description. Names
+    are set as code; types already are."""
     depth, quoted, outside = 0, False, ""
     for letter in entry:
         quoted ^= letter == "`"
@@ -27,7 +27,7 @@ def _split_entry(entry: str) -> tuple[str, str]:
             depth += (letter in "([") - (letter in ")]")
             if letter == ":" and depth == 0:
                 break
-        outside += " " if quoted or depth else letter  # of the same length, without what is in brackets
+        outside += " " if quoted or depth else letter  # same length, with the contents of brackets blanked
     head = entry[: len(outside)]
     for name in reversed(list(re.finditer(r"(?<![^ ,])\*{0,2}\w+(?=[ ,]|$)", outside))):
         head = f"{head[: name.start()]}`{name[0]}`{head[name.end() :]}"
@@ -35,6 +35,7 @@ def _split_entry(entry: str) -> tuple[str, str]:
 
 
 def _to_list(body: list[str]) -> list[str]:
+    """Convert the entries of a section to list items."""
     entries: list[list[str]] = []
     for line in textwrap.dedent("\n".join(body)).splitlines():
         if line and not line.startswith(" "):
@@ -52,9 +53,14 @@ def _to_list(body: list[str]) -> list[str]:
 
 def to_markdown(docstring: str, known: dict[str, str]) -> str:
     """
+    Convert a docstring to Markdown.
+
     Args:
-        docstring (`str`): without indentation.
-        known (`dict[str, str]`): full paths of what the API page describes, by name.
+        docstring (`str`): docstring without indentation.
+        known (`dict[str, str]`): full paths of the objects on the API page, by name.
+
+    Returns:
+        `str`: the docstring in Markdown.
     """
     lines, written = docstring.splitlines(), []
     while lines:
@@ -78,12 +84,12 @@ def to_markdown(docstring: str, known: dict[str, str]) -> str:
         path = f"{known[name]}.{member}".rstrip(".") if name in known else found[1]
         return f"[`{found[1]}`][{path}]" if name in known or path in known.values() else f"`{found[1]}`"
 
-    text = "\n".join(written).replace("] [", "] \\[")  # two words in brackets are no link
+    text = "\n".join(written).replace("] [", "] \\[")  # two pairs of brackets in a row are not a link
     return re.sub(r"\[`([\w.]+)`\](?![(\[])", link, text)
 
 
 class Docstrings(griffe.Extension):
-    """Rewrites every docstring before it is rendered."""
+    """Convert every docstring to Markdown before it is rendered."""
 
     def __init__(self):
         paths = re.findall(r"^::: ([\w.]+)$", _API_PAGE.read_text(encoding="utf-8"), re.MULTILINE)

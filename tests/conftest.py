@@ -2,7 +2,7 @@ import os
 
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub reads it
-# The models are tiny: threads cost more than they bring, much more where several tests run side by side.
+# Several threads slow down tiny models, especially if several tests run in parallel.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import json
@@ -23,7 +23,7 @@ from vip2clip_hf.models.vip2clip.convert_vip2clip_to_hf import convert_release_c
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
-    np.random.seed(0)  # noqa: NPY002 - what libraries may use
+    np.random.seed(0)  # noqa: NPY002 - libraries may use the global state
 
 
 @pytest.fixture
@@ -68,12 +68,12 @@ def batch(pixel_values) -> dict[str, torch.Tensor]:
 
 @pytest.fixture
 def photo() -> Image.Image:
-    """A colourful picture that is not square, 60 wide and 40 high."""
+    """A colourful image that is not square: 60 pixels wide and 40 high."""
     pixels = np.random.default_rng(0).integers(0, 256, size=(5, 8, 3), dtype=np.uint8)
     return Image.fromarray(pixels).resize((60, 40), Image.Resampling.BICUBIC)
 
 
-# Reference numbers of the authors' code, see fixtures/oracle_release/README.md.
+# Reference values from the authors' code, see fixtures/oracle_release/README.md.
 
 
 @pytest.fixture(scope="session")

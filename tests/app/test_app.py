@@ -41,7 +41,7 @@ def inspector(detector) -> PhotoInspector:
 
 @pytest.fixture
 def uploads(photo, tmp_path) -> list[str]:
-    """Two photos of different sizes, in separate folders like on the server."""
+    """Two photos of different sizes, in separate folders as on the server."""
     paths = []
     for name, picture in (("a.png", photo), ("b (1).jpg", photo.rotate(90, expand=True).resize((90, 120)))):
         path = tmp_path / f"upload-{name[0]}" / name
@@ -134,7 +134,7 @@ def test_tiles(model, image_processor, photo, tmp_path):
 
 
 def test_stored_results_are_small(inspector, photo, tmp_path):
-    """They contain no pixels and do not grow with the photo."""
+    """Stored results contain no pixels, and their size does not depend on the photo."""
     photo.save(tmp_path / "small.png")
     photo.resize((2000, 1500)).save(tmp_path / "large.jpg")
     (small, large), _ = inspector.analyse([str(tmp_path / "small.png"), str(tmp_path / "large.jpg")])
@@ -159,7 +159,7 @@ def test_known_photos_are_not_analysed_again(inspector, uploads, calls):
 def test_unreadable_files_are_listed(inspector, uploads, tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50_000_000)
     text, cut, bomb, large = (tmp_path / name for name in ("<b>text.png", "cut.png", "bomb.png", "large.bin"))
-    text.write_text("no picture")
+    text.write_text("not an image")
     content = Path(uploads[0]).read_bytes()
     cut.write_bytes(content[: len(content) // 2])
     Image.new("1", (10_000, 10_000)).save(bomb)
@@ -303,7 +303,7 @@ def test_thresholds_change_without_running_the_model(page, uploads, calls):
 
 
 def test_problems_are_shown(page, uploads, tmp_path):
-    (tmp_path / "wrong.png").write_text("no picture")
+    (tmp_path / "wrong.png").write_text("not an image")
     values = page.on_files([str(tmp_path / "wrong.png")], app_page.Session(), 0.5, 0.5, app_page.ALL_LAYERS)
     assert not values[1]["visible"]
     assert "'wrong.png' cannot be read as an image" in values[4].replace("&#x27;", "'")
@@ -365,7 +365,7 @@ def test_model_names(tmp_path):
 
 
 def test_initial_state():
-    """Gradio copies it for each visitor."""
+    """Gradio copies the initial state for each visitor."""
     assert app_page.Session().results == []
     assert PhotoResult("a", "b", (1, 1), 0.5).nbytes == 0
 

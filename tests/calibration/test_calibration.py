@@ -100,7 +100,7 @@ def test_false_alarms_on_new_images(detector):
         sum(result["mask"].any() for result in results),
     ):
         # The rate for these calibration images has a standard deviation of 0.03 (beta distribution); the count of
-        # alarms adds its own.
+        # alarms adds further variance.
         assert alarms / 200 <= 0.1 + 3 * np.hypot(0.03, np.sqrt(0.09 / 200))
 
 

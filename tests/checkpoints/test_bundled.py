@@ -20,8 +20,8 @@ from vip2clip_hf.data.synthetic.dataset import generate_image, write_dataset
 from vip2clip_hf.evaluation.evaluator import evaluate_model
 
 
-# Results of the bundled checkpoint on the dataset below, when it was built. If a change of training or scoring changes
-# them, it changes the quality: build the checkpoint and measure it again.
+# Results of the bundled checkpoint on the dataset below, measured when it was built. If a change to training or
+# scoring affects them, it affects the quality: rebuild the checkpoint and measure again.
 RECORDED = {"image_auroc": 0.9245, "pixel_auroc": 0.9348}
 
 

@@ -87,7 +87,7 @@ def test_masks_are_paired_by_stem(root):
 
 
 def test_two_masks_for_one_image(root):
-    """None of them is used, with a warning. Other images are not affected."""
+    """If several masks match an image, none is used and there is a warning. Other images are not affected."""
     masks = root / "grains" / "ground_truth" / "blob"
     shutil.copy(masks / "001_mask.png", masks / "001.bmp")
     index = index_folder(root)
@@ -341,7 +341,7 @@ def test_meta(writer):
 
 
 def test_several_meta_files(writer):
-    """VCP-CLIP stores them one level above the data folders."""
+    """VCP-CLIP stores its meta files one level above the data folders."""
     for name in ("mvtec", "visa"):
         writer.image(f"{name}/candle/test/good/{name}.bmp")
         entry = meta_entry(f"{name}/candle/test/good/{name}.bmp", "", "candle", "good", 0)

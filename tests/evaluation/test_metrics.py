@@ -169,7 +169,7 @@ def test_few_defect_pixels_among_millions(count):
 
 
 def test_drifting_distribution(monkeypatch):
-    """Ranges with few values at first contain many later."""
+    """Ranges that contain few values at first contain many values later."""
     monkeypatch.setattr(metrics_module, "PENDING_PIXELS", 1)
     maps, masks = smooth_maps(24)
     maps = (maps * np.geomspace(1, 1e-3, 24)[:, None, None] + np.linspace(0, 1, 24)[:, None, None]).astype(np.float32)

@@ -314,7 +314,7 @@ def headct_official(root: Path) -> Tree:
 
 
 def headct_vip2clip(root: Path) -> Tree:
-    """The labels are next to the root."""
+    """labels.csv is next to the root folder."""
     writer = Writer(root / "HeadCT")
     for number in (0, 100, 101):
         writer.image(f"brain/{number:03d}.png")

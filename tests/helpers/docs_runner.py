@@ -1,4 +1,4 @@
-"""Reads the code blocks of a Markdown page and runs them: Python in one namespace, commands one by one."""
+"""Read the code blocks of a Markdown page and run them: Python in one namespace, commands one by one."""
 
 import contextlib
 import importlib
@@ -17,10 +17,10 @@ from helpers.tiny import ROOT
 from vip2clip_hf.cli import app
 
 
-# Modules of the repository that are started with `python -m`.
+# Modules of this repository to run with `python -m`.
 MODULES = ("benchmarks", "training.build_tiny")
 SHELL = ("bash", "sh", "console")
-# Languages that are shown only.
+# Languages of blocks that are not run.
 SHOWN = ("bibtex",)
 _FENCE = re.compile(r"^( *)(```+|~~~+) *([\w+-]*)[^\n]*\n(.*?)^\1\2 *$", re.DOTALL | re.MULTILINE)
 _NUMBER = re.compile(r"-?\d[\d,]*\.?\d*(?:e[+-]?\d+)?")
@@ -28,7 +28,7 @@ _NUMBER = re.compile(r"-?\d[\d,]*\.?\d*(?:e[+-]?\d+)?")
 
 @dataclass
 class Block:
-    """A fenced block: language, text, line of its first line, and the output shown right after it."""
+    """A fenced block: language, text, line number of its first line, and the output shown directly after it."""
 
     language: str
     text: str
@@ -37,8 +37,8 @@ class Block:
 
 
 def read_blocks(page: Path) -> list[Block]:
-    """The blocks of a page. One without a language is output where nothing but blank lines stands between it and a
-    block that is run; elsewhere it is text (a folder tree, a drawing)."""
+    """Return the blocks of a page. A block without a language is the output of the block directly before it, if that
+    block is run. Otherwise it is text, such as a folder tree or a diagram."""
     text, blocks, end = page.read_text(encoding="utf-8"), [], None
     for found in _FENCE.finditer(text):
         language, content = found[3], textwrap.dedent(found[4])
@@ -52,14 +52,14 @@ def read_blocks(page: Path) -> list[Block]:
 
 
 def read_commands(block: Block) -> list[str]:
-    """Command lines: continued ones joined, comments and prompts removed."""
+    """Return the commands of a block. Continued lines are joined; comments and prompts are removed."""
     lines = re.sub(r"\\\n\s*", " ", block.text).splitlines()
     commands = [" ".join(shlex.split(line.removeprefix("$ "), comments=True)) for line in lines]
     return [command for command in commands if command]
 
 
 def same_output(shown: str, real: str):
-    """Words are the same; numbers are to 0.01, or to 1 % where they are larger. A line `...` stands for any."""
+    """Compare outputs: words exactly, numbers to within 0.01 or 1 %. A line `...` matches any lines."""
     expected, found = (text.strip().splitlines() for text in (shown, real))
     if "..." in expected:
         cut = expected.index("...")
@@ -84,8 +84,8 @@ def parse_data(block: Block):
 
 
 def _script(words: list[str]) -> tuple[str, list[str]] | None:
-    """Name and arguments of a script of `training/` or a module of the repository, started by Python, accelerate or
-    torchrun."""
+    """Return the name and the arguments of a script in `training/` or a module of this repository that is started with
+    Python, accelerate or torchrun."""
     if words[:2] == ["python", "-m"] and words[2] in MODULES:
         return words[2], words[3:]
     for place, word in enumerate(words):
@@ -99,7 +99,7 @@ def _script(words: list[str]) -> tuple[str, list[str]] | None:
 
 
 def help_text(words: list[str]) -> str:
-    """What `--help` says, for the options of a command that is not run."""
+    """Return the help of a command that is not run, to check its options."""
     script = _script(words)
     if script is not None and script[0] in MODULES:
         parser = importlib.import_module(f"{script[0]}.__main__").make_parser()
@@ -108,13 +108,13 @@ def help_text(words: list[str]) -> str:
         return out.getvalue()
     command = script[0] if script is not None else words[1] if words[0] == "vip2clip" else None
     if command is None:
-        raise AssertionError(f"{' '.join(words)}: no command whose options are known")
+        raise AssertionError(f"{' '.join(words)}: the options of this command are unknown")
     option = "--help-all" if command == "train" else "--help"
     return CliRunner().invoke(app, [command, option], env={"COLUMNS": "200"}, terminal_width=200).output
 
 
 def check_options(command: str):
-    """Every option of a command is one that its `--help` knows."""
+    """Check that the help of a command contains all its options."""
     words = command.split()
     script = _script(words)
     given = words[2:] if script is None else script[1]
@@ -126,7 +126,7 @@ def check_options(command: str):
 
 
 def run_command(command: str) -> str:
-    """Run a command in this process: starting Python and torch anew takes longer than most of them."""
+    """Run a command in this process, because starting a new one takes longer than most commands."""
     command = re.sub(r"^accelerate launch .*--module vip2clip_hf ", "vip2clip ", command)
     words = shlex.split(command)
     script = _script(words)
@@ -134,4 +134,4 @@ def run_command(command: str) -> str:
         result = CliRunner().invoke(app, words[1:] if script is None else [script[0], *script[1]])
         assert result.exit_code == 0, f"{command}: exit code {result.exit_code}\n{result.output}\n{result.exception!r}"
         return result.stdout
-    raise AssertionError(f"{command}: cannot be run by this test; say in NOT_RUN why")
+    raise AssertionError(f"{command}: cannot be run by this test; add it to NOT_RUN with a reason")

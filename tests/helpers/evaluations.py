@@ -30,8 +30,8 @@ def model_with_wide_maps(clip: CLIPModel) -> ViP2ClipForAnomalyDetection:
 
 
 def write_sources(folder: Path) -> list[DataSource]:
-    """Write datasets of 14 and 7 images. They have the layout of MVTec AD with other categories, and are read as own
-    data."""
+    """Write datasets of 14 and 7 images. They have the layout of MVTec AD but other categories, so they are not read
+    as a benchmark."""
     parts = write_dataset(folder / "parts", ("stripes", "weave"), num_normal=3, num_anomalous=1, size=48)
     other = write_dataset(folder / "more" / "other", ("waves",), num_normal=3, num_anomalous=1, size=48, seed=3)
     return [DataSource.parse(str(parts)), DataSource.parse(f"named={other}")]

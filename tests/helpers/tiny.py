@@ -28,7 +28,7 @@ def tiny_config(variant: str = "paper", **overrides) -> ViP2ClipConfig:
 
 
 def change_weights(model: torch.nn.Module, seed: int = 1):
-    """Move every weight, so that one that is silently initialised again shows."""
+    """Change every weight, to detect weights that are initialized again by mistake."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -43,7 +43,7 @@ def assert_same_weights(first: torch.nn.Module, second: torch.nn.Module):
 
 
 def put_in_hub_cache(folder: Path, repo_id: str, cache_dir: Path, commit: str = "a" * 40) -> str:
-    """Lay a folder out as if it had been downloaded from the Hub."""
+    """Copy a folder into the cache of the Hub, as if it had been downloaded. Returns the commit."""
     repository = cache_dir / f"models--{repo_id.replace('/', '--')}"
     snapshot = repository / "snapshots" / commit
     snapshot.mkdir(parents=True)

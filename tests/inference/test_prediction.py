@@ -462,7 +462,7 @@ def test_missing_package_names_the_extra(monkeypatch, checkpoint, photos, tmp_pa
 
 
 def test_folder_without_settings_is_accepted(tmp_path):
-    """A run that was killed before it wrote the settings can be repeated in the same folder."""
+    """If a run is killed before it writes the settings, it can be started again in the same folder."""
     folder = PredictionFolder(tmp_path / "out", 4)
     (tmp_path / "out" / ".progress").mkdir(parents=True)
     (tmp_path / "out" / ".settings.json.tmp").write_text("{")

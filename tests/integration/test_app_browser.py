@@ -185,7 +185,7 @@ def test_a_photo_and_its_thresholds(page, tmp_path):
     page.set_slider("pixel_threshold", 0.95)
     page.until(lambda: page.text("#marked") not in ("", f"{marked:,}"), "another mask")
     assert int(page.text("#marked").replace(",", "")) < marked
-    page.until(lambda: page.source("#mask") != shown[0], "the picture of another mask")
+    page.until(lambda: page.source("#mask") != shown[0], "the image of the new mask")
     assert np.abs(np.asarray(page.picture("#mask"), int) - np.asarray(before["mask"], int)).max() > 50
     assert page.source("#heatmap") == shown[1]
 
@@ -210,7 +210,7 @@ def test_layers(page):
 
 def test_several_photos_a_wrong_file_and_the_download(page, tmp_path):
     wrong, large = tmp_path / "wrong.png", tmp_path / "large.png"
-    wrong.write_text("this is no picture")
+    wrong.write_text("this is not an image")
     Image.new("1", (2000, 1000)).save(large)
     photos = [EXAMPLES / "hazelnut_normal_1.jpg", EXAMPLES / "hazelnut_damaged_2.jpg"]
     page.upload(photos[0], wrong, large, photos[1])
@@ -247,7 +247,7 @@ def test_several_photos_a_wrong_file_and_the_download(page, tmp_path):
 
 def test_wrong_files_only(page, tmp_path):
     wrong = tmp_path / "wrong.png"
-    wrong.write_text("this is no picture")
+    wrong.write_text("this is not an image")
     page.upload(wrong)
     page.until(lambda: "'wrong.png' cannot be read as an image" in page.text("#status"), "the message")
     assert not page.find("#summary") or not page.find("#summary").is_displayed()

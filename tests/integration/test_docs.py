@@ -1,4 +1,4 @@
-"""Documentation that is true: every block of code in it is run, every link leads somewhere, the site builds."""
+"""Check the documentation: run its code blocks, check its links, and build the site."""
 
 import importlib
 import importlib.util
@@ -35,38 +35,38 @@ SLOW = (
     "docs/bulk.md", "docs/calibration.md", "docs/deployment.md", "docs/export.md", "docs/performance.md",
     "docs/training.md", "training/README.md",
 )  # fmt: skip
-# Beyond what every environment of this project has.
+# Packages that a page needs and that may be missing.
 NEEDS = {"docs/export.md": ("onnx", "onnxscript", "onnxruntime")}
 
-# What is not run, and why. The options of commands are compared with --help all the same.
+# Commands that are not run, and the reason. Their options are still compared with --help.
 NOT_RUN = {
     r"pip install .*": "installs into the environment",
     r"vip2clip app.*": "serves until it is stopped; run in a browser by test_app_browser.py",
-    r"make (demo|test|test-all|docs).*": "makes an environment, or runs this test; its steps have tests of their own",
-    r"python -m benchmarks .*": "measures for minutes",
-    r"python -m training\.build_tiny .*": "half an hour and real data; run in small by test_build_tiny.py",
+    r"make (demo|test|test-all|docs).*": "creates an environment, or runs this test; its steps are tested separately",
+    r"python -m benchmarks .*": "takes minutes",
+    r"python -m training\.build_tiny .*": "needs half an hour and real data; test_build_tiny.py runs it on small data",
     r"(cp -r|hf) .*": "writes to the Hub; the Space is built by test_app.py",
-    r".*--push_to_hub .*": "publishes; run against a stand-in for the Hub by test_programs.py",
+    r".*--push_to_hub .*": "publishes; run with a stub of the Hub by test_programs.py",
 }
-# Words of the pages, and what stands for them here.
+# Placeholders in commands, and their values in this test.
 WORDS = {"SEED": "1", "VARIANT": "release"}
-# What is added to a command so that it is done in seconds on a processor; the last wins.
+# Arguments added to commands so that they finish in seconds on a CPU. They override earlier arguments.
 SMALL = {
     r".*training/train\.py .*": "--num_train_epochs 1 --use_cpu true --disable_tqdm true --dataloader_num_workers 0",
     r".*train_mvtec\.json.*": "--image_size 70 --top_k 5",
     r"vip2clip evaluate .*|.*training/evaluate\.py .*": "--sheets 1",
 }
-# The same for Python: (page, text, what stands for it here).
+# Replacements in Python blocks: (page, text, replacement).
 SMALL_PYTHON = [
     ("docs/training.md", 'output_dir="outputs"', 'output_dir="outputs", num_train_epochs=1, use_cpu=True'),
 ]
 
 
-# Files and folders that the pages refer to, made when a page names them.
+# Files and folders used by the pages. They are created if a page contains their name.
 
 
 def _photos(folder: Path):
-    """Normal and anomalous ones with masks, 3 and 3."""
+    """Write three normal images, and three anomalous images with masks."""
     for kind, defect in (("normal", None), ("anomalous", "scratch")):
         for number in range(3):
             picture, mask = generate_image("weave", defect, 96, seed=number)
@@ -81,7 +81,7 @@ def _data_set(seed: int, category: str = "waves") -> Callable[[Path], None]:
 
 
 def _clip(folder: Path, layers: int, patch: int, side: int, joint: int = 16, text: int = 16):
-    """A CLIP with as many blocks and patches as the one of that name, and hardly any width."""
+    """Write a narrow CLIP with the same number of blocks and patches as the real one."""
     config = tiny_clip_config()
     vision = {**config.vision_config.to_dict(), "hidden_size": 16, "intermediate_size": 32}
     vision.update(num_hidden_layers=layers, patch_size=patch, image_size=side)
@@ -137,11 +137,11 @@ PREPARED: dict[str, Callable[[Path], object]] = {
     "cookies": _data_set(4),
     "magnetic_tile": _data_set(5),
     "CLIP": lambda folder: _clip(folder, layers=12, patch=16, side=224),
-    # Sizes that the recorded checkpoint of the authors' code fits.
+    # Sizes that match the recorded checkpoint of the authors' code.
     "openai/clip-vit-large-patch14-336": lambda folder: _clip(folder, 24, 14, 336, joint=64, text=96),
     "epoch_10.pth": lambda path: shutil.copy(FIXTURES / "oracle_release" / "release_checkpoint.pth", path),
     "path/to/clip": _backbone,
-    "data/MVTec": trees.mvtec_official,  # in the recipes
+    "data/MVTec": trees.mvtec_official,  # used in the recipes
     "data/VisA": trees.visa_official,
     "MVTec": trees.mvtec_official,
     "VisA": trees.visa_official,
@@ -159,9 +159,9 @@ PREPARED: dict[str, Callable[[Path], object]] = {
     "EndoTect": trees.endo_official,
     "Kvasir-SEG": trees.kvasir_official,
 }
-# Where a page means something else by a name.
+# Names with a different meaning on one page.
 OWN: dict[tuple[str, str], Callable[[Path], object]] = {("docs/quickstart.md", "photos"): _flat}
-# Made where a page has this text, without naming them.
+# Files and folders that a page needs if it contains this text.
 IMPLIED = {"train_mvtec.json": ("data/MVTec", "data/VisA", "openai/clip-vit-large-patch14-336")}
 
 
@@ -208,13 +208,13 @@ def test_code_runs(name, tmp_path, monkeypatch):
             runner.parse_data(block)
             continue
         else:
-            assert block.language in runner.SHOWN, f"{where}: nothing is known about blocks of {block.language!r}"
+            assert block.language in runner.SHOWN, f"{where}: unknown language {block.language!r}"
             continue
         if block.output is not None:
             try:
                 runner.same_output(block.output, out)
             except AssertionError as error:
-                raise AssertionError(f"{where}: the output shown is not that of the block.\n{out}\n{error}") from error
+                raise AssertionError(f"{where}: the block has a different output.\n{out}\n{error}") from error
 
 
 def run(command: str) -> str:
@@ -224,7 +224,7 @@ def run(command: str) -> str:
         elif command.split()[0] not in ("cp", "hf"):
             runner.check_options(command)
         return ""
-    # A command in general, "training/train.py ...", is run as the page's first.
+    # "training/train.py ..." is an abbreviation. Run it with the arguments of the first command on the page.
     command = command.replace("training/train.py ...", "training/train.py training/configs/tiny.json --train_data A")
     words = [WORDS.get(word, word) for word in command.split()]
     command = " ".join(words)
@@ -235,7 +235,7 @@ def run(command: str) -> str:
 
 
 def check_target(command: str):
-    """Targets of the Makefile and extras of the package exist."""
+    """Check that the target of the Makefile, or the extras of the package, exist."""
     words = command.split()
     if words[0] == "make":
         assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), command
@@ -254,8 +254,8 @@ def all_commands() -> list[str]:
     ]
 
 
-def test_tables_of_this_test_are_used():
-    """What no page has any more is not excused any more."""
+def test_exceptions_are_still_needed():
+    """Every entry in the tables above applies to at least one page."""
     commands = all_commands()
     for pattern in (*NOT_RUN, *SMALL):
         assert any(re.fullmatch(pattern, command) for command in commands), pattern
@@ -268,14 +268,14 @@ def test_tables_of_this_test_are_used():
 
 
 def anchors(page: Path) -> set[str]:
-    """The anchors of a page's headings, as GitHub and mkdocs make them."""
+    """Return the anchors of the headings of a page, as created by GitHub and mkdocs."""
     text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
     headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
     return {re.sub(r"[^\w -]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_links_lead_somewhere(name):
+def test_links(name):
     page = PAGES[name]
     text = re.sub(r"^ *```.*?^ *```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
@@ -292,14 +292,14 @@ def test_links_lead_somewhere(name):
 def test_every_page_is_in_the_index():
     index = PAGES["docs/index.md"].read_text(encoding="utf-8")
     for path in (ROOT / "docs").glob("*.md"):
-        assert path.name == "index.md" or f"({path.name})" in index, f"docs/index.md does not name {path.name}"
+        assert path.name == "index.md" or f"({path.name})" in index, f"docs/index.md does not list {path.name}"
 
 
 # The site
 
 
 def test_site_builds(tmp_path):
-    """In strict mode: every page is in the navigation, every link and every name of the API page is found."""
+    """Build the site in strict mode: all pages are in the navigation, and all links and API names are found."""
     pytest.importorskip("material", reason="extra `docs` is not installed")
     pytest.importorskip("mkdocstrings", reason="extra `docs` is not installed")
     done = subprocess.run(
@@ -322,7 +322,7 @@ def api_names() -> list[str]:
 
 
 def test_api_page():
-    """Table and text name the same; what a package exports is on the page; no word of a docstring is lost."""
+    """Tables and text list the same names, all exported names are listed, and docstrings keep all their words."""
     pytest.importorskip("griffe", reason="extra `docs` is not installed")
     spec = importlib.util.spec_from_file_location("mkdocs_docstrings", ROOT / "docs" / "mkdocs_docstrings.py")
     docstrings = importlib.util.module_from_spec(spec)
@@ -345,7 +345,7 @@ def test_api_page():
     assert exported <= names
 
 
-# The test itself
+# Tests of this test
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
-"""Each extra in an environment of its own: what it is for works, everything else says in one sentence what to install.
+"""Install each extra in a separate environment: its features work, and all others name the extra to install.
 
-Slow: one environment with torch, and on top of it one for each extra with only the packages that it adds.
+This is slow: it creates one environment with torch, and one per extra that uses it and adds the packages of the extra.
 """
 
 import importlib.metadata
@@ -18,7 +18,7 @@ from vip2clip_hf.data.synthetic import write_dataset
 
 pytestmark = pytest.mark.slow
 EXTRAS = ("data", "train", "app", "export")
-# Command by name, and the extra that it needs; where several have what it needs, the one that the message names first.
+# Commands, and the extras that enable them. The error message names the first one; an empty tuple means no extra.
 COMMANDS: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "version": (["--version"], ()),
     "predict": (["predict", "PHOTO", "--device", "cpu"], ()),
@@ -35,8 +35,8 @@ COMMANDS: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "onnx": (["export", "--output", "onnx"], ("export",)),
     "torch": (["export", "--output", "torch", "--format", "torch"], ()),
 }  # fmt: skip
-# Commands one after the other in one process, as `main()` runs each; then every public name: found, or an error that
-# names an extra. The page is built as well, which no command does and ends.
+# Run all commands in one process, then import every public name. The app is also built, because its command would not
+# return.
 SCRIPT = """
 import contextlib, io, json, sys
 import vip2clip_hf
@@ -73,7 +73,7 @@ def run(python: Path, *arguments: object, cwd: Path) -> subprocess.CompletedProc
 
 
 def make_environment(folder: Path, requirement: str, below: Path | None = None) -> Path:
-    """Python of a new environment with a requirement; what the environment below has is seen and not installed."""
+    """Create an environment, install a requirement and return its Python. Packages in `below` are used from there."""
     subprocess.run([sys.executable, "-m", "venv", folder], check=True, timeout=300)
     python = folder / ("Scripts" if os.name == "nt" else "bin") / "python"
     packages = ["--disable-pip-version-check", "--quiet"]
@@ -85,7 +85,7 @@ def make_environment(folder: Path, requirement: str, below: Path | None = None) 
         (own / "below.pth").write_text(f"{site}\n")
     done = run(python, "-m", "pip", "install", *packages, requirement, cwd=folder)
     if "NewConnectionError" in done.stderr or "Temporary failure in name resolution" in done.stderr:
-        pytest.skip("no package index can be reached")
+        pytest.skip("the package index cannot be reached")
     assert done.returncode == 0, done.stderr[-3000:]
     return python
 
@@ -122,7 +122,7 @@ def test_extra(name, base, wheel, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     (line,) = (line for line in done.stdout.splitlines() if line.startswith("REPORT "))
     imported, report, found = json.loads(line.removeprefix("REPORT "))
-    assert not Path(imported).is_relative_to(ROOT / "src"), "the wheel is tested, not the clone"
+    assert not Path(imported).is_relative_to(ROOT / "src"), "imported from the clone instead of the wheel"
     for title, (code, out, err) in report.items():
         extras = COMMANDS[title][1]
         if not extras or name in extras:
@@ -140,8 +140,8 @@ def test_extra(name, base, wheel, tmp_path):
     assert "AnomalyDetectionPipeline" not in missing
 
 
-def test_the_wheel_has_its_command(base, tmp_path):
-    """The script itself, in an environment without extras."""
+def test_the_wheel_installs_the_command(base, tmp_path):
+    """Run the installed script in an environment without extras."""
     for words in (["--version"], ["predict", EXAMPLES / "hazelnut_damaged_1.jpg", "--device", "cpu", "--json"]):
         done = run(base.with_name("vip2clip"), *words, cwd=tmp_path)
         assert done.returncode == 0, done.stderr[-3000:]

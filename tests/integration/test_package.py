@@ -1,4 +1,4 @@
-"""What importing costs: registration, the command without torch, light modules without torch and transformers."""
+"""Imports: registration with transformers, and what works without torch or without extras."""
 
 import os
 import subprocess
@@ -39,7 +39,7 @@ print(type(config).__module__)
 
 
 def test_import_needs_base_dependencies_only():
-    """Neither extras nor torchvision, and importing twice registers once."""
+    """The import works without extras and torchvision. Importing twice registers the model once."""
     code = """
 import sys
 for name in ("datasets", "evaluate", "sklearn", "scipy", "torchvision", "accelerate", "matplotlib",
@@ -53,7 +53,7 @@ importlib.reload(vip2clip_hf)
 processor = vip2clip_hf.ViP2ClipImageProcessor(size=32)
 assert processor(np.zeros((5, 6), np.uint8))["pixel_values"][0].shape == (3, 32, 32)
 import vip2clip_hf.cli, vip2clip_hf.export.graph, vip2clip_hf.hub.publishing, vip2clip_hf.plotting.results
-# Folders are read and checked without the library datasets; a dataset says what is missing.
+# Folders can be indexed and checked without datasets. Converting to a dataset names the missing extra.
 import tempfile, vip2clip_hf.data
 from vip2clip_hf.data.synthetic import write_dataset
 index = vip2clip_hf.data.index_folder(write_dataset(tempfile.mkdtemp(), ("dots",), 1, 1, 16))
@@ -97,7 +97,7 @@ except ImportError:
 def test_the_command_answers_without_torch(option):
     script = Path(sys.executable).with_name("vip2clip.exe" if os.name == "nt" else "vip2clip")
     if not script.exists():
-        pytest.skip("the package is not installed: there is no vip2clip command beside Python")
+        pytest.skip("the package is not installed: there is no vip2clip command next to Python")
     times = []
     for _ in range(5):
         start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""The structure of the package: imports point one way, no circles, small modules, remote code that stands alone."""
+"""The structure of the package: layered imports without cycles, small modules, and self-contained remote code."""
 
 import ast
 import importlib
@@ -12,8 +12,8 @@ from helpers.tiny import ROOT
 
 
 PACKAGE = ROOT / "src" / "vip2clip_hf"
-# Floors from the ground up. A package imports only from floors below its own.
-FLOORS = (
+# Layers from the bottom up. A package imports only from layers below its own.
+LAYERS = (
     ("_version",),
     ("utils",),
     ("models",),
@@ -27,9 +27,9 @@ FLOORS = (
     ("__main__",),
 )
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent.name != "anomaly_metrics")
-# May be longer than 400 lines: the model, whose stages are read on one page.
+# May be longer than 400 lines: the model, to keep all its steps in one module.
 LONG = {"models/vip2clip/modeling_vip2clip.py"}
-# What a checkpoint brings along as remote code may import: torch, transformers and what these depend on.
+# Packages that remote code in checkpoints may import: torch, transformers and their dependencies.
 REMOTE_CODE_IMPORTS = {"PIL", "huggingface_hub", "numpy", "safetensors", "torch", "transformers"}
 
 
@@ -43,7 +43,7 @@ NAMES = {name_of(path): path for path in MODULES}
 
 @cache
 def imports_of(path: Path) -> tuple[tuple[str, bool], ...]:
-    """Modules of the package that a module imports, and whether at its top level (not in a function)."""
+    """Return the modules of the package that a module imports, and whether at top level (not in a function)."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     top = {id(node) for statement in tree.body if not isinstance(statement, ast.FunctionDef | ast.ClassDef)
            for node in ast.walk(statement)}  # fmt: skip
@@ -63,30 +63,30 @@ def imports_of(path: Path) -> tuple[tuple[str, bool], ...]:
     return tuple(dict.fromkeys(found))
 
 
-def floor_of(name: str) -> int:
+def layer_of(name: str) -> int:
     head = name.split(".")[0]
-    return next(number for number, packages in enumerate(FLOORS) if head in packages)
+    return next(number for number, packages in enumerate(LAYERS) if head in packages)
 
 
-def test_every_package_has_a_floor():
+def test_every_package_has_a_layer():
     heads = {name.split(".")[0] for name in NAMES if name}
-    assert heads == {package for floor in FLOORS for package in floor}
+    assert heads == {package for layer in LAYERS for package in layer}
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name])
 def test_imports_point_down(name):
     for imported, _ in imports_of(NAMES[name]):
         same = imported.split(".")[0] == name.split(".")[0]
-        assert same or (imported and floor_of(imported) < floor_of(name)), f"{name} imports {imported}"
+        assert same or (imported and layer_of(imported) < layer_of(name)), f"{name} imports {imported}"
 
 
-def test_no_circle():
-    """Neither through functions, nor through the `__init__` of a package, whose import comes first."""
+def test_no_circular_imports():
+    """Includes imports in functions, and the `__init__` of a package, which is imported before its modules."""
     graph = {name: set() for name in NAMES}
     for name, path in NAMES.items():
         for imported, _ in imports_of(path):
             parents = [".".join(imported.split(".")[:count]) for count in range(1, imported.count(".") + 1)]
-            # The names an `__init__` hands on are imported when they are used, not with the package.
+            # Lazy packages import their public names on first use, not with the package.
             graph[name] |= {imported} | {parent for parent in parents if not is_lazy(NAMES[parent])}
     graph = {name: {one for one in found if one != name and not is_lazy(NAMES[one])} for name, found in graph.items()}
     done: set[str] = set()
@@ -95,7 +95,7 @@ def test_no_circle():
         assert name not in way, " -> ".join((*way[way.index(name) :], name))
         if name not in done:
             for imported in sorted(graph[name]):
-                # Inside a package whose __init__ is not lazy, that __init__ runs first and imports its modules.
+                # If the __init__ of a package is not lazy, it runs first and imports its modules.
                 if not (NAMES[imported].name == "__init__.py" and name.startswith(f"{imported}.")):
                     visit(imported, (*way, name))
             done.add(name)
@@ -109,15 +109,15 @@ def is_lazy(path: Path) -> bool:
 
 
 @pytest.mark.parametrize("path", [path for path in MODULES if path.name == "__init__.py"], ids=name_of)
-def test_packages_only_hand_names_on(path):
-    """No logic in an `__init__`, and no name that is also a module: which of the two one gets would depend on what
-    was imported before."""
+def test_packages_only_reexport(path):
+    """An `__init__` contains no logic and no public name that is also a module. Such a name would refer to either the
+    object or the module, depending on the order of imports."""
     package = name_of(path)
     module = importlib.import_module(f"vip2clip_hf.{package}" if package else "vip2clip_hf")
     inside = {name.rpartition(".")[2] for name in NAMES if name and name.rpartition(".")[0] == package}
     for name in getattr(module, "__all__", ()):
         assert hasattr(module, name)
-        assert name not in inside, f"{name} is a module of {package or 'vip2clip_hf'} as well"
+        assert name not in inside, f"{name} is also a module of {package or 'vip2clip_hf'}"
     statements = ast.parse(path.read_text(encoding="utf-8")).body
     functions = [one.name for one in statements if isinstance(one, ast.FunctionDef | ast.ClassDef)]
     assert functions == (["_register"] if package in ("", "models.vip2clip") else [])
@@ -131,7 +131,7 @@ def test_modules_are_small():
 
 
 def test_remote_code_imports():
-    """Siblings by `from .name import ...`, and packages that every user of transformers with torch has."""
+    """Only `from .name import ...` for sibling modules, and packages that come with transformers and torch."""
     folder = PACKAGE / "models" / "vip2clip"
     standard = set(__import__("sys").stdlib_module_names)
     for path in folder.glob("*.py"):
@@ -139,7 +139,7 @@ def test_remote_code_imports():
             continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom) and node.level:
-                assert node.level == 1, f"{path.name}: imports from above"
+                assert node.level == 1, f"{path.name}: imports from a parent package"
                 assert (folder / f"{node.module}.py").is_file(), f"{path.name}: {node.module}"
             elif isinstance(node, ast.Import | ast.ImportFrom):
                 names = [node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]

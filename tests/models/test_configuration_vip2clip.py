@@ -145,7 +145,7 @@ def test_unknown_names_raise_an_error():
 
 
 def test_a_folder_without_configuration_raises_an_error(tmp_path):
-    """The library would use the defaults, a ViT-L/14 in the paper variant."""
+    """Without an error, transformers would use the defaults, a ViT-L/14 in the paper variant."""
     with pytest.raises(ValueError, match="found model_type None"):
         ViP2ClipConfig.from_pretrained(tmp_path)
 

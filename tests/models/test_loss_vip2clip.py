@@ -104,7 +104,7 @@ def test_the_loss_without_valid_images_is_zero_with_a_gradient(masks):
 
 
 def test_masks_of_another_shape_raise_an_error(masks):
-    """Broadcasting would give a wrong loss."""
+    """Without an error, broadcasting would give a wrong loss."""
     maps = two_class(torch.rand_like(masks))
     for wrong in (masks[:, None], masks[:1], masks[:, :4]):
         with pytest.raises(ValueError, match=r"masks has shape .*; expected .*, the shape of the maps"):

@@ -588,7 +588,7 @@ def test_from_clip_takes_ids_from_a_tokenizer(clip):
 
 
 def test_from_clip_with_an_empty_tokenizer(clip_folder):
-    """The library creates it from a folder without tokenizer files."""
+    """transformers creates an empty tokenizer from a folder without tokenizer files."""
     with pytest.raises(ValueError, match=r"no tokens for 'intact' .*its files may be missing"):
         ViP2ClipForAnomalyDetection.from_clip(clip_folder, **TINY, normal_word="intact", anomalous_word="broken")
 

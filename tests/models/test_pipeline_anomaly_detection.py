@@ -248,7 +248,7 @@ def test_checkpoints_of_other_models_raise_an_error_before_loading_weights(clip_
 
 
 def test_registered_task_does_not_require_trust(model, image_processor, photo, tmp_path):
-    """The folder contains a custom pipeline. For it, the library would require `trust_remote_code`."""
+    """The folder contains a custom pipeline, for which transformers would require `trust_remote_code`."""
     folder = save_checkpoint(model, image_processor, tmp_path / "ck")
     detector = pipeline("anomaly-detection", model=str(folder), device="cpu")
     assert type(detector) is AnomalyDetectionPipeline

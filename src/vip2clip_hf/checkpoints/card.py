@@ -98,8 +98,8 @@ where a defect may be, and to support people who inspect parts. It is not a medi
 
 - Scores are not calibrated probabilities on data unlike the training data. Choose thresholds from your own images, and
   test them with known defects before you rely on a decision.
-- Some defects are found poorly: defects much smaller than a patch, defects that only a rule defines (a wrong part, a
-  wrong count), and defects in photos unlike those CLIP was trained on."""
+- Some defects are found poorly: defects much smaller than a patch, logical defects (a wrong part, a wrong count), and
+  defects in photos unlike those CLIP was trained on."""
 
 _CITATION = """## Citation
 
