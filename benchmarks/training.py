@@ -97,7 +97,7 @@ def benchmark_step(options: argparse.Namespace) -> None:
     config = model.config
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device)
-    layers, patches, width = len(config.feature_layers), config.patch_grid**2, config.projection_dim
+    layers, patches, width = len(config.feature_layers), config.patch_grid**2, config.clip_projection_dim
     batch = {
         "image_embeds": torch.randn(8, width, device=device),
         "patch_embeds": torch.randn(8, layers, patches, width, device=device),

@@ -15,6 +15,7 @@ from vip2clip_hf import AnomalyDetectionPipeline
 from vip2clip_hf._version import __version__
 from vip2clip_hf.calibration import from_normal, saving
 from vip2clip_hf.cli import app, entry, options
+from vip2clip_hf.cli.options import print_json
 from vip2clip_hf.data.synthetic.dataset import write_dataset
 
 
@@ -119,6 +120,19 @@ def test_json_option(name):
 # Exit codes
 
 
+def test_train_without_arguments_prints_the_help():
+    done = vip2clip("train")
+    assert done.exit_code == 2
+    assert done.stdout == vip2clip("train", "--help").stdout
+    assert vip2clip("train", "--help").exit_code == 0
+
+
+def test_json_has_no_nan(capsys):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        print_json({"auroc": float("nan")})
+    assert capsys.readouterr().out == ""
+
+
 def test_errors(monkeypatch, capsys):
     """Expected errors are one line on stderr, with exit code 1."""
     assert run_main(monkeypatch, "predict", "absent.jpg", "--model", "x") == 1
@@ -156,6 +170,10 @@ def test_unexpected_errors_keep_the_traceback(monkeypatch):
         (["data", "x", "--column", "image"], "--column is 'image'; expected NAME=COLUMN, such as image=file_name"),
         (["data", "x", "--benchmark", "mvtec", "--normal-label", "good"], "omit --benchmark"),
         (["export", "--output", "x", "--format", "torch", "--opset", "18"], "--opset applies to --format onnx only"),
+        (["data", "x", "--write-thirds", "y", "--column", "image=a"], "omit --write-thirds"),
+        (["evaluate", "x", "--output", "y", "--aupro-convention", "old"], "expected exact, release"),
+        (["predict", "x", "--dtype", "int8"], "expected float32, bfloat16, float16"),
+        (["export", "--output", "x", "--format", "tflite"], "expected onnx, torch"),
         (["app", "--port", "0"], "--port"),
         (["train", "--absent", "1"], "Unknown argument"),
     ],

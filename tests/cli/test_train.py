@@ -13,6 +13,7 @@ from vip2clip_hf.cli import app
 from vip2clip_hf.data.benchmarks.registry import BENCHMARKS
 from vip2clip_hf.data.loading import load_folder
 from vip2clip_hf.data.synthetic.dataset import write_dataset
+from vip2clip_hf.hub import publishing
 from vip2clip_hf.training.parsing import parse_arguments
 from vip2clip_hf.training.run import run_training
 
@@ -58,6 +59,25 @@ def test_main(roots, clip_folder, tmp_path):
     assert (recorded["name"], recorded["num_images"], recorded["benchmark"]) == ("train", 14, None)
     detector = AnomalyDetectionPipeline.from_pretrained(tmp_path / "out", device="cpu")
     assert 0 <= detector(np.zeros((20, 30), np.uint8))["score"] <= 1
+
+
+@pytest.mark.parametrize("problem", ["data", "output"])
+def test_no_repository_is_created_for_a_run_that_cannot_start(problem, roots, clip_folder, tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise AssertionError("the Hub was asked")
+
+    monkeypatch.setattr(publishing, "check_push_access", fail)
+    arguments = ["--clip", clip_folder, "--output_dir", tmp_path / "out", "--use_cpu", "true"]
+    publish = ["--push_to_hub", "true", "--hub_model_id", "org/detector"]
+    data = tmp_path / "absent" if problem == "data" else roots[0]
+    if problem == "output":
+        (tmp_path / "out").write_text("a file")
+    done = vip2clip("train", *arguments, "--train_data", data, *publish)
+    assert isinstance(done.exception, OSError), done.exception
+    done = vip2clip(
+        "train", "--clip", clip_folder, "--output_dir", tmp_path / "new", "--train_data", roots[0], *publish
+    )
+    assert str(done.exception) == "the Hub was asked"
 
 
 def test_bad_arguments(tmp_path, roots):

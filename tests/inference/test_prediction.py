@@ -433,7 +433,8 @@ def test_conflicting_options(checkpoint, photos, tmp_path, monkeypatch):
     done = command(photos, "--output", tmp_path / "out", "--split", "train")
     assert "To read it as a dataset, pass photos=" in str(done.exception)
     done = command(photos, "--output", tmp_path / "out", "--model", checkpoint, "--dtype", "int8")
-    assert "expected float32, bfloat16, float16" in str(done.exception)
+    assert done.exit_code == 2
+    assert "--dtype is 'int8'; expected float32, bfloat16, float16." in " ".join(done.stderr.split())
     assert not (tmp_path / "out").exists()
     monkeypatch.setattr(sys.modules["vip2clip_hf.cli.predict"], "MANY_PHOTOS", 1)
     done = command(photos / "x", "--model", checkpoint, "--top-k", 2, "--dtype", "bfloat16")

@@ -189,6 +189,13 @@ def test_another_model_type_raises_an_error(tmp_path, other, message):
         ViP2ClipConfig.from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["projection_dim", "patch_size", "text_config", "vision_config", "hidden_size"])
+def test_fields_of_other_configurations_are_kept(name):
+    """A configuration keeps unknown fields, like those of transformers, also with names known from CLIP."""
+    content = {**tiny_config().to_dict(), name: 8}
+    assert getattr(ViP2ClipConfig.from_dict(content), name) == 8
+
+
 def test_file_is_readable_json(tmp_path):
     tiny_config().save_pretrained(tmp_path)
     content = json.loads((tmp_path / "config.json").read_text())

@@ -64,8 +64,9 @@ def data(
     """
     from ..data.loading import index_benchmark, index_folder
 
-    if benchmark is not None and (column or normal_label):
-        raise usage_error("--column and --normal-label apply to tables and Hub datasets only; omit --benchmark.")
+    for option, value in (("--benchmark", benchmark), ("--write-thirds", write_thirds)):
+        if value is not None and (column or normal_label):
+            raise usage_error(f"--column and --normal-label apply to tables and Hub datasets only; omit {option}.")
     progress = shows_progress()
     if synthetic:
         from ..data.synthetic.dataset import write_dataset

@@ -25,10 +25,11 @@ def demo(
       vip2clip demo --output demo_output
     """
     from ..demo import run_demo
+    from ..utils.serialization import without_nan
 
     shows_progress()
     if as_json:
-        print_json(run_demo(output, seed, say=lambda line: None))
+        print_json(without_nan(run_demo(output, seed, say=lambda line: None)))
     else:
         run_demo(output, seed)
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import Backbone, Device, Dtype, Json, print_json, shows_progress
+from .options import Backbone, Device, Dtype, Json, one_of, print_json, shows_progress
 
 
 def evaluate(
@@ -36,7 +36,8 @@ def evaluate(
     aupro_convention: Annotated[
         str,
         typer.Option(
-            help="exact; or release, the thresholds of the authors' code, to compare with published results."
+            help="exact; or release, the thresholds of the authors' code, to compare with published results.",
+            callback=one_of("--aupro-convention", "exact", "release"),
         ),
     ] = "exact",
     sheets: Annotated[int, typer.Option(min=0, help="Example images per category in the sheets; 0 for none.")] = 8,

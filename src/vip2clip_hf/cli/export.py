@@ -5,14 +5,19 @@ from typing import Annotated
 
 import typer
 
-from .options import Backbone, Json, Model, checkpoint_or_bundled, print_json, shows_progress, usage_error
+from .options import Backbone, Json, Model, checkpoint_or_bundled, one_of, print_json, shows_progress, usage_error
 
 
 def export(
     output: Annotated[Path, typer.Option(help="New or empty folder to write.")],
     model: Model = None,
     format_name: Annotated[
-        str, typer.Option("--format", help="onnx (model.onnx) or torch (model.pt2, a torch.export program).")
+        str,
+        typer.Option(
+            "--format",
+            help="onnx (model.onnx) or torch (model.pt2, a torch.export program).",
+            callback=one_of("--format", "onnx", "torch"),
+        ),
     ] = "onnx",
     opset: Annotated[int | None, typer.Option(help="ONNX operator set version.", show_default="18")] = None,
     backbone: Backbone = None,

@@ -3,9 +3,43 @@
 import json
 import os
 import sys
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
+
+
+def one_of(option: str, *allowed: str) -> Callable[[str], str]:
+    """
+    Create a callback that checks the value of an option.
+
+    Args:
+        option (`str`): name of the option, for the message.
+        allowed (`str`): allowed values.
+
+    Returns:
+        `Callable`: the callback. It raises `typer.BadParameter`, which ends the command with exit code 2.
+    """
+
+    def check(value: str) -> str:
+        if value not in allowed:
+            raise usage_error(f"{option} is {value!r}; expected {', '.join(allowed)}.")
+        return value
+
+    return check
+
+
+def usage_error(message: str) -> typer.BadParameter:
+    """
+    Create an error for wrong command line arguments. Raising it ends the command with exit code 2.
+
+    Args:
+        message (`str`): the message.
+
+    Returns:
+        `typer.BadParameter`: the error.
+    """
+    return typer.BadParameter(message)
 
 
 Model = Annotated[
@@ -20,21 +54,13 @@ Backbone = Annotated[
 Device = Annotated[
     str | None, typer.Option(help="Device to run on: cpu, cuda, mps, ...", show_default="first accelerator")
 ]
-Dtype = Annotated[str, typer.Option(help="Precision: float32, bfloat16 or float16.")]
+Dtype = Annotated[
+    str,
+    typer.Option(
+        help="Precision: float32, bfloat16 or float16.", callback=one_of("--dtype", "float32", "bfloat16", "float16")
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-
-
-def usage_error(message: str) -> typer.BadParameter:
-    """
-    Create an error for wrong command line arguments. Raising it ends the command with exit code 2.
-
-    Args:
-        message (`str`): the message.
-
-    Returns:
-        `typer.BadParameter`: the error.
-    """
-    return typer.BadParameter(message)
 
 
 def parse_pair(text: str, option: str, form: str, example: str) -> tuple[str, str]:
@@ -123,9 +149,14 @@ def print_json(content: Any) -> None:
     Print a result to stdout as JSON.
 
     Args:
-        content: JSON-serializable content.
+        content: JSON-serializable content without NaN and infinite numbers, see [`without_nan`].
+
+    Raises:
+        ValueError: if a number is not finite, which JSON cannot represent.
     """
-    typer.echo(json.dumps(content, indent=2, ensure_ascii=False))
+    from ..utils.serialization import to_json
+
+    typer.echo(to_json(content), nl=False)
 
 
 __all__ = [
@@ -135,6 +166,7 @@ __all__ = [
     "Json",
     "Model",
     "checkpoint_or_bundled",
+    "one_of",
     "parse_pair",
     "parse_settings",
     "print_json",

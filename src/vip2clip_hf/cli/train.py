@@ -19,7 +19,7 @@ def train(
 
     if wants_help:
         typer.echo(make_parser(show_all="--help-all" in argv).format_help(), nl=False)
-        return
+        raise typer.Exit(0 if argv else 2)
     require("train", "Training", "accelerate", "datasets", "scipy", "tabulate")
     logging.basicConfig(level=logging.INFO, format="%(message)s")  # to stderr
     shows_progress()
@@ -33,15 +33,16 @@ def train(
     token, private = training_arguments.hub_token, training_arguments.hub_private_repo
     if training_arguments.push_to_hub and repository is None:
         raise usage_error("--push_to_hub needs --hub_model_id org/name.")
-    if repository is not None:
-        from ..hub.publishing import check_push_access
-
-        # Check now, not after hours of training.
-        check_push_access(repository, token=token, private=private)
     from ..training.run import run_training
     from ..utils.serialization import without_nan
 
-    report = run_training(model_arguments, data_arguments, training_arguments)
+    def check_access() -> None:
+        if repository is not None:
+            from ..hub.publishing import check_push_access
+
+            check_push_access(repository, token=token, private=private)
+
+    report = run_training(model_arguments, data_arguments, training_arguments, before_training=check_access)
     if training_arguments.process_index > 0:
         return
     folder = training_arguments.output_dir

@@ -56,6 +56,8 @@ def save_checkpoint(
     Example:
 
     ```python
+    >>> from vip2clip_hf import save_checkpoint
+
     >>> save_checkpoint(model, image_processor, "detector", push_to_hub="org/detector", private=True)
     ```
     """

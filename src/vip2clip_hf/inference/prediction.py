@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers.utils import logging
 
 from ..models.loading import load_checkpoint, model_checksum, name_of
 from ..models.vip2clip.image_processing_vip2clip import ViP2ClipImageProcessor
@@ -17,9 +16,6 @@ from ..utils.versions import versions
 from .folder import PredictionFolder, check_room
 from .images import as_images
 from .loop import predict_chunks
-
-
-logger = logging.get_logger(__name__)
 
 
 def predict_to_folder(
@@ -245,4 +241,4 @@ def predict_checkpoint(
     return predict_to_folder(model, image_processor, source, output, name=name, **options)
 
 
-__all__ = ["logger", "predict_checkpoint", "predict_to_folder"]
+__all__ = ["predict_checkpoint", "predict_to_folder"]

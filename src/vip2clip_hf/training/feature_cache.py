@@ -144,7 +144,7 @@ class FeatureCache:
             "num_views": num_views,
             "dtype": dtype,
             "precision": precision,
-            "patch_shape": [len(config.feature_layers), grid * grid, config.projection_dim],
+            "patch_shape": [len(config.feature_layers), grid * grid, config.clip_projection_dim],
             "image_size": size,
             "config": {name: getattr(config, name) for name in CONFIG_FIELDS},
             "augmentation": None if augmentation is None else [list(augmentation.kinds), augmentation.seed],

@@ -1,7 +1,7 @@
 """Run a training from its arguments: load the data, build the model, train, evaluate, and write the checkpoint."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +28,11 @@ logger = logging.getLogger(__name__)
 
 
 def run_training(
-    model_arguments: ModelArguments, data_arguments: DataArguments, arguments: ViP2ClipTrainingArguments
+    model_arguments: ModelArguments,
+    data_arguments: DataArguments,
+    arguments: ViP2ClipTrainingArguments,
+    *,
+    before_training: Callable[[], None] | None = None,
 ) -> dict[str, Any]:
     """
     Train adapters, evaluate them, and write a complete checkpoint with `results.json` to `arguments.output_dir`.
@@ -37,6 +41,8 @@ def run_training(
         model_arguments ([`ModelArguments`]): the backbone and the settings of the model.
         data_arguments ([`DataArguments`]): the datasets. Without `eval_data`, the model is not evaluated.
         arguments ([`ViP2ClipTrainingArguments`]): the training arguments.
+        before_training (`Callable`, *optional*): called after the data and the output folder are checked and before
+            the model is loaded, for example to check the access to the Hub.
 
     Returns:
         `dict`: `training_sets`, `losses`, `history`, `recipe`, `versions` and `results`. `results` is a list with the
@@ -53,6 +59,8 @@ def run_training(
     train_sources, train_sets = _read_sources(data_arguments.train_data, data_arguments.train_split)
     eval_sources, eval_sets = _read_sources(data_arguments.eval_data, data_arguments.eval_split)
     folder = check_target(arguments.output_dir)
+    if before_training is not None:
+        before_training()
     model = _build_model(model_arguments, arguments.seed)
     model.config.training_sets = [
         describe_training_set(dataset, source.name, source.benchmark, source.split)

@@ -34,7 +34,7 @@ class ViP2ClipImageConditionedAdapter(nn.Module):
         super().__init__()
         self.enabled = config.use_image_conditioning
         if self.enabled:
-            embed_dim, hidden = config.projection_dim, config.meta_net_hidden_size
+            embed_dim, hidden = config.clip_projection_dim, config.meta_net_hidden_size
             width = config.clip_text_config.hidden_size
             self.input_bias = nn.Parameter(torch.empty(embed_dim))
             self.meta_nets = nn.ModuleList(
@@ -79,7 +79,7 @@ class ViP2ClipFineGrainedPerception(nn.Module):
         self.config = config
         self.enabled = config.use_fine_grained_perception
         if self.enabled:
-            embed_dim = config.projection_dim
+            embed_dim = config.clip_projection_dim
             self.q_proj = nn.Linear(embed_dim, embed_dim)
             self.k_proj = nn.Linear(embed_dim, embed_dim)
             self.v_proj = nn.Linear(embed_dim, embed_dim)

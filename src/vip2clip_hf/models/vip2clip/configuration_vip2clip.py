@@ -298,19 +298,19 @@ class ViP2ClipConfig(PreTrainedConfig):
         return _narrow(_narrow(self.clip_config, CLIPConfig).vision_config, CLIPVisionConfig)
 
     @property
-    def projection_dim(self) -> int:
+    def clip_projection_dim(self) -> int:
         """Size of the embeddings in CLIP's joint space."""
         return _narrow(_narrow(self.clip_config, CLIPConfig).projection_dim, int)
 
     @property
-    def patch_size(self) -> int:
+    def clip_patch_size(self) -> int:
         """Side of a patch in pixels."""
         return _narrow(self.clip_vision_config.patch_size, int)
 
     @property
     def patch_grid(self) -> int:
         """Number of patches along one side of an image of `image_size`."""
-        return self.image_size // self.patch_size
+        return self.image_size // self.clip_patch_size
 
     @property
     def prompt_lengths(self) -> tuple[int, int]:
@@ -371,7 +371,7 @@ class ViP2ClipConfig(PreTrainedConfig):
                 f"state words give a prompt of {longest} tokens; expected at most {text.max_position_embeddings}."
             )
 
-        width, heads = self.projection_dim, self.perception_num_heads
+        width, heads = self.clip_projection_dim, self.perception_num_heads
         check("perception_num_heads", heads >= 1 and width % heads == 0, f"a divisor of the projection size {width}")
         patches = (size // patch) ** 2
         check("top_k", 1 <= self.top_k <= patches, f"an integer from 1 to {patches}, the number of patches")

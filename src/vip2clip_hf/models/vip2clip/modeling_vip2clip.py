@@ -137,7 +137,7 @@ class ViP2ClipVisionEmbeddings(CLIPVisionEmbeddings):
         """
         table = self.position_embedding.weight  # (1 + native * native, hidden)
         native = math.isqrt(table.shape[0] - 1)
-        patch = self.vip2clip_config.patch_size
+        patch = self.vip2clip_config.clip_patch_size
         grid = (height // patch, width // patch)
         if grid == (native, native):
             return table[None]
@@ -212,6 +212,7 @@ class ViP2ClipForAnomalyDetection(ViP2ClipPreTrainedModel):
     Example:
 
     ```python
+    >>> import torch
     >>> from vip2clip_hf import ViP2ClipForAnomalyDetection, ViP2ClipImageProcessor
 
     >>> model = ViP2ClipForAnomalyDetection.from_pretrained("path/to/checkpoint")
@@ -552,7 +553,7 @@ class ViP2ClipForAnomalyDetection(ViP2ClipPreTrainedModel):
         )
         prefix = self._prefix_cache.get(settings, weights, contexts)
         if prefix is None:
-            no_image = contexts[0].new_zeros(1, config.projection_dim)  # the prefix does not depend on the image
+            no_image = contexts[0].new_zeros(1, config.clip_projection_dim)  # the prefix does not depend on the image
             length = min(config.prompt_lengths) - config.num_image_tokens - 1
             prefix = ViP2ClipPromptPrefix(length)
             self._run_text_blocks(self._embed_prompts(self.get_prompts(no_image))[:, :length], record=prefix)
@@ -867,7 +868,7 @@ class ViP2ClipForAnomalyDetection(ViP2ClipPreTrainedModel):
 
     def _check_pixel_values(self, pixel_values: torch.Tensor) -> None:
         shape = tuple(pixel_values.shape)
-        patch, channels = self.config.patch_size, self.config.clip_vision_config.num_channels
+        patch, channels = self.config.clip_patch_size, self.config.clip_vision_config.num_channels
         if len(shape) != 4 or shape[1] != channels or shape[2] != shape[3] or shape[2] % patch or 0 in shape:
             raise ValueError(
                 f"pixel_values has shape {shape}; expected (batch_size, {channels}, side, side), where side is a "
@@ -876,7 +877,7 @@ class ViP2ClipForAnomalyDetection(ViP2ClipPreTrainedModel):
         self._check_finite("pixel_values", pixel_values)
 
     def _check_embeds(self, image_embeds: torch.Tensor, patch_embeds: torch.Tensor) -> None:
-        width, image, patch = self.config.projection_dim, tuple(image_embeds.shape), tuple(patch_embeds.shape)
+        width, image, patch = self.config.clip_projection_dim, tuple(image_embeds.shape), tuple(patch_embeds.shape)
         if (
             len(image) != 2
             or len(patch) != 4
