@@ -37,8 +37,9 @@ def run_stages(
         times.append(time.perf_counter() - start)
         return output
 
-    image_embeds, patch_embeds = timed(model.get_vision_features, pixel_values)
-    text_embeds = timed(model.get_prompt_embeds, image_embeds)
+    images = timed(model.get_image_features, pixel_values)
+    prompts = timed(model.get_prompt_features, images.image_embeds)
+    image_embeds, patch_embeds, text_embeds = images.image_embeds, images.patch_embeds, prompts.text_embeds
     if isinstance(model, Textbook):
         scores, layer_maps = timed(model.align, text_embeds, patch_embeds)
     else:
@@ -125,17 +126,17 @@ def _compare_precisions(model: ViP2ClipForAnomalyDetection, pixels: torch.Tensor
 def _compare_towers(model: ViP2ClipForAnomalyDetection, pixels: torch.Tensor, options: argparse.Namespace) -> None:
     """Compare the speed of other ways to run the vision tower, interleaved."""
     towers: dict[str, tuple[Callable[[torch.Tensor], Any], torch.Tensor]] = {
-        "sdpa": (model.get_vision_features, pixels)
+        "sdpa": (model.get_image_features, pixels)
     }
     if "eager" in options.towers:
         eager = copy.deepcopy(model)
         eager.set_attn_implementation("eager")
-        towers["eager"] = (eager.get_vision_features, pixels)
+        towers["eager"] = (eager.get_image_features, pixels)
     if "channels_last" in options.towers:
         last = copy.deepcopy(model).to(memory_format=torch.channels_last)
-        towers["channels_last"] = (last.get_vision_features, pixels.to(memory_format=torch.channels_last))
+        towers["channels_last"] = (last.get_image_features, pixels.to(memory_format=torch.channels_last))
     if "compile" in options.towers:
-        towers["compile"] = (torch.compile(model.get_vision_features, fullgraph=True), pixels)
+        towers["compile"] = (torch.compile(model.get_image_features, fullgraph=True), pixels)
     runs: dict[str, list[float]] = {name: [] for name in towers}
     for repeat in range(options.repeats + 1 if len(towers) > 1 else 0):
         for name, (tower, inputs) in towers.items():

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from scipy import ndimage
 
 from vip2clip_hf import ViP2ClipForAnomalyDetection
+from vip2clip_hf.models.vip2clip import ViP2ClipImageFeatures, ViP2ClipPromptFeatures
 
 
 class Textbook:
@@ -21,7 +22,7 @@ class Textbook:
     def __init__(self, model: ViP2ClipForAnomalyDetection) -> None:
         self.model, self.config, self.clip = model, model.config, model.clip
 
-    def get_vision_features(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def get_image_features(self, pixel_values: torch.Tensor) -> ViP2ClipImageFeatures:
         """Return image embeddings (B, D) and patch embeddings (B, L, P, D)."""
         clip = self.clip
         output = clip.vision_model(pixel_values, output_hidden_states=True, interpolate_pos_encoding=True)
@@ -31,9 +32,10 @@ class Textbook:
             clip.visual_projection(clip.vision_model.post_layernorm(output.hidden_states[number]))[:, 1:]
             for number in self.config.feature_layers
         ]
-        return image_embeds, torch.stack([F.normalize(layer, dim=-1) for layer in layers], dim=1)
+        patch_embeds = torch.stack([F.normalize(layer, dim=-1) for layer in layers], dim=1)
+        return ViP2ClipImageFeatures(image_embeds=image_embeds, patch_embeds=patch_embeds)
 
-    def get_prompt_embeds(self, image_embeds: torch.Tensor) -> torch.Tensor:
+    def get_prompt_features(self, image_embeds: torch.Tensor) -> ViP2ClipPromptFeatures:
         """Return text embeddings (B, 2, D)."""
         text, prompts = self.clip.text_model, self.model.get_prompts(image_embeds)
         longest = text.config.max_position_embeddings
@@ -45,12 +47,12 @@ class Textbook:
             hidden = block(hidden, mask)
         hidden = text.final_layer_norm(hidden).unflatten(0, (-1, 2))
         ends = torch.stack([hidden[:, i, length - 1] for i, length in enumerate(self.config.prompt_lengths)], dim=1)
-        return F.normalize(self.clip.text_projection(ends), dim=-1)
+        return ViP2ClipPromptFeatures(text_embeds=F.normalize(self.clip.text_projection(ends), dim=-1))
 
     def align(self, text_embeds: torch.Tensor, patch_embeds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return scores (B,) and layer maps (B, L, 2, P)."""
         config, perception = self.config, self.model.fine_grained_perception
-        heads, temperature = config.perception_num_heads, config.temperature
+        heads, temperature = config.fgp_num_heads, config.temperature
         text_embeds, maps, layer_logits = text_embeds.float(), [], []
 
         def split(projected: torch.Tensor) -> torch.Tensor:
@@ -65,7 +67,7 @@ class Textbook:
                     (perception.v_proj, patches),
                 )
             )
-            scale = None if config.perception_scaled else 1.0
+            scale = None if config.fgp_scaled else 1.0
             attended = F.scaled_dot_product_attention(queries, keys, values, scale=scale)
             refined = F.normalize(perception.out_proj(attended.transpose(1, 2).flatten(2)), dim=-1)
             cosines = patches @ refined.mT

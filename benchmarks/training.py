@@ -103,7 +103,7 @@ def benchmark_step(options: argparse.Namespace) -> None:
         "patch_embeds": torch.randn(8, layers, patches, width, device=device),
         "labels": torch.tensor([0, 1] * 4, device=device),
         "mask_labels": torch.zeros(8, config.image_size, config.image_size, dtype=torch.uint8, device=device),
-        "mask_label_valid": torch.ones(8, dtype=torch.bool, device=device),
+        "mask_valid": torch.ones(8, dtype=torch.bool, device=device),
     }
     batch["mask_labels"][1::2, 50:150, 50:90] = 1
     optimizer = torch.optim.Adam([parameter for parameter in model.parameters() if parameter.requires_grad], lr=1e-3)

@@ -62,7 +62,7 @@ def batch(pixel_values) -> dict[str, torch.Tensor]:
         "pixel_values": pixel_values,
         "labels": torch.tensor([0, 1, 1]),
         "mask_labels": masks,
-        "mask_label_valid": torch.tensor([True, True, False]),
+        "mask_valid": torch.tensor([True, True, False]),
     }
 
 

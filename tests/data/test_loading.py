@@ -804,7 +804,7 @@ def test_collator(root, image_processor, model):
     assert batch["labels"].tolist() == dataset["label"]
     assert batch["mask_labels"].shape == (count, 48, 48)
     valid = [label == 0 or mask is not None for label, mask in zip(dataset["label"], dataset["mask"])]
-    assert batch["mask_label_valid"].tolist() == valid
+    assert batch["mask_valid"].tolist() == valid
     assert valid.count(False) == 1
     with torch.no_grad():
         assert torch.isfinite(model(**batch).loss)

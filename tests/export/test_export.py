@@ -23,7 +23,7 @@ PHOTO = EXAMPLES / "hazelnut_damaged_1.jpg"
 FILES = ["README.md", "config.json", "export.json", "preprocessor_config.json"]
 VARIANTS = {
     "paper": {},
-    "release": {"variant": "release", "perception_num_heads": 4},
+    "release": {"variant": "release", "fgp_num_heads": 4},
     "dual": {"alignment": "dual"},
     "no ICA": {"use_image_conditioning": False},
     "no FGP": {"use_fine_grained_perception": False},
@@ -54,7 +54,7 @@ def onnx_export(tmp_path_factory) -> tuple[ViP2ClipForAnomalyDetection, Path, di
 
 @pytest.fixture(scope="module")
 def torch_export(tmp_path_factory) -> tuple[ViP2ClipForAnomalyDetection, Path, dict]:
-    model, folder = build(variant="release", perception_num_heads=4), tmp_path_factory.mktemp("torch") / "exported"
+    model, folder = build(variant="release", fgp_num_heads=4), tmp_path_factory.mktemp("torch") / "exported"
     return model, folder, export_torch(model, ViP2ClipImageProcessor(size=48), folder)
 
 

@@ -63,6 +63,8 @@ def _handler(hub: HubStub) -> type[BaseHTTPRequestHandler]:
                     entry = json.loads(line)
                     if entry["key"] == "file":
                         hub.repositories[name][entry["value"]["path"]] = base64.b64decode(entry["value"]["content"])
+                    elif entry["key"] == "deletedFile":
+                        del hub.repositories[name][entry["value"]["path"]]
                     elif entry["key"] == "header":
                         hub.commits.append(entry["value"]["summary"])
                 self.answer({"commitUrl": f"{hub.endpoint}/{name}/commit/{COMMIT}", "commitOid": COMMIT})

@@ -6,9 +6,11 @@ from unittest import mock
 import pytest
 import torch
 from huggingface_hub import CommitOperationDelete, HfApi
+from huggingface_hub.errors import HfHubHTTPError
 from safetensors.torch import load_file
 from transformers import AutoModel, CLIPModel
 
+from helpers.hub_stub import running_hub
 from helpers.tiny import TINY, assert_same_weights, change_weights, put_in_hub_cache
 from vip2clip_hf import (
     AnomalyDetectionPipeline,
@@ -17,7 +19,7 @@ from vip2clip_hf import (
 )
 from vip2clip_hf.checkpoints import saving as saving_module
 from vip2clip_hf.checkpoints.saving import CODE_FILES
-from vip2clip_hf.hub.publishing import save_checkpoint
+from vip2clip_hf.hub.publishing import check_push_access, push_checkpoint, save_checkpoint
 from vip2clip_hf.models.vip2clip.backbone_vip2clip import backbone_checksum
 
 
@@ -82,12 +84,14 @@ def test_adapters_only(trained, image_processor, tmp_path, clip_folder, clip, dt
     backbone = clip_folder if kind == "folder" else clip
     loaded = AutoModel.from_pretrained(folder, backbone=backbone)
     assert_same_weights(loaded, trained)
-    assert {p.dtype for p in loaded.parameters()} == {dtype}
+    assert {p.dtype for p in loaded.clip.parameters()} == {dtype}
+    assert {t.dtype for t in loaded.adapter_state_dict().values()} == {torch.float32}
     assert loaded.config.adapters_only is False
     assert not any(p.requires_grad for p in loaded.clip.parameters())
     assert all(p.requires_grad for p in clip.parameters())
-    change_weights(loaded.clip)  # the CLIP model that was passed does not change
-    assert backbone_checksum(clip.state_dict(), torch.float32) == reference
+    if kind == "folder" or dtype != torch.float32:  # else the weights are shared, see test_backbone_vip2clip.py
+        change_weights(loaded.clip)
+    assert backbone_checksum(clip.state_dict(), torch.float32) == reference  # the model that was passed did not change
     loaded = AutoModel.from_pretrained(folder, backbone=backbone)
     loaded.save_pretrained(tmp_path / "again")  # a complete checkpoint again
     assert_same_weights(AutoModel.from_pretrained(tmp_path / "again"), trained)
@@ -319,7 +323,9 @@ def test_invalid_targets(trained, image_processor, tmp_path):
 # Publishing, with the functions of HfApi replaced
 
 
-def test_push_to_hub(trained, image_processor, tmp_path):
+def test_push_to_hub(trained, image_processor, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)  # then upload_folder calls create_commit
+    monkeypatch.setattr(HfApi, "_validate_yaml", lambda *args, **kwargs: None)
     repo = mock.Mock(repo_id="org/detector")
     published = ["model.safetensors", "README.md", "model-00001-of-00009.safetensors"]
     with (
@@ -343,3 +349,46 @@ def test_push_to_hub(trained, image_processor, tmp_path):
         save_checkpoint(trained, image_processor, folder, push_to_hub=True, max_shard_size="100KB")
         deleted = [o for o in commit.call_args.kwargs["operations"] if isinstance(o, CommitOperationDelete)]
         assert {operation.path_in_repo for operation in deleted} == {published[0], published[2]}
+
+
+# Publishing to a stub of the Hub
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    with running_hub() as hub:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.endpoint)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        yield hub
+
+
+@pytest.mark.parametrize("xet", [True, False])
+def test_push_to_the_stub(trained, image_processor, tmp_path, monkeypatch, hub, xet):
+    """The checkpoint's files, and nothing else, in one commit. With hf_xet, upload_folder takes another way."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", not xet)
+    folder = tmp_path / "detector"
+    (folder / "checkpoint-5").mkdir(parents=True)
+    for other in ("secret.txt", "results.json", "checkpoint-5/model.safetensors", "checkpoint-5/config.json"):
+        (folder / other).write_text("not to be published")
+    save_checkpoint(trained, image_processor, folder, push_to_hub="org/detector", private=True)
+    published = hub.repositories["org/detector"]
+    assert published == {name: (folder / name).read_bytes() for name in FILES}
+    assert (hub.private, hub.commits) == ({"org/detector": True}, ["Upload ViP²-CLIP checkpoint"])
+    # A second time: the repository exists, and has a file of somebody else.
+    published["notes/model.safetensors"] = b"kept"
+    change_weights(trained.prompt_learner)
+    save_checkpoint(trained, image_processor, folder, push_to_hub="org/detector", max_shard_size="100KB")
+    assert len(hub.commits) == 2
+    names = {path.name for path in folder.iterdir() if path.is_file()} - {"secret.txt", "results.json"}
+    assert set(published) == names | {"notes/model.safetensors"}
+    assert "model.safetensors" not in names  # deleted: it would be loaded instead of the shards
+    assert check_push_access("org/detector", token="hf_none") is None
+    hub.refuse = True
+    for call in (push_checkpoint, lambda folder, name: check_push_access(name, token="hf_none")):
+        with pytest.raises(HfHubHTTPError, match="403"):
+            call(folder, "org/detector")
+
+
+def test_push_a_folder_without_checkpoint(tmp_path):
+    with pytest.raises(OSError, match=r"does not contain config\.json; expected a folder written by save_checkpoint"):
+        push_checkpoint(tmp_path, "org/detector")

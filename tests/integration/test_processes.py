@@ -113,7 +113,7 @@ for step in range(3):
     masks[1, :9] = 1
     valid = torch.tensor([step != 1, step != 1])
     loss = model(torch.randn(2, 3, 48, 48), labels=torch.tensor([0, 1]), mask_labels=masks,
-                 mask_label_valid=valid).loss
+                 mask_valid=valid).loss
     loss.backward()
 print("steps done")
 dist.destroy_process_group()
@@ -157,11 +157,11 @@ from vip2clip_hf.training.feature_cache import FeatureCache
 
 dist.init_process_group("gloo")
 model = ViP2ClipForAnomalyDetection.from_pretrained({str(tmp_path / "model")!r})
-seen, original = [], model.get_vision_features
+seen, original = [], model.get_image_features
 def counting(pixel_values):
     seen.append(len(pixel_values))
     return original(pixel_values)
-model.get_vision_features = counting
+model.get_image_features = counting
 processor = ViP2ClipImageProcessor(size={TINY["image_size"]})
 cache = FeatureCache.build(model, processor, load_folder({str(cached_set)!r}).select(range(11)),
     {str(tmp_path / "cache")!r}, dtype="float32", batch_size=4)
@@ -177,7 +177,7 @@ dist.destroy_process_group()
     dataset, collator = load_folder(cached_set), ViP2ClipCollator(image_processor)
     for position in range(11):
         with torch.no_grad():
-            expected = model.get_vision_features(collator([dataset[position]])["pixel_values"])[1][0]
+            expected = model.get_image_features(collator([dataset[position]])["pixel_values"]).patch_embeds[0]
         torch.testing.assert_close(cache.row(position)["patch_embeds"], expected, rtol=0, atol=1e-5)
 
 

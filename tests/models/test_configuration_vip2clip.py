@@ -21,7 +21,7 @@ def test_defaults_follow_the_paper():
 
 def test_release_variant():
     config = ViP2ClipConfig.from_variant("release", top_k=7)
-    assert (config.perception_num_heads, config.perception_scaled) == (8, False)
+    assert (config.fgp_num_heads, config.fgp_scaled) == (8, False)
     assert (config.image_score, config.image_embeds_layernorm, config.focal_smooth) == ("mean_logits", False, 1e-5)
     assert config.normal_word == config.anomalous_word == "damaged"
     assert config.normal_token_ids == config.anomalous_token_ids == (13568,)
@@ -61,10 +61,10 @@ def test_no_local_path_is_saved(tmp_path):
         ({"feature_layers": (2, 2)}, r"feature_layers is \(2, 2\); expected distinct block numbers"),
         ({"feature_layers": ()}, "feature_layers"),
         ({"num_context_tokens": 0}, "num_context_tokens is 0; expected an integer of at least 1"),
-        ({"num_image_tokens": 0}, "num_image_tokens"),
+        ({"num_object_tokens": 0}, "num_object_tokens"),
         ({"num_context_tokens": 75}, "prompt of 81 tokens; expected at most 77"),
         ({"meta_net_hidden_size": 0}, "meta_net_hidden_size"),
-        ({"perception_num_heads": 3}, "perception_num_heads is 3; expected a divisor of the projection size 16"),
+        ({"fgp_num_heads": 3}, "fgp_num_heads is 3; expected a divisor of the projection size 16"),
         ({"top_k": 37}, "top_k is 37; expected an integer from 1 to 36"),
         ({"top_k": 0}, "top_k is 0"),
         ({"temperature": 0.0}, "temperature is 0.0; expected a number of at least 0.0001"),
@@ -91,7 +91,7 @@ def test_no_local_path_is_saved(tmp_path):
         ({"image_score": "maximum"}, "image_score.*pooled_features.*mean_logits.*maximum"),
         ({"position_interpolation": "nearest"}, "position_interpolation"),
         ({"alignment": "single"}, "alignment"),
-        ({"perception_scaled": "yes"}, "perception_scaled"),
+        ({"fgp_scaled": "yes"}, "fgp_scaled"),
         ({"temperature": "0.07"}, "temperature"),
         ({"top_k": 2.5}, "top_k"),
     ],

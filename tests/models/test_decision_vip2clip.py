@@ -1,10 +1,13 @@
 """Thresholds, p-values and regions of synthetic scores and maps."""
 
+import gc
 import json
 import math
+import time
 
 import numpy as np
 import pytest
+from hypothesis import given, settings, strategies as st
 from scipy import ndimage
 
 from vip2clip_hf.models.vip2clip import decision_vip2clip as core
@@ -121,3 +124,63 @@ def test_regions():
     assert json.loads(json.dumps(regions)) == regions
     assert core.find_regions(anomaly_map, anomaly_map > 1) == []
     assert core.keep_large_regions(anomaly_map > 0.5, 3).sum() == 6
+
+
+def regions_one_by_one(anomaly_map: np.ndarray, mask: np.ndarray) -> list[dict]:
+    """Measure each region on its own, which is slow for many regions."""
+    labels, _ = ndimage.label(mask, structure=np.ones((3, 3), dtype=int))
+    regions = []
+    for index, (rows, columns) in enumerate(ndimage.find_objects(labels), start=1):
+        inside = anomaly_map[rows, columns][labels[rows, columns] == index]
+        box = [columns.start, rows.start, columns.stop, rows.stop]
+        mean, peak = float(inside.astype(np.float64).mean()), float(inside.max())
+        regions.append({"box": box, "area": int(inside.size), "mean_score": mean, "peak_score": peak})
+    return sorted(regions, key=lambda region: (-region["peak_score"], -region["area"], region["box"]))
+
+
+@given(
+    st.integers(1, 24),
+    st.integers(1, 24),
+    st.integers(0, 2**32 - 1),
+    st.floats(0, 1),
+    st.sampled_from([None, 1, 2]),  # decimals: few distinct values have many ties
+    st.sampled_from([np.float32, np.float64]),
+)
+@settings(max_examples=300, deadline=None)
+def test_regions_equal_those_measured_one_by_one(height, width, seed, density, decimals, dtype):
+    rng = np.random.default_rng(seed)
+    anomaly_map = rng.random((height, width))
+    anomaly_map = (anomaly_map if decimals is None else anomaly_map.round(decimals)).astype(dtype)
+    mask = rng.random((height, width)) < density
+    found, expected = core.find_regions(anomaly_map, mask), regions_one_by_one(anomaly_map, mask)
+    assert [{**region, "mean_score": None} for region in found] == [
+        {**region, "mean_score": None} for region in expected
+    ]
+    for one, other in zip(found, expected):
+        assert one["mean_score"] == pytest.approx(other["mean_score"], abs=1e-12)
+        assert list(one) == list(other)
+        assert [type(value) for value in one.values()] == [type(value) for value in other.values()]
+        assert {type(side) for side in one["box"]} == {int}
+
+
+def test_regions_of_other_maps():
+    mask = np.array([[1, 0, 0, 1]], dtype=np.uint8)
+    regions = core.find_regions(np.array([[3, 0, 0, 200]], dtype=np.uint8), mask)
+    assert [region["peak_score"] for region in regions] == [200.0, 3.0]
+    assert [region["box"] for region in regions] == [[3, 0, 4, 1], [0, 0, 1, 1]]
+    with pytest.raises(ValueError, match=r"anomaly_map has shape \(2, 2\); expected \(2, 3\), the shape of the mask"):
+        core.find_regions(np.zeros((2, 2)), np.zeros((2, 3), bool))
+
+
+def test_many_regions_are_fast():
+    """250,000 regions of one pixel. Measured one by one, they take more than 4 seconds."""
+    mask = np.zeros((1000, 1000), dtype=bool)
+    mask[::2, ::2] = True
+    anomaly_map = np.random.default_rng(0).random((1000, 1000)).astype(np.float32)
+    start = time.process_time()
+    regions = core.find_regions(anomaly_map, mask)
+    assert time.process_time() - start < 2
+    assert len(regions) == 250_000
+    assert gc.isenabled()
+    peaks = [region["peak_score"] for region in regions]
+    assert peaks == sorted(anomaly_map[mask].tolist(), reverse=True)

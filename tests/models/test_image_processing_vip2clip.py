@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor
+from transformers import AutoImageProcessor, CLIPImageProcessorPil
 from transformers.models.auto import image_processing_auto
+from transformers.processing_utils import ImagesKwargs
 
 from helpers.tiny import tiny_config
 from vip2clip_hf import ViP2ClipAnomalyDetectionOutput, ViP2ClipImageProcessor
@@ -318,6 +319,253 @@ def test_unsupported_options_raise_an_error(image_processor, photo, option):
         image_processor(photo, **option)
 
 
+# Options
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("size", [None, 48])
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, torch.float16])
+def test_floats_without_rescaling_stay_in_0_1(photo, normalize, size, dtype):
+    """Not 0 to 255, the values of the 8-bit image in between."""
+    options = {"do_normalize": normalize, "do_resize": size is not None, "size": size, "return_tensors": "np"}
+    bytes_ = np.asarray(photo)
+    floats = (
+        torch.from_numpy(bytes_ / 255).to(dtype) if isinstance(dtype, torch.dtype) else (bytes_ / 255).astype(dtype)
+    )
+    expected = ViP2ClipImageProcessor(**options)(photo)["pixel_values"]
+    found = ViP2ClipImageProcessor(do_rescale=False, **options)(floats)["pixel_values"]
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-2 if dtype == torch.float16 else 1e-5)
+    if not normalize:
+        assert 0.9 < found.max() <= 1
+    gray = Image.fromarray((bytes_[..., 0] / 255).astype(np.float32))  # mode F
+    assert ViP2ClipImageProcessor(do_rescale=False, do_normalize=False)(gray)["pixel_values"][0].max() <= 1
+
+
+@pytest.mark.parametrize("do_resize", [True, False])
+@pytest.mark.parametrize("do_rescale", [True, False])
+@pytest.mark.parametrize("do_normalize", [True, False])
+@pytest.mark.parametrize(
+    "others",
+    [
+        {},
+        {"rescale_factor": 1 / 127.5, "image_mean": [0.5, 0.4, 0.3], "image_std": [0.1, 0.2, 0.3]},
+        {"resample": Image.Resampling.NEAREST, "size": {"height": 30, "width": 50}},
+        {"resample": 1, "image_mean": 0.5, "image_std": 0.5},
+    ],
+)
+def test_options_equal_those_of_the_image_processor_of_clip(photo, do_resize, do_rescale, do_normalize, others):
+    options = {"size": {"height": 24, "width": 24}, "return_tensors": "np", **others}
+    options.update(do_resize=do_resize, do_rescale=do_rescale, do_normalize=do_normalize)
+    expected = CLIPImageProcessorPil(do_center_crop=False, **options)(photo)["pixel_values"]
+    for found in (ViP2ClipImageProcessor(**options)(photo), ViP2ClipImageProcessor()(photo, **options)):
+        assert found["pixel_values"].dtype == np.float32
+        np.testing.assert_allclose(found["pixel_values"], expected, rtol=1e-6, atol=1e-6)
+
+
+UNUSABLE_OPTIONS = [
+    ({"do_center_crop": True}, "do_center_crop is True.*does not support"),
+    ({"crop_size": 24}, "crop_size is 24.*does not support"),
+    ({"crop_size": {"height": 24, "width": 24}, "do_center_crop": False}, "crop_size is .*does not support"),
+    ({"do_pad": True}, "do_pad is True.*does not support"),
+    ({"pad_size": {"height": 64, "width": 64}}, "pad_size is .*does not support"),
+    ({"image_seq_length": 9}, "image_seq_length is 9.*does not support"),
+    ({"num_workers": 2}, "'num_workers' is not an argument of ViP2ClipImageProcessor; expected do_convert_rgb, "),
+    ({"sise": 48}, "'sise' is not an argument"),
+    ({"data_format": "channels_last"}, "data_format is 'channels_last'; expected 'channels_first'"),
+    ({"input_data_format": "last"}, "input_data_format is 'last'; expected 'channels_first' or 'channels_last'"),
+    ({"device": "cuda"}, "device is 'cuda'; expected 'cpu'"),
+    ({"device": torch.device("meta")}, "device is 'meta'; expected 'cpu'"),
+    ({"return_tensors": "tf"}, "return_tensors is 'tf'; expected 'pt' or 'np'"),
+    ({"size": {"shortest_edge": 48}}, "size is {'shortest_edge': 48}; expected height and width"),
+    ({"size": {"shortest_edge": 48, "longest_edge": 90}}, "expected height and width"),
+    ({"size": {"longest_edge": 48}}, "expected height and width"),
+    ({"size": {"max_height": 48, "max_width": 48}}, "expected height and width"),
+    ({"size": {"min_pixels": 48, "max_pixels": 480}}, "expected height and width"),
+    ({"size": {"height": 48}}, "expected height and width"),
+    ({"size": {"height": 48, "width": 0}}, "expected height and width"),
+    ({"size": -48}, "size is -48; expected height and width"),
+    ({"size": 48.5}, "expected height and width"),
+    ({"size": True}, "expected height and width"),
+    ({"size": (48, 48, 3)}, "expected height and width"),
+    ({"size": "48"}, "expected height and width"),
+    ({"size": 48, "default_to_square": False}, "size is 48 with default_to_square=False; expected height and width"),
+    ({"default_to_square": 1}, "default_to_square is 1; expected True or False"),
+    ({"resample": 17}, "resample is 17; expected a PIL.Image.Resampling or its number"),
+    ({"resample": "bicubic"}, "resample is 'bicubic'; expected a PIL.Image.Resampling"),
+    ({"resample": True}, "resample is True; expected"),
+    ({"do_convert_rgb": "yes"}, "do_convert_rgb is 'yes'; expected True or False"),
+    ({"do_resize": 1}, "do_resize is 1; expected True or False"),
+    ({"do_rescale": "no"}, "do_rescale is 'no'; expected True or False"),
+    ({"do_normalize": 0.0}, "do_normalize is 0.0; expected True or False"),
+    ({"rescale_factor": 0}, "rescale_factor is 0; expected a finite number greater than 0"),
+    ({"rescale_factor": float("inf")}, "rescale_factor is inf; expected a finite number"),
+    ({"rescale_factor": "1/255"}, "rescale_factor is '1/255'; expected"),
+    ({"image_std": 0}, "image_std is 0; expected a finite number greater than 0"),
+    (
+        {"image_std": [0.5, 0.0, 0.5]},
+        r"image_std is \[0.5, 0.0, 0.5\]; expected a finite number greater than 0 for each",
+    ),
+    ({"image_std": float("nan")}, "image_std is nan; expected"),
+    ({"image_std": -0.5}, "image_std is -0.5; expected"),
+    ({"image_mean": [0.5, float("nan"), 0.5]}, "image_mean is .*expected a finite number for each channel"),
+    ({"image_mean": []}, "image_mean is .*expected a finite number for each channel"),
+    ({"image_mean": "0.5"}, "image_mean is '0.5'; expected a finite number"),
+    ({"mask_threshold": float("nan")}, "mask_threshold is nan; expected a finite number"),
+    ({"mask_threshold": "127"}, "mask_threshold is '127'; expected a finite number"),
+    ({"mask_threshold": True}, "mask_threshold is True; expected a finite number"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), UNUSABLE_OPTIONS)
+def test_options_that_would_be_ignored_raise_an_error(image_processor, photo, options, message):
+    with pytest.raises(ValueError, match=message):
+        image_processor(photo, **options)
+    with pytest.raises(ValueError, match=message):
+        ViP2ClipImageProcessor(**options)
+    for name, value in options.items():
+        if name in ImagesKwargs.__annotations__ and len(options) == 1:
+            changed = ViP2ClipImageProcessor(size=48)
+            setattr(changed, name, value)
+            with pytest.raises(ValueError, match=message):
+                changed(photo)
+
+
+def test_every_option_of_the_library_works_or_raises_an_error(photo):
+    """Options that future versions of transformers add raise an error until they are supported."""
+    tested = {name for options, _ in UNUSABLE_OPTIONS for name in options} | {"disable_grouping"}
+    assert set(ImagesKwargs.__annotations__) <= tested
+
+    class Kwargs(ViP2ClipImageProcessor.valid_kwargs, total=False):
+        new_option: int
+
+    class Newer(ViP2ClipImageProcessor):
+        valid_kwargs = Kwargs
+
+    assert Newer(size=24)(photo)["pixel_values"][0].shape == (3, 24, 24)
+    with pytest.raises(ValueError, match="new_option is 3, but this image processor does not support it"):
+        Newer(new_option=3)
+
+
+def test_options_without_effect(image_processor, photo):
+    expected = image_processor(photo)["pixel_values"][0]
+    options = [{"do_center_crop": False}, {"do_pad": False}, {"default_to_square": True}, {"device": "cpu"}]
+    options += [{"device": torch.device("cpu")}, {"disable_grouping": True}, {"data_format": "channels_first"}]
+    options += [{"crop_size": None}, {"default_to_square": False, "size": {"height": 48, "width": 48}}]
+    for given in options:
+        assert np.array_equal(image_processor(photo, **given)["pixel_values"][0], expected)
+        assert np.array_equal(ViP2ClipImageProcessor(**{"size": 48, **given})(photo)["pixel_values"][0], expected)
+
+
+def test_none_is_the_default(image_processor, photo):
+    """Not a synonym of False: an image that is not rescaled has values of up to 700."""
+    expected = image_processor(photo)["pixel_values"][0]
+    names = [name for name in ViP2ClipImageProcessor.valid_kwargs.__annotations__ if name != "size"]
+    nothing = dict.fromkeys(names)
+    assert np.array_equal(image_processor(photo, size=None, **nothing)["pixel_values"][0], expected)
+    assert np.array_equal(ViP2ClipImageProcessor(size=48, **nothing)(photo)["pixel_values"][0], expected)
+
+
+def test_forms_of_size_and_numbers_of_numpy(photo, tmp_path):
+    for size in (24, np.int64(24), (24, 24), [24, 24], {"height": np.int32(24), "width": 24}):
+        assert ViP2ClipImageProcessor(size=size)(photo)["pixel_values"][0].shape == (3, 24, 24)
+        assert ViP2ClipImageProcessor()(photo, size=size)["pixel_values"][0].shape == (3, 24, 24)
+    options = {
+        "size": np.int64(24),
+        "resample": np.int64(2),
+        "rescale_factor": np.float32(0.5),
+        "image_mean": np.array([0.1, 0.2, 0.3]),
+        "image_std": 1,
+        "do_convert_rgb": np.bool_(True),
+        "mask_threshold": np.int64(3),
+        "device": torch.device("cpu"),
+        "input_data_format": "channels_last",
+        "data_format": "channels_first",
+        "return_tensors": "pt",
+        "disable_grouping": False,
+        "default_to_square": True,
+    }
+    processor = ViP2ClipImageProcessor(**options)
+    processor.save_pretrained(tmp_path)
+    loaded = ViP2ClipImageProcessor.from_pretrained(tmp_path)
+    assert loaded.to_dict() == processor.to_dict()
+    array = np.asarray(photo)
+    found = loaded(array)["pixel_values"]
+    assert isinstance(found, torch.Tensor)
+    assert torch.equal(found, ViP2ClipImageProcessor()(array, **options)["pixel_values"])
+
+
+def test_options_in_the_file_of_another_image_processor(tmp_path):
+    CLIPImageProcessorPil().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"does not support it|expected height and width"):
+        ViP2ClipImageProcessor.from_pretrained(tmp_path)
+    loaded = ViP2ClipImageProcessor.from_pretrained(tmp_path, size=48, crop_size=None, do_center_crop=False)
+    assert loaded(np.zeros((5, 6), np.uint8))["pixel_values"][0].shape == (3, 48, 48)
+
+
+def test_pixel_values_are_finite(image_processor, photo):
+    """The model does not check the values of its inputs."""
+    for options in ({"image_std": 1e-45}, {"rescale_factor": 1e300, "do_normalize": False}):
+        with pytest.raises(
+            ValueError, match=r"pixel_values of the image at position 1 contain NaN or infinite values"
+        ):
+            image_processor([np.zeros((4, 4), np.uint8), photo], image_mean=0.0, **options)
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        image_processor(torch.tensor([[0.5, float("nan")]]), do_rescale=False)
+
+
+# Channels
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_images_keep_their_channels_without_conversion(channels):
+    """Every channel is resized on its own. The fourth one is not treated as transparency."""
+    array = np.random.default_rng(0).integers(0, 256, (40, 60, channels), dtype=np.uint8)
+    array[:, :20, -1] = 0
+    options = {"do_convert_rgb": False, "image_mean": [0.0] * channels, "image_std": [1.0] * channels}
+    processor = ViP2ClipImageProcessor(size=48, **options)
+    bands = [Image.fromarray(array[..., channel]).resize((48, 48), 3) for channel in range(channels)]
+    expected = np.stack([np.asarray(band) for band in bands]).astype(np.float32) / 255
+    image = Image.fromarray(array if channels > 1 else array[..., 0])
+    for given in (array, np.moveaxis(array, -1, 0), torch.from_numpy(array), image):
+        np.testing.assert_allclose(processor(given)["pixel_values"][0], expected, rtol=0, atol=1e-6)
+
+
+def test_channels_and_statistics_must_match():
+    image = np.zeros((8, 9, 4), np.uint8)
+    with pytest.raises(ValueError, match=r"must have 4 elements"):
+        ViP2ClipImageProcessor()(image, do_convert_rgb=False)
+
+
+def test_modes_without_conversion(photo, tmp_path):
+    processor = ViP2ClipImageProcessor(do_convert_rgb=False, do_normalize=False, size=8)
+    for mode, channels in (("1", 1), ("L", 1), ("RGB", 3), ("RGBA", 4)):
+        assert processor(photo.convert(mode))["pixel_values"][0].shape == (channels, 8, 8)
+    deep = processor(gray_ramp(np.uint16, 65535), do_rescale=False)["pixel_values"][0]
+    assert (deep.shape, deep.max() > 200) == ((1, 8, 8), True)
+    for mode in ("P", "CMYK", "LA", "HSV"):
+        with pytest.raises(ValueError, match=f"The image has mode '{mode}'; expected 1, L, RGB or RGBA"):
+            processor(photo.convert(mode))
+    photo.convert("P").save(tmp_path / "palette.png")
+    with pytest.raises(ValueError, match=r"palette\.png' has mode 'P'; expected 1, L, RGB or RGBA"):
+        processor(tmp_path / "palette.png")
+
+
+def test_input_data_format(image_processor):
+    """Shapes such as (3, 40, 3) are ambiguous. Without the option, the channels are the last axis."""
+    array = np.random.default_rng(0).integers(0, 256, (3, 40, 3), dtype=np.uint8)
+    last = image_processor(np.ascontiguousarray(array))["pixel_values"][0]
+    first = image_processor(np.moveaxis(array, 0, -1))["pixel_values"][0]
+    assert not np.array_equal(last, first)
+    assert np.array_equal(image_processor(array, input_data_format="channels_last")["pixel_values"][0], last)
+    for given in (array, torch.from_numpy(array)):
+        assert np.array_equal(image_processor(given, input_data_format="channels_first")["pixel_values"][0], first)
+    gray = np.zeros((5, 6), np.uint8)
+    assert image_processor(gray, input_data_format="channels_first")["pixel_values"][0].shape == (3, 48, 48)
+    with pytest.raises(ValueError, match=r"found an array .*\(40, 60, 3\) with input_data_format 'channels_first'"):
+        image_processor(np.zeros((40, 60, 3), np.uint8), input_data_format="channels_first")
+
+
 # Results
 
 
@@ -379,3 +627,48 @@ def test_results_are_independent_of_the_outputs(image_processor, outputs):
     result["anomaly_map"].fill_(1)
     assert result["anomaly_map"].numpy().max() == 1
     assert outputs.anomaly_maps[0].max() == 0
+
+
+@pytest.mark.parametrize("value", [0.1, 0.3, 0.5, 0.7, 1.0])
+def test_a_score_or_pixel_equal_to_the_threshold_is_normal(image_processor, value):
+    """Also for thresholds that are not a float32 number, in which maps are stored."""
+    maps = torch.full((1, 2, 2), value)
+    above = torch.nextafter(maps[0, 0, 0], torch.tensor(2.0))
+    if value < 1:
+        maps[0, 1, 1] = above
+    outputs = {"scores": maps[0, :1, 0], "anomaly_maps": maps}
+    exact = maps[0, 0, 0].item()
+    for threshold in (exact, (exact, value), (np.float32(value), np.float64(value))):
+        (result,) = image_processor.post_process_anomaly_detection(outputs, threshold=threshold)
+        assert result["label"] == "normal"
+        assert result["mask"].tolist() == [[False, False], [False, value < 1]]
+    if value < 1:
+        above_outputs = {"scores": above[None], "anomaly_maps": maps}
+        (result,) = image_processor.post_process_anomaly_detection(above_outputs, threshold=exact)
+        assert result["label"] == "anomalous"
+
+
+def test_masks_are_those_of_the_resized_map(image_processor):
+    """A map of two columns, 0 and 1, becomes 0, 1/4, 3/4, 1 with four columns. A resized mask would be half marked."""
+    outputs = {"scores": torch.zeros(1), "anomaly_maps": torch.tensor([[[0.0, 1.0], [0.0, 1.0]]])}
+    for threshold, expected in ((0.2, [0, 1, 1, 1]), (0.25, [0, 0, 1, 1]), (0.5, [0, 0, 1, 1]), (0.75, [0, 0, 0, 1])):
+        (result,) = image_processor.post_process_anomaly_detection(outputs, [(3, 4)], threshold)
+        torch.testing.assert_close(result["anomaly_map"], torch.tensor([0, 0.25, 0.75, 1]).expand(3, 4))
+        assert result["mask"].tolist() == [[bool(pixel) for pixel in expected]] * 3
+
+
+def test_names_of_labels(image_processor, outputs):
+    post_process = image_processor.post_process_anomaly_detection
+    results = post_process(outputs, id2label={0: "ok", 1: "defect"})
+    assert [result["label"] for result in results] == ["ok", "defect"]
+    for wrong in ({0: "ok"}, {0: "ok", 1: "defect", 2: "unknown"}, {"0": "ok", "1": "defect"}):
+        with pytest.raises(ValueError, match=r"id2label is .*expected names for 0 \(normal\) and 1 \(anomalous\)"):
+            post_process(outputs, id2label=wrong)
+
+
+def test_none_in_a_pair_of_thresholds_is_the_default(image_processor, outputs):
+    results = image_processor.post_process_anomaly_detection(outputs, threshold=(None, 0.9))
+    assert [result["label"] for result in results] == ["normal", "anomalous"]
+    assert not results[1]["mask"].any()
+    with pytest.raises(ValueError, match="threshold is True"):
+        image_processor.post_process_anomaly_detection(outputs, threshold=True)

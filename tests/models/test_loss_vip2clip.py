@@ -88,7 +88,7 @@ def test_images_without_a_mask_are_ignored(masks):
     maps = two_class(torch.rand_like(masks))[:, None]
     _, first_only = vip2clip_loss(layer_maps=maps[:1], mask_labels=masks[:1])
     valid = torch.tensor([True, False])
-    _, masked = vip2clip_loss(layer_maps=maps, mask_labels=masks, mask_label_valid=valid)
+    _, masked = vip2clip_loss(layer_maps=maps, mask_labels=masks, mask_valid=valid)
     for name, value in first_only.items():
         torch.testing.assert_close(masked[name], value)
 
@@ -96,7 +96,7 @@ def test_images_without_a_mask_are_ignored(masks):
 def test_the_loss_without_valid_images_is_zero_with_a_gradient(masks):
     anomalous = torch.rand_like(masks).requires_grad_()
     loss, parts = vip2clip_loss(
-        layer_maps=two_class(anomalous)[:, None], mask_labels=masks, mask_label_valid=torch.zeros(2, dtype=bool)
+        layer_maps=two_class(anomalous)[:, None], mask_labels=masks, mask_valid=torch.zeros(2, dtype=bool)
     )
     assert all(value.item() == 0 for value in parts.values())
     loss.backward()

@@ -24,13 +24,15 @@ def computed(release_model) -> dict[str, torch.Tensor]:
 
     projected = []
     hook = model.clip.visual_projection.register_forward_hook(lambda module, args, output: projected.append(output))
-    image_embeds, patch_embeds = model.get_vision_features(pixel_values)
+    images = model.get_image_features(pixel_values)
+    image_embeds, patch_embeds = images.image_embeds, images.patch_embeds
     hook.remove()
     values["image_features_raw"], values["image_features"] = projected[-1], image_embeds
     prompts = model.get_prompts(image_embeds)
     values["prompts"] = prompts.transpose(0, 1).flatten(0, 1)
-    values["text_embeddings_raw"] = model.encode_prompts(prompts).transpose(0, 1).flatten(0, 1)
-    values["text_embeddings"] = model.get_prompt_embeds(image_embeds)
+    encoded = model.clip.text_projection(model.encode_prompts(prompts).pooler_output)
+    values["text_embeddings_raw"] = encoded.transpose(0, 1).flatten(0, 1)
+    values["text_embeddings"] = model.get_prompt_features(image_embeds).text_embeds
 
     output = model(pixel_values, labels=labels, mask_labels=masks)
     upsampled = resize_maps(output.layer_maps, 98)
@@ -105,7 +107,7 @@ def test_batch_of_one_equals_the_batch(release_model):
     [
         ("position_interpolation", "bicubic"),
         ("image_embeds_layernorm", True),
-        ("perception_scaled", True),
+        ("fgp_scaled", True),
         ("image_score", "pooled_features"),
         ("normal_token_ids", (886,)),
         ("top_k", 4),

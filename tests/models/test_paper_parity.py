@@ -45,7 +45,7 @@ def compute(dtype: torch.dtype) -> dict[str, torch.Tensor]:
     dual = build(dtype, alignment="dual").align(text_embeds, patch_embeds, image_embeds)
     values["eq1.global_probs"] = dual.logits.softmax(-1)
 
-    output = model.align(text_embeds, patch_embeds, output_attentions=True)
+    output = model.align(text_embeds, patch_embeds)
     cosines = F.normalize(patch_embeds, dim=-1) @ output.text_embeds.mT
     pooled = model.pool_patches(F.normalize(patch_embeds, dim=-1), cosines, 5)
     upsampled = resize_maps(output.layer_maps, 56)
@@ -59,7 +59,7 @@ def compute(dtype: torch.dtype) -> dict[str, torch.Tensor]:
         }
         values.update(
             {
-                f"eq6.attention.layer{layer}": output.attentions[index][:, 0],
+                f"eq6.attention.layer{layer}": output.cross_attentions[index][:, 0],
                 f"eq6.refined_prompts.layer{layer}": output.text_embeds[:, index],
                 f"eq1.patch_cosine.layer{layer}": cosines[:, index],
                 f"eq1.patch_probs.layer{layer}": probabilities,

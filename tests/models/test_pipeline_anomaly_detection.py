@@ -1,3 +1,7 @@
+import copy
+import json
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +11,7 @@ from transformers import BertConfig, BertModel, CLIPImageProcessorPil, pipeline
 
 from vip2clip_hf import AnomalyDetectionPipeline, ViP2ClipImageProcessor
 from vip2clip_hf.hub.publishing import save_checkpoint
+from vip2clip_hf.models.vip2clip import image_loading_vip2clip
 from vip2clip_hf.models.vip2clip.heatmap_vip2clip import draw_heatmap
 
 
@@ -159,6 +164,8 @@ def test_heatmap_has_a_fixed_scale(photo):
     assert (strong[..., 0] > strong[..., 1] + 50).all()
     with pytest.raises(ValueError, match=r"shape \(60, 40\); expected \(40, 60\)"):
         draw_heatmap(photo, np.zeros((60, 40)))
+    with pytest.raises(ValueError, match="anomaly_map contains NaN or infinite values"):
+        draw_heatmap(photo, np.full((40, 60), np.nan))
 
 
 def test_half_precision(model, image_processor, photo):
@@ -265,3 +272,135 @@ def test_datasets_keep_their_length(detector, photos):
 
     assert len(list(detector(Rows(), batch_size=2))) == 3
     assert len(list(detector(Rows(), num_workers=2))) == 3
+
+
+def test_labels_are_named_by_the_configuration(model, image_processor, photo, tmp_path):
+    model.config.id2label, model.config.label2id = {0: "ok", 1: "defect"}, {"ok": 0, "defect": 1}
+    detector = AnomalyDetectionPipeline(model=model, image_processor=image_processor, device="cpu")
+    assert [detector(photo, threshold=threshold)["label"] for threshold in (0.0, 1.0)] == ["defect", "ok"]
+    detector.save_pretrained(tmp_path)
+    loaded = AnomalyDetectionPipeline.from_pretrained(tmp_path, device="cpu", threshold=0.0)
+    assert loaded([photo, photo], batch_size=2)[1]["label"] == "defect"
+    model.config.id2label = {0: "ok", 1: "scratch", 2: "dent"}
+    with pytest.raises(ValueError, match=r"id2label is .*expected names for 0 \(normal\) and 1 \(anomalous\)"):
+        AnomalyDetectionPipeline(model=model, image_processor=image_processor, device="cpu")
+
+
+@pytest.mark.parametrize("calibration", [None, {"pixel": {"num_images": 9, "min_region_area": 0.001}}])
+def test_none_in_a_pair_of_thresholds_is_the_threshold_of_the_configuration(
+    model, image_processor, photo, calibration
+):
+    config = model.config
+    config.image_threshold, config.pixel_threshold, config.calibration = 0.0, 1.0, calibration
+    detector = AnomalyDetectionPipeline(
+        model=model, image_processor=image_processor, device="cpu", threshold=(None, 0.0)
+    )
+
+    def decide(**options):
+        result = detector(photo, **options)
+        return result["label"], bool(result["mask"].all()), bool(result["mask"].any())
+
+    assert decide() == ("anomalous", True, True)
+    assert decide(threshold=(None, 1.0)) == ("anomalous", False, False)
+    assert decide(threshold=(1.0, None)) == ("normal", False, False)
+    assert decide(threshold=(None, None)) == ("anomalous", False, False)
+    assert decide(threshold=None) == ("anomalous", True, True)  # not set
+    config.image_threshold = 1.0
+    assert decide()[0] == "normal"
+
+
+@pytest.mark.parametrize("integer", [np.int64, np.int32, np.uint8, lambda value: torch.tensor(value)])
+def test_integers_of_other_libraries(detector, model, image_processor, photo, integer):
+    options = {"top_k": 3, "tile_size": 32, "batch_size": 2, "num_workers": 0}
+    given = {name: integer(value) for name, value in options.items()}
+    expected = detector([photo], **options)[0]
+    assert_same(detector([photo], **given)[0], expected)
+    created = AnomalyDetectionPipeline(model=model, image_processor=image_processor, device="cpu", **given)
+    assert_same(created([photo])[0], expected)
+    assert json.loads(json.dumps(created.score_settings())) == created.score_settings()
+    floats = {"tile_overlap": np.float32(0.5), "threshold": (np.float32(0.5), np.float64(0.5)), "timeout": np.int64(5)}
+    assert_same(detector(photo, tile_size=32, **floats), detector(photo, tile_size=32, tile_overlap=0.5))
+
+
+WRONG_ARGUMENTS = [
+    ("top_k", 3.0, "top_k is 3.0; expected an integer"),
+    ("top_k", np.float64(3), "top_k is .*; expected an integer"),
+    ("top_k", True, "top_k is True; expected an integer"),
+    ("tile_size", 64.0, "tile_size is 64.0; expected an integer"),
+    ("tile_size", "64", "tile_size is '64'; expected an integer"),
+    ("tile_size", False, "tile_size is False; expected an integer"),
+    ("tile_size", 5, "tile_size is 5; expected an integer of at least 16"),
+    ("tile_overlap", "half", "tile_overlap is 'half'; expected a fraction"),
+    ("timeout", 0, "timeout is 0; expected a number of seconds greater than 0, or None for no limit"),
+    ("timeout", "60", "timeout is '60'; expected a number"),
+    ("timeout", float("nan"), "timeout is nan; expected a number"),
+    ("timeout", True, "timeout is True; expected a number"),
+    ("threshold", (0.5, 1.5), r"threshold is \(0.5, 1.5\); expected a number in \[0, 1\]"),
+    ("threshold", (0.5,), "threshold is"),
+    ("batch_size", 0, "batch_size is 0; expected an integer of at least 1"),
+    ("batch_size", 2.0, "batch_size is 2.0; expected an integer of at least 1"),
+    ("num_workers", -1, "num_workers is -1; expected an integer of at least 0"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "message"), WRONG_ARGUMENTS)
+def test_wrong_arguments(detector, model, image_processor, photo, name, value, message):
+    with pytest.raises(ValueError, match=message):
+        detector(photo, **{name: value})
+    with pytest.raises(ValueError, match=message):
+        AnomalyDetectionPipeline(model=model, image_processor=image_processor, device="cpu", **{name: value})
+    if name != "num_workers":
+        with pytest.raises(ValueError, match=message):  # before loading
+            AnomalyDetectionPipeline.from_pretrained("org/absent", device="cpu", **{name: value})
+
+
+def test_no_timeout(model, image_processor, tmp_path, monkeypatch):
+    """As in other HTTP libraries, None waits forever."""
+    used = []
+
+    def get(url, timeout, follow_redirects):
+        used.append(timeout)
+        raise OSError("no network")
+
+    monkeypatch.setattr(image_loading_vip2clip, "httpx", SimpleNamespace(get=get))
+
+    def timeout_of(detector, **options):
+        with pytest.raises(OSError, match="no network"):
+            detector("http://localhost/photo.png", **options)
+        return used[-1]
+
+    parts = {"model": model, "image_processor": image_processor, "device": "cpu"}
+    detector = AnomalyDetectionPipeline(**parts)
+    assert timeout_of(detector) == 60
+    assert timeout_of(detector, timeout=None) is None
+    assert timeout_of(detector, timeout=5) == 5
+    assert timeout_of(AnomalyDetectionPipeline(**parts, timeout=None)) is None
+    assert timeout_of(AnomalyDetectionPipeline(**parts, timeout=None), timeout=7) == 7
+    assert timeout_of(pipeline("anomaly-detection", **parts, timeout=None)) is None
+    detector.save_pretrained(tmp_path)
+    assert timeout_of(AnomalyDetectionPipeline.from_pretrained(tmp_path, device="cpu")) == 60
+    loaded = AnomalyDetectionPipeline.from_pretrained(tmp_path, device="cpu", timeout=None)
+    assert timeout_of(loaded) is None
+    assert timeout_of(loaded, timeout=3) == 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("options", [{}, {"batch_size": 2}, {"tile_size": 32}, {"tile_size": 60, "batch_size": 3}])
+def test_clip_in_half_precision(model, image_processor, photos, dtype, options):
+    """The model converts pixel values to the dtype of CLIP."""
+    parts = {"image_processor": image_processor, "device": "cpu"}
+    expected = AnomalyDetectionPipeline(model=copy.deepcopy(model), **parts)(photos, **options)
+    model.clip.to(dtype)
+    detector = AnomalyDetectionPipeline(model=model, **parts)
+    for found, one in zip(detector(photos, **options), expected):
+        assert found["anomaly_map"].dtype == np.float32
+        assert found["score"] == pytest.approx(one["score"], abs=2e-2)
+        np.testing.assert_allclose(found["anomaly_map"], one["anomaly_map"], rtol=0, atol=2e-2)
+
+
+def test_a_score_that_is_not_finite_raises_an_error(detector, photo):
+    with torch.no_grad():
+        detector.model.clip.visual_projection.weight.fill_(float("nan"))
+    for options in ({}, {"tile_size": 32}):
+        with pytest.raises(ValueError, match="not finite"):
+            detector(photo, **options)

@@ -45,6 +45,13 @@ def test_an_image_that_fits_into_one_tile_is_not_tiled():
     assert len(tile_boxes(101, 80, 100)) > 1
 
 
+def test_numbers_of_numpy():
+    expected = tile_boxes(100, 80, 50, 0.5)
+    found = tile_boxes(100, 80, np.int64(50), np.float32(0.5))
+    assert found == expected
+    assert {type(value) for box in found for value in box} == {int}
+
+
 @pytest.mark.parametrize("size", [0, 15, -1, 2.5, True])
 def test_invalid_sizes(size):
     with pytest.raises(ValueError, match="tile_size"):
@@ -70,6 +77,74 @@ def test_blending_keeps_values_on_which_all_tiles_agree():
     for left, top, right, bottom in boxes:
         blender.add((left, top, right, bottom), plane[top:bottom, left:right])
     torch.testing.assert_close(blender.result(), plane, rtol=0, atol=1e-5)
+
+
+def triangle(side: int) -> np.ndarray:
+    """Weights of a tile along an axis: distance of each pixel's centre to the nearer edge."""
+    return np.minimum(np.arange(side) + 0.5, side - np.arange(side) - 0.5)
+
+
+def test_seam_of_two_tiles():
+    """The weights at each pixel are the distances to the edges of the tiles. There is no step at the seam."""
+    boxes = tile_boxes(20, 30, 20, 0.5)
+    assert boxes == [(0, 0, 20, 20), (10, 0, 30, 20)]
+    blender = TileBlender(20, 30, boxes)
+    blender.add(boxes[0], torch.full((8, 8), 0.2))
+    blender.add(boxes[1], torch.full((8, 8), 1.0))
+    found = blender.result().numpy()
+    weights = np.zeros((2, 30))
+    weights[0, :20] = weights[1, 10:] = triangle(20)
+    share = weights[1] / weights.sum(axis=0)  # of the right tile
+    np.testing.assert_allclose(found, np.broadcast_to(0.2 + 0.8 * share, (20, 30)), rtol=0, atol=1e-6)
+    # In the overlap of 10 pixels, the weights fall from 9.5 to 0.5 and rise from 0.5 to 9.5.
+    np.testing.assert_allclose(share[10:20], (np.arange(10) + 0.5) / 10, rtol=0, atol=1e-12)
+    steps = np.diff(found[7])
+    assert (steps >= -1e-6).all()
+    assert steps.max() <= 0.8 / 10 + 1e-6
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "size", "overlap"), [(50, 90, 32, 0.25), (64, 64, 40, 0.6), (33, 80, 33, 0)]
+)
+def test_weights_of_tiles(height, width, size, overlap):
+    """Each tile is blended with the product of its weights along rows and columns."""
+    boxes = tile_boxes(height, width, size, overlap)
+    maps = np.random.default_rng(0).random((len(boxes), size, size)).astype(np.float32)
+    blender, total, weights = TileBlender(height, width, boxes), np.zeros((height, width)), np.zeros((height, width))
+    for (left, top, right, bottom), one in zip(boxes, maps):
+        blender.add((left, top, right, bottom), torch.from_numpy(one))
+        weight = np.outer(triangle(size), triangle(size))
+        total[top:bottom, left:right] += weight * one
+        weights[top:bottom, left:right] += weight
+    np.testing.assert_allclose(blender.result().numpy(), total / weights, rtol=0, atol=1e-5)
+
+
+def test_nan_is_not_hidden_by_blending():
+    boxes = tile_boxes(20, 30, 20, 0.5)
+    blender = TileBlender(20, 30, boxes)
+    blender.add(boxes[0], torch.full((20, 20), float("nan")))
+    blender.add(boxes[1], torch.full((20, 20), 0.5))
+    assert blender.result()[:, :20].isnan().all()
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_only_tiles_are_prepared_for_the_model(detector, photo, batch_size, monkeypatch):
+    """Not the whole photo as well, which takes a second for 48 megapixels."""
+    sizes = []
+    prepare = type(detector.image_processor).preprocess
+
+    def preprocess(self, images, *args, **kwargs):
+        sizes.extend(image.size for image in images)
+        return prepare(self, images, *args, **kwargs)
+
+    monkeypatch.setattr(type(detector.image_processor), "preprocess", preprocess)
+    large, small = photo.resize((150, 60)), photo.resize((50, 60))
+    number = len(tile_boxes(60, 150, 60, 0.25))
+    detector(large, tile_size=60)
+    assert sizes == [(60, 60)] * number
+    sizes.clear()
+    list(detector([large, small, large], tile_size=60, batch_size=batch_size))
+    assert sorted(sizes) == [(50, 60)] + [(60, 60)] * 2 * number
 
 
 def test_tiles_in_the_pipeline(detector, photo):

@@ -73,7 +73,7 @@ def outlines(axis) -> list:
 def test_attention_equals_that_of_the_model(detector, photo):
     inputs = detector.image_processor(photo, return_tensors="pt")
     with torch.inference_mode():
-        attentions = detector.model(**inputs, output_attentions=True).attentions
+        attentions = detector.model(**inputs, output_attentions=True).cross_attentions
     assert len(attentions) == 3
     assert attentions[0].shape[1] > 1  # heads
     for layer in attentions:

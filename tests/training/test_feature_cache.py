@@ -47,13 +47,13 @@ def _processor() -> ViP2ClipImageProcessor:
 
 
 def count_forwards(model, monkeypatch) -> list[int]:
-    seen, original = [], model.get_vision_features
+    seen, original = [], model.get_image_features
 
     def counting(pixel_values):
         seen.append(len(pixel_values))
         return original(pixel_values)
 
-    monkeypatch.setattr(model, "get_vision_features", counting)
+    monkeypatch.setattr(model, "get_image_features", counting)
     return seen
 
 
@@ -65,11 +65,12 @@ def test_rows_equal_the_backbone_outputs(build, model, image_processor, dataset,
     cached = collator([cache.row(position) for position in range(14)])
     plain = collator([dataset[position] for position in range(14)])
     with torch.no_grad():
-        image_embeds, patch_embeds = model.get_vision_features(plain["pixel_values"])
+        images = model.get_image_features(plain["pixel_values"])
+        image_embeds, patch_embeds = images.image_embeds, images.patch_embeds
     torch.testing.assert_close(cached["image_embeds"], image_embeds, rtol=0, atol=1e-6)
     assert cached["patch_embeds"].dtype == getattr(torch, dtype)
     torch.testing.assert_close(cached["patch_embeds"].float(), patch_embeds, rtol=0, atol=tolerance)
-    for name in ("labels", "mask_labels", "mask_label_valid"):
+    for name in ("labels", "mask_labels", "mask_valid"):
         assert torch.equal(cached[name], plain[name]), name
 
 
@@ -82,7 +83,7 @@ def test_rows_are_computed_once(build, model, monkeypatch):
 
 
 def test_resumes_after_an_interruption(build, model, monkeypatch, dataset):
-    original, calls = model.get_vision_features, []
+    original, calls = model.get_image_features, []
 
     def interrupted(pixel_values):
         calls.append(len(pixel_values))
@@ -90,7 +91,7 @@ def test_resumes_after_an_interruption(build, model, monkeypatch, dataset):
             raise KeyboardInterrupt
         return original(pixel_values)
 
-    monkeypatch.setattr(model, "get_vision_features", interrupted)
+    monkeypatch.setattr(model, "get_image_features", interrupted)
     with pytest.raises(KeyboardInterrupt):
         build()
     cache = build()
@@ -99,7 +100,7 @@ def test_resumes_after_an_interruption(build, model, monkeypatch, dataset):
     with torch.no_grad():
         for position in (0, 9, 13):
             pixels = ViP2ClipCollator(_processor())([dataset[position]])["pixel_values"]
-            expected = model.get_vision_features(pixels)[1][0]
+            expected = model.get_image_features(pixels).patch_embeds[0]
             torch.testing.assert_close(cache.row(position)["patch_embeds"], expected, rtol=0, atol=1e-6)
 
 
@@ -178,7 +179,7 @@ def test_views(build, dataset, image_processor, model):
     for index in (0, 20, 41):
         batch, cached = collator([rows[index]]), collator([cached_rows[index]])
         with torch.no_grad():
-            expected = model.get_vision_features(batch["pixel_values"])[1]
+            expected = model.get_image_features(batch["pixel_values"]).patch_embeds
         torch.testing.assert_close(cached["patch_embeds"], expected, rtol=0, atol=1e-6)
         assert torch.equal(cached["mask_labels"], batch["mask_labels"])
         assert torch.equal(cached["labels"], batch["labels"])

@@ -140,13 +140,13 @@ def test_the_cache_changes_nothing(build, dataset, dtype, tolerance, variant, tm
 
 def test_cached_training_runs_the_backbone_once(build, monkeypatch, tmp_path):
     trainer = build(num_train_epochs=3, cache_features=str(tmp_path / "cache"))
-    seen, original = [], trainer.model.get_vision_features
+    seen, original = [], trainer.model.get_image_features
 
     def counting(pixel_values):
         seen.append(len(pixel_values))
         return original(pixel_values)
 
-    monkeypatch.setattr(trainer.model, "get_vision_features", counting)
+    monkeypatch.setattr(trainer.model, "get_image_features", counting)
     trainer.train()
     assert sum(seen) == 14
 

@@ -36,7 +36,7 @@ def set_thresholds(model: ViP2ClipForAnomalyDetection, sets: list[CachedDataset]
                 outputs = model(image_embeds=batch["image_embeds"], patch_embeds=batch["patch_embeds"])
                 metrics.update(
                     outputs.scores, batch["labels"], outputs.anomaly_maps, batch["mask_labels"],
-                    has_mask=batch["mask_label_valid"],
+                    has_mask=batch["mask_valid"],
                 )  # fmt: skip
     found = metrics.compute()["categories"]["all"]
     # The model uses "greater than the threshold", the metrics use "greater or equal".

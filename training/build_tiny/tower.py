@@ -45,9 +45,9 @@ def teacher_features(
             side = teacher.config.image_size
             if side != CROP:
                 pixels = F.interpolate(pixels, (side, side), mode="bicubic", antialias=True)
-            found = teacher.get_vision_features(pixels)
-            images.append(found[0].half())
-            patches.append(found[1].half())
+            found = teacher.get_image_features(pixels)
+            images.append(found.image_embeds.half())
+            patches.append(found.patch_embeds.half())
     return torch.cat(images).clone(), torch.cat(patches).clone()
 
 
@@ -93,7 +93,8 @@ def build_tower(options: argparse.Namespace) -> None:
 
     def loss_of(positions: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         with torch.autocast("cpu", torch.bfloat16, enabled=options.bf16):
-            image_embeds, patch_embeds = student.get_vision_features(pixel_values(crops[positions], processor))
+            images = student.get_image_features(pixel_values(crops[positions], processor))
+            image_embeds, patch_embeds = images.image_embeds, images.patch_embeds
         of_patches = F.cosine_similarity(patch_embeds.float(), patch_targets[positions].float(), dim=-1)
         of_images = F.cosine_similarity(image_embeds.float(), image_targets[positions].float(), dim=-1)
         return (1 - of_patches.mean()) + 0.1 * (1 - of_images.mean()), of_patches.mean().detach()

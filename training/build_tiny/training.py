@@ -109,7 +109,7 @@ def evaluate_cached(model: ViP2ClipForAnomalyDetection, data: CachedDataset) -> 
                 outputs.anomaly_maps,
                 batch["mask_labels"],
                 [data.categories[position] for position in positions],
-                batch["mask_label_valid"],
+                batch["mask_valid"],
             )
     return metrics.compute()["mean"]
 
@@ -129,7 +129,7 @@ def local_contrast(data: CachedDataset, size: int) -> dict[str, float]:
         batch = data.batch([position])
         metrics.update(
             contrast.max(keepdims=True)[0], batch["labels"], contrast[None], batch["mask_labels"],
-            [data.categories[position]], batch["mask_label_valid"],
+            [data.categories[position]], batch["mask_valid"],
         )  # fmt: skip
     return metrics.compute()["mean"]
 

@@ -6,9 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import ModelCard
+
 from ..data.benchmarks.registry import BENCHMARKS
 from ..models.vip2clip.configuration_vip2clip import ViP2ClipConfig
 from ..utils.files import write_atomically
+from .card_metadata import card_metadata
 
 
 GENERATED = (
@@ -56,16 +59,17 @@ def model_card(config: ViP2ClipConfig, run: Mapping[str, Any] | None = None) -> 
         config ([`ViP2ClipConfig`]):
             Configuration of the checkpoint. The card contains its training datasets and its calibration.
         run (`Mapping[str, Any]`, *optional*):
-            Information about training and evaluation, all optional: `recipe` and `versions` (`dict[str, Any]`), and
-            `results` (`list[dict]`, results of [`evaluate_model`] with `name`, `benchmark` and `trained_on`).
+            Information about training and evaluation, all optional: `recipe` and `versions` (`dict[str, Any]`),
+            `results` (`list[dict]`, results of [`evaluate_model`] with `name`, `benchmark` and `trained_on`), and
+            `license` (`str`, id of a licence on the Hub, by default the licence of the training datasets if all have
+            the same).
 
     Returns:
-        `str`: text of the README.md.
+        `str`: text of the README.md, with the metadata for the Hub at the top.
     """
     run = run or {}
-    base_model = f"base_model: {config.backbone_id}\n" if config.backbone_id else ""
     parts = [
-        f"---\nlibrary_name: transformers\n{base_model}tags:\n- anomaly-detection\n- zero-shot\n- vip2clip\n---",
+        f"---\n{card_metadata(config, run).to_yaml()}\n---",
         GENERATED,
         _INTRODUCTION,
         _describe_content(config),
@@ -82,7 +86,7 @@ def model_card(config: ViP2ClipConfig, run: Mapping[str, Any] | None = None) -> 
         parts.append("## Evaluation\n\n" + _describe_results(run["results"]))
     if calibration := describe_calibration(config):
         parts.append(calibration)
-    return "\n\n".join([*parts, _LIMITS, _CITATION]) + "\n"
+    return str(ModelCard("\n\n".join([*parts, _LIMITS, _CITATION]) + "\n"))
 
 
 _INTRODUCTION = """# ViP²-CLIP

@@ -54,14 +54,15 @@ class ViP2ClipCollator:
 
     Returns:
         `dict`: `pixel_values` of shape `(batch_size, 3, height, width)` and `labels` of shape `(batch_size,)`. With
-        pixel labels also `mask_labels` of shape `(batch_size, height, width)` and `mask_label_valid` of shape
+        pixel labels also `mask_labels` of shape `(batch_size, height, width)` and `mask_valid` of shape
         `(batch_size,)`, which is False for anomalous images without a mask. A normal image without a mask has a valid,
         empty mask. For images without labels, only `pixel_values`.
 
     Raises:
         OSError: if an image or mask cannot be read.
-        ValueError: if a column is missing, if only some images have labels, if a mask and its image differ in size, or
-            if the mask of a normal image has anomalous pixels. The message lists the images.
+        ValueError: if a column is missing, if a label is not 0 or 1, if only some images have labels, if a mask and
+            its image differ in size, if the mask of a normal image has anomalous pixels, or if pixel values or
+            embeddings are not finite. The message lists the images.
     """
 
     image_processor: ViP2ClipImageProcessor
@@ -94,8 +95,8 @@ class ViP2ClipCollator:
         batch = self._collate(real or rows[:1])
         batch["image_ids"] = [row.get("image_id") for row in real or rows[:1]]
         batch["num_images"] = len(real)
-        if not real and "mask_label_valid" in batch:
-            batch["mask_label_valid"] = torch.zeros_like(batch["mask_label_valid"])
+        if not real and "mask_valid" in batch:
+            batch["mask_valid"] = torch.zeros_like(batch["mask_valid"])
         return batch
 
     def _collate(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -108,6 +109,12 @@ class ViP2ClipCollator:
             )
         ids = [row.get("image_id") for row in rows]
         labels = [row["label"] for row in rows]
+        unknown = [image_id for image_id, label in zip(ids, labels) if label not in (None, 0, 1)]
+        if unknown:
+            raise ValueError(
+                f"The labels of the images {unknown} are {[label for label in labels if label not in (None, 0, 1)]}; "
+                "expected 0 (normal) or 1 (anomalous)."
+            )
         unlabelled = [image_id for image_id, label in zip(ids, labels) if label is None]
         if 0 < len(unlabelled) < len(rows):
             raise ValueError(
@@ -139,9 +146,7 @@ class ViP2ClipCollator:
                     f"The images {found} are labelled normal but have anomalous pixels in their masks; expected empty "
                     "masks. Correct the labels or the masks."
                 )
-            batch["mask_label_valid"] = torch.tensor(
-                [label == 0 or mask is not None for label, mask in zip(labels, masks)]
-            )
+            batch["mask_valid"] = torch.tensor([label == 0 or mask is not None for label, mask in zip(labels, masks)])
         if self.return_metadata:
             batch["categories"] = [row.get("category") for row in rows]
             batch["defects"] = [row.get("defect") for row in rows]
@@ -150,10 +155,20 @@ class ViP2ClipCollator:
 
     def _collate_cached(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         batch = {name: torch.stack([row[name] for row in rows]) for name in ("image_embeds", "patch_embeds")}
+        for name, embeds in batch.items():
+            if not torch.isfinite(embeds).all():
+                bad = [
+                    row.get("image_id")
+                    for row, finite in zip(rows, torch.isfinite(embeds).flatten(1).all(1))
+                    if not finite
+                ]
+                raise ValueError(
+                    f"{name} of the images {bad} contains NaN or infinite values; expected finite values."
+                )
         batch["labels"] = torch.tensor([row["label"] for row in rows])
         if self.pixel_labels:
             batch["mask_labels"] = torch.stack([row["mask_labels"] for row in rows])
-            batch["mask_label_valid"] = torch.tensor([row["mask_label_valid"] for row in rows])
+            batch["mask_valid"] = torch.tensor([row["mask_valid"] for row in rows])
         return batch
 
 

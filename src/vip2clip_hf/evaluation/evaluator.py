@@ -97,7 +97,7 @@ def evaluate_model(
                     maps = {
                         "anomaly_maps": outputs.anomaly_maps,
                         "masks": batch["mask_labels"],
-                        "has_mask": batch["mask_label_valid"],
+                        "has_mask": batch["mask_valid"],
                     }
                 try:
                     metrics.update(outputs.scores, batch["labels"], categories=batch["categories"], **maps)

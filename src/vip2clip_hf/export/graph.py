@@ -7,16 +7,15 @@ import torch
 from torch import nn
 
 from ..models.vip2clip.modeling_vip2clip import ViP2ClipForAnomalyDetection
-from ..models.vip2clip.prompt_prefix_vip2clip import ViP2ClipPromptPrefix
 
 
 class ExportedDetector(nn.Module):
     """
     Module to export. The model is not changed; weights that are already on the CPU are shared with it.
 
-    Constants of the graph are: the position table at the image size; the embeddings of the tokens in the prompts
-    (CLIP's full table has 49408 tokens); the keys and values of the prefix that all prompts share. Without image
-    conditioning, the prompt embeddings are constants too, and the text tower is removed.
+    Constants of the graph are the position table at the image size and the embeddings of the tokens in the prompts
+    (CLIP's full table has 49408 tokens). Without image conditioning, the prompt embeddings are constants too, and the
+    text tower is removed.
 
     Args:
         model ([`ViP2ClipForAnomalyDetection`]):
@@ -33,20 +32,13 @@ class ExportedDetector(nn.Module):
         check_exportable(model)
         with torch.inference_mode(False), torch.no_grad():
             self.model = private_copy(model)
-            prefix = self.model.get_prompt_prefix()
-            self.prefix_length = 0 if prefix is None else prefix.length
-            self.num_blocks = 0 if prefix is None else len(prefix.keys)
             _keep_used_tokens(self.model)
             _resize_positions(self.model)
             if not self.model.config.use_image_conditioning:
                 unused = torch.zeros(1, self.model.clip.visual_projection.out_features)
-                self.register_buffer("text_embeds", self.model.get_prompt_embeds(unused).clone())
+                self.register_buffer("text_embeds", self.model.get_prompt_features(unused).text_embeds.clone())
                 del self.model.clip.text_model, self.model.clip.text_projection
                 del self.model.prompt_learner, self.model.image_conditioned_adapter
-            elif prefix is not None:
-                for number, (key, value) in enumerate(zip(prefix.keys, prefix.values)):
-                    self.register_buffer(f"prefix_key_{number}", key.clone())
-                    self.register_buffer(f"prefix_value_{number}", value.clone())
 
     def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """
@@ -61,23 +53,14 @@ class ExportedDetector(nn.Module):
             `(batch_size, image_size, image_size)`, both float32 in [0, 1].
         """
         model = self.model
-        image_embeds, patch_embeds = model.get_vision_features(pixel_values)
+        images = model.get_image_features(pixel_values)
+        image_embeds, patch_embeds = images.image_embeds, images.patch_embeds
         if model.config.use_image_conditioning:
-            text_embeds = model.encode_prompts(model.get_prompts(image_embeds), self._prefix())
+            text_embeds = model.encode_prompts(model.get_prompts(image_embeds)).text_embeds
         else:
             text_embeds = self.text_embeds.expand(pixel_values.shape[0], -1, -1)
         aligned = model.align(text_embeds, patch_embeds, image_embeds)
         return aligned["scores"], model.get_anomaly_maps(aligned["layer_maps"])
-
-    def _prefix(self) -> ViP2ClipPromptPrefix | None:
-        """Rebuild the prompt prefix from the buffers."""
-        if self.num_blocks == 0:
-            return None
-        keys, values = (
-            [getattr(self, f"prefix_{kind}_{number}") for number in range(self.num_blocks)]
-            for kind in ("key", "value")
-        )
-        return ViP2ClipPromptPrefix(self.prefix_length, keys, values)
 
 
 def check_exportable(model: ViP2ClipForAnomalyDetection) -> None:
@@ -124,10 +107,7 @@ def private_copy(model: ViP2ClipForAnomalyDetection) -> ViP2ClipForAnomalyDetect
     """
     shared: dict[int, Any] = {}
     for parameter in model.parameters():
-        weight = parameter.detach().cpu()
-        # Inference tensors have no version counter, which the cache of the prompt prefix needs.
-        weight = weight.clone() if weight.is_inference() else weight
-        shared[id(parameter)] = nn.Parameter(weight, requires_grad=False)
+        shared[id(parameter)] = nn.Parameter(parameter.detach().cpu(), requires_grad=False)
     private = copy.deepcopy(model, shared)
     for module in private.modules():
         for key, buffer in module._buffers.items():
@@ -154,6 +134,8 @@ def _resize_positions(model: ViP2ClipForAnomalyDetection) -> None:
     embeddings, size = model.clip.vision_model.embeddings, model.config.image_size
     table = embeddings.interpolate_pos_encoding(torch.empty(0), size, size)[0].clone()
     embeddings.position_embedding = nn.Embedding.from_pretrained(table, freeze=True)
+    embeddings.position_ids = torch.arange(len(table))[None]
+    embeddings.image_size = size
 
 
 __all__ = ["ExportedDetector", "check_exportable", "private_copy"]

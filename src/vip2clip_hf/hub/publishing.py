@@ -5,11 +5,15 @@ import os
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub import HfApi
 
 from ..checkpoints.saving import CODE_FILES, WEIGHT_FILE, write_checkpoint
 from ..models.vip2clip.image_processing_vip2clip import ViP2ClipImageProcessor
 from ..models.vip2clip.modeling_vip2clip import ViP2ClipForAnomalyDetection
+
+
+# Patterns of the names of weights, with a fixed length, because `*` also matches files in folders.
+OTHER_WEIGHTS = ["model.safetensors", "model.safetensors.index.json", "model-?????-of-?????.safetensors"]
 
 
 def save_checkpoint(
@@ -76,7 +80,8 @@ def push_checkpoint(
     commit_message: str = "Upload ViP²-CLIP checkpoint",
 ) -> str:
     """
-    Publish a checkpoint folder on the Hub, in one commit. Only files of the checkpoint are uploaded.
+    Publish a checkpoint folder on the Hub. Only files of the checkpoint are uploaded. Weights that the repository
+    contains under other names are deleted, if they would be loaded instead.
 
     Args:
         folder (`str` or `os.PathLike`):
@@ -105,17 +110,14 @@ def push_checkpoint(
     api = HfApi(token=token)
     repo_id = repository if isinstance(repository, str) else folder.resolve().name
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-    operations: list[CommitOperationAdd | CommitOperationDelete] = [
-        CommitOperationAdd(path_in_repo=name, path_or_fileobj=folder / name) for name in sorted(names)
-    ]
-    if "model.safetensors" not in names:
+    api.upload_folder(
+        repo_id=repo_id,
+        folder_path=folder,
+        allow_patterns=sorted(names),
         # An old model.safetensors in the repository would be loaded instead of the shards.
-        operations += [
-            CommitOperationDelete(path_in_repo=name)
-            for name in api.list_repo_files(repo_id)
-            if WEIGHT_FILE.fullmatch(name) and name not in names
-        ]
-    api.create_commit(repo_id=repo_id, operations=operations, commit_message=commit_message)
+        delete_patterns=None if "model.safetensors" in names else OTHER_WEIGHTS,
+        commit_message=commit_message,
+    )
     return repo_id
 
 

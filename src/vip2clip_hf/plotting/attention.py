@@ -48,7 +48,7 @@ def attention_maps(detector: AnomalyDetectionPipeline, image: Any, size: tuple[i
     _check_detector(detector)
     _check_attention(detector)
     photo = load_image(image)
-    attentions = _outputs(detector, photo, output_attentions=True).attentions
+    attentions = _outputs(detector, photo, output_attentions=True).cross_attentions
     mean = torch.stack([layer[0].float().mean(dim=0) for layer in attentions])  # (L, 2, P)
     grid = int(mean.shape[-1] ** 0.5)
     relative = (mean * mean.shape[-1]).unflatten(-1, (grid, grid))

@@ -279,12 +279,13 @@ class FeatureCache:
             for numbers, batch in zip(batches, loader):
                 with autocast():
                     pixel_values = batch["pixel_values"].to(model.device, non_blocking=True)
-                    image_embeds, patch_embeds = model.get_vision_features(pixel_values)
+                    images = model.get_image_features(pixel_values)
+                    image_embeds, patch_embeds = images.image_embeds, images.patch_embeds
                 arrays["patch_embeds"][numbers] = patch_embeds.to(getattr(torch, self.meta["dtype"])).cpu().numpy()
                 arrays["image_embeds"][numbers] = image_embeds.float().cpu().numpy()
                 arrays["masks"][numbers] = np.packbits(batch["mask_labels"].numpy().reshape(len(numbers), -1), axis=1)
                 arrays["labels"][numbers] = batch["labels"].numpy()
-                arrays["valid"][numbers] = batch["mask_label_valid"].numpy()
+                arrays["valid"][numbers] = batch["mask_valid"].numpy()
                 for number in numbers:
                     arrays["checksums"][number] = self._checksum(number)
                 # Last, because it marks the rows as stored.
@@ -324,7 +325,7 @@ class FeatureCache:
         Returns:
             `dict`: `image_embeds` of shape `(projection_dim,)`, float32; `patch_embeds` of shape `(num_layers,
             num_patches, projection_dim)` in the dtype of the cache; `mask_labels` of shape `(image_size, image_size)`,
-            uint8, 0 or 1; `label` (`int`) and `mask_label_valid` (`bool`).
+            uint8, 0 or 1; `label` (`int`) and `mask_valid` (`bool`).
         """
         arrays, size = self._open(), self.meta["image_size"]
         mask = np.unpackbits(arrays["masks"][number], count=size * size).reshape(size, size)
@@ -333,7 +334,7 @@ class FeatureCache:
             "patch_embeds": torch.from_numpy(np.array(arrays["patch_embeds"][number])),
             "mask_labels": torch.from_numpy(mask),
             "label": int(arrays["labels"][number]),
-            "mask_label_valid": bool(arrays["valid"][number]),
+            "mask_valid": bool(arrays["valid"][number]),
         }
 
 

@@ -137,7 +137,7 @@ class ViP2ClipTrainer(Trainer):
         counts = torch.zeros(2)
         for batch in batch_samples:
             images = batch["num_images"]
-            valid = batch.get("mask_label_valid")
+            valid = batch.get("mask_valid")
             counts += torch.tensor([images, images if valid is None else int(valid.sum())])
         return self.accelerator.reduce(counts.to(device), reduction="sum")
 
@@ -169,7 +169,7 @@ class ViP2ClipTrainer(Trainer):
         outputs = model(**inputs)
         if not isinstance(num_items_in_batch, torch.Tensor) or images is None:
             return (outputs.loss, outputs) if return_outputs else outputs.loss
-        valid = inputs.get("mask_label_valid")
+        valid = inputs.get("mask_valid")
         valid = images if valid is None else valid.sum()
         image_weight, pixel_weight = images / num_items_in_batch[0], valid / num_items_in_batch[1].clamp_min(1)
         parts = {

@@ -16,9 +16,11 @@ from .modeling_vip2clip import (
     ViP2ClipAlignmentOutput,
     ViP2ClipAnomalyDetectionOutput,
     ViP2ClipForAnomalyDetection,
-    ViP2ClipPreTrainedModel,
+    ViP2ClipImageFeatures,
+    ViP2ClipPromptFeatures,
 )
 from .pipeline_anomaly_detection import AnomalyDetectionPipeline
+from .pretrained_vip2clip import ViP2ClipPreTrainedModel
 
 
 def _register() -> None:
@@ -42,8 +44,10 @@ __all__ = [
     "ViP2ClipAnomalyDetectionOutput",
     "ViP2ClipConfig",
     "ViP2ClipForAnomalyDetection",
+    "ViP2ClipImageFeatures",
     "ViP2ClipImageProcessor",
     "ViP2ClipPreTrainedModel",
+    "ViP2ClipPromptFeatures",
     "convert_release_checkpoint",
     "draw_heatmap",
     "load_image",

@@ -1,4 +1,4 @@
-"""Load the frozen CLIP backbone, verify its checksum and look up token ids."""
+"""Load the frozen CLIP backbone, verify its checksum, merge it with adapters, and look up token ids."""
 
 import contextlib
 import copy
@@ -13,9 +13,10 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # public, but exported lazily
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers import AutoTokenizer, CLIPConfig, CLIPModel, PreTrainedConfig
+from transformers import AutoTokenizer, CLIPConfig, CLIPModel, PreTrainedConfig, PreTrainedModel
 from transformers.utils.hub import cached_file
 
+from .adapter_weights_vip2clip import RENAMED_ADAPTERS, check_adapters, check_names_and_shapes
 from .state_words_vip2clip import CLIP_VOCAB_SIZE, STATE_WORD_TOKEN_IDS, known_token_ids
 
 
@@ -24,26 +25,38 @@ BACKBONE_PREFIX = "clip."
 HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
 
-def load_clip(clip: CLIPModel | str | os.PathLike, **hub_kwargs: Any) -> tuple[CLIPModel, dict[str, str]]:
+def load_clip(clip: PreTrainedModel | str | os.PathLike, **hub_kwargs: Any) -> tuple[CLIPModel, dict[str, str]]:
     """
     Load a CLIP model and determine its origin.
 
     Args:
-        clip (`CLIPModel`, `str` or `os.PathLike`): model, folder or Hub id.
+        clip (`CLIPModel`, [`ViP2ClipForAnomalyDetection`], `str` or `os.PathLike`): model, folder or Hub id. Of a
+            [`ViP2ClipForAnomalyDetection`], its CLIP model is used.
         hub_kwargs: options of `from_pretrained`, such as `revision`, `token` and `cache_dir`.
 
     Returns:
-        `tuple`: the model, in the dtype of its file, and a dict with its origin. For a Hub id, the dict contains
-        `backbone_id` and `backbone_revision`. For a model, it contains `backbone_id` if the model has a Hub id. For a
-        folder, it is empty, because a path is only valid on one machine.
+        `tuple`: the model, in the dtype of its file, and a dict with its origin. A model that is passed is returned
+        itself, not a copy. For a Hub id, the dict contains `backbone_id` and `backbone_revision`. For a model, it
+        contains those that are known. For a folder, it is empty, because a path is only valid on one machine.
 
     Raises:
         OSError: if the checkpoint is not found or damaged.
+        TypeError: if `clip` is something else, such as a model of another class.
         ValueError: if it is not a CLIP checkpoint.
         RuntimeError: if weights are missing.
     """
     if isinstance(clip, CLIPModel):
         return clip, _hub_id(clip)
+    # Not with isinstance: models from remote code have another class.
+    if isinstance(clip, PreTrainedModel) and clip.config.model_type == "vip2clip":
+        model: Any = clip
+        origin = {name: getattr(model.config, name) for name in ("backbone_id", "backbone_revision")}
+        return model.clip, {name: value for name, value in origin.items() if value is not None}
+    if not isinstance(clip, (str, os.PathLike)):
+        raise TypeError(
+            f"The CLIP backbone is a {type(clip).__name__}; expected a CLIPModel, a ViP2ClipForAnomalyDetection, or "
+            "the folder or Hub id of a CLIP checkpoint."
+        )
     source = os.fspath(clip)
     with naming("CLIP checkpoint", source):
         config_dict, _ = CLIPConfig.get_config_dict(source, **hub_kwargs)
@@ -149,7 +162,7 @@ def backbone_checksum(state_dict: dict[str, torch.Tensor], dtype: torch.dtype) -
 def merge_adapters_with_backbone(
     checkpoint: str | os.PathLike,
     config: PreTrainedConfig,
-    backbone: CLIPModel | str | os.PathLike | None,
+    backbone: PreTrainedModel | str | os.PathLike | None,
     hub_kwargs: dict[str, Any],
 ) -> tuple[PreTrainedConfig, dict[str, torch.Tensor]]:
     """
@@ -158,16 +171,20 @@ def merge_adapters_with_backbone(
     Args:
         checkpoint (`str` or `os.PathLike`): folder or Hub id of the adapters.
         config ([`ViP2ClipConfig`]): configuration of the checkpoint.
-        backbone (`CLIPModel`, `str` or `os.PathLike`, *optional*): backbone to use instead of `config.backbone_id`.
+        backbone (`CLIPModel`, [`ViP2ClipForAnomalyDetection`], `str` or `os.PathLike`, *optional*): backbone to use
+            instead of `config.backbone_id`.
         hub_kwargs (`dict`): options for loading the checkpoint, such as `revision`, `token` and `cache_dir`.
 
     Returns:
-        `tuple`: the configuration and the state dict of the complete model.
+        `tuple`: the configuration and the state dict of the complete model. The tensors of a model passed as
+        `backbone` are shared, not copied.
 
     Raises:
         OSError: if adapters or backbone are not found, or the configuration has no `backbone_id` and none is passed.
-        ValueError: if the backbone is not the one used in training, the configuration has no checksum, or the
-            checkpoint contains a CLIP model.
+        RuntimeError: if weights of the adapters are missing, unknown or have another shape.
+        TypeError: if `backbone` is something else.
+        ValueError: if the backbone is not the one used in training, the configuration has no checksum, the checkpoint
+            contains a CLIP model, or a weight of the adapters is not finite.
     """
     source = config.backbone_id if backbone is None else backbone
     if source is None:
@@ -187,18 +204,20 @@ def merge_adapters_with_backbone(
             f"{checkpoint} contains no checksum of its CLIP backbone, so the backbone cannot be verified; expected a "
             "checkpoint from vip2clip_hf.hub.save_checkpoint(..., adapters_only=True)."
         )
-    if isinstance(source, CLIPModel):
-        clip = source
-    else:
+    adapters = {RENAMED_ADAPTERS.get(name, name): tensor for name, tensor in adapters.items()}
+    check_names_and_shapes(adapters, config, checkpoint)
+    check_adapters(adapters, checkpoint)
+    options: dict[str, Any] = {}
+    if isinstance(source, (str, os.PathLike)):
         options = {k: v for k, v in hub_kwargs.items() if k not in ("revision", "subfolder")}
         if backbone is None:
             options["revision"] = config.backbone_revision or "main"
-        try:
-            clip, _ = load_clip(source, **options)
-        except OSError as error:
-            raise OSError(
-                f"{checkpoint} contains only adapters; pass backbone= with the folder of its CLIP backbone. {error}"
-            ) from error
+    try:
+        clip, _ = load_clip(source, **options)
+    except OSError as error:
+        raise OSError(
+            f"{checkpoint} contains only adapters; pass backbone= with the folder of its CLIP backbone. {error}"
+        ) from error
     weights = clip.state_dict()
     found = backbone_checksum(weights, getattr(torch, config.backbone_dtype or "float32"))
     if found != config.backbone_checksum:
@@ -210,8 +229,7 @@ def merge_adapters_with_backbone(
         )
     config = copy.deepcopy(config)
     config.adapters_only = False
-    copied = isinstance(source, CLIPModel)  # the model belongs to the caller
-    return config, {**{BACKBONE_PREFIX + k: v.clone() if copied else v for k, v in weights.items()}, **adapters}
+    return config, {**{BACKBONE_PREFIX + name: tensor for name, tensor in weights.items()}, **adapters}
 
 
 def check_device(device: int | str | torch.device | None) -> None:
@@ -292,6 +310,7 @@ def token_settings(
 
 __all__ = [
     "backbone_checksum",
+    "check_adapters",
     "check_device",
     "load_clip",
     "merge_adapters_with_backbone",

@@ -20,14 +20,21 @@ _VARIANTS: dict[str, dict[str, Any]] = {
     "paper": {},
     "release": {
         "normal_word": "damaged",
-        "perception_num_heads": 8,
-        "perception_scaled": False,
+        "fgp_num_heads": 8,
+        "fgp_scaled": False,
         "image_score": "mean_logits",
         "image_embeds_layernorm": False,
         "focal_smooth": 1e-5,
     },
 }
 
+
+# Fields of configurations saved by version 0.1, and their current names.
+_RENAMED = {
+    "num_image_tokens": "num_object_tokens",
+    "perception_num_heads": "fgp_num_heads",
+    "perception_scaled": "fgp_scaled",
+}
 
 _Value = TypeVar("_Value")
 
@@ -69,8 +76,8 @@ class ViP2ClipConfig(PreTrainedConfig):
             resized to fit. Anomaly maps have the same size.
         feature_layers (`tuple[int, ...]`, defaults to `(6, 12, 18, 24)`):
             Numbers of the vision blocks used as feature layers, counted from 1. Stored in ascending order.
-        num_context_tokens (`int`, defaults to 7), num_image_tokens (`int`, defaults to 3):
-            Number of learned context tokens (e) and of image tokens (r) in each prompt, eqs. 2 to 5.
+        num_context_tokens (`int`, defaults to 7), num_object_tokens (`int`, defaults to 3):
+            Number of learned context tokens (e) and of object tokens (r) in each prompt, eqs. 2 to 5.
         normal_word, anomalous_word (`str`, *optional*, default to `"good"` and `"damaged"`):
             State words of the normal and the anomalous prompt. `None` if only the token ids are set.
         normal_token_ids, anomalous_token_ids (`tuple[int, ...]`, *optional*):
@@ -79,7 +86,7 @@ class ViP2ClipConfig(PreTrainedConfig):
             Ids of the start and end tokens. Never read from `clip_config`: published CLIP configs contain wrong ids.
         meta_net_hidden_size (`int`, defaults to 384):
             Hidden size of the Meta-Nets in the image-conditioned adapter.
-        perception_num_heads (`int`, defaults to 1), perception_scaled (`bool`, defaults to `True`):
+        fgp_num_heads (`int`, defaults to 1), fgp_scaled (`bool`, defaults to `True`):
             Number of attention heads in eq. 6, and whether to divide the logits by the square root of the head size.
         top_k (`int`, defaults to 50):
             Number of top patches per layer used for the image score (eq. 8).
@@ -103,7 +110,7 @@ class ViP2ClipConfig(PreTrainedConfig):
         image_threshold (`float`, defaults to 0.5), pixel_threshold (`float`, defaults to 0.5):
             An image or pixel is anomalous if its score is strictly greater than the threshold.
         use_image_conditioning (`bool`, defaults to `True`):
-            Whether the image tokens depend on the image. If `False` (ablation in Table 4), z_i = o_i.
+            Whether the object tokens depend on the image. If `False` (ablation in Table 4), z_i = o_i.
         use_fine_grained_perception (`bool`, defaults to `True`):
             Whether to refine the prompts with the patches of each layer. `False` is an ablation in Table 4.
         alignment (`"unified"` or `"dual"`, defaults to `"unified"`):
@@ -143,13 +150,16 @@ class ViP2ClipConfig(PreTrainedConfig):
     # __post_init__ sets the default. `sub_configs_defaults` would, but does not exist in transformers 5.18.
     sub_configs = {"clip_config": CLIPConfig}
     # Large tensors that the Trainer does not need to gather in evaluation.
-    keys_to_ignore_at_inference = ["loss_components", "layer_maps", "text_embeds", "image_embeds", "attentions"]
+    keys_to_ignore_at_inference = [
+        "loss_components", "layer_maps", "text_embeds", "image_embeds", "cross_attentions", "hidden_states",
+        "attentions", "vision_model_output", "text_model_output",
+    ]  # fmt: skip
 
     clip_config: dict | CLIPConfig | None = None
     image_size: int = 518
     feature_layers: list[int] | tuple[int, ...] = (6, 12, 18, 24)
     num_context_tokens: int = 7
-    num_image_tokens: int = 3
+    num_object_tokens: int = 3
     normal_word: str | None = None
     anomalous_word: str | None = None
     normal_token_ids: list[int] | tuple[int, ...] | None = None
@@ -157,8 +167,8 @@ class ViP2ClipConfig(PreTrainedConfig):
     bos_token_id: int = 49406
     eos_token_id: int = 49407
     meta_net_hidden_size: int = 384
-    perception_num_heads: int = 1
-    perception_scaled: bool = True
+    fgp_num_heads: int = 1
+    fgp_scaled: bool = True
     top_k: int = 50
     temperature: int | float = 0.07
     smoothing_sigma: int | float = 8.0
@@ -276,6 +286,7 @@ class ViP2ClipConfig(PreTrainedConfig):
             if found == "clip":
                 hint = " To add new adapters to a CLIP checkpoint, use ViP2ClipForAnomalyDetection.from_clip."
             raise ValueError(f"Expected a checkpoint with model_type 'vip2clip', found model_type {found!r}.{hint}")
+        config_dict = {_RENAMED.get(name, name): value for name, value in config_dict.items()}
         # The library sets overrides after construction, which would skip both validation and derived values.
         fields = [name for name in kwargs if name in cls.__dataclass_fields__ and name not in ("clip_config", "dtype")]
         overrides = {name: kwargs.pop(name) for name in fields}
@@ -286,6 +297,10 @@ class ViP2ClipConfig(PreTrainedConfig):
         output: Any = super().from_dict({**config_dict, **overrides}, **kwargs)
         (output[0] if isinstance(output, tuple) else output).check_values()
         return output
+
+    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> CLIPTextConfig:
+        """Return the configuration of the text tower, as the library expects, for example to resize embeddings."""
+        return self.clip_text_config
 
     @property
     def clip_text_config(self) -> CLIPTextConfig:
@@ -315,7 +330,7 @@ class ViP2ClipConfig(PreTrainedConfig):
     @property
     def prompt_lengths(self) -> tuple[int, int]:
         """Number of tokens in the normal and the anomalous prompt, including start and end token."""
-        shared = 2 + self.num_context_tokens + self.num_image_tokens
+        shared = 2 + self.num_context_tokens + self.num_object_tokens
         return shared + len(self.normal_token_ids or ()), shared + len(self.anomalous_token_ids or ())
 
     def check_values(self) -> None:
@@ -356,7 +371,7 @@ class ViP2ClipConfig(PreTrainedConfig):
             f"distinct block numbers from 1 to {depth}, the number of vision blocks in the backbone",
         )
 
-        for name in ("num_context_tokens", "num_image_tokens", "meta_net_hidden_size"):
+        for name in ("num_context_tokens", "num_object_tokens", "meta_net_hidden_size"):
             check(name, getattr(self, name) >= 1, "an integer of at least 1")
         last = text.vocab_size - 1
         for name in ("bos_token_id", "eos_token_id"):
@@ -367,12 +382,12 @@ class ViP2ClipConfig(PreTrainedConfig):
         longest = max(self.prompt_lengths)
         if longest > text.max_position_embeddings:
             raise ValueError(
-                f"num_context_tokens ({self.num_context_tokens}), num_image_tokens ({self.num_image_tokens}) and "
+                f"num_context_tokens ({self.num_context_tokens}), num_object_tokens ({self.num_object_tokens}) and "
                 f"state words give a prompt of {longest} tokens; expected at most {text.max_position_embeddings}."
             )
 
-        width, heads = self.clip_projection_dim, self.perception_num_heads
-        check("perception_num_heads", heads >= 1 and width % heads == 0, f"a divisor of the projection size {width}")
+        width, heads = self.clip_projection_dim, self.fgp_num_heads
+        check("fgp_num_heads", heads >= 1 and width % heads == 0, f"a divisor of the projection size {width}")
         patches = (size // patch) ** 2
         check("top_k", 1 <= self.top_k <= patches, f"an integer from 1 to {patches}, the number of patches")
         check("temperature", 1e-4 <= self.temperature < math.inf, "a number of at least 0.0001")

@@ -1,8 +1,10 @@
 """Decisions on scores and maps: calibrated thresholds, p-values and regions."""
 
+import contextlib
+import gc
 import importlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -210,22 +212,41 @@ def find_regions(anomaly_map: np.ndarray, mask: np.ndarray) -> list[dict[str, An
 
     Raises:
         ImportError: if scipy is not installed.
+        ValueError: if map and mask differ in shape.
     """
+    if anomaly_map.shape != mask.shape:
+        raise ValueError(f"anomaly_map has shape {anomaly_map.shape}; expected {mask.shape}, the shape of the mask.")
     labels, number = _label_regions(mask)
     if number == 0:
         return []
-    regions = []
-    for index, (rows, columns) in enumerate(_ndimage().find_objects(labels), start=1):
-        inside = anomaly_map[rows, columns][labels[rows, columns] == index]
-        regions.append(
-            {
-                "box": [columns.start, rows.start, columns.stop, rows.stop],
-                "area": int(inside.size),
-                "mean_score": float(inside.mean()),
-                "peak_score": float(inside.max()),
-            }
-        )
-    return sorted(regions, key=lambda region: (-region["peak_score"], -region["area"], region["box"]))
+    # Sort the pixels by region. The pixels of a region are then a slice, and start at `first`.
+    rows, columns = np.nonzero(labels)
+    regions = labels[rows, columns] - 1
+    areas = np.bincount(regions, minlength=number)
+    first = np.cumsum(areas) - areas
+    order = np.argsort(regions, kind="stable")
+    rows, columns = rows[order], columns[order]
+    values = anomaly_map[rows, columns].astype(np.float64)
+    peaks, means = np.maximum.reduceat(values, first), np.add.reduceat(values, first) / areas
+    lefts, tops = np.minimum.reduceat(columns, first), np.minimum.reduceat(rows, first)
+    rights, bottoms = np.maximum.reduceat(columns, first) + 1, np.maximum.reduceat(rows, first) + 1
+    boxes = np.stack([lefts, tops, rights, bottoms], axis=1)
+    ranking = np.lexsort((bottoms, rights, tops, lefts, -areas, -peaks))  # the last key is the most important one
+    with _without_garbage_collection():
+        table = zip(*(column[ranking].tolist() for column in (boxes, areas, means, peaks)))
+        return [{"box": box, "area": area, "mean_score": mean, "peak_score": peak} for box, area, mean, peak in table]
+
+
+@contextlib.contextmanager
+def _without_garbage_collection() -> Iterator[None]:
+    """Pause Python's garbage collector, which takes most of the time when creating a million dicts."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def check_calibration(found: dict[str, Any]) -> None:

@@ -27,7 +27,7 @@ def draw_heatmap(image: Image.Image, anomaly_map: np.ndarray) -> Image.Image:
         `PIL.Image.Image`: the image with the heatmap, in mode RGB.
 
     Raises:
-        ValueError: if map and image differ in size.
+        ValueError: if map and image differ in size, or the map is not finite.
     """
     anomaly_map = np.asarray(anomaly_map, dtype=np.float32)
     if anomaly_map.shape != (image.height, image.width):
@@ -35,6 +35,8 @@ def draw_heatmap(image: Image.Image, anomaly_map: np.ndarray) -> Image.Image:
             f"anomaly_map has shape {anomaly_map.shape}; expected {(image.height, image.width)}, the height and width "
             "of the image."
         )
+    if not np.isfinite(anomaly_map).all():
+        raise ValueError("anomaly_map contains NaN or infinite values; expected values in [0, 1].")
     # An 8-bit image shows at most 256 steps, and a lookup table is much faster than interpolating every pixel.
     steps = np.linspace(0, 1, 256, dtype=np.float32)
     knots = np.linspace(0, 1, len(HEATMAP_COLORS))

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # public, but exported lazily
 from PIL import Image, ImageOps, UnidentifiedImageError
+from transformers.image_utils import ChannelDimension
 
 
 DEFAULT_TIMEOUT = 60.0
@@ -23,12 +24,16 @@ def _describe(array: np.ndarray) -> str:
     return f"an array of type {array.dtype} and shape {array.shape}"
 
 
+def _describe_format(input_data_format: ChannelDimension | None) -> str:
+    return "" if input_data_format is None else f" with input_data_format {input_data_format.value!r}"
+
+
 def load_image(image: Any, timeout: float | None = DEFAULT_TIMEOUT) -> Image.Image:
     """
     Load an image as upright 8-bit RGB.
 
-    The EXIF orientation is applied and transparency is dropped. Images with more than 8 bits per channel are scaled,
-    not clipped.
+    The EXIF orientation is applied and transparency is dropped. Floats and images with more than 8 bits per channel
+    are scaled and rounded to 8 bits, not clipped.
 
     Args:
         image (`str`, `os.PathLike`, `PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or `dict`):
@@ -50,18 +55,54 @@ def load_image(image: Any, timeout: float | None = DEFAULT_TIMEOUT) -> Image.Ima
         ValueError: if the input is of another type, an array has another shape or range, an image has no pixels, or a
             value is not finite.
     """
-    if isinstance(image, (str, os.PathLike)):
-        return _upright_rgb(_open(os.fspath(image), timeout), repr(os.fspath(image)))
-    if isinstance(image, dict) and (image.get("bytes") is not None or image.get("path") is not None):
-        return _upright_rgb(_open_undecoded(image, timeout), repr(image.get("path") or "<bytes>"))
-    if isinstance(image, Image.Image):
-        return _upright_rgb(image, "The image")
+    return read_image(image, timeout)[0]
+
+
+def read_image(
+    image: Any,
+    timeout: float | None = DEFAULT_TIMEOUT,
+    convert_rgb: bool = True,
+    input_data_format: ChannelDimension | None = None,
+) -> tuple[Image.Image, bool]:
+    """
+    Load an image as [`load_image`] does, with more options.
+
+    Args:
+        image: the image, see [`load_image`].
+        timeout (`float`, *optional*, defaults to 60):
+            Seconds to wait for a response from the server of a URL. `None` waits forever.
+        convert_rgb (`bool`, defaults to `True`):
+            Whether to convert the image to RGB. `False` keeps its 1, 3 or 4 channels.
+        input_data_format (`ChannelDimension`, *optional*):
+            Axis of the channels of an array. By default, it is inferred from the shape.
+
+    Returns:
+        `tuple[PIL.Image.Image, bool]`: the upright image with 8 bits per channel, in mode RGB (without conversion L,
+        RGB or RGBA), and whether its values were floats in [0, 1].
+
+    Raises:
+        OSError: as [`load_image`].
+        ValueError: as [`load_image`]. Also if an image has another mode and is not converted, or if
+            `input_data_format` is set for an image that is not an array.
+    """
     if isinstance(image, torch.Tensor):
         image = image.detach().cpu()
         image = (image.float() if image.dtype in (torch.bfloat16, torch.float16) else image).numpy()
     if isinstance(image, np.ndarray):
-        return _array_to_rgb(image)
-    raise ValueError(f"Expected a path, a URL, a PIL image or an array, found {type(image).__name__}.")
+        return _from_array(image, convert_rgb, input_data_format)
+    if isinstance(image, (str, os.PathLike)):
+        opened, name = _open(os.fspath(image), timeout), repr(os.fspath(image))
+    elif isinstance(image, dict) and (image.get("bytes") is not None or image.get("path") is not None):
+        opened, name = _open_undecoded(image, timeout), repr(image.get("path") or "<bytes>")
+    elif isinstance(image, Image.Image):
+        opened, name = image, "The image"
+    else:
+        raise ValueError(f"Expected a path, a URL, a PIL image or an array, found {type(image).__name__}.")
+    if input_data_format is not None:
+        raise ValueError(
+            f"input_data_format is {input_data_format.value!r}, but the image is not an array; remove the argument."
+        )
+    return _upright(opened, name, convert_rgb)
 
 
 def _open_undecoded(image: dict[str, Any], timeout: float | None) -> Image.Image:
@@ -110,7 +151,7 @@ def _decode(source: str | BytesIO, shown: str) -> Image.Image:
     return image
 
 
-def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
+def _upright(image: Image.Image, name: str, convert_rgb: bool) -> tuple[Image.Image, bool]:
     if 0 in image.size:
         raise ValueError(f"{name} has {image.width} x {image.height} pixels; expected at least 1 x 1.")
     try:
@@ -118,8 +159,14 @@ def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
         if image.mode.startswith("I") or image.mode == "F":
             # Pillow would clip the values at 255. It can open 16-bit files in mode "I".
             array = np.asarray(image)
-            return _array_to_rgb(array if image.mode == "F" else _as_uint16(array, name))
-        return image.convert("RGB")
+            return _from_array(array if image.mode == "F" else _as_uint16(array, name), convert_rgb)
+        if convert_rgb:
+            return image.convert("RGB"), False
+        if image.mode not in ("1", "L", "RGB", "RGBA"):
+            raise ValueError(
+                f"{name} has mode {image.mode!r}; expected 1, L, RGB or RGBA. Other modes need do_convert_rgb=True."
+            )
+        return (image.convert("L") if image.mode == "1" else image), False
     except (OSError, SyntaxError) as error:
         raise OSError(f"{name} could not be decoded ({error}); the file may be truncated or damaged.") from error
 
@@ -130,16 +177,21 @@ def _as_uint16(array: np.ndarray, name: str) -> np.ndarray:
     return array.astype(np.uint16)
 
 
-def _array_to_rgb(array: np.ndarray) -> Image.Image:
-    found = _describe(array)
-    if array.ndim == 3 and array.shape[-1] not in (1, 3, 4) and array.shape[0] in (1, 3, 4):
-        array = np.moveaxis(array, 0, -1)
+def _from_array(
+    array: np.ndarray, convert_rgb: bool, input_data_format: ChannelDimension | None = None
+) -> tuple[Image.Image, bool]:
+    found, is_float = _describe(array), np.issubdtype(array.dtype, np.floating)
+    if array.ndim == 3:
+        first = array.shape[-1] not in (1, 3, 4) and array.shape[0] in (1, 3, 4)
+        if input_data_format is not None:
+            first = input_data_format == ChannelDimension.FIRST
+        array = np.moveaxis(array, 0, -1) if first else array
     if array.ndim == 3 and array.shape[-1] == 1:
         array = array[..., 0]
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[-1] not in (3, 4)):
         raise ValueError(
             "Expected an array of shape (height, width), (height, width, channels) or (channels, height, width) with "
-            f"1, 3 or 4 channels, found {found}."
+            f"1, 3 or 4 channels, found {found}{_describe_format(input_data_format)}."
         )
     if array.size == 0:
         raise ValueError(f"Expected an image with at least one pixel, found {found}.")
@@ -155,7 +207,7 @@ def _array_to_rgb(array: np.ndarray) -> Image.Image:
                 "convert 16-bit images to uint16."
             )
         array = array.astype(np.uint8)
-    elif np.issubdtype(array.dtype, np.floating):
+    elif is_float:
         if not np.isfinite(array).all():
             raise ValueError(f"Expected finite pixel values, found NaN or infinity in {found}.")
         if array.min() < -ROUNDING or array.max() > 1 + ROUNDING:
@@ -166,7 +218,10 @@ def _array_to_rgb(array: np.ndarray) -> Image.Image:
         array = np.rint(array.clip(0, 1) * 255.0).astype(np.uint8)
     else:
         raise ValueError(f"Expected numbers, found {found}.")
-    return Image.fromarray(np.ascontiguousarray(array[..., :3] if array.ndim == 3 else array)).convert("RGB")
+    if convert_rgb and array.ndim == 3:
+        array = array[..., :3]
+    image = Image.fromarray(np.ascontiguousarray(array))
+    return (image.convert("RGB") if convert_rgb else image), is_float
 
 
 def list_images(folder: str | os.PathLike[str]) -> list[str]:
@@ -233,4 +288,4 @@ def load_mask(mask: Any) -> np.ndarray:
     return mask
 
 
-__all__ = ["DEFAULT_TIMEOUT", "IMAGE_EXTENSIONS", "list_images", "load_image", "load_mask"]
+__all__ = ["DEFAULT_TIMEOUT", "IMAGE_EXTENSIONS", "list_images", "load_image", "load_mask", "read_image"]

@@ -1,6 +1,6 @@
 """Image processor of ViP²-CLIP: prepares images and masks, and converts model outputs to results at image size."""
 
-from numbers import Real
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,12 @@ from transformers.image_utils import ImageInput, PILImageResampling
 from transformers.processing_utils import ImagesKwargs, Unpack  # type: ignore[attr-defined]  # typing: from 3.11
 from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from .decision_vip2clip import LABELS
-from .image_loading_vip2clip import load_image, load_mask
+from .arguments_vip2clip import PROCESSOR_ARGUMENTS, label_names, threshold_pair
+from .image_loading_vip2clip import load_mask, read_image
+
+
+# Entries of preprocessor_config.json that are not options.
+METADATA = ("auto_map", "feature_extractor_type", "image_processor_type", "processor_class")
 
 
 class ViP2ClipImageProcessorKwargs(ImagesKwargs, total=False):
@@ -33,19 +37,45 @@ class ViP2ClipImageProcessor(PilBackend):
     Prepares images and masks for the model, and converts the outputs of the model to results at the size of the
     images. It loads images as upright 8-bit RGB (see [`load_image`]), resizes them to a square with bicubic
     interpolation, without keeping the aspect ratio, and normalizes them with CLIP's mean and standard deviation. It
-    uses Pillow and NumPy, even if torchvision is installed.
+    uses Pillow and NumPy on the CPU, even if torchvision is installed.
+
+    All arguments are also arguments of a call. `None` stands for the default, in a call for the value of the image
+    processor.
 
     Args:
-        size (`int` or `dict[str, int]`, *optional*, defaults to `{"height": 518, "width": 518}`):
-            Size of `pixel_values`. Must match the `image_size` of the model.
-        resample (`PIL.Image.Resampling`, *optional*, defaults to bicubic):
+        do_convert_rgb (`bool`, *optional*, defaults to `True`):
+            Whether to convert images to RGB. If `False`, images keep their 1, 3 or 4 channels, and modes other than
+            1, L, RGB and RGBA are an error. `image_mean` and `image_std` must have as many values as channels.
+        do_resize (`bool`, *optional*, defaults to `True`):
+            Whether to resize images to `size`.
+        size (`int`, `tuple[int, int]` or `dict[str, int]`, *optional*, defaults to `{"height": 518, "width": 518}`):
+            Size of `pixel_values`: side of a square, a pair of height and width, or a dict with both. Must match the
+            `image_size` of the model.
+        resample (`PIL.Image.Resampling` or `int`, *optional*, defaults to bicubic):
             Interpolation used to resize images.
+        do_rescale (`bool`, *optional*, defaults to `True`):
+            Whether to multiply the 8-bit pixel values, from 0 to 255, by `rescale_factor`. If `False`, they stay from
+            0 to 255, and those of float images from 0 to 1.
         rescale_factor (`float`, *optional*, defaults to 1/255):
-            Factor applied to the 8-bit pixel values.
-        image_mean, image_std (`list[float]`, *optional*, default to the values of CLIP):
-            Mean and standard deviation per channel, used for normalization.
+            Factor applied to the 8-bit pixel values, greater than 0. Also applied to float images, which are converted
+            to 8 bits first.
+        do_normalize (`bool`, *optional*, defaults to `True`):
+            Whether to normalize images with `image_mean` and `image_std`.
+        image_mean, image_std (`float` or `list[float]`, *optional*, default to the values of CLIP):
+            Mean and standard deviation, of all channels or per channel. Standard deviations must be greater than 0.
+        input_data_format (`"channels_first"` or `"channels_last"`, *optional*):
+            Axis of the channels in arrays. By default, it is inferred from the shape. Only for arrays.
+        return_tensors (`"pt"` or `"np"`, *optional*):
+            Type of the returned tensors. By default, lists of arrays.
         mask_threshold (`int` or `float`, *optional*, defaults to 0):
             Mask pixels with a value greater than this are anomalous. Use 127 for lossy masks (JPEG).
+        kwargs:
+            Other arguments of transformers' image processors are allowed if they change nothing, such as
+            `do_pad=False`, `default_to_square=True`, `data_format="channels_first"` and `device="cpu"`. Cropping,
+            padding and sizes that keep the aspect ratio are not supported.
+
+    Raises:
+        ValueError: if an argument is unknown, not supported or out of range. Also in a call.
 
     Example:
 
@@ -74,7 +104,28 @@ class ViP2ClipImageProcessor(PilBackend):
     mask_threshold = 0
 
     def __init__(self, **kwargs: Unpack[ViP2ClipImageProcessorKwargs]) -> None:
-        super().__init__(**kwargs)
+        given: dict[str, Any] = {name: value for name, value in kwargs.items() if value is not None}
+        metadata = {name: given.pop(name) for name in list(given) if name in METADATA or name.startswith("_")}
+        super().__init__(**metadata, **self._checked(given))
+
+    def _checked(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Check options, none of them None, and convert them to the types that the library expects."""
+        checked: dict[str, Any] = {}
+        for name, value in options.items():
+            if name in PROCESSOR_ARGUMENTS:
+                checked[name] = PROCESSOR_ARGUMENTS[name](name, value)
+            elif name not in self.valid_kwargs.__annotations__:
+                expected = ", ".join(PROCESSOR_ARGUMENTS)
+                raise ValueError(f"{name!r} is not an argument of {type(self).__name__}; expected {expected}.")
+            elif value is not False:
+                raise ValueError(
+                    f"{name} is {value!r}, but this image processor does not support it; remove the argument."
+                )
+        if isinstance(checked.get("size"), int):
+            if not checked.get("default_to_square", self.default_to_square):
+                raise ValueError(f"size is {checked['size']} with default_to_square=False; expected height and width.")
+            checked["size"] = {"height": checked["size"], "width": checked["size"]}
+        return checked
 
     def preprocess(
         self,
@@ -108,41 +159,52 @@ class ViP2ClipImageProcessor(PilBackend):
 
         Raises:
             OSError: if an image or mask cannot be read.
-            ValueError: if an image or mask is of another kind, if there are no images, or if the number or size of
-                images and masks differ.
+            ValueError: if an image or mask is of another kind, a pixel or a pixel value is not finite, there are no
+                images, the number or size of images and masks differ, or an argument is unknown, not supported or out
+                of range.
         """
         image_like_kwargs = {} if segmentation_maps is None else {"segmentation_maps": segmentation_maps}
-        return super().preprocess(images, image_like_kwargs=image_like_kwargs, **kwargs)
+        given = {name: value for name, value in kwargs.items() if value is not None}
+        own = {name: getattr(self, name, None) for name in self.valid_kwargs.__annotations__ if name not in given}
+        checked = self._checked({**given, **{name: value for name, value in own.items() if value is not None}})
+        return super().preprocess(images, image_like_kwargs=image_like_kwargs, **checked)
 
     def _preprocess_image_like_inputs(
         self, images: ImageInput, segmentation_maps: ImageInput | None = None, **kwargs: Any
     ) -> BatchFeature:
-        images = [load_image(image) for image in _flatten(images)]
-        if not images:
+        convert_rgb, input_data_format = kwargs["do_convert_rgb"], kwargs["input_data_format"]
+        loaded = [
+            read_image(image, convert_rgb=convert_rgb, input_data_format=input_data_format)
+            for image in _flatten(images)
+        ]
+        if not loaded:
             raise ValueError("Expected at least one image, found an empty list.")
-        for name in ("do_center_crop", "do_pad", "data_format", "input_data_format"):
-            if kwargs.get(name):
+        size = (kwargs["size"].height, kwargs["size"].width) if kwargs["do_resize"] else None
+        arrays = []
+        for image, is_float in loaded:
+            array = _as_array(image, size, kwargs["resample"])  # (channels, height, width), uint8
+            if is_float and not kwargs["do_rescale"]:
+                array = self.rescale(array, 1 / 255)
+            arrays.append(array)
+        return_tensors, mask_threshold = kwargs.pop("return_tensors"), kwargs.pop("mask_threshold")
+        with np.errstate(over="ignore"):  # an error below
+            pixels = self._preprocess(arrays, return_tensors=None, **{**kwargs, "do_resize": False})["pixel_values"]
+        data = {"pixel_values": [np.asarray(array, dtype=np.float32) for array in pixels]}
+        for index, array in enumerate(data["pixel_values"]):
+            if not np.isfinite(array).all():
                 raise ValueError(
-                    f"{name} is {kwargs[name]!r}, but this image processor does not support it; remove the argument."
+                    f"pixel_values of the image at position {index} contain NaN or infinite values; expected finite "
+                    "values. Check rescale_factor, image_mean and image_std."
                 )
-        size, mask_size = kwargs["size"], None
-        if kwargs["do_resize"]:
-            if not (size.height and size.width):
-                raise ValueError(f"size is {dict(size)}; expected height and width.")
-            mask_size = (size.height, size.width)
-        arrays = [np.moveaxis(np.asarray(image), -1, 0) for image in images]  # (3, height, width) each
-        return_tensors = kwargs.pop("return_tensors", None)
-        mask_threshold = kwargs.pop("mask_threshold")
-        data = dict(self._preprocess(arrays, return_tensors=None, **kwargs))
         if segmentation_maps is not None:
             maps = _flatten(segmentation_maps)
-            if len(images) > 1 and len(maps) == 1 and getattr(maps[0], "ndim", 0) == 3:
+            if len(loaded) > 1 and len(maps) == 1 and getattr(maps[0], "ndim", 0) == 3:
                 maps = list(maps[0])  # (batch, height, width)
-            if len(maps) != len(images):
-                raise ValueError(f"Expected one segmentation map per image, found {len(maps)} for {len(images)}.")
+            if len(maps) != len(loaded):
+                raise ValueError(f"Expected one segmentation map per image, found {len(maps)} for {len(loaded)}.")
             data["mask_labels"] = [
-                self._mask_labels(mask, image, index, mask_threshold, mask_size)
-                for index, (mask, image) in enumerate(zip(maps, images))
+                self._mask_labels(mask, image, index, mask_threshold, size)
+                for index, (mask, (image, _)) in enumerate(zip(maps, loaded))
             ]
         return BatchFeature(data=data, tensor_type=return_tensors)
 
@@ -167,7 +229,8 @@ class ViP2ClipImageProcessor(PilBackend):
         self,
         outputs: Any,
         target_sizes: list[tuple[int, int]] | torch.Tensor | None = None,
-        threshold: float | tuple[float, float] | None = None,
+        threshold: float | tuple[float | None, float | None] | None = None,
+        id2label: Mapping[Any, str] | None = None,
     ) -> list[dict[str, Any]]:
         """
         Convert the outputs of the model to one result per image.
@@ -181,24 +244,24 @@ class ViP2ClipImageProcessor(PilBackend):
             threshold (`float` or `tuple[float, float]`, *optional*, defaults to 0.5):
                 An image or pixel is anomalous if its score is greater than the threshold. Pass a pair to use different
                 thresholds for images and pixels, for example `(config.image_threshold, config.pixel_threshold)`.
+                `None` in a pair is 0.5.
+            id2label (`Mapping[int, str]`, *optional*, defaults to `{0: "normal", 1: "anomalous"}`):
+                Names of the labels, for example `config.id2label`. 0 is normal, 1 anomalous.
 
         Returns:
             `list[dict]`: one dict per image:
 
             - `score` (`float`): image score, in [0, 1].
-            - `label` (`str`): `"normal"` or `"anomalous"`.
+            - `label` (`str`): `"normal"` or `"anomalous"`, or the name in `id2label`.
             - `anomaly_map` (`torch.FloatTensor` of shape `(height, width)`): anomaly map, float32 in [0, 1].
             - `mask` (`torch.BoolTensor` of shape `(height, width)`): `True` for anomalous pixels.
 
         Raises:
-            ValueError: if a threshold is outside [0, 1], the number of sizes and images differ, or a score or map is
-                not finite.
+            ValueError: if a threshold is outside [0, 1], `id2label` has no names for 0 and 1, the number of sizes and
+                images differ, or a score or map is not finite.
         """
-        pair: tuple[Any, ...] = tuple(threshold) if isinstance(threshold, (tuple, list)) else (threshold, threshold)
-        pair = tuple(0.5 if value is None else value for value in pair)
-        if len(pair) != 2 or not all(isinstance(value, Real) and 0 <= float(value) <= 1 for value in pair):
-            raise ValueError(f"threshold is {threshold!r}; expected a number in [0, 1] or a pair of them.")
-        image_threshold, pixel_threshold = pair
+        image_threshold, pixel_threshold = threshold_pair(threshold, (0.5, 0.5))
+        names = label_names(id2label)
         scores, maps = outputs["scores"].detach(), outputs["anomaly_maps"].detach()
         if target_sizes is not None and len(target_sizes) != len(scores):
             raise ValueError(f"Expected one target size per image, found {len(target_sizes)} for {len(scores)}.")
@@ -218,7 +281,7 @@ class ViP2ClipImageProcessor(PilBackend):
             results.append(
                 {
                     "score": score,
-                    "label": LABELS[int(score > image_threshold)],
+                    "label": names[int(score > image_threshold)],
                     "anomaly_map": anomaly_map,
                     "mask": anomaly_map > pixel_threshold,
                 }
@@ -249,6 +312,17 @@ def check_image_processor(image_processor: Any, image_size: int) -> None:
             f"The image processor {problem}, but the model takes {image_size} x {image_size}; use "
             f"ViP2ClipImageProcessor(size={image_size})."
         )
+
+
+def _as_array(image: Image.Image, size: tuple[int, int] | None, resample: PILImageResampling) -> np.ndarray:
+    """Resize an 8-bit image to (height, width) and return it as an array of shape (channels, height, width)."""
+    if size is not None:
+        # Pillow would multiply the colors by the fourth channel. Resize every channel on its own.
+        bands = image.split() if image.mode == "RGBA" else (image,)
+        bands = tuple(band.resize((size[1], size[0]), resample) for band in bands)
+        image = Image.merge("RGBA", bands) if len(bands) > 1 else bands[0]
+    array = np.asarray(image)
+    return array[None] if array.ndim == 2 else np.moveaxis(array, -1, 0)
 
 
 def _flatten(images: Any) -> list:

@@ -141,7 +141,7 @@ def vip2clip_loss(
     labels: torch.Tensor | None = None,
     layer_maps: torch.Tensor | None = None,
     mask_labels: torch.Tensor | None = None,
-    mask_label_valid: torch.Tensor | None = None,
+    mask_valid: torch.Tensor | None = None,
     local_loss_weight: float = 1.0,
     focal_gamma: float = 2.0,
     focal_smooth: float = 0.0,
@@ -162,7 +162,7 @@ def vip2clip_loss(
             `mask_labels`.
         mask_labels (`torch.Tensor` of shape `(batch_size, height, width)`, *optional*):
             1 for anomalous pixels, 0 for normal pixels. Required for the pixel losses.
-        mask_label_valid (`torch.BoolTensor` of shape `(batch_size,)`, *optional*):
+        mask_valid (`torch.BoolTensor` of shape `(batch_size,)`, *optional*):
             `False` for images without a mask. They only contribute to the image loss.
         local_loss_weight (`float`, defaults to 1.0):
             Weight lambda of the pixel losses.
@@ -187,7 +187,7 @@ def vip2clip_loss(
             raise ValueError("mask_labels are given without layer_maps; pass both.")
         layers = layer_maps.unbind(1)
         normal_masks = 1 - mask_labels.to(layer_maps.dtype)
-        valid = mask_label_valid
+        valid = mask_valid
         parts["focal"] = _sum(focal_loss(m, mask_labels, focal_gamma, focal_smooth, valid) for m in layers)
         parts["dice_anomalous"] = _sum(dice_loss(m[:, 1], mask_labels, valid=valid) for m in layers)
         parts["dice_normal"] = _sum(dice_loss(m[:, 0], normal_masks, valid=valid) for m in layers)

@@ -10,17 +10,22 @@ from transformers import AutoImageProcessor, AutoModel, PreTrainedConfig
 from transformers.pipelines.base import Pipeline
 from transformers.utils import logging
 
+from .arguments_vip2clip import call_arguments, label_names, loading_arguments, threshold_pair
 from .backbone_vip2clip import HUB_KWARGS, check_device, naming
 from .decision_vip2clip import find_regions, near_large_regions, p_value
 from .heatmap_vip2clip import draw_heatmap
 from .image_loading_vip2clip import DEFAULT_TIMEOUT, list_images, load_image
 from .image_processing_vip2clip import ViP2ClipImageProcessor, check_image_processor
-from .tiling_vip2clip import Box, TileBlender, check_tiling, tile_boxes
+from .tiling_vip2clip import Box, TileBlender, tile_boxes
 
 
 logger = logging.get_logger(__name__)
 # Number of tiles in a batch.
 TILES_AT_ONCE = 4
+# Call arguments by the step that uses them.
+PREPROCESS = ("timeout", "heatmap", "tile_size", "tile_overlap")
+FORWARD = ("top_k",)
+POSTPROCESS = ("threshold", "regions", "tile_size", "tile_overlap", "top_k")
 
 
 class AnomalyDetectionPipeline(Pipeline):
@@ -43,7 +48,7 @@ class AnomalyDetectionPipeline(Pipeline):
     - `batch_size` (`int`, defaults to 1): number of images in a batch.
     - `threshold` (`float` or `tuple[float, float]`, defaults to the thresholds of the model's configuration): an image
       or pixel is anomalous if its score is greater than the threshold. Pass a pair to use different thresholds for
-      images and pixels.
+      images and pixels. `None` in a pair is the threshold of the configuration.
     - `top_k` (`int`, defaults to the configuration): number of top patches per layer used for the image score (eq. 8).
     - `heatmap` (`bool`, defaults to `False`): whether to draw the anomaly map over the image.
     - `regions` (`bool`, defaults to `False`): whether to list the regions of the mask.
@@ -52,7 +57,10 @@ class AnomalyDetectionPipeline(Pipeline):
       disables tiling.
     - `tile_overlap` (`float`, defaults to the calibration, else 0.25): fraction of a tile shared by adjacent tiles, in
       [0, 0.9].
-    - `timeout` (`float`, defaults to 60): seconds to wait for a response from the server of a URL.
+    - `timeout` (`float`, *optional*, defaults to 60): seconds to wait for a response from the server of a URL. `None`
+      waits forever.
+
+    Except for `timeout`, `None` stands for the default.
     """
 
     image_processor: ViP2ClipImageProcessor
@@ -70,7 +78,7 @@ class AnomalyDetectionPipeline(Pipeline):
         *,
         device: int | str | torch.device | None = None,
         batch_size: int | None = None,
-        threshold: float | tuple[float, float] | None = None,
+        threshold: float | tuple[float | None, float | None] | None = None,
         top_k: int | None = None,
         heatmap: bool = False,
         regions: bool = False,
@@ -99,9 +107,14 @@ class AnomalyDetectionPipeline(Pipeline):
         Raises:
             OSError: if checkpoint or backbone are not found.
             RuntimeError: if weights are missing.
-            ValueError: if the device is not available, or the checkpoint belongs to another model type.
+            ValueError: if the device is not available, the checkpoint belongs to another model type, or a default of a
+                call argument is out of range.
         """
         check_device(device)
+        options: dict[str, Any] = {"threshold": threshold, "top_k": top_k, "heatmap": heatmap, "regions": regions}
+        options.update(tile_size=tile_size, tile_overlap=tile_overlap, timeout=timeout)
+        call_arguments(options)  # refuse them before loading weights
+        options = loading_arguments({**options, "batch_size": batch_size})
         hub_kwargs = {name: kwargs[name] for name in HUB_KWARGS if name in kwargs}
         shared = {name: kwargs[name] for name in (*HUB_KWARGS, "trust_remote_code") if name in kwargs}
         with naming("Checkpoint", pretrained_model_name_or_path):
@@ -112,18 +125,16 @@ class AnomalyDetectionPipeline(Pipeline):
             # Use an overridden image_size for the image processor as well.
             size = {"height": model.config.image_size, "width": model.config.image_size}
             image_processor = AutoImageProcessor.from_pretrained(pretrained_model_name_or_path, **shared, size=size)
-        options: dict[str, Any] = {"batch_size": batch_size, "threshold": threshold, "top_k": top_k}
-        options.update(heatmap=heatmap, regions=regions, timeout=timeout)
-        options.update(tile_size=tile_size, tile_overlap=tile_overlap)
         return cls(model=model, image_processor=image_processor, task="anomaly-detection", device=device, **options)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, **loading_arguments(kwargs))
         # Compare names, not classes: remote code is loaded as separate copies of the classes.
         _check_model_type(getattr(self.model.config, "model_type", None))
         if self.image_processor is None:
             raise ValueError("image_processor is None; expected a ViP2ClipImageProcessor.")
         check_image_processor(self.image_processor, self.model.config.image_size)
+        label_names(self.model.config.id2label)
         self.model.eval()  # after training, a model is still in training mode
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
@@ -158,7 +169,7 @@ class AnomalyDetectionPipeline(Pipeline):
             and the results of the batch are lost. Each dict contains:
 
             - `score` (`float`): probability that the image is anomalous, in [0, 1].
-            - `label` (`str`): `"normal"` or `"anomalous"`.
+            - `label` (`str`): `"normal"` or `"anomalous"`, as named in `id2label` of the configuration.
             - `anomaly_map` (`np.ndarray` of shape `(height, width)`): float32 in [0, 1], at the size of the image.
             - `mask` (`np.ndarray` of shape `(height, width)`): bool, `True` for anomalous pixels.
             - `p_value` (`float`): probability that a normal image has a score at least as large, in (0, 1]. Only from
@@ -189,35 +200,14 @@ class AnomalyDetectionPipeline(Pipeline):
                 raise ValueError(f"Expected one or more images, found {type(inputs).__name__}.")
         if isinstance(inputs, list) and not inputs:
             raise ValueError("Expected at least one image, found an empty list.")
-        return super().__call__(inputs, **kwargs)
+        return super().__call__(inputs, **loading_arguments(kwargs))
 
-    def _sanitize_parameters(
-        self,
-        threshold: float | tuple[float, float] | None = None,
-        top_k: int | None = None,
-        heatmap: bool | None = None,
-        regions: bool | None = None,
-        tile_size: int | None = None,
-        tile_overlap: float | None = None,
-        timeout: float | None = None,
-        **kwargs: Any,
-    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        if kwargs:
-            raise TypeError(
-                f"Unknown arguments {', '.join(sorted(kwargs))}; expected batch_size, heatmap, num_workers, regions, "
-                "threshold, tile_overlap, tile_size, timeout or top_k."
-            )
-        if tile_size or tile_overlap is not None:
-            check_tiling(tile_size or 16, 0.0 if tile_overlap is None else tile_overlap)
-
-        def not_none(**options: Any) -> dict[str, Any]:
-            return {name: value for name, value in options.items() if value is not None}
-
-        preprocess = not_none(timeout=timeout, heatmap=heatmap, tile_size=tile_size, tile_overlap=tile_overlap)
-        postprocess = not_none(
-            threshold=threshold, regions=regions, tile_size=tile_size, tile_overlap=tile_overlap, top_k=top_k
+    def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        options = call_arguments(kwargs)
+        preprocess, forward, postprocess = (
+            {name: options[name] for name in names if name in options} for names in (PREPROCESS, FORWARD, POSTPROCESS)
         )
-        return preprocess, not_none(top_k=top_k), postprocess
+        return preprocess, forward, postprocess
 
     def score_settings(self) -> dict[str, Any]:
         """
@@ -288,43 +278,49 @@ class AnomalyDetectionPipeline(Pipeline):
         settings, boxes = self._settings(tile_size, tile_overlap, None), []
         if settings["tile_size"]:
             boxes = tile_boxes(image.height, image.width, settings["tile_size"], settings["tile_overlap"])
+        # The processor resizes every tile in _forward. There is nothing to do for the whole photo.
+        side, channels = self.model.config.image_size, self.model.config.clip_vision_config.num_channels
+        pixel_values = torch.zeros(0, channels, side, side) if boxes else self._pixel_values([image])
         return {
-            "pixel_values": self.image_processor(image, return_tensors="pt")["pixel_values"],
+            "pixel_values": pixel_values,
             "target_size": (image.height, image.width),
             "image": image if heatmap else None,
             "tiles": (image, boxes) if boxes else None,
         }
 
+    def _pixel_values(self, images: list[Image.Image]) -> torch.Tensor:
+        return self.image_processor(images, return_tensors="pt")["pixel_values"]
+
     def _forward(self, model_inputs: dict[str, Any], top_k: int | None = None) -> Any:  # type: ignore[override]
+        # In a batch, pixel_values contains the photos that are not split into tiles.
         pixel_values, tiles = model_inputs["pixel_values"], model_inputs["tiles"]
         passed = {"target_size": model_inputs["target_size"], "image": model_inputs["image"]}
         is_batch = isinstance(passed["target_size"], list)
         tiles_per_image = tiles if is_batch else [tiles]
-        if not any(tiles_per_image):
-            outputs = self.model(pixel_values=pixel_values, top_k=top_k)
+        outputs = self.model(pixel_values=pixel_values, top_k=top_k) if len(pixel_values) else None
+        if outputs is not None and not any(tiles_per_image):
             return {**{name: outputs[name] for name in ("scores", "anomaly_maps", "layer_maps")}, **passed}
+        whole = [] if outputs is None else list(zip(outputs["scores"].cpu(), outputs["anomaly_maps"].cpu()))
         scores, maps = [], []
-        for position, image_and_boxes in enumerate(tiles_per_image):
+        for image_and_boxes in tiles_per_image:
             if image_and_boxes:
                 image, boxes = image_and_boxes
-                score, anomaly_map = self._forward_tiles(image, boxes, pixel_values, top_k)
+                score, anomaly_map = self._forward_tiles(image, boxes, top_k)
             else:
-                outputs = self.model(pixel_values=pixel_values[position : position + 1], top_k=top_k)
-                score, anomaly_map = outputs["scores"][0].cpu(), outputs["anomaly_maps"][0].cpu()
+                score, anomaly_map = whole.pop(0)
             scores.append(score)
             maps.append(anomaly_map)
         return {"scores": torch.stack(scores), "anomaly_maps": maps, **passed}
 
     def _forward_tiles(
-        self, image: Image.Image, boxes: list[Box], like: torch.Tensor, top_k: int | None
+        self, image: Image.Image, boxes: list[Box], top_k: int | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return score and map of an image from its tiles. `like` has the device and dtype of the model's inputs."""
+        """Return score and map of an image from its tiles."""
         blender, scores = TileBlender(image.height, image.width, boxes), []
         for start in range(0, len(boxes), TILES_AT_ONCE):
             batch = boxes[start : start + TILES_AT_ONCE]
-            tiles = [image.crop(box) for box in batch]
-            pixel_values = self.image_processor(tiles, return_tensors="pt")["pixel_values"]
-            outputs = self.model(pixel_values=pixel_values.to(like), top_k=top_k)
+            pixel_values = self._pixel_values([image.crop(box) for box in batch])
+            outputs = self.model(pixel_values=pixel_values.to(self.device), top_k=top_k)
             scores.append(outputs["scores"].cpu())
             for box, anomaly_map in zip(batch, outputs["anomaly_maps"]):
                 blender.add(box, anomaly_map)
@@ -333,7 +329,7 @@ class AnomalyDetectionPipeline(Pipeline):
     def postprocess(  # type: ignore[override]
         self,
         model_outputs: dict[str, Any],
-        threshold: float | tuple[float, float] | None = None,
+        threshold: float | tuple[float | None, float | None] | None = None,
         regions: bool = False,
         tile_size: int | None = None,
         tile_overlap: float | None = None,
@@ -341,24 +337,23 @@ class AnomalyDetectionPipeline(Pipeline):
     ) -> dict[str, Any]:
         """Convert the outputs of the model for one image to the result of a call."""
         config = self.model.config
-        if threshold is None:
-            threshold = (config.image_threshold, config.pixel_threshold)
+        pair = threshold_pair(threshold, (config.image_threshold, config.pixel_threshold))
         # With tiling, the maps are a list, because they can differ in size.
         maps = model_outputs["anomaly_maps"]
         anomaly_maps = torch.stack(maps) if isinstance(maps, list) else maps
         result = self.image_processor.post_process_anomaly_detection(
             {"scores": model_outputs["scores"].reshape(-1), "anomaly_maps": anomaly_maps},
             target_sizes=[model_outputs["target_size"]],
-            threshold=threshold,
+            threshold=pair,
+            id2label=config.id2label,
         )[0]
         for name in ("anomaly_map", "mask"):
             result[name] = result[name].cpu().numpy()
         calibration = config.calibration or {}
         least = (calibration.get("pixel") or {}).get("min_region_area", 0)
         if least:
-            pixel_threshold = threshold[1] if isinstance(threshold, (tuple, list)) else threshold
             coarse = anomaly_maps[0].float().cpu().numpy()
-            result["mask"] &= near_large_regions(coarse > pixel_threshold, least, result["mask"].shape)
+            result["mask"] &= near_large_regions(coarse > pair[1], least, result["mask"].shape)
         stored = calibration.get("image") or {}
         if stored.get("scores"):
             result["p_value"] = None

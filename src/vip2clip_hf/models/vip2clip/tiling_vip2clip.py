@@ -5,25 +5,10 @@ import math
 import torch
 import torch.nn.functional as F
 
+from .arguments_vip2clip import check_tiling
+
 
 Box = tuple[int, int, int, int]
-
-
-def check_tiling(tile_size: int, tile_overlap: float) -> None:
-    """
-    Check the settings of the tiles.
-
-    Args:
-        tile_size (`int`): side of a tile in pixels.
-        tile_overlap (`float`): fraction of the side that adjacent tiles share.
-
-    Raises:
-        ValueError: if the side is less than 16 pixels, or the overlap is outside [0, 0.9].
-    """
-    if not isinstance(tile_size, int) or isinstance(tile_size, bool) or tile_size < 16:
-        raise ValueError(f"tile_size is {tile_size!r}; expected an integer of at least 16 pixels, or 0 for no tiles.")
-    if isinstance(tile_overlap, bool) or not 0 <= tile_overlap <= 0.9:
-        raise ValueError(f"tile_overlap is {tile_overlap!r}; expected a fraction of the tile in [0, 0.9].")
 
 
 def _starts(length: int, side: int, overlap: float) -> list[int]:
@@ -48,7 +33,7 @@ def tile_boxes(height: int, width: int, tile_size: int, tile_overlap: float = 0.
     Raises:
         ValueError: if `tile_size` or `tile_overlap` is out of range.
     """
-    check_tiling(tile_size, tile_overlap)
+    tile_size, tile_overlap = check_tiling(tile_size, tile_overlap)
     if tile_size >= max(height, width):
         return []
     side = min(tile_size, height, width)
@@ -105,4 +90,4 @@ class TileBlender:
         return self._sum.div_(self._rows[:, None]).div_(self._columns).clamp_(0, 1)
 
 
-__all__ = ["TileBlender", "check_tiling", "tile_boxes"]
+__all__ = ["TileBlender", "tile_boxes"]

@@ -1,0 +1,260 @@
+"""Base class of the model: supported features, weight initialization, building from CLIP, and loading."""
+
+import math
+import os
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+from transformers import CLIPConfig, CLIPModel, PreTrainedConfig, PreTrainedModel, initialization as init
+from transformers.models.clip.modeling_clip import CLIPAttention, CLIPEncoderLayer
+
+from .adapters_vip2clip import ViP2ClipImageConditionedAdapter, ViP2ClipPromptLearner
+from .backbone_vip2clip import (
+    BACKBONE_PREFIX,
+    HUB_KWARGS,
+    check_adapters,
+    load_clip,
+    merge_adapters_with_backbone,
+    naming,
+    quiet_loading,
+    token_settings,
+)
+from .configuration_vip2clip import ViP2ClipConfig
+
+
+# Names of weights in checkpoints of version 0.1, and their current names.
+RENAMED_WEIGHTS = {r"^prompt_learner\.image_tokens$": "prompt_learner.object_tokens"}
+_Model = TypeVar("_Model", bound="ViP2ClipPreTrainedModel")
+
+
+class ViP2ClipPreTrainedModel(PreTrainedModel):
+    """Base class of ViP²-CLIP models: supported features, weight initialization, building and loading."""
+
+    clip: CLIPModel
+
+    config: ViP2ClipConfig
+    config_class = ViP2ClipConfig
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)  # type: ignore[assignment]  # declared as a list, but a tuple in the library's models
+    supports_gradient_checkpointing = True
+    # The loss is a mean over the batch. Without this, the Trainer scales it by the number of accumulation steps and
+    # processes.
+    accepts_loss_kwargs = False
+    _keep_in_fp32_modules_strict = ["prompt_learner", "image_conditioned_adapter", "fine_grained_perception"]
+    _no_split_modules = [
+        "CLIPEncoderLayer",
+        "CLIPTextEmbeddings",
+        "ViP2ClipVisionEmbeddings",
+        "ViP2ClipFineGrainedPerception",
+        "ViP2ClipImageConditionedAdapter",
+    ]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_record_outputs = {"hidden_states": CLIPEncoderLayer, "attentions": CLIPAttention}
+
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """Whether initialization may overwrite loaded weights. It may not: `_init_weights` only uses functions of
+        `transformers.initialization`. For other code, the library skips modules without weights of their own, such as
+        CLIP's attention, which initialize the weights of their children."""
+        return False
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Initialize as the released code does: learned vectors from a normal distribution, linear layers with
+        PyTorch's default. CLIP is a separate model and initializes its own weights."""
+        if isinstance(module, nn.Linear):
+            init.kaiming_uniform_(module.weight, a=math.sqrt(5))
+            init.uniform_(module.bias, -(module.in_features**-0.5), module.in_features**-0.5)
+        elif isinstance(module, (ViP2ClipPromptLearner, ViP2ClipImageConditionedAdapter)):
+            for parameter in module.parameters(recurse=False):
+                init.normal_(parameter, mean=0.0, std=self.config.initializer_range)
+        else:
+            super()._init_weights(module)
+        if isinstance(module, ViP2ClipPreTrainedModel):
+            # CLIP does not initialize this parameter. It is not used, but part of CLIP.
+            init.constant_(module.clip.logit_scale, module.clip.config.logit_scale_init_value)
+
+    def freeze_backbone(self) -> None:
+        """Disable the gradients of CLIP. Creating and loading a model call this method."""
+        self.clip.requires_grad_(False)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the token embeddings of the text tower, of shape `(vocab_size, text_width)`."""
+        return self.clip.text_model.embeddings.token_embedding
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the token embeddings of the text tower."""
+        self.clip.text_model.embeddings.token_embedding = value
+
+    def adapter_state_dict(self) -> dict[str, torch.Tensor]:
+        """
+        Return the weights of the adapters.
+
+        Returns:
+            `dict[str, torch.Tensor]`: the state dict without the weights of CLIP.
+        """
+        return {k: v for k, v in self.state_dict().items() if not k.startswith(BACKBONE_PREFIX)}
+
+    @classmethod
+    def from_clip(
+        cls: type[_Model],
+        clip: CLIPModel | str | os.PathLike,
+        tokenizer: Any = None,
+        *,
+        variant: str = "paper",
+        dtype: torch.dtype | str = torch.float32,
+        attn_implementation: str | None = None,
+        device_map: Any = None,
+        revision: str = "main",
+        token: str | bool | None = None,
+        cache_dir: str | os.PathLike | None = None,
+        local_files_only: bool = False,
+        **config_overrides: Any,
+    ) -> _Model:
+        """
+        Create a model from a CLIP checkpoint, with new, untrained adapters.
+
+        Args:
+            clip (`CLIPModel`, `str` or `os.PathLike`):
+                Backbone: a model, a folder or a Hub id. The weights of a model are shared, not copied, if they have
+                the same dtype and device.
+            tokenizer (tokenizer, `str` or `os.PathLike`, *optional*):
+                Tokenizer, or its folder or Hub id. Only needed for state words other than the words of the paper's
+                Table 6.
+            variant (`"paper"` or `"release"`, defaults to `"paper"`):
+                Variant of the model, see [`ViP2ClipConfig.from_variant`].
+            dtype (`torch.dtype` or `str`, defaults to `torch.float32`):
+                Dtype of CLIP, regardless of the dtype in the checkpoint. The adapters are in float32.
+            attn_implementation (`str`, *optional*):
+                Attention implementation of CLIP, such as `"eager"` or `"sdpa"`.
+            device_map (`str` or `dict`, *optional*):
+                Devices of the modules, as in `PreTrainedModel.from_pretrained`.
+            revision, token, cache_dir, local_files_only (*optional*):
+                Options to load from the Hub, as in `PreTrainedModel.from_pretrained`.
+            config_overrides:
+                Fields of [`ViP2ClipConfig`] that replace the values of the variant.
+
+        Returns:
+            [`ViP2ClipForAnomalyDetection`]: the model, in eval mode.
+
+        Raises:
+            OSError: if the checkpoint is not found.
+            RuntimeError: if weights are missing from the checkpoint.
+            ValueError: if it is not a CLIP checkpoint, or an override is not a field of the configuration or not
+                allowed.
+        """
+        hub_kwargs: dict[str, Any] = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
+        # Report a misspelled name before loading the backbone.
+        ViP2ClipConfig.check_names(config_overrides)
+        defaults = ViP2ClipConfig.from_variant(variant)
+        source = None if isinstance(clip, PreTrainedModel) else os.fspath(clip)
+        clip_model, origin = load_clip(clip, revision=revision, **hub_kwargs)
+        words = {
+            kind: config_overrides.get(f"{kind}_word", getattr(defaults, f"{kind}_word"))
+            for kind in ("normal", "anomalous")
+            if config_overrides.get(f"{kind}_token_ids") is None
+        }
+        clip_config = CLIPConfig.from_dict(clip_model.config.to_dict())
+        vocab_size = clip_model.text_model.embeddings.token_embedding.num_embeddings
+        settings = {
+            "clip_config": clip_config,
+            **origin,
+            **token_settings(words, vocab_size, tokenizer, source, revision=revision, **hub_kwargs),
+            **config_overrides,
+        }
+        config = ViP2ClipConfig.from_variant(variant, **settings)
+        weights = {BACKBONE_PREFIX + k: v for k, v in clip_model.state_dict().items()}
+        kwargs = {"attn_implementation": attn_implementation, "device_map": device_map}
+        kwargs = {name: value for name, value in kwargs.items() if value is not None}
+        # The adapters are missing on purpose. A report of missing weights would be misleading.
+        with quiet_loading():
+            return cls._load(None, config=config, state_dict=weights, dtype=dtype, **kwargs)
+
+    @classmethod
+    def from_pretrained(
+        cls: type[_Model],
+        pretrained_model_name_or_path: str | os.PathLike | None,
+        *model_args: Any,
+        config: PreTrainedConfig | str | os.PathLike | None = None,
+        backbone: CLIPModel | str | os.PathLike | None = None,
+        output_loading_info: bool = False,
+        **kwargs: Any,
+    ) -> _Model:
+        """
+        Load a checkpoint. The checkpoint is complete, or contains only the adapters.
+
+        Args:
+            pretrained_model_name_or_path (`str` or `os.PathLike`):
+                Folder or Hub id of the checkpoint.
+            config ([`ViP2ClipConfig`], `str` or `os.PathLike`, *optional*):
+                Configuration to use instead of the configuration in the checkpoint.
+            backbone (`CLIPModel`, `str` or `os.PathLike`, *optional*):
+                CLIP backbone of an adapters-only checkpoint: a model, a folder or a Hub id. By default, the
+                `backbone_id` in the configuration. Its weights must match the checksum in the configuration.
+            output_loading_info (`bool`, defaults to `False`):
+                Whether to also return a dict with missing and unexpected keys.
+            kwargs:
+                Arguments of `PreTrainedModel.from_pretrained`, such as `dtype`, `device_map` and
+                `attn_implementation`, and fields of [`ViP2ClipConfig`] to override.
+
+        Returns:
+            [`ViP2ClipForAnomalyDetection`]: the model, in eval mode. With `output_loading_info=True`, a tuple of the
+            model and the loading info.
+
+        Raises:
+            OSError: if checkpoint or backbone are not found.
+            RuntimeError: if weights are missing or have another shape. They are never initialized randomly, unless
+                `output_loading_info` (all of them) or `ignore_mismatched_sizes` (those of another shape) is set.
+            ValueError: if the checkpoint belongs to another model type, its backbone is not the one used in training,
+                a value of the configuration is not allowed, or an adapter weight is not finite.
+        """
+        if pretrained_model_name_or_path is None:
+            return cls._load(None, *model_args, config=config, output_loading_info=output_loading_info, **kwargs)
+        checkpoint = pretrained_model_name_or_path
+        hub_kwargs = {name: kwargs[name] for name in HUB_KWARGS if name in kwargs}
+        if not isinstance(config, PreTrainedConfig):
+            fields = set(cls.config_class.__dataclass_fields__) - {"dtype", *HUB_KWARGS} | {"output_attentions"}
+            overrides = {name: kwargs.pop(name) for name in list(kwargs) if name in fields}
+            source = checkpoint if config is None else config
+            with naming("Checkpoint", source):
+                config = cls.config_class.from_pretrained(source, **hub_kwargs, **overrides)
+        if config.adapters_only or backbone is not None:
+            config, weights = merge_adapters_with_backbone(checkpoint, config, backbone, hub_kwargs)
+            kwargs = {name: value for name, value in kwargs.items() if name not in HUB_KWARGS}
+            model, info = cls._load(
+                None, *model_args, config=config, state_dict=weights, output_loading_info=True, **kwargs
+            )
+            model.name_or_path = model.config.name_or_path = str(checkpoint)
+        else:
+            with naming("Checkpoint", checkpoint):
+                model, info = cls._load(checkpoint, *model_args, config=config, output_loading_info=True, **kwargs)
+        # Weights that are missing or have another shape are random. Return such a model only to a caller who asked for
+        # the report of missing weights, or for ignoring shapes.
+        missing = set() if output_loading_info else set(info["missing_keys"])
+        if not (output_loading_info or kwargs.get("ignore_mismatched_sizes")):
+            missing.update(key for key, *_ in info["mismatched_keys"])
+        if missing:
+            names = ", ".join([*sorted(missing)[:3], *(["..."] if len(missing) > 3 else [])])
+            raise RuntimeError(
+                f"{checkpoint} lacks {len(missing)} of the model's weights ({names}); expected all of them, because "
+                "missing weights would be random. For an adapters-only checkpoint, pass backbone=. To add new "
+                "adapters to a CLIP checkpoint, use ViP2ClipForAnomalyDetection.from_clip."
+            )
+        check_adapters(model.adapter_state_dict(), checkpoint)
+        return (model, info) if output_loading_info else model
+
+    @classmethod
+    def _load(cls, *args: Any, **kwargs: Any) -> Any:
+        """Call `PreTrainedModel.from_pretrained`, then freeze CLIP: loading replaces the parameters."""
+        loaded: Any = super().from_pretrained(*args, key_mapping=RENAMED_WEIGHTS, **kwargs)
+        model = loaded[0] if kwargs.get("output_loading_info") else loaded
+        model._weight_conversions = None  # save the current names of the weights, not those of the checkpoint
+        model.freeze_backbone()
+        return loaded
+
+
+__all__ = ["ViP2ClipPreTrainedModel"]

@@ -1,0 +1,277 @@
+"""What the libraries around transformers do to a model: PEFT, accelerate, FSDP2, quantization, compilation, Trainer."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from transformers import Trainer, TrainingArguments
+
+from helpers.tiny import change_weights, tiny_config
+from vip2clip_hf import ViP2ClipForAnomalyDetection
+
+
+FGP = ("q_proj", "k_proj", "v_proj", "out_proj")
+
+
+@pytest.fixture
+def model():
+    model = ViP2ClipForAnomalyDetection(tiny_config("release"))
+    change_weights(model)
+    return model.eval()
+
+
+def scores_of(model, pixel_values):
+    with torch.no_grad():
+        output = model(pixel_values=pixel_values)
+    return output.scores, output.anomaly_maps
+
+
+# Fine-grained perception: the folded form and the modules
+
+
+class Scaled(nn.Module):
+    """A layer that wraps another, as LoRA and quantized layers do. `weight` is still there, but is not all of it."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer, self.weight, self.bias = layer, layer.weight, layer.bias
+
+    def forward(self, inputs):
+        return 2 * self.layer(inputs)
+
+
+@pytest.mark.parametrize("name", FGP)
+@pytest.mark.parametrize("kind", ["wrapper", "hook", "subclass"])
+def test_perception_calls_layers_that_are_not_plain(model, pixel_values, name, kind):
+    """Doubling the outputs of a layer and doubling its weights must give the same."""
+    perception = model.fine_grained_perception
+    expected = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in getattr(expected.fine_grained_perception, name).parameters():
+            parameter.mul_(2)
+    layer = getattr(perception, name)
+    if kind == "wrapper":
+        setattr(perception, name, Scaled(layer))
+    elif kind == "hook":
+        layer.register_forward_hook(lambda module, args, output: 2 * output)
+    else:
+        layer.__class__ = type("Doubled", (nn.Linear,), {"forward": lambda self, x: 2 * nn.Linear.forward(self, x)})
+    for found, wanted in zip(scores_of(model, pixel_values), scores_of(expected, pixel_values)):
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+    assert (scores_of(model, pixel_values)[1] - scores_of(copy.deepcopy(expected), pixel_values)[1]).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("heads", [1, 8])
+@pytest.mark.parametrize("scaled", [True, False])
+def test_both_forms_of_the_perception_agree(pixel_values, heads, scaled):
+    model = ViP2ClipForAnomalyDetection(tiny_config(fgp_num_heads=heads, fgp_scaled=scaled))
+    change_weights(model)
+    folded = model(pixel_values, output_attentions=True)
+    model.fine_grained_perception.q_proj.register_forward_hook(lambda *args: None)
+    called = model(pixel_values, output_attentions=True)
+    for name in ("scores", "anomaly_maps", "text_embeds"):
+        torch.testing.assert_close(folded[name], called[name], rtol=1e-5, atol=1e-5)
+    for one, two in zip(folded.cross_attentions, called.cross_attentions):
+        torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5)
+
+
+def test_quantized_perception(model, pixel_values):
+    """A dynamically quantized layer has no usable `weight`."""
+    perception = torch.ao.quantization.quantize_dynamic(copy.deepcopy(model.fine_grained_perception), {nn.Linear})
+    expected = scores_of(model, pixel_values)
+    model.fine_grained_perception = perception
+    for found, wanted in zip(scores_of(model, pixel_values), expected):
+        torch.testing.assert_close(found, wanted, rtol=0, atol=0.02)
+
+
+def test_hooks_on_the_text_tower_take_effect_at_once(model, pixel_values):
+    """No results of earlier calls are kept."""
+    before = scores_of(model, pixel_values)
+    layer = model.clip.text_model.encoder.layers[0].mlp.fc1
+    handle = layer.register_forward_hook(lambda module, args, output: 3 * output)
+    assert (scores_of(model, pixel_values)[0] - before[0]).abs().max() > 1e-6
+    handle.remove()
+    assert torch.equal(scores_of(model, pixel_values)[0], before[0])
+    layer.weight.data.mul_(3)
+    assert (scores_of(model, pixel_values)[0] - before[0]).abs().max() > 1e-6
+
+
+# PEFT
+
+
+def lora(model, **options):
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False, **options)
+    return peft.get_peft_model(model, config)
+
+
+def test_lora_is_trained(model, batch):
+    """LoRA on CLIP and on the perception gets gradients, and so do adapters in `modules_to_save`."""
+    wrapped = lora(model, modules_to_save=["prompt_learner"])
+    wrapped.train()
+    wrapped(**batch).loss.backward()
+    trained = {name: p for name, p in wrapped.named_parameters() if p.requires_grad}
+    assert any("clip.vision_model" in name for name in trained)
+    assert any("clip.text_model" in name for name in trained)
+    assert any("fine_grained_perception" in name for name in trained)
+    assert any("prompt_learner" in name for name in trained)
+    # The last visual block only reaches the class token, and through it the prompts.
+    for name, parameter in trained.items():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().max() > 0, name
+    base = [p for name, p in wrapped.named_parameters() if "lora" not in name and "modules_to_save" not in name]
+    assert not any(p.requires_grad for p in base)
+
+
+def test_lora_changes_the_results(model, pixel_values):
+    before = scores_of(model, pixel_values)[1]
+    wrapped = lora(model).eval()
+    with torch.no_grad():
+        found = wrapped(pixel_values=pixel_values).anomaly_maps
+        assert (found - before).abs().max() > 1e-6
+        merged = wrapped.merge_and_unload()(pixel_values=pixel_values).anomaly_maps  # plain layers again: folded
+    torch.testing.assert_close(merged, found, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_gradient_checkpointing_with_lora(model, batch, use_reentrant):
+    wrapped = lora(model)
+    wrapped.train()
+    wrapped(**batch).loss.backward()
+    expected = {name: p.grad.clone() for name, p in wrapped.named_parameters() if p.requires_grad}
+    wrapped.zero_grad()
+    calls = []
+    for block in model.clip.vision_model.encoder.layers:
+        block.mlp.register_forward_pre_hook(lambda *args: calls.append(1))
+    wrapped.enable_input_require_grads()
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": use_reentrant})
+    loss = wrapped(**batch).loss
+    assert len(calls) == 4
+    loss.backward()
+    assert len(calls) == 8  # all blocks of the vision tower are computed again
+    for name, parameter in wrapped.named_parameters():
+        if parameter.requires_grad:
+            torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-4, atol=1e-7, msg=name)
+
+
+# accelerate
+
+
+@pytest.mark.parametrize("kind", ["cpu", "disk"])
+def test_offload(model, pixel_values, tmp_path, kind):
+    accelerate = pytest.importorskip("accelerate")
+    expected = scores_of(model, pixel_values)
+    if kind == "cpu":
+        accelerate.cpu_offload(model, execution_device="cpu")
+    else:
+        accelerate.disk_offload(model, tmp_path, execution_device="cpu")
+    assert all(p.is_meta for p in model.fine_grained_perception.parameters())
+    for found, wanted in zip(scores_of(model, pixel_values), expected):
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_device_map_with_disk(model, pixel_values, tmp_path):
+    pytest.importorskip("accelerate")
+    expected = scores_of(model, pixel_values)
+    model.save_pretrained(tmp_path / "model")
+    device_map = {"clip.text_model": "disk", "clip.vision_model": "cpu", "clip.visual_projection": "cpu"}
+    device_map.update({"clip.text_projection": "disk", "clip.logit_scale": "cpu", "prompt_learner": "disk"})
+    device_map.update({"image_conditioned_adapter": "disk", "fine_grained_perception": "disk"})
+    loaded = ViP2ClipForAnomalyDetection.from_pretrained(
+        tmp_path / "model", device_map=device_map, offload_folder=tmp_path / "offload"
+    )
+    for found, wanted in zip(scores_of(loaded, pixel_values), expected):
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+
+
+# Precision
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_adapters_stay_in_float32(model, tmp_path, clip, dtype):
+    model.save_pretrained(tmp_path)
+    models = {
+        "to": copy.deepcopy(model).to(dtype),
+        "half": copy.deepcopy(model).half() if dtype == torch.float16 else copy.deepcopy(model).bfloat16(),
+        "from_pretrained": ViP2ClipForAnomalyDetection.from_pretrained(tmp_path, dtype=dtype),
+        "from_config": ViP2ClipForAnomalyDetection._from_config(model.config, dtype=dtype),
+        "from_clip": ViP2ClipForAnomalyDetection.from_clip(clip, **tiny_overrides(), dtype=dtype),
+    }
+    for name, converted in models.items():
+        assert {p.dtype for p in converted.clip.parameters()} == {dtype}, name
+        assert {p.dtype for n, p in converted.named_parameters() if not n.startswith("clip.")} == {torch.float32}, name
+    for name in ("to", "half", "from_pretrained"):
+        for key, weight in models[name].adapter_state_dict().items():
+            assert torch.equal(weight, model.adapter_state_dict()[key]), key  # not rounded
+    assert {p.dtype for p in copy.deepcopy(model).double().parameters()} == {torch.float64}
+
+
+def tiny_overrides():
+    return {k: v for k, v in tiny_config().to_diff_dict().items() if k in ("image_size", "feature_layers", "top_k")}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_adapters_train_in_half_precision(model, batch, dtype):
+    """An Adam step moves nearly all weights of the perception, in the direction of float32."""
+    updates, losses = {}, {}
+    for name in (torch.float32, dtype):
+        trained = copy.deepcopy(model).to(name).train()
+        start = {k: v.clone() for k, v in trained.fine_grained_perception.state_dict().items()}
+        optimizer = torch.optim.Adam([p for p in trained.parameters() if p.requires_grad], lr=1e-5)
+        inputs = {**batch, "pixel_values": batch["pixel_values"].to(name)}
+        for _ in range(3):
+            optimizer.zero_grad()
+            loss = trained(**inputs).loss
+            loss.backward()
+            optimizer.step()
+        losses[name] = loss.item()
+        moved = {k: v - start[k] for k, v in trained.fine_grained_perception.state_dict().items() if "k_proj.bias" != k}
+        updates[name] = torch.cat([v.flatten() for v in moved.values()])
+    assert losses[dtype] == pytest.approx(losses[torch.float32], abs=0.005)
+    assert (updates[dtype] != 0).float().mean() >= 0.99
+    assert torch.cosine_similarity(updates[dtype], updates[torch.float32], dim=0) >= 0.98
+
+
+# Trainer and compilation
+
+
+class Rows(torch.utils.data.Dataset):
+    def __init__(self, batch):
+        self.batch = batch
+
+    def __len__(self):
+        return len(self.batch["labels"])
+
+    def __getitem__(self, index):
+        return {name: tensor[index] for name, tensor in self.batch.items()}
+
+
+def test_plain_trainer(model, batch, tmp_path):
+    """The Trainer of transformers as it is: label names, evaluation loss, predictions."""
+    rows = Rows(batch)
+    arguments = TrainingArguments(
+        str(tmp_path), num_train_epochs=2, per_device_train_batch_size=3, per_device_eval_batch_size=3, use_cpu=True,
+        learning_rate=1e-3, save_strategy="no", report_to="none", disable_tqdm=True,
+    )  # fmt: skip
+    trainer = Trainer(model, arguments, train_dataset=rows, eval_dataset=rows)
+    assert trainer.label_names == ["labels", "mask_labels"]
+    before = trainer.evaluate()["eval_loss"]
+    with torch.no_grad():
+        assert before == pytest.approx(model(**batch).loss.item(), rel=1e-5)
+    trainer.train()
+    assert trainer.evaluate()["eval_loss"] < before
+    predictions = trainer.predict(rows)
+    assert predictions.predictions[1].shape == (3,)
+    assert predictions.label_ids[0].tolist() == batch["labels"].tolist()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dynamic", [True, False])
+def test_compiled_model(model, dynamic):
+    compiled = torch.compile(model, dynamic=dynamic, fullgraph=True, backend="aot_eager")
+    with torch.inference_mode():
+        for batch_size in (2, 3):
+            pixel_values = torch.randn(batch_size, 3, 48, 48)
+            for found, expected in zip(scores_of(compiled, pixel_values), scores_of(model, pixel_values)):
+                torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
