@@ -13,7 +13,7 @@ else
 BIN := $(VENV)/bin
 endif
 
-.PHONY: install demo test test-all pytest docs lint types format clean
+.PHONY: install demo test test-all test-upstream pytest docs lint types format clean
 
 install: $(VENV)/.installed
 
@@ -32,6 +32,10 @@ test: lint
 
 test-all: lint
 	$(BIN)/python -m pytest -n $(JOBS) --durations=10
+
+# The common tests of transformers on the model, see tests/upstream. UPSTREAM=FOLDER uses a checkout of transformers.
+test-upstream: $(VENV)/.installed
+	$(BIN)/python -m pytest -n $(JOBS) tests/upstream
 
 # Tests without lint: make pytest ARGS="tests/models -k loss"
 pytest: $(VENV)/.installed

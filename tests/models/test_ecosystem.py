@@ -1,4 +1,4 @@
-"""What the libraries around transformers do to a model: PEFT, accelerate, FSDP2, quantization, compilation, Trainer."""
+"""What the libraries around transformers do to a model: PEFT, accelerate, quantization, compilation, Trainer."""
 
 import copy
 
@@ -226,7 +226,9 @@ def test_adapters_train_in_half_precision(model, batch, dtype):
             loss.backward()
             optimizer.step()
         losses[name] = loss.item()
-        moved = {k: v - start[k] for k, v in trained.fine_grained_perception.state_dict().items() if "k_proj.bias" != k}
+        moved = {
+            k: v - start[k] for k, v in trained.fine_grained_perception.state_dict().items() if k != "k_proj.bias"
+        }
         updates[name] = torch.cat([v.flatten() for v in moved.values()])
     assert losses[dtype] == pytest.approx(losses[torch.float32], abs=0.005)
     assert (updates[dtype] != 0).float().mean() >= 0.99

@@ -1,3 +1,4 @@
+import copy
 import itertools
 import json
 import math
@@ -19,6 +20,7 @@ from vip2clip_hf.training import trainer as trainer_module
 from vip2clip_hf.training.arguments import ViP2ClipTrainingArguments
 from vip2clip_hf.training.checks import check_training_data
 from vip2clip_hf.training.resuming import is_complete_checkpoint, last_complete_checkpoint
+from vip2clip_hf.training.trainer import ViP2ClipTrainer
 
 
 @pytest.fixture
@@ -234,6 +236,7 @@ def test_a_checkpoint_of_another_model_is_refused(build, clip, image_processor, 
     build(num_train_epochs=1, save_strategy="epoch").train()
     checkpoint = str(tmp_path / "run" / "checkpoint-2")
     trainer = build()
+    trainer.model.clip = copy.deepcopy(trainer.model.clip)  # its weights are shared with the fixture
     change_weights(trainer.model.clip)
     with pytest.raises(ValueError, match="trained with another CLIP backbone"):
         trainer.train(resume_from_checkpoint=checkpoint)
@@ -383,6 +386,17 @@ def test_mask_threshold_of_each_row(build, root, image_processor):
     batch, plain = low.data_collator(rows), build().data_collator([dataset[position] for position in range(14)])
     assert torch.equal(batch["mask_labels"], plain["mask_labels"])
     assert plain["mask_labels"].sum() > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_trained_weights_in_half_precision_raise_an_error(model, image_processor, tmp_path, dtype):
+    arguments = ViP2ClipTrainingArguments(str(tmp_path), use_cpu=True, report_to="none")
+    model.to(dtype)
+    ViP2ClipTrainer(model, arguments, image_processor)  # the adapters are in float32
+    model.clip.visual_projection.requires_grad_(True)
+    message = r"1 trained weights are in half precision \(clip\.visual_projection\.weight\)"
+    with pytest.raises(ValueError, match=message):
+        ViP2ClipTrainer(model, arguments, image_processor)
 
 
 @pytest.mark.parametrize("cache", [False, True])

@@ -14,6 +14,7 @@ import torch
 from ..models.vip2clip.backbone_vip2clip import backbone_checksum as compute_checksum
 from ..models.vip2clip.image_processing_vip2clip import ViP2ClipImageProcessor, check_image_processor
 from ..models.vip2clip.modeling_vip2clip import ViP2ClipForAnomalyDetection
+from ..models.vip2clip.pretrained_vip2clip import CUSTOM_PIPELINES
 from ..utils.files import umask
 from .card import is_generated, model_card
 
@@ -30,13 +31,6 @@ AUTO_MAP = {
     "AutoModel": "modeling_vip2clip.ViP2ClipForAnomalyDetection",
 }
 PROCESSOR_AUTO_MAP = {"AutoImageProcessor": "image_processing_vip2clip.ViP2ClipImageProcessor"}
-CUSTOM_PIPELINES = {
-    "anomaly-detection": {
-        "impl": "pipeline_anomaly_detection.AnomalyDetectionPipeline",
-        "pt": ["AutoModel"],
-        "type": "image",
-    }
-}
 WEIGHT_FILE = re.compile(r"model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json")
 
 

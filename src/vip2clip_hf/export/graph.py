@@ -135,7 +135,6 @@ def _resize_positions(model: ViP2ClipForAnomalyDetection) -> None:
     table = embeddings.interpolate_pos_encoding(torch.empty(0), size, size)[0].clone()
     embeddings.position_embedding = nn.Embedding.from_pretrained(table, freeze=True)
     embeddings.position_ids = torch.arange(len(table))[None]
-    embeddings.image_size = size
 
 
 __all__ = ["ExportedDetector", "check_exportable", "private_copy"]

@@ -236,7 +236,7 @@ def predict_checkpoint(
     model, image_processor = load_checkpoint(checkpoint, device=device, dtype=dtype, backbone=backbone)
     if compile:
         compiled = torch.compile(model.get_image_features)
-        model.get_image_features = compiled  # type: ignore[method-assign]  # only in this instance
+        model.get_image_features = compiled  # only in this instance
     name = name_of(checkpoint) if name is None else name
     return predict_to_folder(model, image_processor, source, output, name=name, **options)
 

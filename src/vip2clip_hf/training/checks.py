@@ -64,6 +64,27 @@ def check_training_data(dataset: "Dataset", augmentation: Augmentation | None = 
     return masks > 0 or pasted
 
 
+def check_trained_weights(model: torch.nn.Module) -> None:
+    """
+    Check that all trained weights are in float32 or float64.
+
+    An update of Adam is often smaller than the resolution of bfloat16 and float16, so most weights would not change.
+
+    Args:
+        model (`torch.nn.Module`): the model to train.
+
+    Raises:
+        ValueError: if a trained weight is in half precision. The message names the weights.
+    """
+    half = [n for n, p in model.named_parameters() if p.requires_grad and p.dtype in (torch.float16, torch.bfloat16)]
+    if half:
+        names = ", ".join([*half[:3], *(["..."] if half[3:] else [])])
+        raise ValueError(
+            f"{len(half)} trained weights are in half precision ({names}); expected float32. Convert them with "
+            ".float(), or freeze them. To compute in half precision, use --bf16 or --fp16."
+        )
+
+
 def check_loss(
     loss: torch.Tensor, batch_loss: torch.Tensor, step: int, image_ids: list[str], output_dir: str | os.PathLike
 ) -> None:
@@ -91,4 +112,4 @@ def check_loss(
     )
 
 
-__all__ = ["check_loss", "check_training_data"]
+__all__ = ["check_loss", "check_trained_weights", "check_training_data"]

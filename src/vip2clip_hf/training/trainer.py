@@ -20,7 +20,7 @@ from ..models.vip2clip.modeling_vip2clip import ViP2ClipForAnomalyDetection
 from .arguments import ViP2ClipTrainingArguments
 from .augmentation import Augmentation
 from .callbacks import TrainingHooks, replace_loggers
-from .checks import check_loss, check_training_data
+from .checks import check_loss, check_trained_weights, check_training_data
 from .feature_cache import CachedRows, FeatureCache
 from .optimization import parameter_groups
 from .resuming import find_checkpoint, load_adapters, remove_incomplete_checkpoints
@@ -61,7 +61,7 @@ class ViP2ClipTrainer(Trainer):
 
     Raises:
         ValueError: if the image processor does not fit the model, if an image has no label, if there is nothing to
-            learn from `train_dataset`, or if FSDP or DeepSpeed is enabled.
+            learn from `train_dataset`, if trained weights are in half precision, or if FSDP or DeepSpeed is enabled.
 
     Example:
 
@@ -90,6 +90,7 @@ class ViP2ClipTrainer(Trainer):
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
         check_image_processor(image_processor, model.config.image_size)
+        check_trained_weights(model)
         self.image_processor, self.mask_threshold = image_processor, mask_threshold
         self.results: dict[str, dict[str, Any]] = {}
         self.augmentation = None if args.augmentation is None else Augmentation(args.augmentation, args.seed)

@@ -59,7 +59,8 @@ class ViP2ClipPromptLearner(ViP2ClipAdapter):
             `tuple`: the normal and the anomalous context, each of shape `(num_context_tokens, text_width)`, and the
             object tokens of shape `(num_object_tokens, text_width)`.
         """
-        return self.normal_context, self.anomalous_context, self.object_tokens
+        # Copies: FSDP frees the parameters of a module after its forward.
+        return self.normal_context.clone(), self.anomalous_context.clone(), self.object_tokens.clone()
 
 
 class ViP2ClipImageConditionedAdapter(ViP2ClipAdapter):

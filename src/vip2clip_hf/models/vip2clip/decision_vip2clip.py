@@ -233,7 +233,7 @@ def find_regions(anomaly_map: np.ndarray, mask: np.ndarray) -> list[dict[str, An
     boxes = np.stack([lefts, tops, rights, bottoms], axis=1)
     ranking = np.lexsort((bottoms, rights, tops, lefts, -areas, -peaks))  # the last key is the most important one
     with _without_garbage_collection():
-        table = zip(*(column[ranking].tolist() for column in (boxes, areas, means, peaks)))
+        table = zip(*(column.take(ranking, axis=0).tolist() for column in (boxes, areas, means, peaks)))
         return [{"box": box, "area": area, "mean_score": mean, "peak_score": peak} for box, area, mean, peak in table]
 
 

@@ -155,13 +155,13 @@ def _upright(image: Image.Image, name: str, convert_rgb: bool) -> tuple[Image.Im
     if 0 in image.size:
         raise ValueError(f"{name} has {image.width} x {image.height} pixels; expected at least 1 x 1.")
     try:
-        image = ImageOps.exif_transpose(image)
+        image = ImageOps.exif_transpose(image)  # always a copy
         if image.mode.startswith("I") or image.mode == "F":
             # Pillow would clip the values at 255. It can open 16-bit files in mode "I".
             array = np.asarray(image)
             return _from_array(array if image.mode == "F" else _as_uint16(array, name), convert_rgb)
         if convert_rgb:
-            return image.convert("RGB"), False
+            return (image if image.mode == "RGB" else image.convert("RGB")), False
         if image.mode not in ("1", "L", "RGB", "RGBA"):
             raise ValueError(
                 f"{name} has mode {image.mode!r}; expected 1, L, RGB or RGBA. Other modes need do_convert_rgb=True."

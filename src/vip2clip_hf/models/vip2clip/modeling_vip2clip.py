@@ -24,8 +24,7 @@ from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.clip.modeling_clip import CLIPAttention, CLIPVisionEmbeddings
 from transformers.processing_utils import Unpack  # type: ignore[attr-defined]  # typing: from 3.11
-from transformers.utils import TransformersKwargs, torch_int
-from transformers.utils.generic import ModelOutput, can_return_tuple
+from transformers.utils.generic import ModelOutput, TransformersKwargs, can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
 from .adapters_vip2clip import ViP2ClipFineGrainedPerception, ViP2ClipImageConditionedAdapter, ViP2ClipPromptLearner
@@ -186,8 +185,9 @@ class ViP2ClipVisionEmbeddings(CLIPVisionEmbeddings):
             `torch.Tensor` of shape `(1, 1 + num_patches, hidden_size)`: the position embeddings.
         """
         table = self.position_embedding(self.position_ids)  # (1, 1 + native * native, hidden)
-        native = self.image_size // self.patch_size
-        grid = (height // self.patch_size, width // self.patch_size)
+        native = math.isqrt(self.position_embedding.num_embeddings - 1)
+        patch = self.vip2clip_config.clip_patch_size
+        grid = (height // patch, width // patch)
         if grid == (native, native):
             return table
         patches = _upcast(table[:, 1:]).mT.unflatten(-1, (native, native))
@@ -426,7 +426,7 @@ class ViP2ClipForAnomalyDetection(ViP2ClipPreTrainedModel):
         """
         config = self.config
         num_patches = patch_embeds.shape[2]
-        grid = torch_int(num_patches**0.5)
+        grid = int(num_patches**0.5)
         if grid * grid != num_patches:
             raise ValueError(f"patch_embeds has {num_patches} patches; expected a square number.")
         top_k = config.top_k if top_k is None else top_k

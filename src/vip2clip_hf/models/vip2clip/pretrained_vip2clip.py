@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 from typing import Any, TypeVar
 
 import torch
@@ -9,11 +10,11 @@ from torch import nn
 from transformers import CLIPConfig, CLIPModel, PreTrainedConfig, PreTrainedModel, initialization as init
 from transformers.models.clip.modeling_clip import CLIPAttention, CLIPEncoderLayer
 
+from .adapter_weights_vip2clip import RENAMED_ADAPTERS, check_adapters
 from .adapters_vip2clip import ViP2ClipImageConditionedAdapter, ViP2ClipPromptLearner
 from .backbone_vip2clip import (
     BACKBONE_PREFIX,
     HUB_KWARGS,
-    check_adapters,
     load_clip,
     merge_adapters_with_backbone,
     naming,
@@ -23,9 +24,17 @@ from .backbone_vip2clip import (
 from .configuration_vip2clip import ViP2ClipConfig
 
 
-# Names of weights in checkpoints of version 0.1, and their current names.
-RENAMED_WEIGHTS = {r"^prompt_learner\.image_tokens$": "prompt_learner.object_tokens"}
+# Patterns of weight names in checkpoints of version 0.1, and the current names.
+RENAMED_WEIGHTS = {f"^{re.escape(old)}$": new for old, new in RENAMED_ADAPTERS.items()}
 _Model = TypeVar("_Model", bound="ViP2ClipPreTrainedModel")
+# The pipeline in checkpoints with remote code: entry of `config.json`, read by `transformers.pipeline`.
+CUSTOM_PIPELINES = {
+    "anomaly-detection": {
+        "impl": "pipeline_anomaly_detection.AnomalyDetectionPipeline",
+        "pt": ["AutoModel"],
+        "type": "image",
+    }
+}
 
 
 class ViP2ClipPreTrainedModel(PreTrainedModel):
@@ -76,7 +85,7 @@ class ViP2ClipPreTrainedModel(PreTrainedModel):
             super()._init_weights(module)
         if isinstance(module, ViP2ClipPreTrainedModel):
             # CLIP does not initialize this parameter. It is not used, but part of CLIP.
-            init.constant_(module.clip.logit_scale, module.clip.config.logit_scale_init_value)
+            init.constant_(module.clip.logit_scale, float(module.clip.config.logit_scale_init_value or 0.0))
 
     def freeze_backbone(self) -> None:
         """Disable the gradients of CLIP. Creating and loading a model call this method."""
@@ -99,6 +108,25 @@ class ViP2ClipPreTrainedModel(PreTrainedModel):
         """
         return {k: v for k, v in self.state_dict().items() if not k.startswith(BACKBONE_PREFIX)}
 
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+        """Save the model, as `PreTrainedModel.save_pretrained` does. If the class is registered with
+        `register_for_auto_class`, also save the pipeline, to load both with `trust_remote_code=True`."""
+        if self._auto_class is None:
+            return super().save_pretrained(save_directory, *args, **kwargs)
+        # The library copies the files that are imported, also in functions.
+        from .pipeline_anomaly_detection import AnomalyDetectionPipeline  # noqa: F401
+
+        saved = getattr(self.config, "custom_pipelines", None)
+        self.config.custom_pipelines = CUSTOM_PIPELINES
+        try:
+            super().save_pretrained(save_directory, *args, **kwargs)
+        finally:
+            # Only in the file: in memory, the entry would make `pipeline(model=model)` ask for trust_remote_code.
+            if saved is None:
+                del self.config.custom_pipelines
+            else:
+                self.config.custom_pipelines = saved
+
     @classmethod
     def from_clip(
         cls: type[_Model],
@@ -120,8 +148,8 @@ class ViP2ClipPreTrainedModel(PreTrainedModel):
 
         Args:
             clip (`CLIPModel`, `str` or `os.PathLike`):
-                Backbone: a model, a folder or a Hub id. The weights of a model are shared, not copied, if they have
-                the same dtype and device.
+                Backbone: a `CLIPModel` or [`ViP2ClipForAnomalyDetection`], a folder or a Hub id. The weights of a
+                model are shared, not copied, if they have the same dtype and device.
             tokenizer (tokenizer, `str` or `os.PathLike`, *optional*):
                 Tokenizer, or its folder or Hub id. Only needed for state words other than the words of the paper's
                 Table 6.
@@ -193,8 +221,9 @@ class ViP2ClipPreTrainedModel(PreTrainedModel):
             config ([`ViP2ClipConfig`], `str` or `os.PathLike`, *optional*):
                 Configuration to use instead of the configuration in the checkpoint.
             backbone (`CLIPModel`, `str` or `os.PathLike`, *optional*):
-                CLIP backbone of an adapters-only checkpoint: a model, a folder or a Hub id. By default, the
-                `backbone_id` in the configuration. Its weights must match the checksum in the configuration.
+                CLIP backbone of an adapters-only checkpoint: a `CLIPModel` or [`ViP2ClipForAnomalyDetection`], whose
+                weights are then shared, a folder or a Hub id. By default, the `backbone_id` in the configuration. Its
+                weights must match the checksum in the configuration.
             output_loading_info (`bool`, defaults to `False`):
                 Whether to also return a dict with missing and unexpected keys.
             kwargs:
@@ -245,7 +274,7 @@ class ViP2ClipPreTrainedModel(PreTrainedModel):
                 "adapters to a CLIP checkpoint, use ViP2ClipForAnomalyDetection.from_clip."
             )
         check_adapters(model.adapter_state_dict(), checkpoint)
-        return (model, info) if output_loading_info else model
+        return (model, info) if output_loading_info else model  # type: ignore[return-value]  # typed as a model
 
     @classmethod
     def _load(cls, *args: Any, **kwargs: Any) -> Any:
@@ -257,4 +286,4 @@ class ViP2ClipPreTrainedModel(PreTrainedModel):
         return loaded
 
 
-__all__ = ["ViP2ClipPreTrainedModel"]
+__all__ = ["CUSTOM_PIPELINES", "ViP2ClipPreTrainedModel"]
