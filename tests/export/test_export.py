@@ -84,6 +84,7 @@ def test_constants_are_precomputed():
     assert not [name for name in state if "text_model" in name or "prompt" in name or "prefix" in name]
 
 
+@pytest.mark.slow
 def test_weights_are_shared_and_the_model_is_not_changed(image_processor, tmp_path):
     model = build().train()
     model.prompt_learner.requires_grad_(False)
@@ -229,6 +230,7 @@ def test_onnx_with_another_opset_and_external_weights(image_processor, tmp_path,
 # torch.export
 
 
+@pytest.mark.slow
 def test_torch_with_other_batch_sizes(torch_export):
     model, folder, report = torch_export
     assert sorted(path.name for path in folder.iterdir()) == sorted(["model.pt2", *FILES])
@@ -281,7 +283,8 @@ class Tampered(ExportedDetector):
         projection.weight = torch.nn.Parameter(projection.weight + 0.1, requires_grad=False)
 
 
-@pytest.mark.parametrize("name", ["torch", pytest.param("onnx", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["torch", "onnx"])
 def test_an_export_that_differs_is_not_written(name, image_processor, tmp_path, monkeypatch):
     if name == "onnx":
         pytest.importorskip("onnxruntime", reason="extra `export` is not installed")

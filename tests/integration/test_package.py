@@ -93,6 +93,12 @@ except ImportError:
     assert done.stdout.strip() == vip2clip_hf.__version__, done.stderr[-2000:]
 
 
+def processor_time() -> float:
+    """Return the processor time of finished child processes in seconds, which does not depend on the load of the
+    machine. Windows does not count it: return the wall time there."""
+    return time.perf_counter() if os.name == "nt" else sum(os.times()[2:4])
+
+
 @pytest.mark.parametrize("option", ["--help", "--version"])
 def test_the_command_answers_without_torch(option):
     script = Path(sys.executable).with_name("vip2clip.exe" if os.name == "nt" else "vip2clip")
@@ -100,9 +106,9 @@ def test_the_command_answers_without_torch(option):
         pytest.skip("the package is not installed: there is no vip2clip command next to Python")
     times = []
     for _ in range(5):
-        start = time.perf_counter()
+        start = processor_time()
         done = subprocess.run([script, option], capture_output=True, text=True, timeout=60, check=True)
-        times.append(time.perf_counter() - start)
+        times.append(processor_time() - start)
     assert done.stdout
     code = f"""
 import sys

@@ -68,6 +68,7 @@ def test_publishing(clip_folder, tmp_path):
     assert "--push_to_hub needs --hub_model_id" in done.stderr
 
 
+@pytest.mark.slow
 def test_predict_output_streams():
     """Called by another program: results on stdout, messages on stderr, no progress bars."""
     photo = EXAMPLES / "hazelnut_normal_1.jpg"

@@ -31,6 +31,7 @@ def deviations(model, pixel_values: torch.Tensor, dtype: torch.dtype) -> tuple[f
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("variant", "sharpness"), [("paper", 50), ("release", 20)])
 def test_width_of_vit_large(variant, sharpness, dtype):

@@ -258,6 +258,7 @@ def test_shapes_on_the_meta_device():
     assert output.anomaly_maps.shape == (2, 48, 48)
 
 
+@pytest.mark.slow
 def test_export_gives_the_same_numbers(model, pixel_values):
     """With a dynamic batch size."""
     dynamic = {"pixel_values": {0: torch.export.Dim("batch", min=1, max=16)}}

@@ -284,6 +284,7 @@ def test_other_formats_are_refused(photo, tmp_path):
         save_figure(result_figure(photo, a_result(photo)), tmp_path / "result.pdf")
 
 
+@pytest.mark.slow
 def test_neither_display_nor_pyplot_is_needed(tmp_path):
     """Even if the environment selects a backend with windows."""
     code = f"""
