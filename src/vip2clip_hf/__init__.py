@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from .inference import predict_checkpoint as predict_checkpoint, predict_to_folder as predict_to_folder
     from .models.vip2clip import (
         AnomalyDetectionPipeline as AnomalyDetectionPipeline,
+        DecisionConfig as DecisionConfig,
         ViP2ClipAlignmentOutput as ViP2ClipAlignmentOutput,
         ViP2ClipAnomalyDetectionOutput as ViP2ClipAnomalyDetectionOutput,
         ViP2ClipConfig as ViP2ClipConfig,

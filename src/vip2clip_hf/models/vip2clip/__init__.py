@@ -9,6 +9,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 from .configuration_vip2clip import ViP2ClipConfig
 from .convert_vip2clip_to_hf import convert_release_checkpoint
+from .decision_config_vip2clip import DecisionConfig
 from .heatmap_vip2clip import draw_heatmap
 from .image_loading_vip2clip import load_image, load_mask
 from .image_processing_vip2clip import ViP2ClipImageProcessor
@@ -40,6 +41,7 @@ _register()
 
 __all__ = [
     "AnomalyDetectionPipeline",
+    "DecisionConfig",
     "ViP2ClipAlignmentOutput",
     "ViP2ClipAnomalyDetectionOutput",
     "ViP2ClipConfig",

@@ -10,7 +10,8 @@ import numpy as np
 from transformers.image_utils import ChannelDimension, PILImageResampling, SizeDict
 from transformers.utils.generic import TensorType
 
-from .decision_vip2clip import LABELS
+
+LABELS = ("normal", "anomalous")
 
 
 def threshold_pair(threshold: Any, defaults: tuple[float, float]) -> tuple[float, float]:
@@ -306,7 +307,9 @@ PROCESSOR_ARGUMENTS: dict[str, Callable[[str, Any], Any]] = {
 
 
 __all__ = [
+    "LABELS",
     "PROCESSOR_ARGUMENTS",
+    "as_integer",
     "call_arguments",
     "check_tiling",
     "is_finite",

@@ -11,30 +11,16 @@ from huggingface_hub.errors import HFValidationError, StrictDataclassClassValida
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # public, but exported lazily
 from transformers import CLIPConfig, CLIPTextConfig, CLIPVisionConfig, PreTrainedConfig
 
-from .decision_vip2clip import check_calibration
+from .configuration_tables_vip2clip import (
+    MOVED_FIELDS,
+    RENAMED_FIELDS,
+    VARIANTS,
+    MovedField,
+    check_moved,
+    clip_vit_large_patch14_336,
+)
 from .state_words_vip2clip import STATE_WORD_TOKEN_IDS, check_token_ids, known_token_ids
 
-
-# Differences of each variant from the defaults, which follow the paper. docs/paper-and-release.md explains them.
-_VARIANTS: dict[str, dict[str, Any]] = {
-    "paper": {},
-    "release": {
-        "normal_word": "damaged",
-        "fgp_num_heads": 8,
-        "fgp_scaled": False,
-        "image_score": "mean_logits",
-        "image_embeds_layernorm": False,
-        "focal_smooth": 1e-5,
-    },
-}
-
-
-# Fields of configurations saved by version 0.1, and their current names.
-_RENAMED = {
-    "num_image_tokens": "num_object_tokens",
-    "perception_num_heads": "fgp_num_heads",
-    "perception_scaled": "fgp_scaled",
-}
 
 _Value = TypeVar("_Value")
 
@@ -48,16 +34,6 @@ def _narrow(value: object, expected: type[_Value]) -> _Value:
     if not isinstance(value, expected):
         raise TypeError(f"Expected a {expected.__name__}, found {type(value).__name__}.")
     return value
-
-
-def _clip_vit_large_patch14_336() -> CLIPConfig:
-    """Return the configuration of CLIP ViT-L/14@336px, the backbone of the paper (section 5.1)."""
-    text = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "num_hidden_layers": 12}
-    vision = {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16, "num_hidden_layers": 24}
-    vision.update(image_size=336, patch_size=14)
-    for tower in (text, vision):
-        tower["projection_dim"] = 768
-    return CLIPConfig(projection_dim=768, text_config=text, vision_config=vision)
 
 
 @strict
@@ -107,8 +83,6 @@ class ViP2ClipConfig(PreTrainedConfig):
         focal_gamma (`float`, defaults to 2.0), focal_smooth (`float`, defaults to 0.0):
             Exponent and smoothing of the focal loss in eq. 10. Without smoothing, the probability of the true class
             is clamped at 1e-6.
-        image_threshold (`float`, defaults to 0.5), pixel_threshold (`float`, defaults to 0.5):
-            An image or pixel is anomalous if its score is strictly greater than the threshold.
         use_image_conditioning (`bool`, defaults to `True`):
             Whether the object tokens depend on the image. If `False` (ablation in Table 4), z_i = o_i.
         use_fine_grained_perception (`bool`, defaults to `True`):
@@ -125,9 +99,6 @@ class ViP2ClipConfig(PreTrainedConfig):
         training_sets (`list[dict]`, *optional*):
             Datasets the adapters were trained on, as returned by [`vip2clip_hf.data.describe_training_set`]: name,
             benchmark, split, categories, counts, and hashes of some images. Evaluating on one of them logs a warning.
-        calibration (`dict`, *optional*):
-            Origin of the thresholds, as written by [`vip2clip_hf.calibration.calibrate`]: method, false-alarm rate,
-            number of images, date, and the scores of the calibration images, which p-values are computed from.
         initializer_range (`float`, defaults to 0.02):
             Standard deviation of the learned vectors at initialization.
 
@@ -178,8 +149,6 @@ class ViP2ClipConfig(PreTrainedConfig):
     local_loss_weight: int | float = 1.0
     focal_gamma: int | float = 2.0
     focal_smooth: int | float = 0.0
-    image_threshold: int | float = 0.5
-    pixel_threshold: int | float = 0.5
     use_image_conditioning: bool = True
     use_fine_grained_perception: bool = True
     alignment: Literal["unified", "dual"] = "unified"
@@ -189,12 +158,15 @@ class ViP2ClipConfig(PreTrainedConfig):
     backbone_checksum: str | None = None
     backbone_dtype: str | None = None
     training_sets: list[dict[str, Any]] | None = None
-    calibration: dict[str, Any] | None = None
     initializer_range: float = 0.02
 
+    # Read and written in version 0.1.
+    image_threshold, pixel_threshold, calibration = MovedField(), MovedField(), MovedField()
+
     def __post_init__(self, **kwargs: Any) -> None:
+        check_moved(kwargs)
         if self.clip_config is None:
-            clip_config = _clip_vit_large_patch14_336()
+            clip_config = clip_vit_large_patch14_336()
         elif isinstance(self.clip_config, dict):
             clip_config = CLIPConfig(**self.clip_config)
         else:
@@ -245,10 +217,10 @@ class ViP2ClipConfig(PreTrainedConfig):
         Raises:
             ValueError: if the variant is unknown, or an override is not a field or not allowed.
         """
-        if variant not in _VARIANTS:
-            raise ValueError(f"variant is {variant!r}; expected {' or '.join(map(repr, _VARIANTS))}.")
+        if variant not in VARIANTS:
+            raise ValueError(f"variant is {variant!r}; expected {' or '.join(map(repr, VARIANTS))}.")
         cls.check_names(overrides)
-        return cls(**{**_VARIANTS[variant], **overrides})
+        return cls(**{**VARIANTS[variant], **overrides})
 
     @classmethod
     def check_names(cls, names: Iterable[str]) -> None:
@@ -261,6 +233,8 @@ class ViP2ClipConfig(PreTrainedConfig):
         Raises:
             ValueError: if a name is not a field. The message suggests the most similar field.
         """
+        names = list(names)
+        check_moved(names)
         for name in names:
             if name not in cls.__dataclass_fields__:
                 nearest = difflib.get_close_matches(name, cls.__dataclass_fields__, n=1)
@@ -286,7 +260,11 @@ class ViP2ClipConfig(PreTrainedConfig):
             if found == "clip":
                 hint = " To add new adapters to a CLIP checkpoint, use ViP2ClipForAnomalyDetection.from_clip."
             raise ValueError(f"Expected a checkpoint with model_type 'vip2clip', found model_type {found!r}.{hint}")
-        config_dict = {_RENAMED.get(name, name): value for name, value in config_dict.items()}
+        check_moved(kwargs)
+        # `DecisionConfig.from_pretrained` reads the fields of version 0.1 that are dropped here.
+        config_dict = {
+            RENAMED_FIELDS.get(name, name): value for name, value in config_dict.items() if name not in MOVED_FIELDS
+        }
         # The library sets overrides after construction, which would skip both validation and derived values.
         fields = [name for name in kwargs if name in cls.__dataclass_fields__ and name not in ("clip_config", "dtype")]
         overrides = {name: kwargs.pop(name) for name in fields}
@@ -395,10 +373,6 @@ class ViP2ClipConfig(PreTrainedConfig):
         for name in ("local_loss_weight", "focal_gamma", "initializer_range"):
             check(name, 0 <= getattr(self, name) < math.inf, "a finite number of at least 0")
         check("focal_smooth", 0 <= self.focal_smooth < 0.5, "a number in [0, 0.5)")
-        for name in ("image_threshold", "pixel_threshold"):
-            check(name, 0 <= getattr(self, name) <= 1, "a number in [0, 1]")
-        if self.calibration is not None:
-            check_calibration(self.calibration)
 
         known = ("float32", "float64", "float16", "bfloat16")
         check("backbone_dtype", self.backbone_dtype in (None, *known), f"one of {', '.join(known)}")

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from .backbone_vip2clip import HUB_KWARGS, load_clip
+from .configuration_tables_vip2clip import MOVED_FIELDS
 from .configuration_vip2clip import ViP2ClipConfig
 from .modeling_vip2clip import ViP2ClipForAnomalyDetection
 from .state_words_vip2clip import known_token_ids
@@ -115,7 +116,7 @@ def check_settings(names: Iterable[str]) -> None:
     fixed = [name for name in names if name in FIXED_SETTINGS]
     if fixed:
         raise ValueError(f"{', '.join(fixed)} cannot be overridden, because the checkpoint determines it.")
-    ViP2ClipConfig.check_names(names)
+    ViP2ClipConfig.check_names(name for name in names if name not in MOVED_FIELDS)
     other = [name for name in names if name not in FREE_SETTINGS]
     if other:
         raise ValueError(f"{', '.join(other)} cannot be set in a conversion; expected {', '.join(FREE_SETTINGS)}.")

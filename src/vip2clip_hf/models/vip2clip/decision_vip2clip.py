@@ -1,19 +1,20 @@
-"""Decisions on scores and maps: calibrated thresholds, p-values and regions."""
+"""Decisions on scores and maps: labels, masks, p-values, calibrated thresholds and regions."""
 
 import contextlib
 import gc
 import importlib
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 
-
-LABELS = ("normal", "anomalous")
-# If there are more calibration scores, this number of quantiles is stored instead, rounded up.
-MAX_STORED_SCORES = 10_000
+from .arguments_vip2clip import LABELS, threshold_pair
+from .decision_config_vip2clip import MAX_STORED_SCORES, DecisionConfig, p_value, stored_scores
 
 
 def _exact(false_alarm_rate: float) -> Fraction:
@@ -63,45 +64,6 @@ def conformal_threshold(scores: Sequence[float], false_alarm_rate: float) -> flo
             f"or choose a rate of at least {1 / (count + 1):.3g}."
         )
     return float(ordered[math.ceil((count + 1) * (1 - rate)) - 1])
-
-
-def stored_scores(scores: Sequence[float]) -> list[float]:
-    """
-    Sort calibration scores and limit their number for storage in a checkpoint.
-
-    Args:
-        scores (`Sequence[float]`): scores of the calibration images.
-
-    Returns:
-        `list[float]`: the scores in ascending order. If there are more than 10,000 scores, 10,000 quantiles instead,
-        each the largest score in its group, so p-values computed from them are never too small.
-    """
-    ordered = np.sort(np.asarray(scores, dtype=np.float64).ravel())
-    if len(ordered) > MAX_STORED_SCORES:
-        ends = -(-np.arange(1, MAX_STORED_SCORES + 1) * len(ordered) // MAX_STORED_SCORES)
-        ordered = ordered[ends - 1]
-    return ordered.tolist()
-
-
-def p_value(score: float, stored: Sequence[float], num_images: int) -> float:
-    """
-    Compute the p-value of a score: the probability that a normal image has a score at least as large.
-
-    The p-value is (1 + number of normal scores at least as large) / (1 + number of normal scores).
-
-    Args:
-        score (`float`): score of the image.
-        stored (`Sequence[float]`): calibration scores from [`stored_scores`].
-        num_images (`int`): number of calibration images.
-
-    Returns:
-        `float`: the p-value, in (0, 1]. If all scores are stored, the p-value is at most the false-alarm rate exactly
-        if the score is greater than the threshold for that rate.
-    """
-    below = int(np.searchsorted(np.asarray(stored), score, side="left"))
-    if len(stored) < num_images:
-        below = -(-below * num_images // len(stored))
-    return (1 + num_images - below) / (1 + num_images)
 
 
 def _ndimage() -> Any:
@@ -249,71 +211,127 @@ def _without_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
-def check_calibration(found: dict[str, Any]) -> None:
+@dataclass
+class Decided:
     """
-    Check the `calibration` of a configuration.
+    Result of [`decide`].
 
     Args:
-        found (`dict[str, Any]`): the calibration, as written by [`vip2clip_hf.calibration.calibrate`].
-
-    Raises:
-        ValueError: if the number of images or the stored scores are invalid.
+        label (`int`): 0 for a normal, 1 for an anomalous image.
+        anomaly_map (`torch.FloatTensor` of shape `(height, width)`): the map at the size of the mask, float32.
+        mask (`torch.BoolTensor` of shape `(height, width)`): `True` for anomalous pixels.
+        p_value (`float`, *optional*): p-value of the score, in (0, 1]. `None` without a valid calibration.
     """
-    for level in ("image", "pixel"):
-        part = found.get(level)
-        if part is None:
-            continue
-        scores = part.get("scores") if isinstance(part, dict) else None
-        count = part.get("num_images") if isinstance(part, dict) else None
-        if not isinstance(count, int) or count < 1:
-            raise ValueError(f"calibration[{level!r}] has num_images {count!r}; expected a positive integer.")
-        if scores is not None and (len(scores) != min(count, MAX_STORED_SCORES) or sorted(scores) != list(scores)):
-            raise ValueError(
-                f"calibration[{level!r}]['scores'] has {len(scores)} entries; expected "
-                f"{min(count, MAX_STORED_SCORES)} in ascending order."
-            )
+
+    label: int
+    anomaly_map: torch.Tensor
+    mask: torch.Tensor
+    p_value: float | None
 
 
-def near_large_regions(mask: np.ndarray, least: float, size: tuple[int, int]) -> np.ndarray:
+def decide(
+    score: float,
+    anomaly_map: torch.Tensor | np.ndarray,
+    decision: DecisionConfig,
+    *,
+    size: tuple[int, int] | None = None,
+    threshold: float | tuple[float | None, float | None] | None = None,
+    calibrated: bool = True,
+) -> Decided:
     """
-    Find the pixels of a resized map that belong to large regions of the original mask.
+    Decide about one image. Every decision of this package comes from this function.
 
-    Use the result to restrict the mask of the resized map. It contains the large regions and a margin of one pixel
-    around them, because resizing can enlarge a region.
+    The image is anomalous if its score is greater than the image threshold. Regions are decided on the map at the size
+    of the model: connected pixels with a value greater than the pixel threshold, except for regions that are too
+    small. At another size, the mask contains the pixels of the resized map that are above the threshold and
+    interpolated from a decided region. If a region has no such pixel, the pixel at the place of its largest value is
+    in the mask, so a decided region never disappears.
 
     Args:
-        mask (`np.ndarray` of shape `(height, width)`): bool, mask at the original size.
-        least (`float`): minimum area of a region as a fraction of the mask.
-        size (`tuple[int, int]`): height and width of the resized map.
+        score (`float`): score of the image, in [0, 1].
+        anomaly_map (`torch.FloatTensor` or `np.ndarray` of shape `(height, width)`): its map, in [0, 1].
+        decision ([`DecisionConfig`]): thresholds, minimum area and calibration.
+        size (`tuple[int, int]`, *optional*): height and width of the result. By default, the size of the map.
+        threshold (`float` or `tuple[float, float]`, *optional*): thresholds to use instead. `None` in a pair is the
+            threshold of `decision`.
+        calibrated (`bool`, defaults to `True`): whether the calibration belongs to the scores of the model. If not,
+            there is no p-value.
 
     Returns:
-        `np.ndarray` of shape `size`: bool, True for pixels in or next to a large region.
+        [`Decided`]: label, map, mask and p-value.
 
     Raises:
         ImportError: if scipy is not installed and the minimum area is greater than one pixel.
+        ValueError: if a threshold is outside [0, 1].
     """
-    large = keep_large_regions(mask, min_region_pixels((mask.shape[0], mask.shape[1]), least))
-    # A resized pixel is interpolated from four pixels. If it is above the threshold, at least one of them is as well.
-    padded = np.pad(large, 1)
-    near = np.zeros_like(large)
-    for down in range(3):
-        for right in range(3):
-            near |= padded[down : down + large.shape[0], right : right + large.shape[1]]
-    rows = (np.arange(size[0]) + 0.5) * large.shape[0] / size[0]
-    columns = (np.arange(size[1]) + 0.5) * large.shape[1] / size[1]
-    return near[np.ix_(rows.astype(int), columns.astype(int))]
+    pair = threshold_pair(threshold, (decision.image_threshold, decision.pixel_threshold))
+    image_threshold, pixel_threshold = (float(np.float32(value)) for value in pair)
+    anomaly_map = torch.as_tensor(anomaly_map).detach().float()
+    height, width = anomaly_map.shape
+    mask = anomaly_map > pixel_threshold
+    least = min_region_pixels((height, width), decision.min_region_area)
+    if least > 1:
+        mask = torch.from_numpy(keep_large_regions(mask.cpu().numpy(), least)).to(mask.device)
+    if size is None or tuple(size) == (height, width):
+        anomaly_map = anomaly_map.clone()  # does not share memory with the argument
+    else:
+        resized = _resize(anomaly_map, size)
+        mask = _resized_mask(mask, anomaly_map, resized > pixel_threshold, size)
+        anomaly_map = resized
+    value = decision.p_value(float(np.float32(score))) if calibrated else None
+    return Decided(int(np.float32(score) > np.float32(image_threshold)), anomaly_map, mask, value)
+
+
+def _resize(values: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    return F.interpolate(values.float()[None, None], size=size, mode="bilinear", align_corners=False)[0, 0]
+
+
+def _resized_mask(
+    decided: torch.Tensor, anomaly_map: torch.Tensor, above: torch.Tensor, size: tuple[int, int]
+) -> torch.Tensor:
+    """Restrict the pixels above the threshold at another size to decided regions, and keep a pixel of each region."""
+    if not decided.any():
+        return torch.zeros_like(above)
+    # A pixel is interpolated from a block of 2 x 2 pixels, so from one region at most.
+    mask = above & (_resize(decided, size) > 0)
+    # The pixels that a pixel of the mask is interpolated from, by the transposed interpolation. On the CPU, because
+    # it is not deterministic on GPUs.
+    shape = [1, 1, *decided.shape]
+    used = torch.ops.aten.upsample_bilinear2d_backward(mask.cpu().float()[None, None], list(size), shape, False)[0, 0]
+    decided = decided.cpu()
+    lost = decided & ~(_spread(((used > 0) & decided).float(), decided) > 0)
+    if lost.any():
+        # Numbers from 1 in the order of the values, so that each region has one largest number.
+        order = torch.where(lost, anomaly_map.cpu(), -1.0).ravel().argsort(stable=True)
+        rank = torch.empty_like(order, dtype=torch.float64)
+        rank[order] = torch.arange(1, len(order) + 1, dtype=torch.float64)
+        rank = torch.where(lost, rank.reshape(lost.shape), 0.0)
+        rows, columns = torch.nonzero(lost & (rank == _spread(rank, lost)), as_tuple=True)
+        rows = (2 * rows + 1) * size[0] // (2 * decided.shape[0])
+        columns = (2 * columns + 1) * size[1] // (2 * decided.shape[1])
+        mask[rows.to(mask.device), columns.to(mask.device)] = True
+    return mask
+
+
+def _spread(values: torch.Tensor, within: torch.Tensor) -> torch.Tensor:
+    """Give each pixel within a region the largest value in the region, neighbour by neighbour."""
+    while True:
+        wider = torch.where(within, F.max_pool2d(values[None, None], 3, stride=1, padding=1)[0, 0], 0.0)
+        if torch.equal(wider, values):
+            return values
+        values = wider
 
 
 __all__ = [
     "LABELS",
     "MAX_STORED_SCORES",
-    "check_calibration",
+    "Decided",
     "conformal_threshold",
+    "decide",
     "find_regions",
     "keep_large_regions",
     "min_calibration_images",
     "min_region_pixels",
-    "near_large_regions",
     "p_value",
     "region_score",
     "stored_scores",

@@ -1,11 +1,11 @@
 """Image processor of ViP²-CLIP: prepares images and masks, and converts model outputs to results at image size."""
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_base import BatchFeature
@@ -14,6 +14,10 @@ from transformers.processing_utils import ImagesKwargs, Unpack  # type: ignore[a
 from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from .arguments_vip2clip import PROCESSOR_ARGUMENTS, label_names, threshold_pair
+from .backbone_vip2clip import HUB_KWARGS
+from .decision_config_vip2clip import DecisionConfig
+from .decision_vip2clip import decide
+from .fingerprint_vip2clip import is_plain_call
 from .image_loading_vip2clip import load_mask, read_image
 
 
@@ -107,6 +111,47 @@ class ViP2ClipImageProcessor(PilBackend):
         given: dict[str, Any] = {name: value for name, value in kwargs.items() if value is not None}
         metadata = {name: given.pop(name) for name in list(given) if name in METADATA or name.startswith("_")}
         super().__init__(**metadata, **self._checked(given))
+        self.decision = DecisionConfig()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike,
+        *args: Any,
+        decision: DecisionConfig | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """
+        Load the image processor of a checkpoint, and the settings of its decisions.
+
+        Args:
+            pretrained_model_name_or_path (`str` or `os.PathLike`): folder, file or Hub id.
+            decision ([`DecisionConfig`], *optional*): settings of decisions to use instead of those in the checkpoint.
+            args, kwargs: arguments of `ImageProcessingMixin.from_pretrained`, and of the image processor.
+
+        Returns:
+            [`ViP2ClipImageProcessor`]: the image processor. With `return_unused_kwargs=True`, a tuple of the image
+            processor and the unused arguments.
+
+        Raises:
+            OSError: if the checkpoint is not found or damaged.
+            ValueError: if an argument or a value is not allowed.
+        """
+        loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        if decision is None:
+            names = ("cache_dir", "force_download", "local_files_only", "token", "revision")
+            hub_kwargs = {name: value for name, value in kwargs.items() if name in HUB_KWARGS}
+            decision = DecisionConfig.from_pretrained(
+                pretrained_model_name_or_path, **{**dict(zip(names, args)), **hub_kwargs}
+            )
+        (loaded[0] if isinstance(loaded, tuple) else loaded).decision = decision
+        return loaded
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the options, for `preprocessor_config.json`. `decision` is stored in a file of its own."""
+        content = super().to_dict()
+        content.pop("decision", None)
+        return content
 
     def _checked(self, options: dict[str, Any]) -> dict[str, Any]:
         """Check options, none of them None, and convert them to the types that the library expects."""
@@ -231,9 +276,11 @@ class ViP2ClipImageProcessor(PilBackend):
         target_sizes: list[tuple[int, int]] | torch.Tensor | None = None,
         threshold: float | tuple[float | None, float | None] | None = None,
         id2label: Mapping[Any, str] | None = None,
+        decision: DecisionConfig | None = None,
+        calibrated: bool | None = None,
     ) -> list[dict[str, Any]]:
         """
-        Convert the outputs of the model to one result per image.
+        Convert the outputs of the model to one result per image. [`decide`] makes the decisions.
 
         Args:
             outputs ([`ViP2ClipAnomalyDetectionOutput`]):
@@ -241,12 +288,19 @@ class ViP2ClipImageProcessor(PilBackend):
             target_sizes (`list[tuple[int, int]]` or `torch.Tensor` of shape `(batch_size, 2)`, *optional*):
                 Height and width of each original image, after the EXIF orientation is applied (see [`load_image`]).
                 The maps are resized to these sizes. By default, they have the `image_size` of the model.
-            threshold (`float` or `tuple[float, float]`, *optional*, defaults to 0.5):
+            threshold (`float` or `tuple[float, float]`, *optional*):
                 An image or pixel is anomalous if its score is greater than the threshold. Pass a pair to use different
-                thresholds for images and pixels, for example `(config.image_threshold, config.pixel_threshold)`.
-                `None` in a pair is 0.5.
+                thresholds for images and pixels. `None`, also in a pair, is the threshold of `decision`.
             id2label (`Mapping[int, str]`, *optional*, defaults to `{0: "normal", 1: "anomalous"}`):
                 Names of the labels, for example `config.id2label`. 0 is normal, 1 anomalous.
+            decision ([`DecisionConfig`], *optional*):
+                Thresholds, minimum area of a region and calibration, for example `model.decision`. By default,
+                `decision` of the image processor: that of the checkpoint it was loaded from, otherwise thresholds of
+                0.5.
+            calibrated (`bool`, *optional*):
+                Whether the calibration belongs to these outputs. If not, there are no p-values. By default, the
+                outputs are expected to be those of the calibrated model, called without `top_k`. With a calibration
+                for tiles or another top-k, a warning is logged.
 
         Returns:
             `list[dict]`: one dict per image:
@@ -255,12 +309,18 @@ class ViP2ClipImageProcessor(PilBackend):
             - `label` (`str`): `"normal"` or `"anomalous"`, or the name in `id2label`.
             - `anomaly_map` (`torch.FloatTensor` of shape `(height, width)`): anomaly map, float32 in [0, 1].
             - `mask` (`torch.BoolTensor` of shape `(height, width)`): `True` for anomalous pixels.
+            - `p_value` (`float`): probability that a normal image has a score at least as large. Only with the scores
+              of a calibration. `None` if it belongs to other scores.
 
         Raises:
+            ImportError: if scipy is not installed and the minimum area of a region is greater than one pixel.
             ValueError: if a threshold is outside [0, 1], `id2label` has no names for 0 and 1, the number of sizes and
                 images differ, or a score or map is not finite.
         """
-        image_threshold, pixel_threshold = threshold_pair(threshold, (0.5, 0.5))
+        decision = self.decision if decision is None else decision
+        threshold = threshold_pair(threshold, (decision.image_threshold, decision.pixel_threshold))
+        if calibrated is None:
+            calibrated = is_plain_call(decision)
         names = label_names(id2label)
         scores, maps = outputs["scores"].detach(), outputs["anomaly_maps"].detach()
         if target_sizes is not None and len(target_sizes) != len(scores):
@@ -272,20 +332,15 @@ class ViP2ClipImageProcessor(PilBackend):
                     f"The score ({score}) or the map of the image at position {index} is not finite. Check the "
                     "weights. In float16, CLIP can overflow; load the model in bfloat16 or float32."
                 )
-            anomaly_map = anomaly_map.clone()  # do not share memory with the outputs
+            size = None
             if target_sizes is not None:
-                height, width = (int(side) for side in target_sizes[index])
-                anomaly_map = F.interpolate(
-                    anomaly_map[None, None], size=(height, width), mode="bilinear", align_corners=False
-                )[0, 0]
-            results.append(
-                {
-                    "score": score,
-                    "label": names[int(score > image_threshold)],
-                    "anomaly_map": anomaly_map,
-                    "mask": anomaly_map > pixel_threshold,
-                }
-            )
+                height, width = target_sizes[index]
+                size = (int(height), int(width))
+            found = decide(score, anomaly_map, decision, size=size, threshold=threshold, calibrated=calibrated)
+            result = {"score": score, "label": names[found.label], "anomaly_map": found.anomaly_map}
+            results.append({**result, "mask": found.mask})
+            if decision.image_scores is not None:
+                results[-1]["p_value"] = found.p_value
         return results
 
 

@@ -29,6 +29,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .adapters_vip2clip import ViP2ClipFineGrainedPerception, ViP2ClipImageConditionedAdapter, ViP2ClipPromptLearner
 from .configuration_vip2clip import ViP2ClipConfig
+from .decision_config_vip2clip import DecisionConfig
 from .loss_vip2clip import vip2clip_loss
 from .maps_vip2clip import resize_maps, without_autocast
 from .pretrained_vip2clip import ViP2ClipPreTrainedModel
@@ -244,6 +245,7 @@ class ViP2ClipForAnomalyDetection(ViP2ClipPreTrainedModel):
         self.prompt_learner = ViP2ClipPromptLearner(config)
         self.image_conditioned_adapter = ViP2ClipImageConditionedAdapter(config)
         self.fine_grained_perception = ViP2ClipFineGrainedPerception(config)
+        self.decision = DecisionConfig()
         self.post_init()
         self.freeze_backbone()
         self.train(self.training)  # CLIP without dropout

@@ -10,9 +10,10 @@ from transformers import AutoImageProcessor, AutoModel, PreTrainedConfig
 from transformers.pipelines.base import Pipeline
 from transformers.utils import logging
 
-from .arguments_vip2clip import call_arguments, label_names, loading_arguments, threshold_pair
+from .arguments_vip2clip import call_arguments, label_names, loading_arguments
 from .backbone_vip2clip import HUB_KWARGS, check_device, naming
-from .decision_vip2clip import find_regions, near_large_regions, p_value
+from .decision_vip2clip import find_regions
+from .fingerprint_vip2clip import is_calibrated
 from .heatmap_vip2clip import draw_heatmap
 from .image_loading_vip2clip import DEFAULT_TIMEOUT, list_images, load_image
 from .image_processing_vip2clip import ViP2ClipImageProcessor, check_image_processor
@@ -46,17 +47,18 @@ class AnomalyDetectionPipeline(Pipeline):
     Pass these arguments in a call, or when creating the pipeline to change their defaults:
 
     - `batch_size` (`int`, defaults to 1): number of images in a batch.
-    - `threshold` (`float` or `tuple[float, float]`, defaults to the thresholds of the model's configuration): an image
-      or pixel is anomalous if its score is greater than the threshold. Pass a pair to use different thresholds for
-      images and pixels. `None` in a pair is the threshold of the configuration.
-    - `top_k` (`int`, defaults to the configuration): number of top patches per layer used for the image score (eq. 8).
+    - `threshold` (`float` or `tuple[float, float]`, defaults to the thresholds of `model.decision`): an image or pixel
+      is anomalous if its score is greater than the threshold. Pass a pair to use different thresholds for images and
+      pixels. `None` in a pair is the threshold of `model.decision`.
+    - `top_k` (`int`, defaults to `model.decision`, else the configuration): number of top patches per layer used for
+      the image score (eq. 8).
     - `heatmap` (`bool`, defaults to `False`): whether to draw the anomaly map over the image.
     - `regions` (`bool`, defaults to `False`): whether to list the regions of the mask.
-    - `tile_size` (`int`, defaults to the calibration, else 0): side of square tiles in pixels. Larger images are split
-      into tiles. Their score is the maximum over the tiles, and their map is blended from the maps of the tiles. 0
-      disables tiling.
-    - `tile_overlap` (`float`, defaults to the calibration, else 0.25): fraction of a tile shared by adjacent tiles, in
-      [0, 0.9].
+    - `tile_size` (`int`, defaults to `model.decision`, else 0): side of square tiles in pixels. Larger images are
+      split into tiles. Their score is the maximum over the tiles, and their map is blended from the maps of the tiles.
+      0 disables tiling.
+    - `tile_overlap` (`float`, defaults to `model.decision`, else 0.25): fraction of a tile shared by adjacent tiles,
+      in [0, 0.9].
     - `timeout` (`float`, *optional*, defaults to 60): seconds to wait for a response from the server of a URL. `None`
       waits forever.
 
@@ -173,7 +175,8 @@ class AnomalyDetectionPipeline(Pipeline):
             - `anomaly_map` (`np.ndarray` of shape `(height, width)`): float32 in [0, 1], at the size of the image.
             - `mask` (`np.ndarray` of shape `(height, width)`): bool, `True` for anomalous pixels.
             - `p_value` (`float`): probability that a normal image has a score at least as large, in (0, 1]. Only from
-              a calibrated checkpoint. `None`, with a warning, if tiling or top-k differ from the calibration.
+              a calibrated checkpoint. `None`, with a warning, if weights, tiling, top-k or other settings that scores
+              depend on differ from the calibration.
             - `heatmap` (`PIL.Image.Image`): the image with the anomaly map drawn over it. Only with `heatmap=True`.
             - `regions` (`list[dict]`): the regions of the mask, sorted by peak score in descending order, see
               [`find_regions`]. Only with `regions=True`.
@@ -241,7 +244,7 @@ class AnomalyDetectionPipeline(Pipeline):
         """
         inputs = self.preprocess(image, **{**self._preprocess_params, "heatmap": False})
         outputs = self.forward(inputs, **self._forward_params)
-        score, anomaly_map = outputs["scores"].reshape(-1)[0], outputs["anomaly_maps"][0]
+        score, anomaly_map = outputs["scores"].float().reshape(-1)[0], outputs["anomaly_maps"][0]
         layer_maps = outputs.get("layer_maps")
         return {
             "score": float(score),
@@ -250,10 +253,11 @@ class AnomalyDetectionPipeline(Pipeline):
         }
 
     def _settings(self, tile_size: int | None, tile_overlap: float | None, top_k: int | None) -> dict[str, Any]:
-        """Return the settings that scores depend on: the arguments if set, else the calibration, else the defaults."""
-        calibrated = (self.model.config.calibration or {}).get("settings") or {}
-        tile_size = calibrated.get("tile_size", 0) if tile_size is None else tile_size
-        tile_overlap = calibrated.get("tile_overlap", 0.25) if tile_overlap is None else tile_overlap
+        """Return the settings that scores depend on: the arguments if set, else those of the decision."""
+        decision = self.model.decision
+        tile_size = decision.tile_size if tile_size is None else tile_size
+        tile_overlap = decision.tile_overlap if tile_overlap is None else tile_overlap
+        top_k = decision.top_k if top_k is None else top_k
         return {
             "tile_size": tile_size,
             "tile_overlap": tile_overlap if tile_size else 0.25,
@@ -293,6 +297,7 @@ class AnomalyDetectionPipeline(Pipeline):
 
     def _forward(self, model_inputs: dict[str, Any], top_k: int | None = None) -> Any:  # type: ignore[override]
         # In a batch, pixel_values contains the photos that are not split into tiles.
+        top_k = self._settings(None, None, top_k)["top_k"]
         pixel_values, tiles = model_inputs["pixel_values"], model_inputs["tiles"]
         passed = {"target_size": model_inputs["target_size"], "image": model_inputs["image"]}
         is_batch = isinstance(passed["target_size"], list)
@@ -336,35 +341,19 @@ class AnomalyDetectionPipeline(Pipeline):
         top_k: int | None = None,
     ) -> dict[str, Any]:
         """Convert the outputs of the model for one image to the result of a call."""
-        config = self.model.config
-        pair = threshold_pair(threshold, (config.image_threshold, config.pixel_threshold))
         # With tiling, the maps are a list, because they can differ in size.
         maps = model_outputs["anomaly_maps"]
         anomaly_maps = torch.stack(maps) if isinstance(maps, list) else maps
         result = self.image_processor.post_process_anomaly_detection(
             {"scores": model_outputs["scores"].reshape(-1), "anomaly_maps": anomaly_maps},
             target_sizes=[model_outputs["target_size"]],
-            threshold=pair,
-            id2label=config.id2label,
+            threshold=threshold,
+            id2label=self.model.config.id2label,
+            decision=self.model.decision,
+            calibrated=is_calibrated(self.model, self._settings(tile_size, tile_overlap, top_k)),
         )[0]
         for name in ("anomaly_map", "mask"):
             result[name] = result[name].cpu().numpy()
-        calibration = config.calibration or {}
-        least = (calibration.get("pixel") or {}).get("min_region_area", 0)
-        if least:
-            coarse = anomaly_maps[0].float().cpu().numpy()
-            result["mask"] &= near_large_regions(coarse > pair[1], least, result["mask"].shape)
-        stored = calibration.get("image") or {}
-        if stored.get("scores"):
-            result["p_value"] = None
-            settings = self._settings(tile_size, tile_overlap, top_k)
-            if settings == calibration.get("settings"):
-                result["p_value"] = p_value(result["score"], stored["scores"], stored["num_images"])
-            else:
-                logger.warning_once(
-                    f"The settings {settings} differ from the settings of the calibration, "
-                    f"{calibration.get('settings')}. Its false-alarm rate does not apply, and p_value is None."
-                )
         if regions:
             result["regions"] = find_regions(result["anomaly_map"], result["mask"])
         if model_outputs["image"] is not None:

@@ -21,7 +21,9 @@ from .backbone_vip2clip import (
     quiet_loading,
     token_settings,
 )
+from .configuration_tables_vip2clip import check_moved
 from .configuration_vip2clip import ViP2ClipConfig
+from .decision_config_vip2clip import DecisionConfig
 
 
 # Patterns of weight names in checkpoints of version 0.1, and the current names.
@@ -41,6 +43,7 @@ class ViP2ClipPreTrainedModel(PreTrainedModel):
     """Base class of ViP²-CLIP models: supported features, weight initialization, building and loading."""
 
     clip: CLIPModel
+    decision: DecisionConfig
 
     config: ViP2ClipConfig
     config_class = ViP2ClipConfig
@@ -109,8 +112,11 @@ class ViP2ClipPreTrainedModel(PreTrainedModel):
         return {k: v for k, v in self.state_dict().items() if not k.startswith(BACKBONE_PREFIX)}
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
-        """Save the model, as `PreTrainedModel.save_pretrained` does. If the class is registered with
-        `register_for_auto_class`, also save the pipeline, to load both with `trust_remote_code=True`."""
+        """Save the model and its `decision`, as `PreTrainedModel.save_pretrained` does. If the class is registered
+        with `register_for_auto_class`, also save the pipeline, to load both with `trust_remote_code=True`."""
+        is_main_process = args[0] if args else kwargs.get("is_main_process", True)
+        if is_main_process and not os.path.isfile(save_directory):  # the library reports a file
+            self.decision.save_pretrained(save_directory)
         if self._auto_class is None:
             return super().save_pretrained(save_directory, *args, **kwargs)
         # The library copies the files that are imported, also in functions.
@@ -126,6 +132,11 @@ class ViP2ClipPreTrainedModel(PreTrainedModel):
                 del self.config.custom_pipelines
             else:
                 self.config.custom_pipelines = saved
+
+    def _upload_modified_files(self, working_dir: str | os.PathLike, *args: Any, **kwargs: Any) -> Any:
+        """Upload the files of a model. Write `decision.json` again, to include it in the files that were modified."""
+        self.decision.save_pretrained(working_dir)
+        return super()._upload_modified_files(working_dir, *args, **kwargs)
 
     @classmethod
     def from_clip(
@@ -209,6 +220,7 @@ class ViP2ClipPreTrainedModel(PreTrainedModel):
         *model_args: Any,
         config: PreTrainedConfig | str | os.PathLike | None = None,
         backbone: CLIPModel | str | os.PathLike | None = None,
+        decision: DecisionConfig | None = None,
         output_loading_info: bool = False,
         **kwargs: Any,
     ) -> _Model:
@@ -224,6 +236,8 @@ class ViP2ClipPreTrainedModel(PreTrainedModel):
                 CLIP backbone of an adapters-only checkpoint: a `CLIPModel` or [`ViP2ClipForAnomalyDetection`], whose
                 weights are then shared, a folder or a Hub id. By default, the `backbone_id` in the configuration. Its
                 weights must match the checksum in the configuration.
+            decision ([`DecisionConfig`], *optional*):
+                Thresholds, tiles and calibration to use instead of those in the checkpoint.
             output_loading_info (`bool`, defaults to `False`):
                 Whether to also return a dict with missing and unexpected keys.
             kwargs:
@@ -244,6 +258,7 @@ class ViP2ClipPreTrainedModel(PreTrainedModel):
         if pretrained_model_name_or_path is None:
             return cls._load(None, *model_args, config=config, output_loading_info=output_loading_info, **kwargs)
         checkpoint = pretrained_model_name_or_path
+        check_moved(kwargs)
         hub_kwargs = {name: kwargs[name] for name in HUB_KWARGS if name in kwargs}
         if not isinstance(config, PreTrainedConfig):
             fields = set(cls.config_class.__dataclass_fields__) - {"dtype", *HUB_KWARGS} | {"output_attentions"}
@@ -274,7 +289,18 @@ class ViP2ClipPreTrainedModel(PreTrainedModel):
                 "adapters to a CLIP checkpoint, use ViP2ClipForAnomalyDetection.from_clip."
             )
         check_adapters(model.adapter_state_dict(), checkpoint)
+        model.decision = cls._load_decision(checkpoint, model, hub_kwargs) if decision is None else decision
         return (model, info) if output_loading_info else model  # type: ignore[return-value]  # typed as a model
+
+    @staticmethod
+    def _load_decision(checkpoint: str | os.PathLike, model: Any, hub_kwargs: dict[str, Any]) -> DecisionConfig:
+        with naming("Checkpoint", checkpoint):
+            decision = DecisionConfig.from_pretrained(checkpoint, **hub_kwargs)
+            if decision.top_k is not None:
+                saved, _ = PreTrainedConfig.get_config_dict(checkpoint, **hub_kwargs)
+                if model.config.top_k != saved.get("top_k", ViP2ClipConfig.top_k):
+                    decision.top_k = None  # the caller has overridden it
+        return decision
 
     @classmethod
     def _load(cls, *args: Any, **kwargs: Any) -> Any:
