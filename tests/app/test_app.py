@@ -15,7 +15,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from helpers.tiny import ROOT, change_weights
-from vip2clip_hf import AnomalyDetectionPipeline, cli
+from vip2clip_hf import AnomalyDetectionPipeline, DecisionConfig, cli
 
 
 gr = pytest.importorskip("gradio", reason="the web app needs gradio (pip install 'vip2clip_hf[app]')")
@@ -105,11 +105,11 @@ def test_the_mean_of_the_layer_maps_is_the_map_of_all_layers(inspector, uploads)
 
 
 def test_calibrated(inspector, detector, uploads):
-    detector.model.config.calibration = {
-        "settings": detector.score_settings(),
-        "image": {"scores": [0.0, 0.1, 0.2], "num_images": 3, "threshold": 0.2},
-        "pixel": {"num_images": 3, "threshold": 0.5, "min_region_area": 0.05},
-    }
+    detector.model.decision = DecisionConfig(
+        min_region_area=0.05,
+        calibration={"settings": detector.score_settings(), "num_images": 3},
+        image_scores=[0.0, 0.1, 0.2],
+    )
     assert inspector.calibrated
     (result, _), _ = inspector.analyse(uploads)
     wanted = detector(uploads[0])
@@ -345,7 +345,7 @@ def test_build_app(detector):
     config = str(app.build_app().get_config_file())
     assert "vip2clip-tiny" in config
     assert "vip2clip app --model CHECKPOINT" in config
-    detector.model.config.image_threshold, detector.model.config.pixel_threshold = 0.123456789, 0.2
+    detector.decision.image_threshold, detector.decision.pixel_threshold = 0.123456789, 0.2
     page = app.build_app(detector, max_images=7, max_file_size=3)
     values = {block.elem_id: block for block in page.blocks.values() if getattr(block, "elem_id", None)}
     assert values["image_threshold"].value == 0.123456789

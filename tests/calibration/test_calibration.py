@@ -11,6 +11,8 @@ from typer.testing import CliRunner
 from helpers.tiny import change_weights, tiny_config
 from vip2clip_hf import (
     AnomalyDetectionPipeline,
+    DecisionConfig,
+    ViP2ClipConfig,
     ViP2ClipForAnomalyDetection,
     ViP2ClipImageProcessor,
 )
@@ -56,12 +58,14 @@ def test_thresholds_follow_from_the_scores(detector, photos):
     results = [detector.decision_map(str(path)) for path in sorted(photos.iterdir())]
     assert found.image_threshold == conformal_threshold([one["score"] for one in results], 0.1)
     assert found.pixel_threshold == conformal_threshold([one["anomaly_map"].max() for one in results], 0.1)
-    content = found.content
+    content = found.decision.calibration
     assert (content["method"], content["false_alarm_rate"]) == ("conformal", 0.1)
-    assert content["image"]["num_images"] == content["pixel"]["num_images"] == 24
-    assert content["image"]["scores"] == sorted(one["score"] for one in results)
+    assert content["num_images"] == len(found.decision.pixel_scores) == 24
+    assert found.decision.image_scores.tolist() == sorted(one["score"] for one in results)
+    assert found.decision.pixel_scores.tolist() == sorted(one["anomaly_map"].max() for one in results)
     assert content["settings"] == {"tile_size": 0, "tile_overlap": 0.25, "top_k": 5}
-    assert detector.model.config.calibration is None  # until it is applied
+    assert detector.model.decision.calibration is None  # until it is applied
+    content = found.decision.to_dict()
     assert json.loads(json.dumps(content)) == content
 
 
@@ -69,7 +73,7 @@ def test_thresholds_follow_from_the_scores(detector, photos):
 def test_rate_on_the_calibration_images(detector, photos, area):
     """Of n images, at most rate x (n + 1) - 1 are above the threshold, also at the size of the photos."""
     found = calibrate(detector, photos, 0.2, min_region_area=area)
-    found.apply(detector.model.config)
+    found.apply(detector.model)
     results = detector(str(photos), regions=True)
     assert sum(result["label"] == "anomalous" for result in results) == 4
     assert sum(result["p_value"] <= 0.2 for result in results) == 4
@@ -93,7 +97,7 @@ def test_minimum_area_lowers_the_pixel_threshold(detector, photos):
 def test_false_alarms_on_new_images(detector):
     """Check the guarantee with a model: 200 new images after a calibration on 99."""
     found = calibrate(detector, random_images(99, seed=1), 0.1)
-    found.apply(detector.model.config)
+    found.apply(detector.model)
     results = list(detector(random_images(200, seed=2), batch_size=8))
     for alarms in (
         sum(result["label"] == "anomalous" for result in results),
@@ -127,7 +131,7 @@ def test_unreadable_images_are_skipped_and_listed(detector, photos):
     (photos / "broken.png").write_bytes(b"no image")
     found = calibrate(detector, photos, 0.1)
     assert list(found.unreadable) == [str(photos / "broken.png")]
-    assert found.content["image"]["num_images"] == 24
+    assert found.decision.calibration["num_images"] == 24
     for path in sorted(photos.iterdir())[:16]:
         path.write_bytes(b"no image")
     with pytest.raises(ValueError, match="at least 9 normal images, found 8"):
@@ -156,7 +160,7 @@ def test_labelled_images(detector, tmp_path):
         return 2 * (found & (labels == 1)).sum() / (found.sum() + labels.sum())
 
     assert f1(best.image_threshold) == pytest.approx(max(f1(np.nextafter(one, 0)) for one in scores))
-    assert best.content["method"] == "f1"
+    assert best.decision.calibration["method"] == "f1"
     for recall in (0.5, 0.9, 1.0):
         found = calibrate_labelled(detector, dataset, recall=recall)
         anomalous = scores[labels == 1]
@@ -164,7 +168,7 @@ def test_labelled_images(detector, tmp_path):
         assert above.mean() >= recall
         assert (anomalous > anomalous[above].min()).mean() < recall  # no larger threshold would do
         assert 0 <= found.pixel_threshold < 1
-    best.apply(detector.model.config)
+    best.apply(detector.model)
     assert "p_value" not in detector(dataset[0]["image"])
     with pytest.raises(ValueError, match=r"recall is 0"):
         calibrate_labelled(detector, dataset, recall=0)
@@ -185,8 +189,8 @@ def test_saved_in_a_copy(detector, photos, checkpoint, tmp_path):
     assert save_calibration(found, checkpoint, tmp_path / "calibrated") == tmp_path / "calibrated"
     assert before == {path.name: path.read_bytes() for path in checkpoint.iterdir()}
     loaded = AnomalyDetectionPipeline.from_pretrained(tmp_path / "calibrated", device="cpu")
-    assert loaded.model.config.calibration == found.content
-    assert loaded.model.config.image_threshold == found.image_threshold
+    assert loaded.model.decision == loaded.image_processor.decision == found.decision
+    assert loaded.model.decision.image_threshold == found.image_threshold
     result = loaded(str(photos / "03.png"))
     assert 0 < result["p_value"] <= 1
     assert (result["p_value"] <= 0.1) == (result["label"] == "anomalous")
@@ -210,14 +214,14 @@ def test_saved_in_place_twice(detector, photos, checkpoint):
     model = ViP2ClipForAnomalyDetection.from_pretrained(checkpoint)
     save_checkpoint(model, detector.image_processor, checkpoint.parent / "again")
     again = ViP2ClipForAnomalyDetection.from_pretrained(checkpoint.parent / "again")
-    assert again.config.calibration == found.content
+    assert again.decision == found.decision
     assert "## Decision" in (checkpoint.parent / "again" / "README.md").read_text()
     with pytest.raises(OSError, match=r"does not contain config\.json; expected a checkpoint folder"):
         save_calibration(found, checkpoint.parent)
 
 
 def test_no_p_value_with_other_settings(detector, photos, caplog):
-    calibrate(detector, photos, 0.1).apply(detector.model.config)
+    calibrate(detector, photos, 0.1).apply(detector.model)
     photo = str(photos / "00.png")
     assert detector(photo)["p_value"] is not None
     assert detector(photo, top_k=2)["p_value"] is None
@@ -229,9 +233,9 @@ def test_tiles_of_the_calibration_are_used(detector, photos):
         model=detector.model, image_processor=detector.image_processor, device="cpu", tile_size=20, tile_overlap=0.5
     )
     found = calibrate(tiled, photos, 0.1)
-    assert found.content["settings"] == {"tile_size": 20, "tile_overlap": 0.5, "top_k": 5}
+    assert found.decision.calibration["settings"] == {"tile_size": 20, "tile_overlap": 0.5, "top_k": 5}
     plain = detector(str(photos / "00.png"))
-    found.apply(detector.model.config)
+    found.apply(detector.model)
     result = detector(str(photos / "00.png"))
     assert result["p_value"] is not None
     assert result["score"] == pytest.approx(tiled(str(photos / "00.png"))["score"])
@@ -248,13 +252,16 @@ def test_tiles_of_the_calibration_are_used(detector, photos):
         {"pixel": {"scores": [0.1]}},
     ],
 )
-def test_damaged_calibration_is_refused(content):
+def test_damaged_calibration_of_an_old_checkpoint_is_refused(content, tmp_path):
+    config = {**tiny_config().to_dict(), "calibration": content}
+    (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="calibration"):
-        tiny_config(calibration=content)
+        DecisionConfig.from_pretrained(tmp_path)
+    ViP2ClipConfig.from_pretrained(tmp_path)
 
 
 def test_no_section_without_calibration():
-    assert describe_calibration(tiny_config()) is None
+    assert describe_calibration(DecisionConfig()) is None
 
 
 # vip2clip calibrate
@@ -269,17 +276,18 @@ def test_command(detector, photos, checkpoint, tmp_path):
     assert done.exit_code == 0, done.output
     expected = calibrate(detector, photos, 0.1)
     assert f"image threshold {expected.image_threshold:.6f}" in done.stdout
-    config = json.loads((tmp_path / "new" / "config.json").read_text())
-    assert config["calibration"]["image"]["scores"] == pytest.approx(expected.content["image"]["scores"], abs=1e-6)
-    assert not json.loads((checkpoint / "config.json").read_text()).get("calibration")
+    decision = json.loads((tmp_path / "new" / "decision.json").read_text())
+    assert decision["image_scores"] == pytest.approx(expected.decision.image_scores.tolist(), abs=1e-6)
+    assert not json.loads((checkpoint / "decision.json").read_text())["calibration"]
+    assert (tmp_path / "new" / "config.json").read_text() == (checkpoint / "config.json").read_text()
     (photos / "broken.png").write_bytes(b"no image")
     done = run("--model", checkpoint, "--normal", photos, "--false-alarm-rate", "0.1", "--json", "--tile-size", 20)
     assert done.exit_code == 3
     summary = json.loads(done.stdout)
     assert list(summary["unreadable"]) == [str(photos / "broken.png")]
-    assert summary["settings"]["tile_size"] == 20
-    assert "scores" not in summary["image"]
-    assert json.loads((checkpoint / "config.json").read_text())["image_threshold"] == summary["image"]["threshold"]
+    assert summary["tile_size"] == summary["calibration"]["settings"]["tile_size"] == 20
+    assert not any("scores" in name for name in summary)
+    assert json.loads((checkpoint / "decision.json").read_text())["image_threshold"] == summary["image_threshold"]
 
 
 def test_command_with_labels(checkpoint, tmp_path):

@@ -28,10 +28,10 @@ RECORDED = {"image_auroc": 0.9245, "pixel_auroc": 0.9348}
 def test_folder():
     folder = bundled_checkpoint()
     assert {path.name for path in folder.iterdir()} == {
-        "README.md", "config.json", "model.safetensors", "preprocessor_config.json",
+        "README.md", "config.json", "decision.json", "model.safetensors", "preprocessor_config.json",
     }  # fmt: skip
     assert (folder / "model.safetensors").stat().st_size <= 16e6
-    for name in ("config.json", "preprocessor_config.json"):
+    for name in ("config.json", "decision.json", "preprocessor_config.json"):
         content = json.loads((folder / name).read_text())
         assert not {"auto_map", "custom_pipelines"} & set(content)  # no remote code
     assert len(load_file(folder / "model.safetensors")["clip.text_model.embeddings.token_embedding.weight"]) == 4

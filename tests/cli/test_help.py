@@ -11,7 +11,7 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner
 
-from vip2clip_hf import AnomalyDetectionPipeline
+from vip2clip_hf import AnomalyDetectionPipeline, DecisionConfig
 from vip2clip_hf._version import __version__
 from vip2clip_hf.calibration import from_normal, saving
 from vip2clip_hf.cli import app, entry, options
@@ -204,7 +204,7 @@ def test_partial_prediction(photos, detector):
 @pytest.mark.parametrize(("unreadable", "code"), [([], 0), (["damaged.png"], 3)])
 def test_partial_calibration(unreadable, code, photos, detector, tmp_path, monkeypatch):
     found = SimpleNamespace(
-        content={"image": {"scores": [0.1], "num_images": 1, "threshold": 0.5}, "pixel": {"threshold": 0.25}},
+        decision=DecisionConfig(0.5, 0.25, calibration={"num_images": 1}, image_scores=[0.1]),
         image_threshold=0.5,
         pixel_threshold=0.25,
         suspicious=[],
@@ -219,7 +219,7 @@ def test_partial_calibration(unreadable, code, photos, detector, tmp_path, monke
     done = vip2clip(*arguments, "--json")
     assert done.exit_code == code
     assert json.loads(done.stdout)["unreadable"] == unreadable
-    assert "scores" not in json.loads(done.stdout)["image"]
+    assert not any("scores" in name for name in json.loads(done.stdout))
 
 
 def test_problems_of_a_dataset(tmp_path):

@@ -20,7 +20,7 @@ from vip2clip_hf.hub.publishing import save_checkpoint
 
 DOCS = ROOT / "docs"
 PHOTO = EXAMPLES / "hazelnut_damaged_1.jpg"
-FILES = ["README.md", "config.json", "export.json", "preprocessor_config.json"]
+FILES = ["README.md", "config.json", "decision.json", "export.json", "preprocessor_config.json"]
 VARIANTS = {
     "paper": {},
     "release": {"variant": "release", "fgp_num_heads": 4},
@@ -170,7 +170,7 @@ def test_onnx_folder(onnx_export):
     stored = json.loads((folder / "export.json").read_text())
     assert {**stored, "files": report["files"]} == report
     assert (stored["format"], stored["opset"], stored["tolerance"]) == ("onnx", 18, 1e-4)
-    assert stored["image_threshold"] == model.config.image_threshold
+    assert stored["image_threshold"] == stored["decision"]["image_threshold"] == model.decision.image_threshold
     assert set(stored["largest_deviation"]) == {"scores", "anomaly_maps"}
     assert max(stored["largest_deviation"].values()) < 1e-5
     assert {"torch", "onnx", "onnxruntime", "vip2clip_hf"} <= set(stored["versions"])

@@ -23,7 +23,9 @@ from vip2clip_hf.hub.publishing import check_push_access, push_checkpoint, save_
 from vip2clip_hf.models.vip2clip.backbone_vip2clip import backbone_checksum
 
 
-FILES = {"README.md", "config.json", "model.safetensors", "preprocessor_config.json"} | {p.name for p in CODE_FILES}
+FILES = {"README.md", "config.json", "decision.json", "model.safetensors", "preprocessor_config.json"} | {
+    p.name for p in CODE_FILES
+}
 
 
 @pytest.fixture

@@ -475,7 +475,7 @@ def test_calibrated_checkpoint(model, image_processor, photos, tmp_path):
     detector = AnomalyDetectionPipeline(model=model, image_processor=image_processor, device="cpu")
     readable = [str(photos / name) for name in ids_of(photos) if name not in ("broken.jpg", "x/cut.png")]
     found = calibrate(detector, readable, 0.2, min_region_area=0.3)
-    found.apply(model.config)
+    found.apply(model)
     predict_to_folder(model, image_processor, photos, tmp_path / "out", batch_size=1)
     for name, row in rows_of(tmp_path / "out").items():
         if row["error"] is None:
@@ -502,7 +502,7 @@ def test_tiles(model, image_processor, photos, tmp_path, num_workers):
         if max(anomaly_map.shape) > 48:
             np.testing.assert_allclose(anomaly_map, expected["anomaly_map"], atol=1e-3)
     if num_workers == 0:
-        calibrate(detector, [str(photos / name) for name in readable], 0.2).apply(model.config)
+        calibrate(detector, [str(photos / name) for name in readable], 0.2).apply(model)
         predict_to_folder(model, image_processor, photos, tmp_path / "calibrated")
         for name, row in rows_of(tmp_path / "calibrated").items():
             assert row["p_value"] == (None if row["error"] else pytest.approx(detector(str(photos / name))["p_value"]))

@@ -71,7 +71,7 @@ def test_runs(notebook, tmp_path, monkeypatch):
     assert after > before
     assert re.search(r"^normal: [\d.]+ normal, p-value", printed, re.MULTILINE)
     assert re.search(r"^cut_paste: [\d.]+ anomalous, p-value", printed, re.MULTILINE)
-    assert "README.md, config.json, model.safetensors, preprocessor_config.json" in printed
+    assert "README.md, config.json, decision.json, model.safetensors, preprocessor_config.json" in printed
     assert re.search(r"^[\d.]+ anomalous, p-value 0\.0\d+$", printed, re.MULTILINE)
     assert float(re.search(r"^(\S+) from the score before saving", printed, re.MULTILINE).group(1)) < 1e-4
     assert not list(folder.iterdir())  # all files are in the temporary folder, which is deleted

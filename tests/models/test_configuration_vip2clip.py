@@ -76,8 +76,6 @@ def test_no_local_path_is_saved(tmp_path):
         ({"local_loss_weight": -1.0}, "local_loss_weight"),
         ({"focal_gamma": -1.0}, "focal_gamma"),
         ({"focal_smooth": 0.5}, "focal_smooth"),
-        ({"image_threshold": 1.5}, r"image_threshold is 1.5; expected a number in \[0, 1\]"),
-        ({"pixel_threshold": -0.1}, "pixel_threshold"),
         ({"normal_word": "shiny"}, "normal_token_ids is None and normal_word is 'shiny'.*flawless.*tokenizer"),
         ({"normal_token_ids": ()}, "normal_token_ids"),
         ({"normal_word": "flawless", "normal_token_ids": (886,)}, r"'flawless'.*\(886,\); expected \(15531,\)"),

@@ -54,8 +54,8 @@ def test_adapters_only_checkpoint(expected, variant):
 @pytest.mark.parametrize("variant", ["paper", "release"])
 def test_decisions(expected, variant):
     """Score, decision, p-value, map and mask of photos. The paper variant is calibrated with tiles and a top-k."""
-    options = {"top_k": 4} if variant == "paper" else {}
-    detector = AnomalyDetectionPipeline.from_pretrained(FOLDER / variant, device="cpu", **options)
+    detector = AnomalyDetectionPipeline.from_pretrained(FOLDER / variant, device="cpu")
+    assert detector.score_settings()["top_k"] == {"paper": 4, "release": detector.model.config.top_k}[variant]
     assert detector.image_processor.mask_threshold == 3
     for number in range(4):
         name = f"{variant}.photo{number}"

@@ -9,7 +9,7 @@ from datasets import Dataset
 from PIL import Image
 from transformers import BertConfig, BertModel, CLIPImageProcessorPil, pipeline
 
-from vip2clip_hf import AnomalyDetectionPipeline, ViP2ClipImageProcessor
+from vip2clip_hf import AnomalyDetectionPipeline, DecisionConfig, ViP2ClipImageProcessor
 from vip2clip_hf.hub.publishing import save_checkpoint
 from vip2clip_hf.models.vip2clip import image_loading_vip2clip
 from vip2clip_hf.models.vip2clip.heatmap_vip2clip import draw_heatmap
@@ -117,7 +117,7 @@ def test_generators_are_not_read_ahead(detector, photo):
 
 def test_thresholds(detector, photo):
     score, largest = detector(photo)["score"], detector(photo)["anomaly_map"].max()
-    detector.model.config.image_threshold, detector.model.config.pixel_threshold = 0.0, 1.0
+    detector.model.decision.image_threshold, detector.model.decision.pixel_threshold = 0.0, 1.0
     assert (detector(photo)["label"], detector(photo)["mask"].any()) == ("anomalous", False)
     result = detector(photo, threshold=(1.0, 0.0))
     assert (result["label"], result["mask"].all()) == ("normal", True)
@@ -230,6 +230,7 @@ def test_from_pretrained(model, image_processor, photo, tmp_path):
     detector.save_pretrained(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "config.json",
+        "decision.json",
         "model.safetensors",
         "preprocessor_config.json",
     ]
@@ -286,12 +287,11 @@ def test_labels_are_named_by_the_configuration(model, image_processor, photo, tm
         AnomalyDetectionPipeline(model=model, image_processor=image_processor, device="cpu")
 
 
-@pytest.mark.parametrize("calibration", [None, {"pixel": {"num_images": 9, "min_region_area": 0.001}}])
-def test_none_in_a_pair_of_thresholds_is_the_threshold_of_the_configuration(
-    model, image_processor, photo, calibration
+@pytest.mark.parametrize("min_region_area", [0.0, 0.001])
+def test_none_in_a_pair_of_thresholds_is_the_threshold_of_the_checkpoint(
+    model, image_processor, photo, min_region_area
 ):
-    config = model.config
-    config.image_threshold, config.pixel_threshold, config.calibration = 0.0, 1.0, calibration
+    model.decision = DecisionConfig(0.0, 1.0, min_region_area)
     detector = AnomalyDetectionPipeline(
         model=model, image_processor=image_processor, device="cpu", threshold=(None, 0.0)
     )
@@ -305,7 +305,7 @@ def test_none_in_a_pair_of_thresholds_is_the_threshold_of_the_configuration(
     assert decide(threshold=(1.0, None)) == ("normal", False, False)
     assert decide(threshold=(None, None)) == ("anomalous", False, False)
     assert decide(threshold=None) == ("anomalous", True, True)  # not set
-    config.image_threshold = 1.0
+    model.decision.image_threshold = 1.0
     assert decide()[0] == "normal"
 
 

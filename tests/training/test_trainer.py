@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from helpers.tiny import change_weights
 from helpers.training import assert_same_tensors, build_trainer, losses_of, with_sgd, write_training_set
-from vip2clip_hf import ViP2ClipForAnomalyDetection
+from vip2clip_hf import DecisionConfig, ViP2ClipForAnomalyDetection
 from vip2clip_hf.data.loading import load_folder
 from vip2clip_hf.data.synthetic.dataset import write_dataset
 from vip2clip_hf.evaluation.evaluator import evaluate_model
@@ -68,9 +68,9 @@ def test_the_authors_recipe_is_the_default(build, tmp_path):
 def test_training_removes_a_calibration(build):
     """The calibration belongs to the previous weights."""
     trainer = build(num_train_epochs=1)
-    trainer.model.config.calibration = {"image": {"num_images": 1, "scores": [0.5]}}
+    trainer.model.decision = DecisionConfig(0.7, calibration={"num_images": 1}, image_scores=[0.5])
     trainer.train()
-    assert trainer.model.config.calibration is None
+    assert trainer.model.decision == trainer.image_processor.decision == DecisionConfig(0.7)
 
 
 def test_parts_of_the_loss_are_logged(build):

@@ -25,7 +25,7 @@ def set_thresholds(model: ViP2ClipForAnomalyDetection, sets: list[CachedDataset]
     Set the thresholds of a model to those with the best F1 on its training datasets.
 
     Args:
-        model ([`ViP2ClipForAnomalyDetection`]): the model; its configuration is changed in place.
+        model ([`ViP2ClipForAnomalyDetection`]): the model; its `decision` is changed in place.
         sets (`list[CachedDataset]`): training datasets. A subset of each is used, so that they have similar weights.
     """
     metrics = AnomalyMetrics()
@@ -40,8 +40,8 @@ def set_thresholds(model: ViP2ClipForAnomalyDetection, sets: list[CachedDataset]
                 )  # fmt: skip
     found = metrics.compute()["categories"]["all"]
     # The model uses "greater than the threshold", the metrics use "greater or equal".
-    model.config.image_threshold = round(float(found["image_f1_threshold"]) - 1e-4, 4)
-    model.config.pixel_threshold = round(float(found["pixel_f1_threshold"]) - 1e-4, 4)
+    model.decision.image_threshold = round(float(found["image_f1_threshold"]) - 1e-4, 4)
+    model.decision.pixel_threshold = round(float(found["pixel_f1_threshold"]) - 1e-4, 4)
 
 
 def build_adapters(options: argparse.Namespace) -> None:

@@ -83,7 +83,7 @@ class PhotoInspector:
     @property
     def thresholds(self) -> tuple[float, float]:
         """Image and pixel threshold of the checkpoint."""
-        return self.detector.model.config.image_threshold, self.detector.model.config.pixel_threshold
+        return self.detector.decision.image_threshold, self.detector.decision.pixel_threshold
 
     @property
     def layers(self) -> list[int]:
@@ -93,7 +93,7 @@ class PhotoInspector:
     @property
     def calibrated(self) -> bool:
         """Whether the checkpoint is calibrated from normal images, so that results have p-values."""
-        return bool(((self.detector.model.config.calibration or {}).get("image") or {}).get("scores"))
+        return self.detector.decision.image_scores is not None
 
     def read(self, path: str, name: str) -> Image.Image:
         """

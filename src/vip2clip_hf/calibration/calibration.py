@@ -4,7 +4,7 @@ import copy
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..models.vip2clip.configuration_vip2clip import ViP2ClipConfig
+from ..models.vip2clip.decision_config_vip2clip import DecisionConfig
 
 
 @dataclass
@@ -13,43 +13,50 @@ class Calibration:
     Result of a calibration: thresholds, and how they were chosen.
 
     Args:
-        content (`dict[str, Any]`):
-            Value of `config.calibration`: `method` (`"conformal"`, `"f1"` or `"recall"`), `false_alarm_rate` or
-            `recall`, `date`, `settings` (tiles and top-k used to compute the scores), and a dict each for `image` and
-            `pixel`, with `num_images`, `threshold` and, for `"conformal"`, `scores`.
+        decision ([`DecisionConfig`]):
+            Thresholds, minimum area of a region, and the tiles and top-k they were chosen with. `decision.calibration`
+            describes how: `method` (`"conformal"`, `"f1"` or `"recall"`), `false_alarm_rate` or `recall`, `date`,
+            `num_images`, `settings` (tiles and top-k) and `fingerprint` (what else determines the scores).
         suspicious (`list[str]`):
             Calibration images that look anomalous, in descending order of their scores.
         unreadable (`dict[str, str]`):
             Images that could not be read, and the reason. They are not part of the calibration.
     """
 
-    content: dict[str, Any]
+    decision: DecisionConfig
     suspicious: list[str] = field(default_factory=list)
     unreadable: dict[str, str] = field(default_factory=dict)
 
     @property
     def image_threshold(self) -> float:
         """Image threshold, in [0, 1]. An image is anomalous if its score is greater."""
-        return self.content["image"]["threshold"]
+        return self.decision.image_threshold
 
     @property
     def pixel_threshold(self) -> float:
         """Pixel threshold, in [0, 1]. A pixel is anomalous if its value in the anomaly map is greater."""
-        return self.content["pixel"]["threshold"]
+        return self.decision.pixel_threshold
 
-    def apply(self, config: ViP2ClipConfig) -> None:
+    def apply(self, model: Any) -> None:
         """
-        Set the thresholds and the calibration of a configuration.
+        Set the `decision` of a model in memory.
 
         Args:
-            config ([`ViP2ClipConfig`]): configuration of a model in memory.
+            model ([`ViP2ClipForAnomalyDetection`]): the model. Of an [`AnomalyDetectionPipeline`], its model and its
+                image processor are set.
 
         Raises:
-            ValueError: if a value is invalid.
+            TypeError: if it is something else, such as the configuration of a model.
         """
-        config.image_threshold, config.pixel_threshold = self.image_threshold, self.pixel_threshold
-        config.calibration = copy.deepcopy(self.content)
-        config.check_values()
+        parts = [getattr(model, name) for name in ("model", "image_processor") if hasattr(model, name)] or [model]
+        for part in parts:
+            if not hasattr(part, "decision"):
+                raise TypeError(
+                    f"model is a {type(part).__name__}; expected a ViP2ClipForAnomalyDetection or an "
+                    "AnomalyDetectionPipeline."
+                )
+        for part in parts:
+            part.decision = copy.deepcopy(self.decision)
 
 
 __all__ = ["Calibration"]

@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ..models.vip2clip.decision_config_vip2clip import DecisionConfig
+from ..models.vip2clip.fingerprint_vip2clip import model_fingerprint
 from ..models.vip2clip.image_loading_vip2clip import load_mask
 from ..models.vip2clip.pipeline_anomaly_detection import AnomalyDetectionPipeline
 from .calibration import Calibration
-from .scores import decision_maps
+from .scores import decision_maps, decision_settings
 
 
 # Number of bins of the histogram of map values.
@@ -43,7 +45,7 @@ def calibrate_labelled(
             Whether to show a progress bar.
 
     Returns:
-        [`Calibration`]: the thresholds. Call `calibration.apply(detector.model.config)` to use them, or
+        [`Calibration`]: the thresholds. Call `calibration.apply(detector.model)` to use them, or
         [`save_calibration`] to write them to a checkpoint.
 
     Raises:
@@ -85,7 +87,7 @@ def calibrate_labelled(
     if unreadable:
         name, reason = next(iter(unreadable.items()))
         raise OSError(f"{name} could not be read: {reason}")
-    pixel_threshold = detector.model.config.pixel_threshold
+    pixel_threshold = detector.decision.pixel_threshold
     if recall is None:
         best = metrics.compute()["categories"]["all"]
         image_threshold = _just_below(best["image_f1_threshold"])
@@ -98,17 +100,18 @@ def calibrate_labelled(
             above = np.cumsum(marked_values[::-1])[::-1]  # pixels in this bin or higher bins
             last = np.flatnonzero(above >= _needed(recall, int(marked_values.sum())))[-1]
             pixel_threshold = _just_below(last / (_BINS - 1))
-    content = {
+    calibration = {
         "method": "f1" if recall is None else "recall",
         **({} if recall is None else {"recall": float(recall)}),
         "date": datetime.date.today().isoformat(),
+        "num_images": len(labels),
+        "num_anomalous": int(labels.sum()),
         "settings": detector.score_settings(),
-        "image": {
-            "num_images": len(labels), "num_anomalous": int(labels.sum()), "threshold": image_threshold,
-        },
-        "pixel": {"num_images": len(labels), "threshold": pixel_threshold},
-    }  # fmt: skip
-    return Calibration(content)
+        "fingerprint": model_fingerprint(detector.model),
+    }
+    return Calibration(
+        DecisionConfig(image_threshold, pixel_threshold, calibration=calibration, **decision_settings(detector))
+    )
 
 
 def _mask_like(mask: Any, anomaly_map: np.ndarray, threshold: float) -> np.ndarray:

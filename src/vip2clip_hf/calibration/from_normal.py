@@ -11,17 +11,18 @@ from typing import Any
 import numpy as np
 from transformers.utils import logging
 
+from ..models.vip2clip.decision_config_vip2clip import MAX_PIXEL_SCORES, DecisionConfig, stored_scores
 from ..models.vip2clip.decision_vip2clip import (
     conformal_threshold,
     min_calibration_images,
     min_region_pixels,
     region_score,
-    stored_scores,
 )
+from ..models.vip2clip.fingerprint_vip2clip import model_fingerprint
 from ..models.vip2clip.image_loading_vip2clip import list_images
 from ..models.vip2clip.pipeline_anomaly_detection import AnomalyDetectionPipeline
 from .calibration import Calibration
-from .scores import decision_maps
+from .scores import decision_maps, decision_settings
 
 
 logger = logging.get_logger(__name__)
@@ -59,7 +60,7 @@ def calibrate(
             Whether to show a progress bar.
 
     Returns:
-        [`Calibration`]: the thresholds. Call `calibration.apply(detector.model.config)` to use them, or
+        [`Calibration`]: the thresholds. Call `calibration.apply(detector.model)` to use them, or
         [`save_calibration`] to write them to a checkpoint.
 
     Raises:
@@ -96,21 +97,24 @@ def calibrate(
             f"{len(suspicious)} of {len(scores)} calibration images look anomalous: {', '.join(suspicious[:10])}"
             f"{', ...' if len(suspicious) > 10 else ''}. Check them: anomalous images raise the threshold."
         )
-    common = {"num_images": len(scores)}
-    content = {
+    calibration = {
         "method": "conformal",
         "false_alarm_rate": float(false_alarm_rate),
         "date": datetime.date.today().isoformat(),
+        "num_images": len(scores),
         "settings": detector.score_settings(),
-        "image": {**common, "threshold": image_threshold, "scores": stored_scores(scores)},
-        "pixel": {
-            **common,
-            "threshold": pixel_threshold,
-            "min_region_area": float(min_region_area),
-            "scores": stored_scores(peaks),
-        },
+        "fingerprint": model_fingerprint(detector.model),
     }
-    return Calibration(content, suspicious, unreadable)
+    decision = DecisionConfig(
+        image_threshold,
+        pixel_threshold,
+        float(min_region_area),
+        calibration=calibration,
+        image_scores=np.asarray(stored_scores(scores)),
+        pixel_scores=np.asarray(stored_scores(peaks, MAX_PIXEL_SCORES)),
+        **decision_settings(detector),
+    )
+    return Calibration(decision, suspicious, unreadable)
 
 
 def _suspicious(names: list[str], scores: list[float]) -> list[str]:

@@ -1,13 +1,11 @@
 """Write a calibration to a checkpoint."""
 
-import json
 import os
 import re
 import shutil
 from pathlib import Path
 
 from ..checkpoints.card import describe_calibration
-from ..models.vip2clip.configuration_vip2clip import ViP2ClipConfig
 from ..utils.files import new_folder, write_atomically
 from .calibration import Calibration
 
@@ -19,7 +17,7 @@ def save_calibration(
     calibration: Calibration, checkpoint: str | os.PathLike, output: str | os.PathLike | None = None
 ) -> Path:
     """
-    Write a calibration to the configuration and the model card of a checkpoint.
+    Write a calibration to `decision.json` and the model card of a checkpoint. `config.json` is not changed.
 
     Args:
         calibration ([`Calibration`]):
@@ -49,18 +47,12 @@ def save_calibration(
 
 
 def _write(calibration: Calibration, folder: Path) -> None:
-    config = ViP2ClipConfig.from_pretrained(folder)
-    calibration.apply(config)
-    content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    for name in ("image_threshold", "pixel_threshold", "calibration"):
-        content[name] = getattr(config, name)
-    text = json.dumps(content, indent=2, sort_keys=True) + "\n"
-    card, section = folder / "README.md", describe_calibration(config)
+    card, section = folder / "README.md", describe_calibration(calibration.decision)
     written = card.read_text(encoding="utf-8") if card.exists() else "# ViP²-CLIP\n"
     written = _SECTION.sub("", written).rstrip("\n") + f"\n\n{section}\n"
-    # config.json last, so that an interruption keeps the old thresholds.
+    # The decision last, so that an interruption keeps the old thresholds.
     write_atomically(card, written)
-    write_atomically(folder / "config.json", text)
+    calibration.decision.save_pretrained(folder)
 
 
 __all__ = ["save_calibration"]

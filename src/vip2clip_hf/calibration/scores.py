@@ -33,4 +33,19 @@ def decision_maps(
             unreadable[name] = str(error)
 
 
-__all__ = ["decision_maps"]
+def decision_settings(detector: AnomalyDetectionPipeline) -> dict[str, Any]:
+    """
+    Return the tiles and top-k of a pipeline as fields of a [`DecisionConfig`].
+
+    Args:
+        detector ([`AnomalyDetectionPipeline`]): the pipeline.
+
+    Returns:
+        `dict[str, Any]`: `tile_size`, `tile_overlap` and `top_k`. `top_k` is `None` if it is that of the
+        configuration.
+    """
+    settings = detector.score_settings()
+    return {**settings, "top_k": None if settings["top_k"] == detector.model.config.top_k else settings["top_k"]}
+
+
+__all__ = ["decision_maps", "decision_settings"]

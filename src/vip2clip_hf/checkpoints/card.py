@@ -10,6 +10,7 @@ from huggingface_hub import ModelCard
 
 from ..data.benchmarks.registry import BENCHMARKS
 from ..models.vip2clip.configuration_vip2clip import ViP2ClipConfig
+from ..models.vip2clip.decision_config_vip2clip import DecisionConfig
 from ..utils.files import write_atomically
 from .card_metadata import card_metadata
 
@@ -48,21 +49,27 @@ def write_card(folder: str | os.PathLike, run: Mapping[str, Any]) -> None:
     path = Path(folder, "README.md")
     if path.exists() and not is_generated(path.read_text(encoding="utf-8")):
         return
-    write_atomically(path, model_card(ViP2ClipConfig.from_pretrained(folder), run))
+    write_atomically(
+        path, model_card(ViP2ClipConfig.from_pretrained(folder), run, DecisionConfig.from_pretrained(folder))
+    )
 
 
-def model_card(config: ViP2ClipConfig, run: Mapping[str, Any] | None = None) -> str:
+def model_card(
+    config: ViP2ClipConfig, run: Mapping[str, Any] | None = None, decision: DecisionConfig | None = None
+) -> str:
     """
     Create the model card of a checkpoint: what it contains, how to use it, how it was trained and how good it is.
 
     Args:
         config ([`ViP2ClipConfig`]):
-            Configuration of the checkpoint. The card contains its training datasets and its calibration.
+            Configuration of the checkpoint. The card contains its training datasets.
         run (`Mapping[str, Any]`, *optional*):
             Information about training and evaluation, all optional: `recipe` and `versions` (`dict[str, Any]`),
             `results` (`list[dict]`, results of [`evaluate_model`] with `name`, `benchmark` and `trained_on`), and
             `license` (`str`, id of a licence on the Hub, by default the licence of the training datasets if all have
             the same).
+        decision ([`DecisionConfig`], *optional*):
+            Thresholds of the checkpoint. The card describes their calibration.
 
     Returns:
         `str`: text of the README.md, with the metadata for the Hub at the top.
@@ -84,7 +91,7 @@ def model_card(config: ViP2ClipConfig, run: Mapping[str, Any] | None = None) -> 
         parts.append("## Training\n\n" + "\n".join(lines))
     if run.get("results"):
         parts.append("## Evaluation\n\n" + _describe_results(run["results"]))
-    if calibration := describe_calibration(config):
+    if decision is not None and (calibration := describe_calibration(decision)):
         parts.append(calibration)
     return str(ModelCard("\n\n".join([*parts, _LIMITS, _CITATION]) + "\n"))
 
@@ -197,22 +204,22 @@ def _describe_results(results: list[dict[str, Any]]) -> str:
     return "\n\n".join(parts)
 
 
-def describe_calibration(config: ViP2ClipConfig) -> str | None:
+def describe_calibration(decision: DecisionConfig) -> str | None:
     """
     Create the section "Decision" of the model card, with the thresholds and their origin.
 
     Args:
-        config ([`ViP2ClipConfig`]): configuration of the checkpoint.
+        decision ([`DecisionConfig`]): thresholds of the checkpoint.
 
     Returns:
         `str`, *optional*: the section, or `None` if the checkpoint is not calibrated.
     """
-    found = config.calibration
+    found = decision.calibration
     if not found:
         return None
-    number = found["image"]["num_images"]
+    number = found["num_images"]
     if found["method"] == "conformal":
-        rate, area = found["false_alarm_rate"], (found.get("pixel") or {}).get("min_region_area", 0)
+        rate, area = found["false_alarm_rate"], decision.min_region_area
         region = f"an anomalous region of at least {100 * area:.3g} % of the image" if area else "any anomalous pixel"
         origin = (
             f"by split conformal prediction from {number} normal images. A new normal image from the same source is "
@@ -229,7 +236,7 @@ def describe_calibration(config: ViP2ClipConfig) -> str | None:
     return (
         "## Decision\n\nAn image is anomalous if its score is greater than the image threshold, and a pixel is "
         "anomalous if its value in the anomaly map is greater than the pixel threshold.\n\n"
-        f"- Image threshold: {config.image_threshold:.6g}\n- Pixel threshold: {config.pixel_threshold:.6g}\n\n"
+        f"- Image threshold: {decision.image_threshold:.6g}\n- Pixel threshold: {decision.pixel_threshold:.6g}\n\n"
         f"The thresholds were chosen on {found['date']} {origin}"
     )
 

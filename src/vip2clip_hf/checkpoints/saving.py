@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from ..models.vip2clip.backbone_vip2clip import backbone_checksum as compute_checksum
+from ..models.vip2clip.decision_config_vip2clip import DECISION_NAME, SCORES_NAME
 from ..models.vip2clip.image_processing_vip2clip import ViP2ClipImageProcessor, check_image_processor
 from ..models.vip2clip.modeling_vip2clip import ViP2ClipForAnomalyDetection
 from ..models.vip2clip.pretrained_vip2clip import CUSTOM_PIPELINES
@@ -121,7 +122,7 @@ def check_target(folder: str | os.PathLike) -> Path:
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise OSError(f"{str(folder)!r} is a file; expected a folder or a path that does not exist.")
-    names = ("README.md", "config.json", "preprocessor_config.json", "model.safetensors")
+    names = ("README.md", "config.json", DECISION_NAME, SCORES_NAME, "preprocessor_config.json", "model.safetensors")
     for path in (folder / name for name in (*names, *(code.name for code in CODE_FILES))):
         if path.is_dir():
             raise OSError(
@@ -132,8 +133,13 @@ def check_target(folder: str | os.PathLike) -> Path:
 
 def _replace(folder: Path, staged: Path, names: list[str]) -> None:
     """Move the staged files into an existing folder. After an error, restore the previous files."""
-    # Remove old weights with other file names, which from_pretrained could load instead of the new weights.
-    stale = [path.name for path in folder.iterdir() if WEIGHT_FILE.fullmatch(path.name) and path.name not in names]
+    # Remove old weights with other file names, which from_pretrained could load instead of the new weights, and old
+    # calibration scores.
+    stale = [
+        path.name
+        for path in folder.iterdir()
+        if path.name not in names and (WEIGHT_FILE.fullmatch(path.name) or path.name == SCORES_NAME)
+    ]
     previous = Path(tempfile.mkdtemp(prefix=".vip2clip-", dir=folder))
     try:
         for name in (*stale, *names):
@@ -181,7 +187,7 @@ def _write(
         path.chmod(0o666 & ~umask())
     config = copy.deepcopy(model.config)
     config.adapters_only = adapters_only
-    (folder / "README.md").write_text(model_card(config, run), encoding="utf-8")
+    (folder / "README.md").write_text(model_card(config, run, model.decision), encoding="utf-8")
 
 
 def _add_to_json(path: Path, entries: dict[str, Any]) -> None:

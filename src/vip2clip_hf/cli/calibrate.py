@@ -91,15 +91,14 @@ def calibrate(
         checkpoint = snapshot_download(checkpoint)
     folder = save_calibration(found, checkpoint, output)
     if as_json:
-        summary = {name: value for name, value in found.content.items() if name not in ("image", "pixel")}
-        for level in ("image", "pixel"):
-            summary[level] = {name: value for name, value in found.content[level].items() if name != "scores"}
+        summary = found.decision.to_dict()
+        summary = {name: value for name, value in summary.items() if name not in ("image_scores", "pixel_scores")}
         summary.update(checkpoint=str(folder), suspicious=found.suspicious, unreadable=found.unreadable)
         print_json(summary)
     else:
-        count = found.content["image"]["num_images"]
+        count = (found.decision.calibration or {})["num_images"]
         typer.echo(f"image threshold {found.image_threshold:.6f}, pixel threshold {found.pixel_threshold:.6f}")
-        typer.echo(f"from {count} images; written to {folder}: config.json, README.md")
+        typer.echo(f"from {count} images; written to {folder}: decision.json, README.md")
     if found.suspicious or found.unreadable:
         raise typer.Exit(3)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from ..models.vip2clip.decision_vip2clip import LABELS
+from ..models.vip2clip.arguments_vip2clip import LABELS
 from ..utils.extras import extra
 from .benchmarks.benchmark import Benchmark
 from .layouts.base import Layout, Reading, Row

@@ -19,7 +19,7 @@ from transformers.utils import logging
 from ..data.provenance import find_training_overlap
 from ..data.sources import DataSource
 from ..models.loading import load_checkpoint, model_checksum, name_of
-from ..models.vip2clip.decision_vip2clip import LABELS
+from ..models.vip2clip.arguments_vip2clip import LABELS
 from ..models.vip2clip.image_processing_vip2clip import ViP2ClipImageProcessor
 from ..models.vip2clip.modeling_vip2clip import ViP2ClipForAnomalyDetection
 from ..utils.distributed import from_all, from_first, world

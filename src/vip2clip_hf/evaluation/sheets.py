@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ..data.collator import undecoded
-from ..models.vip2clip.decision_vip2clip import LABELS
+from ..models.vip2clip.arguments_vip2clip import LABELS
 from ..models.vip2clip.image_loading_vip2clip import load_image, load_mask
 from ..models.vip2clip.image_processing_vip2clip import ViP2ClipImageProcessor
 from ..models.vip2clip.modeling_vip2clip import ViP2ClipForAnomalyDetection

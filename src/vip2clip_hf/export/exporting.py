@@ -46,9 +46,9 @@ def export_onnx(
         image_processor ([`ViP2ClipImageProcessor`]):
             The image processor of the model.
         output (`str` or `os.PathLike`):
-            Folder to write; must be empty or not exist. Contains `model.onnx`, `config.json`,
-            `preprocessor_config.json`, `export.json` and `README.md`. Weights that are too large for one file are
-            in `model.onnx.data`.
+            Folder to write; must be empty or not exist. Contains `model.onnx`, `config.json`, `decision.json`,
+            `preprocessor_config.json`, `export.json` and `README.md`. Weights that are too large for one file are in
+            `model.onnx.data`.
         opset (`int`, defaults to 18):
             Version of the ONNX operator set, 18 or newer.
         tolerance (`float`, defaults to 1e-4):
@@ -198,6 +198,7 @@ def _export(
         deviation = compare_with_model(load(folder), model, image_processor)
         check_deviation(deviation, name, tolerance)
         model.config.save_pretrained(folder)
+        model.decision.save_pretrained(folder)
         image_processor.save_pretrained(folder)
         report = describe_export(model, name, details, deviation, tolerance)
         (folder / "export.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

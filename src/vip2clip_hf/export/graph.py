@@ -59,7 +59,7 @@ class ExportedDetector(nn.Module):
             text_embeds = model.encode_prompts(model.get_prompts(image_embeds)).text_embeds
         else:
             text_embeds = self.text_embeds.expand(pixel_values.shape[0], -1, -1)
-        aligned = model.align(text_embeds, patch_embeds, image_embeds)
+        aligned = model.align(text_embeds, patch_embeds, image_embeds, top_k=model.decision.top_k)
         return aligned["scores"], model.get_anomaly_maps(aligned["layer_maps"])
 
 

@@ -4,6 +4,7 @@ import importlib.metadata
 from typing import Any
 
 from .._version import __version__
+from ..models.vip2clip.fingerprint_vip2clip import is_calibrated
 from ..models.vip2clip.image_processing_vip2clip import ViP2ClipImageProcessor
 from ..models.vip2clip.modeling_vip2clip import ViP2ClipForAnomalyDetection
 
@@ -26,10 +27,16 @@ def describe_export(
         tolerance (`float`): allowed difference.
 
     Returns:
-        `dict`: format, inputs, outputs, thresholds, deviation, tolerance and versions of the packages.
+        `dict`: format, inputs, outputs, thresholds, the decision (without calibration scores), deviation, tolerance
+        and versions of the packages.
     """
 
-    size = model.config.image_size
+    size, decision = model.config.image_size, model.decision
+    settings = {
+        "tile_size": decision.tile_size,
+        "tile_overlap": decision.tile_overlap if decision.tile_size else 0.25,
+        "top_k": model.config.top_k if decision.top_k is None else decision.top_k,
+    }
     packages = ("torch", "transformers", *(("onnx", "onnxscript", "onnxruntime") if name == "onnx" else ()))
     return {
         "format": name,
@@ -39,8 +46,13 @@ def describe_export(
             "scores": {"shape": ["batch_size"], "dtype": "float32"},
             "anomaly_maps": {"shape": ["batch_size", size, size], "dtype": "float32"},
         },
-        "image_threshold": model.config.image_threshold,
-        "pixel_threshold": model.config.pixel_threshold,
+        "image_threshold": model.decision.image_threshold,
+        "pixel_threshold": model.decision.pixel_threshold,
+        "decision": {
+            **{name: value for name, value in model.decision.to_dict().items() if not name.endswith("_scores")},
+            "top_k": settings["top_k"],
+            "calibrated": is_calibrated(model, settings),
+        },
         "largest_deviation": deviation,
         "tolerance": tolerance,
         "versions": {"vip2clip_hf": __version__, **{key: importlib.metadata.version(key) for key in packages}},
@@ -70,6 +82,21 @@ def export_card(report: dict[str, Any], image_processor: ViP2ClipImageProcessor)
         imports = "import numpy as np\nimport torch"
         load = 'model = torch.export.load("model.pt2").module()'
         run = "with torch.no_grad():\n    scores, anomaly_maps = model(torch.from_numpy(pixel_values))"
+    decision = report["decision"]
+    notes = [f"The score uses the top {decision['top_k']} patches of each layer."]
+    if decision["min_region_area"]:
+        notes.append(
+            "In the mask, remove regions (connected by edges or corners) that are smaller than "
+            f"{decision['min_region_area']:g} of the pixels of the map."
+        )
+    if decision["tile_size"]:
+        notes.append(
+            f"The thresholds are for tiles: split images with a side of more than {decision['tile_size']} pixels into "
+            f"square tiles of this side that overlap by {decision['tile_overlap']:g} of it, as `tile_boxes` in "
+            "`tiling_vip2clip.py` does. The score is the largest score of the tiles."
+        )
+    if decision["calibration"] and not decision["calibrated"]:
+        notes.append("The thresholds were calibrated for other scores than those of this graph.")
     deviation = ", ".join(f"{key} {value:.1e}" for key, value in report["largest_deviation"].items())
     versions = ", ".join(f"{key} {value}" for key, value in report["versions"].items())
     normalised = image_processor.do_normalize
@@ -99,10 +126,14 @@ photo = ImageOps.exif_transpose(Image.open("photo.jpg")).convert("RGB")
 pixels = np.asarray(photo.resize(({size}, {size}), Image.Resampling({int(image_processor.resample)})))
 pixel_values = ((pixels * SCALE - MEAN) / STD).transpose(2, 0, 1)[None]
 {run}
+anomalous = {"scores" if report["format"] == "onnx" else "scores.numpy()"} > np.float32({image_threshold})
+mask = {"anomaly_maps" if report["format"] == "onnx" else "anomaly_maps.numpy()"} > np.float32({pixel_threshold})
 ```
 
-`config.json` and `preprocessor_config.json` are copied from the checkpoint. `export.json` contains the information
-above as JSON. Largest deviation from the model in PyTorch: {deviation}. Exported with {versions}.
+{" ".join(notes)} To resize a mask, resize the map with bilinear interpolation and compare it with the threshold.
+
+`config.json`, `decision.json` and `preprocessor_config.json` are copied from the checkpoint. `export.json` contains
+the information above as JSON. Largest deviation from the model in PyTorch: {deviation}. Exported with {versions}.
 """
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from huggingface_hub import HfApi
 
 from ..checkpoints.saving import CODE_FILES, WEIGHT_FILE, write_checkpoint
+from ..models.vip2clip.decision_config_vip2clip import DECISION_NAME, SCORES_NAME
 from ..models.vip2clip.image_processing_vip2clip import ViP2ClipImageProcessor
 from ..models.vip2clip.modeling_vip2clip import ViP2ClipForAnomalyDetection
 
@@ -103,7 +104,8 @@ def push_checkpoint(
         `huggingface_hub.errors.HfHubHTTPError`: if the Hub rejects the request, for example because of missing rights.
     """
     folder = Path(folder)
-    known = {"README.md", "config.json", "preprocessor_config.json", *(path.name for path in CODE_FILES)}
+    known = {"README.md", "config.json", DECISION_NAME, SCORES_NAME, "preprocessor_config.json"}
+    known.update(path.name for path in CODE_FILES)
     names = [path.name for path in folder.glob("*") if path.name in known or WEIGHT_FILE.fullmatch(path.name)]
     if "config.json" not in names:
         raise OSError(f"{str(folder)!r} does not contain config.json; expected a folder written by save_checkpoint.")
@@ -115,7 +117,10 @@ def push_checkpoint(
         folder_path=folder,
         allow_patterns=sorted(names),
         # An old model.safetensors in the repository would be loaded instead of the shards.
-        delete_patterns=None if "model.safetensors" in names else OTHER_WEIGHTS,
+        delete_patterns=[
+            *([] if "model.safetensors" in names else OTHER_WEIGHTS),
+            *([] if SCORES_NAME in names else [SCORES_NAME]),
+        ],
         commit_message=commit_message,
     )
     return repo_id

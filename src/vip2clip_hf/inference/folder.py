@@ -18,7 +18,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from transformers.utils import logging
 
-from ..models.vip2clip.decision_vip2clip import LABELS
+from ..models.vip2clip.arguments_vip2clip import LABELS
 from ..utils.distributed import from_all
 from ..utils.extras import extra
 from ..utils.files import write_atomically

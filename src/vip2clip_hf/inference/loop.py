@@ -1,6 +1,5 @@
 """Prediction loop of one process: read images, run the model, decide, and pass maps to the writer."""
 
-from array import array
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -8,7 +7,7 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ..models.vip2clip.decision_vip2clip import keep_large_regions, min_region_pixels, p_value
+from ..models.vip2clip.fingerprint_vip2clip import is_calibrated
 from ..models.vip2clip.image_loading_vip2clip import load_image
 from ..models.vip2clip.image_processing_vip2clip import ViP2ClipImageProcessor
 from ..models.vip2clip.pipeline_anomaly_detection import AnomalyDetectionPipeline
@@ -28,7 +27,7 @@ def predict_chunks(
     *,
     batch_size: int,
     num_workers: int,
-    threshold: float | tuple[float, float],
+    threshold: float | tuple[float | None, float | None] | None,
     heatmaps: bool,
     maps: bool,
     progress: bool,
@@ -49,7 +48,7 @@ def predict_chunks(
         ValueError: if scores are not finite. The message names the images of the batch.
     """
     model, image_processor, settings = detector.model, detector.image_processor, detector.score_settings()
-    names, decision, tiled = folder.names, _Decision(model.config.calibration, settings), bool(settings["tile_size"])
+    names, tiled, calibrated = folder.names, bool(settings["tile_size"]), is_calibrated(model, settings)
     batches = _Batches(folder, chunks, batch_size)
     loader = torch.utils.data.DataLoader(
         _Images(images, names, None if tiled else image_processor),
@@ -91,13 +90,15 @@ def predict_chunks(
                         results = [
                             result
                             for one in outputs
-                            for result in image_processor.post_process_anomaly_detection(one, threshold=threshold)
+                            for result in image_processor.post_process_anomaly_detection(
+                                one, threshold=threshold, decision=detector.decision, calibrated=calibrated
+                            )
                         ]
                     except ValueError as error:
                         ids = [as_text(names[position]) for position in readable]
                         raise ValueError(f"{error} Images in this batch: {ids}.") from error
                     for position, result in zip(readable, results):
-                        rows[position].update(decision.row(result))
+                        rows[position].update(as_row(result))
                         writer.add(position, result["anomaly_map"])
                 chunk = positions[0] // folder.chunk_size
                 if positions[-1] == folder.positions(chunk)[-1]:
@@ -113,34 +114,18 @@ def predict_chunks(
         model.train(was_training)
 
 
-class _Decision:
+def as_row(result: dict[str, Any]) -> dict[str, Any]:
     """
-    Columns of the table, from the result for an image.
+    Convert a result of post-processing to the columns of the table.
 
     Args:
-        calibration (`dict[str, Any]`, *optional*): calibration of the checkpoint.
-        settings (`dict[str, Any]`): settings of this prediction. P-values are computed only if the checkpoint was
-            calibrated with the same settings.
+        result (`dict[str, Any]`): result for an image at the size of the model.
+
+    Returns:
+        `dict[str, Any]`: `score`, `label`, `anomalous_area` and, from a calibrated checkpoint, `p_value`.
     """
-
-    def __init__(self, calibration: dict[str, Any] | None, settings: dict[str, Any]) -> None:
-        calibration = calibration or {}
-        self.min_region_area = (calibration.get("pixel") or {}).get("min_region_area", 0)
-        image = calibration.get("image") or {}
-        self.num_images: int = image.get("num_images", 0)
-        self.scores: array | None = None
-        if calibration.get("settings") == settings and image.get("scores"):
-            self.scores = array("d", image["scores"])  # numpy reads it without a copy
-
-    def row(self, result: dict[str, Any]) -> dict[str, Any]:
-        """Return the columns `score`, `label`, `anomalous_area` and, if available, `p_value`."""
-        mask = result["mask"].cpu().numpy()
-        if self.min_region_area:
-            mask = keep_large_regions(mask, min_region_pixels(mask.shape, self.min_region_area))
-        row = {"score": result["score"], "label": result["label"], "anomalous_area": float(mask.mean())}
-        if self.scores is not None:
-            row["p_value"] = p_value(result["score"], self.scores, self.num_images)
-        return row
+    row = {name: result[name] for name in ("score", "label", "p_value") if result.get(name) is not None}
+    return {**row, "anomalous_area": float(result["mask"].cpu().numpy().mean())}
 
 
 class _Images(torch.utils.data.Dataset):
@@ -193,4 +178,4 @@ class _Batches:
                 yield list(chunk[start : start + self._batch_size])
 
 
-__all__ = ["predict_chunks"]
+__all__ = ["as_row", "predict_chunks"]

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ..models.loading import load_checkpoint, model_checksum, name_of
+from ..models.vip2clip.arguments_vip2clip import threshold_pair
 from ..models.vip2clip.image_processing_vip2clip import ViP2ClipImageProcessor
 from ..models.vip2clip.modeling_vip2clip import ViP2ClipForAnomalyDetection
 from ..models.vip2clip.pipeline_anomaly_detection import AnomalyDetectionPipeline
@@ -27,7 +28,7 @@ def predict_to_folder(
     name: str = "this model",
     batch_size: int = 8,
     num_workers: int = 0,
-    threshold: float | tuple[float, float] | None = None,
+    threshold: float | tuple[float | None, float | None] | None = None,
     top_k: int | None = None,
     tile_size: int | None = None,
     tile_overlap: float | None = None,
@@ -114,11 +115,8 @@ def predict_to_folder(
     patches = model.config.patch_grid**2
     if top_k is not None and not 1 <= top_k <= patches:
         raise ValueError(f"top_k is {top_k}; expected an integer from 1 to {patches}, the number of patches.")
-    if threshold is None:
-        threshold = (model.config.image_threshold, model.config.pixel_threshold)
-    empty = {"scores": torch.zeros(0), "anomaly_maps": torch.zeros(0, 1, 1)}
-    image_processor.post_process_anomaly_detection(empty, threshold=threshold)  # checks the threshold
-    pair = list(threshold) if isinstance(threshold, (tuple, list)) else [threshold, threshold]
+    decision = model.decision
+    threshold = threshold_pair(threshold, (decision.image_threshold, decision.pixel_threshold))
 
     folder = PredictionFolder(Path(output), chunk_size)
     images = as_images(source, folder.path)
@@ -131,8 +129,10 @@ def predict_to_folder(
         "image_processor": processing,
         "dtype": str(model.dtype).removeprefix("torch."),
         "source": images.description,
-        "image_threshold": pair[0],
-        "pixel_threshold": pair[1],
+        "image_threshold": threshold[0],
+        "pixel_threshold": threshold[1],
+        "min_region_area": decision.min_region_area,
+        "calibration": decision.checksum() if decision.calibration is not None else None,
         **scored_with,
         "heatmaps": heatmaps,
         "maps": maps,

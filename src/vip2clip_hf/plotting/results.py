@@ -43,7 +43,7 @@ def result_figure(
         title (`str`, *optional*):
             Line above score and label.
         pixel_threshold (`float`, *optional*):
-            Threshold of the mask, in [0, 1], to mark in the colour bar: `detector.model.config.pixel_threshold`, or
+            Threshold of the mask, in [0, 1], to mark in the colour bar: `detector.model.decision.pixel_threshold`, or
             the value passed to the pipeline.
         mask_threshold (`int` or `float`, defaults to 0):
             Values of the ground truth greater than this are anomalous. Use 127 for masks in a lossy format (JPEG).

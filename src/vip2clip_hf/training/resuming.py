@@ -20,7 +20,7 @@ STATE_FILE, OPTIMIZER_FILE = "trainer_state.json", "optimizer.pt"
 # Fields of the configuration that may differ between a model and the checkpoint it resumes from.
 _FREE_FIELDS = {
     "adapters_only", "backbone_checksum", "backbone_dtype", "backbone_id", "backbone_revision", "clip_config",
-    "image_threshold", "pixel_threshold", "training_sets",
+    "training_sets",
 }  # fmt: skip
 
 

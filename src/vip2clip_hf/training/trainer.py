@@ -281,9 +281,9 @@ class ViP2ClipTrainer(Trainer):
         """
         if self._rows is None:
             raise ValueError("train_dataset is None; expected a dataset to train on.")
-        if self.model.config.calibration is not None:
+        if self.model.decision.calibration is not None:
             logger.warning("Training changes the weights, so the calibration is removed. Calibrate again afterwards.")
-            self.model.config.calibration = None
+            self.model.decision = self.image_processor.decision = self.model.decision.without_calibration()
         checkpoint = find_checkpoint(resume_from_checkpoint, self.args.output_dir)
         if self.args.cache_features is not None:
             self.train_dataset = CachedRows(self._rows, self.cache_features())
@@ -380,9 +380,8 @@ class ViP2ClipTrainer(Trainer):
         self._load_adapters(resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
-        folder = str(self.state.best_model_checkpoint)
-        logger.info(f"Loading the best model from {folder} (metric: {self.state.best_metric:.4f}).")
-        self._load_adapters(folder)
+        logger.info(f"Loading {self.state.best_model_checkpoint}, the best model ({self.state.best_metric:.4f}).")
+        self._load_adapters(str(self.state.best_model_checkpoint))
 
     def _load_adapters(self, folder: str) -> None:
         model = self.accelerator.unwrap_model(self.model)

@@ -1,5 +1,6 @@
 """Settings of decisions: thresholds, tiles and calibration, stored in `decision.json` next to `config.json`."""
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -176,6 +177,15 @@ class DecisionConfig:
         """
         return replace(self, calibration=None, image_scores=None, pixel_scores=None)
 
+    def checksum(self) -> str:
+        """
+        Compute a checksum of all values, to identify a calibration in results.
+
+        Returns:
+            `str`: 16 hexadecimal digits.
+        """
+        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:16]
+
     def to_dict(self) -> dict[str, Any]:
         """
         Convert to a dict that can be saved as JSON.
@@ -227,8 +237,8 @@ class DecisionConfig:
             OSError: if the checkpoint is not found or a file is damaged.
             ValueError: if a value is not allowed.
         """
-        source = Path(pretrained_model_name_or_path)
-        source = source.parent if source.is_file() else pretrained_model_name_or_path
+        source = os.fspath(pretrained_model_name_or_path)
+        source = os.path.dirname(source) if os.path.isfile(source) else source
         path = _find(source, DECISION_NAME, hub_kwargs)
         if path is None:
             path = _find(source, "config.json", hub_kwargs)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .arguments_vip2clip import LABELS, threshold_pair
+from .arguments_vip2clip import threshold_pair
 from .decision_config_vip2clip import MAX_STORED_SCORES, DecisionConfig, p_value, stored_scores
 
 
@@ -323,7 +323,6 @@ def _spread(values: torch.Tensor, within: torch.Tensor) -> torch.Tensor:
 
 
 __all__ = [
-    "LABELS",
     "MAX_STORED_SCORES",
     "Decided",
     "conformal_threshold",

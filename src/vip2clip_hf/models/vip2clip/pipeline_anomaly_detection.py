@@ -12,6 +12,7 @@ from transformers.utils import logging
 
 from .arguments_vip2clip import call_arguments, label_names, loading_arguments
 from .backbone_vip2clip import HUB_KWARGS, check_device, naming
+from .decision_config_vip2clip import DecisionConfig
 from .decision_vip2clip import find_regions
 from .fingerprint_vip2clip import is_calibrated
 from .heatmap_vip2clip import draw_heatmap
@@ -212,6 +213,12 @@ class AnomalyDetectionPipeline(Pipeline):
         )
         return preprocess, forward, postprocess
 
+    @property
+    def decision(self) -> DecisionConfig:
+        """Thresholds, tiles and calibration: `decision` of the model."""
+        decision: Any = self.model.decision
+        return decision
+
     def score_settings(self) -> dict[str, Any]:
         """
         Return the settings of the pipeline that scores depend on.
@@ -254,7 +261,7 @@ class AnomalyDetectionPipeline(Pipeline):
 
     def _settings(self, tile_size: int | None, tile_overlap: float | None, top_k: int | None) -> dict[str, Any]:
         """Return the settings that scores depend on: the arguments if set, else those of the decision."""
-        decision = self.model.decision
+        decision = self.decision
         tile_size = decision.tile_size if tile_size is None else tile_size
         tile_overlap = decision.tile_overlap if tile_overlap is None else tile_overlap
         top_k = decision.top_k if top_k is None else top_k
@@ -349,7 +356,7 @@ class AnomalyDetectionPipeline(Pipeline):
             target_sizes=[model_outputs["target_size"]],
             threshold=threshold,
             id2label=self.model.config.id2label,
-            decision=self.model.decision,
+            decision=self.decision,
             calibrated=is_calibrated(self.model, self._settings(tile_size, tile_overlap, top_k)),
         )[0]
         for name in ("anomaly_map", "mask"):
