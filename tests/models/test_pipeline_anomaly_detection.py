@@ -116,13 +116,17 @@ def test_generators_are_not_read_ahead(detector, photo):
 
 
 def test_thresholds(detector, photo):
-    score, largest = detector(photo)["score"], detector(photo)["anomaly_map"].max()
+    score, largest = detector(photo)["score"], detector.decision_map(photo)["anomaly_map"].max()
     detector.model.decision.image_threshold, detector.model.decision.pixel_threshold = 0.0, 1.0
     assert (detector(photo)["label"], detector(photo)["mask"].any()) == ("anomalous", False)
     result = detector(photo, threshold=(1.0, 0.0))
     assert (result["label"], result["mask"].all()) == ("normal", True)
     assert detector(photo, threshold=score - 0.01)["label"] == "anomalous"
     assert not detector(photo, threshold=float(largest))["mask"].any()
+    # Resizing lowers the peak. A region of the map at the size of the model stays in the mask.
+    resized = detector(photo)["anomaly_map"].max()
+    assert resized < largest
+    assert detector(photo, threshold=float(resized))["mask"].sum() == 1
     with pytest.raises(ValueError, match="threshold is"):
         detector(photo, threshold=2)
 

@@ -215,7 +215,7 @@ def describe_calibration(decision: DecisionConfig) -> str | None:
         `str`, *optional*: the section, or `None` if the checkpoint is not calibrated.
     """
     found = decision.calibration
-    if not found:
+    if not found or "method" not in found:
         return None
     number = found["num_images"]
     if found["method"] == "conformal":

@@ -242,6 +242,8 @@ class DecisionConfig:
         path = _find(source, DECISION_NAME, hub_kwargs)
         if path is None:
             path = _find(source, "config.json", hub_kwargs)
+            if path is None and _is_offline(hub_kwargs) and not os.path.isdir(source):
+                raise OSError(f"{source!r} is not in the cache of the Hub; expected a folder or a cached checkpoint.")
             return cls.from_dict({} if path is None else _from_legacy(_read_json(path)))
         content = _read_json(path)
         name = content.pop("scores_file", None)
@@ -294,14 +296,19 @@ def _replace(path: Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def _is_offline(hub_kwargs: Mapping[str, Any]) -> bool:
+    return is_offline_mode() or bool(hub_kwargs.get("local_files_only"))
+
+
 def _find(source: str | os.PathLike, name: str, hub_kwargs: Mapping[str, Any]) -> str | None:
     """Return the path of a file of a checkpoint, or None if the checkpoint does not contain it."""
-    offline = is_offline_mode() or bool(hub_kwargs.get("local_files_only"))
     return cached_file(
         source,
         name,
         _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=not offline,  # offline, a file that is not in the cache is missing
+        _raise_exceptions_for_connection_errors=not _is_offline(
+            hub_kwargs
+        ),  # a file that is not in the cache is missing
         **hub_kwargs,
     )
 
