@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -275,49 +276,62 @@ def decide(
     if size is None or tuple(size) == (height, width):
         anomaly_map = anomaly_map.clone()  # does not share memory with the argument
     else:
-        resized = _resize(anomaly_map, size)
-        mask = _resized_mask(mask, anomaly_map, resized > pixel_threshold, size)
-        anomaly_map = resized
+        resized = F.interpolate(anomaly_map[None, None], size=size, mode="bilinear", align_corners=False)[0, 0]
+        arrays = (part.cpu().numpy() for part in (mask, anomaly_map, resized > pixel_threshold))
+        mask, anomaly_map = torch.from_numpy(_resized_mask(*arrays)).to(mask.device), resized
     value = decision.p_value(float(np.float32(score))) if calibrated else None
     return Decided(int(np.float32(score) > np.float32(image_threshold)), anomaly_map, mask, value)
 
 
-def _resize(values: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    return F.interpolate(values.float()[None, None], size=size, mode="bilinear", align_corners=False)[0, 0]
-
-
-def _resized_mask(
-    decided: torch.Tensor, anomaly_map: torch.Tensor, above: torch.Tensor, size: tuple[int, int]
-) -> torch.Tensor:
+def _resized_mask(decided: np.ndarray, anomaly_map: np.ndarray, above: np.ndarray) -> np.ndarray:
     """Restrict the pixels above the threshold at another size to decided regions, and keep a pixel of each region."""
     if not decided.any():
-        return torch.zeros_like(above)
-    # A pixel is interpolated from a block of 2 x 2 pixels, so from one region at most.
-    mask = above & (_resize(decided, size) > 0)
-    # The pixels that a pixel of the mask is interpolated from, by the transposed interpolation. On the CPU, because
-    # it is not deterministic on GPUs.
-    shape = [1, 1, *decided.shape]
-    used = torch.ops.aten.upsample_bilinear2d_backward(mask.cpu().float()[None, None], list(size), shape, False)[0, 0]
-    decided = decided.cpu()
-    lost = decided & ~(_spread(((used > 0) & decided).float(), decided) > 0)
+        return np.zeros_like(above)
+    (height, width), size = decided.shape, above.shape
+    (top, bottom), (left, right) = _sources(height, size[0]), _sources(width, size[1])
+    # A pixel is interpolated from a block of at most 2 x 2 pixels, so from one region at most.
+    columns = decided[:, left] | decided[:, right]
+    mask = above & (columns[top] | columns[bottom])
+    # The pixels that the mask is interpolated from.
+    rows = _any_of(mask, top, height) | _any_of(mask, bottom, height)
+    used = (_any_of(rows.T, left, width) | _any_of(rows.T, right, width)).T
+    lost = decided & ~_spread(used & decided, decided)
     if lost.any():
-        # Numbers from 1 in the order of the values, so that each region has one largest number.
-        order = torch.where(lost, anomaly_map.cpu(), -1.0).ravel().argsort(stable=True)
-        rank = torch.empty_like(order, dtype=torch.float64)
-        rank[order] = torch.arange(1, len(order) + 1, dtype=torch.float64)
-        rank = torch.where(lost, rank.reshape(lost.shape), 0.0)
-        rows, columns = torch.nonzero(lost & (rank == _spread(rank, lost)), as_tuple=True)
-        rows = (2 * rows + 1) * size[0] // (2 * decided.shape[0])
-        columns = (2 * columns + 1) * size[1] // (2 * decided.shape[1])
-        mask[rows.to(mask.device), columns.to(mask.device)] = True
+        # Numbers in the order of the values, so that each region has one largest number.
+        rank = np.zeros(lost.shape, dtype=np.int64)
+        rank[lost] = np.argsort(np.argsort(anomaly_map[lost], kind="stable")) + 1
+        largest = np.argwhere(lost & (rank == _spread(rank, lost)))
+        # The pixel that contains the centre.
+        mask[tuple(((2 * largest + 1) * size // (2 * np.array(lost.shape))).T)] = True
     return mask
 
 
-def _spread(values: torch.Tensor, within: torch.Tensor) -> torch.Tensor:
+@lru_cache(maxsize=32)
+def _sources(length: int, new_length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the first and last of the pixels that each pixel is interpolated from, along one axis."""
+    weights = F.interpolate(torch.eye(length)[None], size=new_length, mode="linear", align_corners=False)[0].numpy()
+    return (weights > 0).argmax(axis=0), length - 1 - (weights[::-1] > 0).argmax(axis=0)
+
+
+def _any_of(mask: np.ndarray, groups: np.ndarray, number: int) -> np.ndarray:
+    """Combine the rows of each group, in ascending order, to one row."""
+    found, starts = np.unique(groups, return_index=True)
+    combined = np.zeros((number, mask.shape[1]), dtype=bool)
+    combined[found] = np.logical_or.reduceat(mask, starts, axis=0)
+    return combined
+
+
+def _spread(values: np.ndarray, within: np.ndarray) -> np.ndarray:
     """Give each pixel within a region the largest value in the region, neighbour by neighbour."""
     while True:
-        wider = torch.where(within, F.max_pool2d(values[None, None], 3, stride=1, padding=1)[0, 0], 0.0)
-        if torch.equal(wider, values):
+        wider = values.copy()
+        for _ in range(2):  # along both axes
+            wider = wider.T.copy()
+            before = wider.copy()
+            np.maximum(wider[1:], before[:-1], out=wider[1:])
+            np.maximum(wider[:-1], before[1:], out=wider[:-1])
+        wider *= within
+        if np.array_equal(wider, values):
             return values
         values = wider
 
