@@ -293,8 +293,8 @@ def _resized_mask(decided: np.ndarray, anomaly_map: np.ndarray, above: np.ndarra
     columns = decided[:, left] | decided[:, right]
     mask = above & (columns[top] | columns[bottom])
     # The pixels that the mask is interpolated from.
-    rows = _any_of(mask, top, height) | _any_of(mask, bottom, height)
-    used = (_any_of(rows.T, left, width) | _any_of(rows.T, right, width)).T
+    used_rows = _any_of(mask, top, bottom, height)  # (height, new width)
+    used = _any_of(np.ascontiguousarray(used_rows.T), left, right, width).T
     lost = decided & ~_spread(used & decided, decided)
     if lost.any():
         # Numbers in the order of the values, so that each region has one largest number.
@@ -313,12 +313,12 @@ def _sources(length: int, new_length: int) -> tuple[np.ndarray, np.ndarray]:
     return (weights > 0).argmax(axis=0), length - 1 - (weights[::-1] > 0).argmax(axis=0)
 
 
-def _any_of(mask: np.ndarray, groups: np.ndarray, number: int) -> np.ndarray:
-    """Combine the rows of each group, in ascending order, to one row."""
-    found, starts = np.unique(groups, return_index=True)
-    combined = np.zeros((number, mask.shape[1]), dtype=bool)
-    combined[found] = np.logical_or.reduceat(mask, starts, axis=0)
-    return combined
+def _any_of(mask: np.ndarray, first: np.ndarray, last: np.ndarray, length: int) -> np.ndarray:
+    """Return for each of `length` pixels along the first axis whether it is a source of any pixel of the mask."""
+    numbers = np.arange(length)
+    starts, ends = np.searchsorted(last, numbers, side="left"), np.searchsorted(first, numbers, side="right")
+    # Faster than np.logical_or.reduceat.
+    return np.stack([mask[start:end].any(axis=0) for start, end in zip(starts, ends)])
 
 
 def _spread(values: np.ndarray, within: np.ndarray) -> np.ndarray:
