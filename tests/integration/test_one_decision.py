@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings, strategies as st
 from PIL import Image
 from scipy import ndimage
+from transformers import modeling_utils
+from transformers.utils import hub
 
 from helpers.predictions import rows_of
 from helpers.tiny import change_weights, tiny_config
@@ -347,6 +350,32 @@ def test_saving_a_checkpoint_again_removes_old_scores(detector, tmp_path):
     assert ViP2ClipImageProcessor.from_pretrained(tmp_path / "a", decision=override).decision is override
     assert "decision" not in json.loads((tmp_path / "a" / "preprocessor_config.json").read_text())
     assert "decision" not in json.loads((tmp_path / "a" / "config.json").read_text())
+
+
+def test_published_with_the_model(detector, tmp_path, monkeypatch):
+    """`save_pretrained(push_to_hub=True)` of transformers uploads the files that changed."""
+    uploaded = []
+    api = SimpleNamespace(
+        create_repo=lambda repo_id, **kwargs: SimpleNamespace(repo_id=repo_id),
+        create_commit=lambda **kwargs: uploaded.append(kwargs),
+    )
+    for module in (hub, modeling_utils):
+        monkeypatch.setattr(module, "hf_api", lambda: api)
+    detector.model.decision = DecisionConfig(0.25)
+    for _ in range(2):
+        uploaded.clear()
+        detector.model.save_pretrained(tmp_path, push_to_hub=True, repo_id="org/name")
+        files = {operation.path_in_repo for operation in uploaded[0]["operations"]}
+        assert files >= {"config.json", "decision.json", "model.safetensors"}
+    assert DecisionConfig.from_pretrained(tmp_path) == DecisionConfig(0.25)
+
+
+def test_the_argument_of_from_pretrained_replaces_the_stored_decision(detector):
+    decision, weights = DecisionConfig(0.75), detector.model.state_dict()
+    model = ViP2ClipForAnomalyDetection.from_pretrained(
+        None, config=detector.model.config, state_dict=weights, decision=decision
+    )
+    assert model.decision is decision
 
 
 @pytest.mark.parametrize(

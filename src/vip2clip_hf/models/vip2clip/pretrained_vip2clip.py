@@ -256,7 +256,10 @@ class ViP2ClipPreTrainedModel(PreTrainedModel):
                 a value of the configuration is not allowed, or an adapter weight is not finite.
         """
         if pretrained_model_name_or_path is None:
-            return cls._load(None, *model_args, config=config, output_loading_info=output_loading_info, **kwargs)
+            loaded = cls._load(None, *model_args, config=config, output_loading_info=output_loading_info, **kwargs)
+            if decision is not None:
+                (loaded[0] if output_loading_info else loaded).decision = decision
+            return loaded
         checkpoint = pretrained_model_name_or_path
         check_moved(kwargs)
         hub_kwargs = {name: kwargs[name] for name in HUB_KWARGS if name in kwargs}
