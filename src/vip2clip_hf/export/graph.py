@@ -76,8 +76,8 @@ def check_exportable(model: ViP2ClipForAnomalyDetection) -> None:
     """
     if any(parameter.is_meta for parameter in model.parameters()):
         raise ValueError("Weights are offloaded or on the meta device; expected weights in memory. Omit device_map.")
-    found = sorted({str(parameter.dtype).removeprefix("torch.") for parameter in model.parameters()})
-    if found != ["float32"]:
+    found = sorted({str(parameter.dtype).removeprefix("torch.") for parameter in model.parameters()} - {"float32"})
+    if found:
         raise ValueError(f"dtype is {' and '.join(found)}; expected float32. Load the model with dtype=torch.float32.")
     for tower in (model.clip.vision_model, model.clip.text_model):
         attention = tower.config._attn_implementation

@@ -13,20 +13,7 @@ from transformers import CLIPConfig, CLIPTextConfig, CLIPVisionConfig, PreTraine
 
 from .decision_vip2clip import check_calibration
 from .state_words_vip2clip import STATE_WORD_TOKEN_IDS, check_token_ids, known_token_ids
-
-
-# Differences of each variant from the defaults, which follow the paper. docs/paper-and-release.md explains them.
-_VARIANTS: dict[str, dict[str, Any]] = {
-    "paper": {},
-    "release": {
-        "normal_word": "damaged",
-        "fgp_num_heads": 8,
-        "fgp_scaled": False,
-        "image_score": "mean_logits",
-        "image_embeds_layernorm": False,
-        "focal_smooth": 1e-5,
-    },
-}
+from .variants_vip2clip import VARIANTS, clip_vit_large_patch14_336
 
 
 # Fields of configurations saved by version 0.1, and their current names.
@@ -48,16 +35,6 @@ def _narrow(value: object, expected: type[_Value]) -> _Value:
     if not isinstance(value, expected):
         raise TypeError(f"Expected a {expected.__name__}, found {type(value).__name__}.")
     return value
-
-
-def _clip_vit_large_patch14_336() -> CLIPConfig:
-    """Return the configuration of CLIP ViT-L/14@336px, the backbone of the paper (section 5.1)."""
-    text = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "num_hidden_layers": 12}
-    vision = {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16, "num_hidden_layers": 24}
-    vision.update(image_size=336, patch_size=14)
-    for tower in (text, vision):
-        tower["projection_dim"] = 768
-    return CLIPConfig(projection_dim=768, text_config=text, vision_config=vision)
 
 
 @strict
@@ -194,7 +171,7 @@ class ViP2ClipConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         if self.clip_config is None:
-            clip_config = _clip_vit_large_patch14_336()
+            clip_config = clip_vit_large_patch14_336()
         elif isinstance(self.clip_config, dict):
             clip_config = CLIPConfig(**self.clip_config)
         else:
@@ -245,10 +222,10 @@ class ViP2ClipConfig(PreTrainedConfig):
         Raises:
             ValueError: if the variant is unknown, or an override is not a field or not allowed.
         """
-        if variant not in _VARIANTS:
-            raise ValueError(f"variant is {variant!r}; expected {' or '.join(map(repr, _VARIANTS))}.")
+        if variant not in VARIANTS:
+            raise ValueError(f"variant is {variant!r}; expected {' or '.join(map(repr, VARIANTS))}.")
         cls.check_names(overrides)
-        return cls(**{**_VARIANTS[variant], **overrides})
+        return cls(**{**VARIANTS[variant], **overrides})
 
     @classmethod
     def check_names(cls, names: Iterable[str]) -> None:
