@@ -101,6 +101,14 @@ def test_weights_are_shared_and_the_model_is_not_changed(image_processor, tmp_pa
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
 
 
+def test_configuration_that_returns_tuples(pixel_values):
+    model = build()
+    expected = ExportedDetector(model)(pixel_values)
+    model.config.return_dict = False
+    for found, wanted in zip(ExportedDetector(model)(pixel_values), expected):
+        assert torch.equal(found, wanted)
+
+
 def test_in_inference_mode(pixel_values):
     with torch.inference_mode():
         model = build()

@@ -6,6 +6,7 @@ from transformers import AutoConfig, BertConfig, CLIPConfig
 
 from helpers.tiny import tiny_clip_config, tiny_config
 from vip2clip_hf import ViP2ClipConfig
+from vip2clip_hf.models.vip2clip.configuration_vip2clip import ViP2ClipConfigError
 
 
 def test_defaults_follow_the_paper():
@@ -187,6 +188,12 @@ def test_another_model_type_raises_an_error(tmp_path, other, message):
     other.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=message):
         ViP2ClipConfig.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("old", ["num_image_tokens", "perception_num_heads", "perception_scaled"])
+def test_old_names_are_only_read_from_files(old):
+    with pytest.raises(ViP2ClipConfigError, match=f"'{old}' is not a field; expected its new name"):
+        tiny_config().__class__(**{old: 1})
 
 
 @pytest.mark.parametrize("name", ["projection_dim", "patch_size", "text_config", "vision_config", "hidden_size"])

@@ -9,6 +9,7 @@ from transformers import Trainer, TrainingArguments
 
 from helpers.tiny import change_weights, tiny_config
 from vip2clip_hf import ViP2ClipForAnomalyDetection, ViP2ClipImageProcessor, bundled_checkpoint, generate_image
+from vip2clip_hf.models.vip2clip.adapters_vip2clip import ViP2ClipFineGrainedPerception
 
 
 FGP = ("q_proj", "k_proj", "v_proj", "out_proj")
@@ -82,6 +83,27 @@ def test_both_forms_of_the_perception_agree(pixel_values, heads, scaled):
         torch.testing.assert_close(folded[name], called[name], rtol=1e-5, atol=1e-5)
     for one, two in zip(folded.cross_attentions, called.cross_attentions):
         torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["call", "export", "functional", "compile"])
+def test_plain_layers_are_always_folded(model, pixel_values, kind, monkeypatch):
+    """Also where weights are not parameters: projecting all patches takes 30 times as long."""
+    calls, original = [], ViP2ClipFineGrainedPerception._attend_folded
+
+    def counted(*args):
+        calls.append(1)
+        return original(*args)
+
+    monkeypatch.setattr(ViP2ClipFineGrainedPerception, "_attend_folded", counted)
+    if kind == "call":
+        model(pixel_values)
+    elif kind == "export":
+        torch.export.export(model, (pixel_values,), strict=False)
+    elif kind == "functional":
+        torch.func.functional_call(model, dict(model.state_dict()), (pixel_values,))
+    else:
+        torch.compile(model, backend="eager")(pixel_values)
+    assert calls == [1]
 
 
 def test_quantized_perception(model, pixel_values):
@@ -163,6 +185,13 @@ def test_gradient_checkpointing_with_lora(model, batch, use_reentrant):
     for name, parameter in wrapped.named_parameters():
         if parameter.requires_grad:
             torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-4, atol=1e-7, msg=name)
+
+
+def test_from_clip_refuses_layers_of_peft(model):
+    """Their weights have other names. The weights of CLIP would be random."""
+    wrapped = lora(model).base_model.model
+    with pytest.raises(RuntimeError, match=r"weights of the CLIP model are missing or unknown.*merge_and_unload"):
+        ViP2ClipForAnomalyDetection.from_clip(wrapped, **tiny_overrides())
 
 
 # accelerate

@@ -170,6 +170,11 @@ class ViP2ClipConfig(PreTrainedConfig):
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs: Any) -> None:
+        for old, new in _RENAMED.items():
+            if old in kwargs:  # unknown names are kept as attributes, without effect
+                raise ViP2ClipConfigError(
+                    "names", ValueError(f"{old!r} is not a field; expected its new name {new!r}.")
+                )
         if self.clip_config is None:
             clip_config = clip_vit_large_patch14_336()
         elif isinstance(self.clip_config, dict):
