@@ -208,8 +208,8 @@ class ViP2ClipPreTrainedModel(PreTrainedModel):
         wrong = sorted(name for name in unfit if name.startswith(BACKBONE_PREFIX))
         if wrong:
             raise RuntimeError(
-                f"{len(wrong)} weights of the CLIP model are missing or unknown ({wrong[0]}, ...); expected the weights "
-                "of a CLIPModel. Merge adapters of PEFT first, with merge_and_unload()."
+                f"{len(wrong)} weights of the CLIP model are missing or unknown ({wrong[0]}, ...); expected the "
+                "weights of a CLIPModel. Merge adapters of PEFT first, with merge_and_unload()."
             )
         return model
 
