@@ -35,7 +35,7 @@ test-all: lint
 
 # The common tests of transformers on the model, see tests/upstream. UPSTREAM=FOLDER uses a checkout of transformers.
 test-upstream: $(VENV)/.installed
-	$(BIN)/python -m pytest -n $(JOBS) tests/upstream
+	UPSTREAM="$(UPSTREAM)" $(BIN)/python -m pytest -n $(JOBS) tests/upstream
 
 # Tests without lint: make pytest ARGS="tests/models -k loss"
 pytest: $(VENV)/.installed

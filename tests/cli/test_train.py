@@ -201,5 +201,5 @@ def test_a_plain_trainer_works(roots, clip, tmp_path, image_processor):
     assert "test_loss" in output.metrics
     logits, scores, maps = output.predictions
     assert (logits.shape, scores.shape, maps.shape) == ((14, 2), (14,), (14, 48, 48))
-    labels, masks, valid = output.label_ids
-    assert (labels.shape, masks.shape, valid.shape) == ((14,), (14, 48, 48), (14,))
+    labels, masks = output.label_ids
+    assert (labels.shape, masks.shape) == ((14,), (14, 48, 48))

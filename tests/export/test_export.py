@@ -79,9 +79,8 @@ def test_constants_are_precomputed():
     state = ExportedDetector(build()).state_dict()
     assert len(state["model.clip.text_model.embeddings.token_embedding.weight"]) == 4  # start, two words, end
     assert len(state["model.clip.vision_model.embeddings.position_embedding.weight"]) == 1 + 36  # at 48 pixels
-    assert state["prefix_key_1"].shape == (2, 2, state["prefix_value_0"].shape[2], 8)
     state = ExportedDetector(build(use_image_conditioning=False)).state_dict()
-    assert not [name for name in state if "text_model" in name or "prompt" in name or "prefix" in name]
+    assert not [name for name in state if "text_model" in name or "prompt" in name]
 
 
 @pytest.mark.slow
@@ -102,11 +101,18 @@ def test_weights_are_shared_and_the_model_is_not_changed(image_processor, tmp_pa
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
 
 
+def test_configuration_that_returns_tuples(pixel_values):
+    model = build()
+    expected = ExportedDetector(model)(pixel_values)
+    model.config.return_dict = False
+    for found, wanted in zip(ExportedDetector(model)(pixel_values), expected):
+        assert torch.equal(found, wanted)
+
+
 def test_in_inference_mode(pixel_values):
     with torch.inference_mode():
         model = build()
         detector = ExportedDetector(model)
-        assert detector.num_blocks == 2
         torch.testing.assert_close(detector(pixel_values)[0], model(pixel_values).scores, rtol=0, atol=1e-5)
 
 

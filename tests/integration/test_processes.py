@@ -158,9 +158,9 @@ from vip2clip_hf.training.feature_cache import FeatureCache
 dist.init_process_group("gloo")
 model = ViP2ClipForAnomalyDetection.from_pretrained({str(tmp_path / "model")!r})
 seen, original = [], model.get_image_features
-def counting(pixel_values):
+def counting(pixel_values, **options):
     seen.append(len(pixel_values))
-    return original(pixel_values)
+    return original(pixel_values, **options)
 model.get_image_features = counting
 processor = ViP2ClipImageProcessor(size={TINY["image_size"]})
 cache = FeatureCache.build(model, processor, load_folder({str(cached_set)!r}).select(range(11)),

@@ -187,6 +187,12 @@ def test_another_model_type_raises_an_error(tmp_path, other, message):
         ViP2ClipConfig.from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize("old", ["num_image_tokens", "perception_num_heads", "perception_scaled"])
+def test_old_names_are_only_read_from_files(old):
+    with pytest.raises(ValueError, match=f"'{old}' is not a field; expected its new name"):
+        tiny_config().__class__(**{old: 1})
+
+
 @pytest.mark.parametrize("name", ["projection_dim", "patch_size", "text_config", "vision_config", "hidden_size"])
 def test_fields_of_other_configurations_are_kept(name):
     """A configuration keeps unknown fields, like those of transformers, also with names known from CLIP."""

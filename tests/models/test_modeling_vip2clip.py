@@ -660,6 +660,13 @@ def test_missing_weights_raise_an_error(model, tmp_path):
         AutoModel.from_pretrained(tmp_path / "whole", num_context_tokens=4)
 
 
+def test_loading_options(model, tmp_path, pixel_values):
+    weights = {k.replace("normal_context", "v"): tensor for k, tensor in model.state_dict().items()}
+    model.save_pretrained(tmp_path, state_dict=weights)
+    names = {r"^prompt_learner\.v$": "prompt_learner.normal_context"}
+    assert_same_weights(ViP2ClipForAnomalyDetection.from_pretrained(tmp_path, key_mapping=names), model)
+
+
 def test_random_weights_on_request(model, tmp_path):
     """A caller who asks for the report of missing weights, or to ignore shapes, gets a model with random weights."""
     weights = {k: v for k, v in model.state_dict().items() if k != "fine_grained_perception.q_proj.weight"}

@@ -49,9 +49,9 @@ def _processor() -> ViP2ClipImageProcessor:
 def count_forwards(model, monkeypatch) -> list[int]:
     seen, original = [], model.get_image_features
 
-    def counting(pixel_values):
+    def counting(pixel_values, **options):
         seen.append(len(pixel_values))
-        return original(pixel_values)
+        return original(pixel_values, **options)
 
     monkeypatch.setattr(model, "get_image_features", counting)
     return seen
@@ -85,11 +85,11 @@ def test_rows_are_computed_once(build, model, monkeypatch):
 def test_resumes_after_an_interruption(build, model, monkeypatch, dataset):
     original, calls = model.get_image_features, []
 
-    def interrupted(pixel_values):
+    def interrupted(pixel_values, **options):
         calls.append(len(pixel_values))
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return original(pixel_values)
+        return original(pixel_values, **options)
 
     monkeypatch.setattr(model, "get_image_features", interrupted)
     with pytest.raises(KeyboardInterrupt):

@@ -144,9 +144,9 @@ def test_cached_training_runs_the_backbone_once(build, monkeypatch, tmp_path):
     trainer = build(num_train_epochs=3, cache_features=str(tmp_path / "cache"))
     seen, original = [], trainer.model.get_image_features
 
-    def counting(pixel_values):
+    def counting(pixel_values, **options):
         seen.append(len(pixel_values))
-        return original(pixel_values)
+        return original(pixel_values, **options)
 
     monkeypatch.setattr(trainer.model, "get_image_features", counting)
     trainer.train()
@@ -249,6 +249,27 @@ def test_a_checkpoint_of_another_model_is_refused(build, clip, image_processor, 
     save_file(weights, Path(checkpoint, "model.safetensors"), metadata={"format": "pt"})
     with pytest.raises(ValueError, match=r"do not fit this model: prompt_learner\.normal_context differ"):
         build().train(resume_from_checkpoint=checkpoint)
+
+
+def test_a_run_of_version_0_1_resumes(build, tmp_path):
+    """Its checkpoints have the old name of a weight and of three fields."""
+    build(num_train_epochs=1, save_strategy="epoch").train()
+    checkpoint = tmp_path / "run" / "checkpoint-2"
+    weights = load_file(checkpoint / "model.safetensors")
+    weights["prompt_learner.image_tokens"] = weights.pop("prompt_learner.object_tokens")
+    save_file(weights, checkpoint / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((checkpoint / "config.json").read_text())
+    for old, new in (
+        ("num_image_tokens", "num_object_tokens"),
+        ("perception_num_heads", "fgp_num_heads"),
+        ("perception_scaled", "fgp_scaled"),
+    ):
+        config[old] = config.pop(new)
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    resumed, expected = build(num_train_epochs=2), build(num_train_epochs=2)
+    resumed.train(resume_from_checkpoint=str(checkpoint))
+    expected.train()
+    assert_same_tensors(resumed.model.adapter_state_dict(), expected.model.adapter_state_dict(), 1e-6)
 
 
 def test_training_stops_if_the_loss_is_not_finite(build, monkeypatch, tmp_path):
@@ -393,10 +414,21 @@ def test_trained_weights_in_half_precision_raise_an_error(model, image_processor
     arguments = ViP2ClipTrainingArguments(str(tmp_path), use_cpu=True, report_to="none")
     model.to(dtype)
     ViP2ClipTrainer(model, arguments, image_processor)  # the adapters are in float32
-    model.clip.visual_projection.requires_grad_(True)
-    message = r"1 trained weights are in half precision \(clip\.visual_projection\.weight\)"
+    context = model.prompt_learner.normal_context
+    context.data = context.data.to(dtype)
+    message = r"1 trained weights are in half precision \(prompt_learner\.normal_context\)"
     with pytest.raises(ValueError, match=message):
         ViP2ClipTrainer(model, arguments, image_processor)
+
+
+def test_trained_clip_raises_an_error(model, image_processor, tmp_path):
+    """It would be trained, but not saved, and not used with the feature cache."""
+    arguments = ViP2ClipTrainingArguments(str(tmp_path), use_cpu=True, report_to="none")
+    model.clip.vision_model.post_layernorm.requires_grad_(True)
+    with pytest.raises(ValueError, match=r"2 weights of CLIP .*post_layernorm.*freeze_backbone"):
+        ViP2ClipTrainer(model, arguments, image_processor)
+    model.freeze_backbone()
+    ViP2ClipTrainer(model, arguments, image_processor)
 
 
 @pytest.mark.parametrize("cache", [False, True])

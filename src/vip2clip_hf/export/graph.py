@@ -36,7 +36,9 @@ class ExportedDetector(nn.Module):
             _resize_positions(self.model)
             if not self.model.config.use_image_conditioning:
                 unused = torch.zeros(1, self.model.clip.visual_projection.out_features)
-                self.register_buffer("text_embeds", self.model.get_prompt_features(unused).text_embeds.clone())
+                self.register_buffer(
+                    "text_embeds", self.model.get_prompt_features(unused, return_dict=True).text_embeds.clone()
+                )
                 del self.model.clip.text_model, self.model.clip.text_projection
                 del self.model.prompt_learner, self.model.image_conditioned_adapter
 
@@ -53,10 +55,10 @@ class ExportedDetector(nn.Module):
             `(batch_size, image_size, image_size)`, both float32 in [0, 1].
         """
         model = self.model
-        images = model.get_image_features(pixel_values)
+        images = model.get_image_features(pixel_values, return_dict=True)
         image_embeds, patch_embeds = images.image_embeds, images.patch_embeds
         if model.config.use_image_conditioning:
-            text_embeds = model.encode_prompts(model.get_prompts(image_embeds)).text_embeds
+            text_embeds = model.encode_prompts(model.get_prompts(image_embeds), return_dict=True).text_embeds
         else:
             text_embeds = self.text_embeds.expand(pixel_values.shape[0], -1, -1)
         aligned = model.align(text_embeds, patch_embeds, image_embeds, top_k=model.decision.top_k)
@@ -76,8 +78,8 @@ def check_exportable(model: ViP2ClipForAnomalyDetection) -> None:
     """
     if any(parameter.is_meta for parameter in model.parameters()):
         raise ValueError("Weights are offloaded or on the meta device; expected weights in memory. Omit device_map.")
-    found = sorted({str(parameter.dtype).removeprefix("torch.") for parameter in model.parameters()})
-    if found != ["float32"]:
+    found = sorted({str(parameter.dtype).removeprefix("torch.") for parameter in model.parameters()} - {"float32"})
+    if found:
         raise ValueError(f"dtype is {' and '.join(found)}; expected float32. Load the model with dtype=torch.float32.")
     for tower in (model.clip.vision_model, model.clip.text_model):
         attention = tower.config._attn_implementation

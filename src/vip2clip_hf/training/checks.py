@@ -66,16 +66,26 @@ def check_training_data(dataset: "Dataset", augmentation: Augmentation | None = 
 
 def check_trained_weights(model: torch.nn.Module) -> None:
     """
-    Check that all trained weights are in float32 or float64.
+    Check that only the adapters are trained, in float32 or float64.
 
-    An update of Adam is often smaller than the resolution of bfloat16 and float16, so most weights would not change.
+    Checkpoints of the trainer contain the adapters only, and the feature cache assumes that CLIP does not change. An
+    update of Adam is often smaller than the resolution of bfloat16 and float16, so most weights would not change.
 
     Args:
         model (`torch.nn.Module`): the model to train.
 
     Raises:
-        ValueError: if a trained weight is in half precision. The message names the weights.
+        ValueError: if a weight of CLIP is trained, or a trained weight is in half precision. The message names them.
     """
+    clip = [
+        name for name, parameter in model.named_parameters() if parameter.requires_grad and name.startswith("clip.")
+    ]
+    if clip:
+        raise ValueError(
+            f"{len(clip)} weights of CLIP have requires_grad=True ({clip[0]}, ...); expected none, because "
+            "ViP2ClipTrainer trains and saves the adapters only. Call model.freeze_backbone(), or use "
+            "transformers.Trainer to train parts of CLIP or LoRA."
+        )
     half = [n for n, p in model.named_parameters() if p.requires_grad and p.dtype in (torch.float16, torch.bfloat16)]
     if half:
         names = ", ".join([*half[:3], *(["..."] if half[3:] else [])])

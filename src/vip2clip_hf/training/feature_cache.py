@@ -279,7 +279,7 @@ class FeatureCache:
             for numbers, batch in zip(batches, loader):
                 with autocast():
                     pixel_values = batch["pixel_values"].to(model.device, non_blocking=True)
-                    images = model.get_image_features(pixel_values)
+                    images = model.get_image_features(pixel_values, return_dict=True)
                     image_embeds, patch_embeds = images.image_embeds, images.patch_embeds
                 arrays["patch_embeds"][numbers] = patch_embeds.to(getattr(torch, self.meta["dtype"])).cpu().numpy()
                 arrays["image_embeds"][numbers] = image_embeds.float().cpu().numpy()

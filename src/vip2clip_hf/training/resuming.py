@@ -10,6 +10,7 @@ from transformers import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
+from ..models.vip2clip.adapter_weights_vip2clip import RENAMED_ADAPTERS
 from ..models.vip2clip.backbone_vip2clip import WEIGHTS_NAME
 from ..models.vip2clip.configuration_vip2clip import ViP2ClipConfig
 from ..models.vip2clip.modeling_vip2clip import ViP2ClipForAnomalyDetection
@@ -148,7 +149,7 @@ def load_adapters(model: ViP2ClipForAnomalyDetection, folder: str | os.PathLike,
             f"{getattr(model.config, name)!r}. Resume with the original settings."
         )
     weights = load_file(Path(folder, WEIGHTS_NAME))
-    weights = {name: tensor for name, tensor in weights.items() if not name.startswith("clip.")}
+    weights = {RENAMED_ADAPTERS.get(k, k): tensor for k, tensor in weights.items() if not k.startswith("clip.")}
     expected = model.adapter_state_dict()
     different = sorted(set(weights) ^ set(expected)) or [
         name for name, tensor in weights.items() if tensor.shape != expected[name].shape

@@ -111,8 +111,7 @@ class ViP2ClipTrainer(Trainer):
             )
         replace_loggers(self, lambda: self._last_loss)
         self._checksum: str | None = None
-        self._parts: dict[str, torch.Tensor] = {}
-        self._parts_since = 0
+        self._parts, self._parts_since = dict[str, torch.Tensor](), 0
         self._last_loss: float | torch.Tensor = math.nan
         self._sampler: EpochSampler | None = None
 

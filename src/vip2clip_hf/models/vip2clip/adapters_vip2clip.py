@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from .configuration_vip2clip import ViP2ClipConfig
 
@@ -185,8 +186,9 @@ def _is_plain(layer: nn.Module) -> bool:
     hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
     return (
         type(layer) is nn.Linear
-        and type(layer.weight) is nn.Parameter
-        and type(layer.bias) is nn.Parameter
+        and layer.bias is not None
+        # Not `type(weight) is nn.Parameter`: in exported graphs and replicas, a plain weight is not a parameter.
+        and not any(map(is_traceable_wrapper_subclass, (layer.weight, layer.bias)))
         and not any(hooks)
         and "forward" not in vars(layer)  # replaced by accelerate
     )

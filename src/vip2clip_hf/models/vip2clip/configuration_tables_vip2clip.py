@@ -47,14 +47,17 @@ class MovedField:
 
 def check_moved(names: Iterable[str]) -> None:
     """
-    Check that names are not those of fields that are part of [`DecisionConfig`] since version 0.2.
+    Check that names are not those of fields that were renamed, or moved to [`DecisionConfig`], since version 0.1.
 
     Args:
         names (`Iterable[str]`): names to check.
 
     Raises:
-        ValueError: if a name is one of these fields. The message names `model.decision`.
+        ValueError: if a name is one of these fields. The message contains the new name or `model.decision`.
     """
+    for old, new in RENAMED_FIELDS.items():
+        if old in names:  # unknown names are kept as attributes, without effect
+            raise ValueError(f"{old!r} is not a field; expected its new name {new!r}.")
     for name in MOVED_FIELDS:
         if name in names:
             raise ValueError(

@@ -211,7 +211,18 @@ class ViP2ClipPreTrainedModel(PreTrainedModel):
         kwargs = {name: value for name, value in kwargs.items() if value is not None}
         # The adapters are missing on purpose. A report of missing weights would be misleading.
         with quiet_loading():
-            return cls._load(None, config=config, state_dict=weights, dtype=dtype, **kwargs)
+            model, info = cls._load(
+                None, config=config, state_dict=weights, dtype=dtype, output_loading_info=True, **kwargs
+            )
+        # For example, layers of PEFT have other names.
+        unfit = {*info["missing_keys"], *info["unexpected_keys"]}
+        wrong = sorted(name for name in unfit if name.startswith(BACKBONE_PREFIX))
+        if wrong:
+            raise RuntimeError(
+                f"{len(wrong)} weights of the CLIP model are missing or unknown ({wrong[0]}, ...); expected the "
+                "weights of a CLIPModel. Merge adapters of PEFT first, with merge_and_unload()."
+            )
+        return model
 
     @classmethod
     def from_pretrained(
@@ -270,6 +281,8 @@ class ViP2ClipPreTrainedModel(PreTrainedModel):
             with naming("Checkpoint", source):
                 config = cls.config_class.from_pretrained(source, **hub_kwargs, **overrides)
         if config.adapters_only or backbone is not None:
+            if kwargs.get("state_dict") is not None:
+                raise ValueError("state_dict is set, but the checkpoint contains only adapters; remove state_dict=.")
             config, weights = merge_adapters_with_backbone(checkpoint, config, backbone, hub_kwargs)
             kwargs = {name: value for name, value in kwargs.items() if name not in HUB_KWARGS}
             model, info = cls._load(
@@ -308,7 +321,8 @@ class ViP2ClipPreTrainedModel(PreTrainedModel):
     @classmethod
     def _load(cls, *args: Any, **kwargs: Any) -> Any:
         """Call `PreTrainedModel.from_pretrained`, then freeze CLIP: loading replaces the parameters."""
-        loaded: Any = super().from_pretrained(*args, key_mapping=RENAMED_WEIGHTS, **kwargs)
+        names = {**RENAMED_WEIGHTS, **(kwargs.pop("key_mapping", None) or {})}
+        loaded: Any = super().from_pretrained(*args, key_mapping=names, **kwargs)
         model = loaded[0] if kwargs.get("output_loading_info") else loaded
         model._weight_conversions = None  # save the current names of the weights, not those of the checkpoint
         model.freeze_backbone()
