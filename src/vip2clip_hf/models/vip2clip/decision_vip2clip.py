@@ -18,6 +18,10 @@ from .arguments_vip2clip import threshold_pair
 from .decision_config_vip2clip import MAX_STORED_SCORES, DecisionConfig, p_value, stored_scores
 
 
+# Up to this number, regions are measured one by one.
+FEW_REGIONS = 100
+
+
 def _exact(false_alarm_rate: float) -> Fraction:
     """Return the decimal value of the rate: 0.01 is exactly 1/100, not the nearest binary number."""
     if isinstance(false_alarm_rate, bool) or not 0 < false_alarm_rate < 1:
@@ -182,6 +186,39 @@ def find_regions(anomaly_map: np.ndarray, mask: np.ndarray) -> list[dict[str, An
     labels, number = _label_regions(mask)
     if number == 0:
         return []
+    measure = _measure_one_by_one if number <= FEW_REGIONS else _measure_all
+    boxes, areas, means, peaks = measure(anomaly_map, labels, number)
+    ranking = np.argsort(-peaks, kind="stable")
+    same = peaks[ranking[1:]] == peaks[ranking[:-1]]
+    if same.any():  # sort only these by area and box as well: sorting by many keys takes long
+        tied = np.flatnonzero(np.append(same, False) | np.append(False, same))
+        among = ranking[tied]
+        lefts, tops, rights, bottoms = boxes[among].T
+        keys = (bottoms, rights, tops, lefts, -areas[among], -peaks[among])  # the last key is the most important one
+        ranking[tied] = among[np.lexsort(keys)]
+    with _without_garbage_collection():
+        table = zip(*(column.take(ranking, axis=0).tolist() for column in (boxes, areas, means, peaks)))
+        return [{"box": box, "area": area, "mean_score": mean, "peak_score": peak} for box, area, mean, peak in table]
+
+
+def _measure_one_by_one(
+    anomaly_map: np.ndarray, labels: np.ndarray, number: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return boxes (number, 4), areas, means and peaks of the regions. Needs little memory for large regions."""
+    boxes, areas, means, peaks = [], [], [], []
+    for label, (rows, columns) in enumerate(_ndimage().find_objects(labels), start=1):
+        inside = anomaly_map[rows, columns][labels[rows, columns] == label]
+        boxes.append([columns.start, rows.start, columns.stop, rows.stop])
+        areas.append(inside.size)
+        means.append(inside.mean(dtype=np.float64))
+        peaks.append(inside.max())
+    return np.array(boxes), np.array(areas), np.array(means), np.array(peaks, dtype=np.float64)
+
+
+def _measure_all(
+    anomaly_map: np.ndarray, labels: np.ndarray, number: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return the same as [`_measure_one_by_one`], faster for many regions."""
     # Sort the pixels by region. The pixels of a region are then a slice, and start at `first`.
     rows, columns = np.nonzero(labels)
     regions = labels[rows, columns] - 1
@@ -193,11 +230,7 @@ def find_regions(anomaly_map: np.ndarray, mask: np.ndarray) -> list[dict[str, An
     peaks, means = np.maximum.reduceat(values, first), np.add.reduceat(values, first) / areas
     lefts, tops = np.minimum.reduceat(columns, first), np.minimum.reduceat(rows, first)
     rights, bottoms = np.maximum.reduceat(columns, first) + 1, np.maximum.reduceat(rows, first) + 1
-    boxes = np.stack([lefts, tops, rights, bottoms], axis=1)
-    ranking = np.lexsort((bottoms, rights, tops, lefts, -areas, -peaks))  # the last key is the most important one
-    with _without_garbage_collection():
-        table = zip(*(column.take(ranking, axis=0).tolist() for column in (boxes, areas, means, peaks)))
-        return [{"box": box, "area": area, "mean_score": mean, "peak_score": peak} for box, area, mean, peak in table]
+    return np.stack([lefts, tops, rights, bottoms], axis=1), areas, means, peaks
 
 
 @contextlib.contextmanager
