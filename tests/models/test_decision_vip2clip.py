@@ -12,6 +12,7 @@ from hypothesis import given, settings, strategies as st
 from scipy import ndimage
 
 from vip2clip_hf.models.vip2clip import decision_vip2clip as core
+from vip2clip_hf.models.vip2clip.decision_config_vip2clip import p_value, stored_scores
 
 
 # Different distributions of scores: with ties, constant, with heavy tails, of two kinds of images, saturated at 1.
@@ -46,7 +47,7 @@ def test_the_false_alarm_rate_is_kept(name, count, rate):
 def test_p_values_are_valid_and_agree_with_the_threshold(name):
     rng, draws, count = np.random.default_rng(1), 10_000, 60
     scores = DISTRIBUTIONS[name](rng, draws * (count + 1)).reshape(draws, count + 1)
-    found = np.array([core.p_value(float(row[0]), core.stored_scores(row[1:]), count) for row in scores])
+    found = np.array([p_value(float(row[0]), stored_scores(row[1:]), count) for row in scores])
     for rate in (0.02, 0.1, 0.5):
         assert (found <= rate).mean() <= rate + 3 * math.sqrt(rate * (1 - rate) / draws)
         for row, value in zip(scores[:500], found[:500]):
@@ -57,15 +58,15 @@ def test_many_scores_are_stored_as_quantiles_rounded_up():
     rng = np.random.default_rng(2)
     for count in (10_000, 10_001, 25_000, 123_457):
         scores = rng.random(count)
-        stored = core.stored_scores(scores)
+        stored = stored_scores(scores)
         assert len(stored) == 10_000
         assert stored[-1] == scores.max()
         ordered = np.sort(scores)
         for value in (0.0, 0.3, 0.999, 0.99995, float(scores.max()), 1.0):
-            exact = core.p_value(value, ordered, count)
-            found = core.p_value(value, stored, count)
+            exact = p_value(value, ordered, count)
+            found = p_value(value, stored, count)
             assert exact <= found <= exact + 1.01e-4
-    assert core.stored_scores([0.3, 0.1, 0.2]) == [0.1, 0.2, 0.3]
+    assert stored_scores([0.3, 0.1, 0.2]) == [0.1, 0.2, 0.3]
 
 
 @pytest.mark.parametrize(
@@ -94,8 +95,8 @@ def test_invalid_scores():
 def test_which_score_is_the_threshold():
     assert core.conformal_threshold(np.arange(1, 100) / 100, 0.01) == 0.99
     assert core.conformal_threshold(np.arange(1, 200) / 200, 0.01) == 198 / 200
-    assert core.p_value(0.995, [0.5] * 99, 99) == 0.01
-    assert core.p_value(0.5, [0.5] * 99, 99) == 1.0
+    assert p_value(0.995, [0.5] * 99, 99) == 0.01
+    assert p_value(0.5, [0.5] * 99, 99) == 1.0
 
 
 @pytest.mark.parametrize("area", [1, 2, 7, 30, 400])

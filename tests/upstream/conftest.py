@@ -11,7 +11,7 @@ def pytest_configure(config):
     # The conftest.py of transformers declares its markers. It is not part of the source distribution.
     source = upstream_folder()
     files = [source / "src/transformers/testing_utils.py", *(source / "tests").glob("*.py")]
-    for name in {name for file in files for name in re.findall(r"\bmark\.(\w+)", file.read_text())}:
+    for name in {name for file in files for name in re.findall(r"\bmark\.(\w+)", file.read_text(encoding="utf-8"))}:
         config.addinivalue_line("markers", name)
 
 

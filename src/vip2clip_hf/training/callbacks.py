@@ -43,7 +43,15 @@ class TrainingHooks(TrainerCallback):
         self.on_epoch(math.floor((state.epoch or 0) + 1e-6))
 
 
-class LossProgress(ProgressCallback):
+class _LogToStderr(TrainerCallback):
+    """Mixin: a callback of transformers logs to stderr, because stdout is for results."""
+
+    def on_log(self, *args: Any, **kwargs: Any) -> None:
+        with contextlib.redirect_stdout(sys.stderr):
+            super().on_log(*args, **kwargs)
+
+
+class LossProgress(_LogToStderr, ProgressCallback):
     """
     Show the progress bar of transformers with the loss.
 
@@ -65,31 +73,9 @@ class LossProgress(ProgressCallback):
             bar.set_postfix(loss=f"{float(self.last_loss()):.3f}", refresh=False)
             self._shown_at = time.monotonic()
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        with contextlib.redirect_stdout(sys.stderr):  # stdout is for results
-            super().on_log(args, state, control, logs=logs, **kwargs)
 
-
-class LogPrinter(PrinterCallback):
+class LogPrinter(_LogToStderr, PrinterCallback):
     """Print the logs to stderr if the progress bar is off."""
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        with contextlib.redirect_stdout(sys.stderr):
-            super().on_log(args, state, control, logs=logs, **kwargs)
 
 
 def replace_loggers(trainer: Trainer, last_loss: Callable[[], float | torch.Tensor]) -> None:

@@ -310,7 +310,6 @@ def token_settings(
 
 __all__ = [
     "backbone_checksum",
-    "check_adapters",
     "check_device",
     "load_clip",
     "merge_adapters_with_backbone",

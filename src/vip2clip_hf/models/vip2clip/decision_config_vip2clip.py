@@ -244,7 +244,7 @@ class DecisionConfig:
             path = _find(source, "config.json", hub_kwargs)
             if path is None and _is_offline(hub_kwargs) and not os.path.isdir(source):
                 raise OSError(f"{source!r} is not in the cache of the Hub; expected a folder or a cached checkpoint.")
-            return cls.from_dict({} if path is None else _from_legacy(_read_json(path)))
+            return cls() if path is None else cls._from_file(_from_legacy(_read_json(path)), path)
         content = _read_json(path)
         name = content.pop("scores_file", None)
         if name is not None:
@@ -255,7 +255,14 @@ class DecisionConfig:
                 content.update(load_file(scores))
             except SafetensorError as error:
                 raise OSError(f"{scores} is damaged: {error}") from error
-        return cls.from_dict(content)
+        return cls._from_file(content, path)
+
+    @classmethod
+    def _from_file(cls, content: Mapping[str, Any], path: str) -> "DecisionConfig":
+        try:
+            return cls.from_dict(content)
+        except ValueError as error:
+            raise ValueError(f"{path} is not valid: {error}") from error
 
     def save_pretrained(self, save_directory: str | os.PathLike) -> None:
         """

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from .arguments_vip2clip import threshold_pair
-from .decision_config_vip2clip import MAX_STORED_SCORES, DecisionConfig, p_value, stored_scores
+from .decision_config_vip2clip import DecisionConfig
 
 
 # Up to this number, regions are measured one by one.
@@ -370,7 +370,6 @@ def _spread(values: np.ndarray, within: np.ndarray) -> np.ndarray:
 
 
 __all__ = [
-    "MAX_STORED_SCORES",
     "Decided",
     "conformal_threshold",
     "decide",
@@ -378,7 +377,5 @@ __all__ = [
     "keep_large_regions",
     "min_calibration_images",
     "min_region_pixels",
-    "p_value",
     "region_score",
-    "stored_scores",
 ]
