@@ -29,6 +29,7 @@ def test_folder():
     folder = bundled_checkpoint()
     assert {path.name for path in folder.iterdir()} == {
         "README.md", "config.json", "decision.json", "model.safetensors", "preprocessor_config.json",
+        "provenance.json",
     }  # fmt: skip
     assert (folder / "model.safetensors").stat().st_size <= 16e6
     for name in ("config.json", "decision.json", "preprocessor_config.json"):
@@ -40,7 +41,7 @@ def test_folder():
 def test_loads_like_any_checkpoint():
     model = ViP2ClipForAnomalyDetection.from_pretrained(bundled_checkpoint())
     assert type(AutoModel.from_pretrained(bundled_checkpoint())) is type(model)
-    assert {entry["name"] for entry in model.config.training_sets} >= {"generated pictures"}
+    assert {entry["name"] for entry in model.provenance.training_sets} >= {"generated pictures"}
     picture, _ = generate_image("dots", None, 64)
     result = AnomalyDetectionPipeline.from_pretrained(bundled_checkpoint(), device="cpu")(picture)
     assert 0 <= result["score"] <= 1

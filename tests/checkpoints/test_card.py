@@ -9,6 +9,7 @@ from huggingface_hub import ModelCard
 
 from helpers.tiny import tiny_config
 from vip2clip_hf.checkpoints.card import GENERATED, model_card, write_card
+from vip2clip_hf.models.vip2clip.provenance_vip2clip import Provenance
 
 
 def training_set(name: str, benchmark: str | None = None) -> dict:
@@ -27,11 +28,12 @@ def metadata(card: str) -> dict:
 
 
 def test_metadata_of_a_run():
-    config = tiny_config(
+    provenance = Provenance(
         backbone_id="org/clip", training_sets=[training_set("mvtec", "mvtec"), training_set("my own photos")]
     )
     seen = ["trained on mvtec (about 90% of its images are in this dataset)"]
-    found = metadata(model_card(config, {"results": [result("visa"), result("mvtec", seen, pixel_ap=float("nan"))]}))
+    run = {"results": [result("visa"), result("mvtec", seen, pixel_ap=float("nan"))]}
+    found = metadata(model_card(tiny_config(), run, provenance=provenance))
     expected = {
         "license": "unknown", "pipeline_tag": "anomaly-detection", "library_name": "transformers",
         "base_model": "org/clip", "datasets": ["mvtec"], "metrics": ["roc_auc", "average_precision", "f1", "aupro"],
@@ -67,19 +69,20 @@ def test_metadata_without_run():
     ],
 )  # fmt: skip
 def test_licence(benchmarks, licence):
-    config = tiny_config(training_sets=[training_set(name or "photos", name) for name in benchmarks])
-    assert metadata(model_card(config))["license"] == licence
-    assert metadata(model_card(config, {"license": "apache-2.0"}))["license"] == "apache-2.0"
+    provenance = Provenance(training_sets=[training_set(name or "photos", name) for name in benchmarks])
+    for run, expected in (({}, licence), ({"license": "apache-2.0"}, "apache-2.0")):
+        assert metadata(model_card(tiny_config(), run, provenance=provenance))["license"] == expected
 
 
 def test_names_that_the_hub_refuses():
     names = ["photos", "org/photos", "my photos", "/data/photos", "a/b/c", "-x"]
-    config = tiny_config(training_sets=[training_set(name) for name in names])
-    assert metadata(model_card(config))["datasets"] == ["photos", "org/photos"]
+    provenance = Provenance(training_sets=[training_set(name) for name in names])
+    assert metadata(model_card(tiny_config(), provenance=provenance))["datasets"] == ["photos", "org/photos"]
 
 
 def test_the_library_reads_the_card():
-    card = ModelCard(model_card(tiny_config(backbone_id="org/clip"), {"results": [result("a: 'b'"), result("c")]}))
+    run = {"results": [result("a: 'b'"), result("c")]}
+    card = ModelCard(model_card(tiny_config(), run, provenance=Provenance(backbone_id="org/clip")))
     assert card.data.base_model == "org/clip"
     assert {found.dataset_name for found in card.data.eval_results} == {"a: 'b'", "c"}
     assert len(card.data.eval_results) == 14
@@ -88,7 +91,8 @@ def test_the_library_reads_the_card():
 def test_text_of_the_card():
     """The metadata does not change the text, and the line that marks the card as generated is its first."""
     run = {"recipe": {"seed": 1}, "versions": {"torch": "2"}, "results": [result("visa")]}
-    text = model_card(tiny_config(training_sets=[training_set("mvtec", "mvtec")]), run).split("\n---\n", 1)[1]
+    provenance = Provenance(training_sets=[training_set("mvtec", "mvtec")])
+    text = model_card(tiny_config(), run, provenance=provenance).split("\n---\n", 1)[1]
     assert text.startswith(f"\n{GENERATED}\n\n# ViP²-CLIP\n\nThis model finds defects")
     sections = ["How to use", "Training data", "Training", "Evaluation", "Intended use and limits", "Citation"]
     assert re.findall(r"^## (.*)$", text, re.MULTILINE) == sections

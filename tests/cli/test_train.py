@@ -55,7 +55,7 @@ def test_main(roots, clip_folder, tmp_path):
     assert report["history"][0]["loss_focal"] > 0
     assert json.loads((tmp_path / "out" / "results.json").read_text()) == report
     assert str(tmp_path) not in (tmp_path / "out" / "results.json").read_text()
-    (recorded,) = json.loads((tmp_path / "out" / "config.json").read_text())["training_sets"]
+    (recorded,) = json.loads((tmp_path / "out" / "provenance.json").read_text())["training_sets"]
     assert (recorded["name"], recorded["num_images"], recorded["benchmark"]) == ("train", 14, None)
     detector = AnomalyDetectionPipeline.from_pretrained(tmp_path / "out", device="cpu")
     assert 0 <= detector(np.zeros((20, 30), np.uint8))["score"] <= 1

@@ -2,8 +2,8 @@ import shutil
 
 import pytest
 
-from helpers.tiny import tiny_config
-from vip2clip_hf import ViP2ClipConfig
+from helpers.tiny import TINY, tiny_config
+from vip2clip_hf import Provenance, ViP2ClipForAnomalyDetection
 from vip2clip_hf.data.loading import load_folder
 from vip2clip_hf.data.provenance import describe_training_set, find_training_overlap
 from vip2clip_hf.data.synthetic.dataset import write_dataset
@@ -28,10 +28,17 @@ def test_describe(root):
     assert len(describe_training_set(load_folder(many), "many")["image_hashes"].split()) == 32
 
 
-def test_config_stores_training_sets(root, tmp_path):
+def test_a_checkpoint_stores_training_sets(root, tmp_path):
     entry = describe_training_set(load_folder(root), "mine")
-    tiny_config(training_sets=[entry]).save_pretrained(tmp_path / "config")
-    assert ViP2ClipConfig.from_pretrained(tmp_path / "config").training_sets == [entry]
+    model = ViP2ClipForAnomalyDetection(tiny_config())
+    assert model.provenance == Provenance()
+    model.provenance.training_sets.append(entry)
+    model.save_pretrained(tmp_path / "checkpoint")
+    loaded = ViP2ClipForAnomalyDetection.from_pretrained(tmp_path / "checkpoint")
+    assert loaded.provenance == Provenance(training_sets=[entry])
+    assert Provenance.from_pretrained(tmp_path / "checkpoint") == loaded.provenance
+    # The adapters of another model were not trained on these images.
+    assert ViP2ClipForAnomalyDetection.from_clip(loaded, **TINY).provenance == Provenance()
 
 
 def test_overlap_of_renamed_images(root, tmp_path):

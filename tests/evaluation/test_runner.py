@@ -216,7 +216,7 @@ def test_errors_name_the_images(model, image_processor, sets, tmp_path):
 
 
 def test_training_datasets_are_marked(model, image_processor, sets, tmp_path, caplog):
-    model.config.training_sets = [describe_training_set(load_folder(sets[0].root), "mine")]
+    model.provenance.training_sets = [describe_training_set(load_folder(sets[0].root), "mine")]
     results = evaluate_sets(model, image_processor, sets, tmp_path / "out", sheets=0)
     reason = "trained on mine (about 100% of its images are in this dataset)"
     assert [result["trained_on"] for result in results] == [[reason], []]

@@ -80,5 +80,6 @@ def test_plain_save_pretrained(kind, registered, clip, image_processor, photo, t
 def test_without_registration(model, tmp_path):
     for _ in range(2):
         model.save_pretrained(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "decision.json", "model.safetensors"}
+    files = {"config.json", "decision.json", "provenance.json", "model.safetensors"}
+    assert {path.name for path in tmp_path.iterdir()} == files
     assert not {"auto_map", "custom_pipelines"} & set(json.loads((tmp_path / "config.json").read_text()))

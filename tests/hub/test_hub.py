@@ -21,11 +21,13 @@ from vip2clip_hf.checkpoints import saving as saving_module
 from vip2clip_hf.checkpoints.saving import CODE_FILES
 from vip2clip_hf.hub.publishing import check_push_access, push_checkpoint, save_checkpoint
 from vip2clip_hf.models.vip2clip.backbone_vip2clip import backbone_checksum
+from vip2clip_hf.models.vip2clip.configuration_tables_vip2clip import MOVED_FIELDS
 
 
-FILES = {"README.md", "config.json", "decision.json", "model.safetensors", "preprocessor_config.json"} | {
-    p.name for p in CODE_FILES
-}
+FILES = {
+    "README.md", "config.json", "decision.json", "provenance.json", "model.safetensors", "preprocessor_config.json",
+    *(path.name for path in CODE_FILES),
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -53,7 +55,7 @@ def test_save_complete_checkpoint(trained, image_processor, tmp_path, photo, max
         expected = trained(**image_processor(photo, return_tensors="pt")).scores.item()
     assert detector(photo)["score"] == pytest.approx(expected, abs=1e-6)
     config = json.loads((folder / "config.json").read_text())
-    assert config["adapters_only"] is False
+    assert not set(MOVED_FIELDS) & set(config)
     assert config["auto_map"]["AutoModel"] == "modeling_vip2clip.ViP2ClipForAnomalyDetection"
     assert list(config["custom_pipelines"]) == ["anomaly-detection"]
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["full"]
@@ -81,14 +83,16 @@ def test_adapters_only(trained, image_processor, tmp_path, clip_folder, clip, dt
     assert set(weights) == set(trained.adapter_state_dict())
     assert not any(name.startswith("clip.") for name in weights)
     config = json.loads((folder / "config.json").read_text())
-    assert config["adapters_only"] is True
-    assert config["backbone_checksum"].startswith("sha256:")
+    assert not set(MOVED_FIELDS) & set(config)
+    reference_file = json.loads((folder / "backbone.json").read_text())
+    assert list(reference_file) == ["backbone_id", "backbone_revision", "checksum", "dtype"]
+    assert reference_file["checksum"].startswith("sha256:")
+    assert reference_file["dtype"] == str(dtype).removeprefix("torch.")
     backbone = clip_folder if kind == "folder" else clip
     loaded = AutoModel.from_pretrained(folder, backbone=backbone)
     assert_same_weights(loaded, trained)
     assert {p.dtype for p in loaded.clip.parameters()} == {dtype}
     assert {t.dtype for t in loaded.adapter_state_dict().values()} == {torch.float32}
-    assert loaded.config.adapters_only is False
     assert not any(p.requires_grad for p in loaded.clip.parameters())
     assert all(p.requires_grad for p in clip.parameters())
     if kind == "folder" or dtype != torch.float32:  # else the weights are shared, see test_backbone_vip2clip.py
@@ -104,14 +108,49 @@ def test_adapters_only(trained, image_processor, tmp_path, clip_folder, clip, dt
         )
 
 
+def test_a_complete_checkpoint_replaces_adapters(trained, image_processor, tmp_path, clip):
+    """`backbone.json` makes a checkpoint adapters-only, so it must not remain."""
+    for save in (
+        lambda folder: save_checkpoint(trained, image_processor, folder),
+        lambda folder: trained.save_pretrained(folder),
+    ):
+        folder = save_checkpoint(trained, image_processor, tmp_path / "ck", adapters_only=True)
+        save(folder)
+        assert not (folder / "backbone.json").exists()
+        assert_same_weights(AutoModel.from_pretrained(folder), trained)
+    save_checkpoint(trained, image_processor, tmp_path / "ad", adapters_only=True)
+    shutil.copy(tmp_path / "ad" / "backbone.json", folder)
+    with pytest.raises(ValueError, match=r"contains its own CLIP model, .*; remove backbone\.json"):
+        AutoModel.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "error", "message"),
+    [
+        ("provenance.json", {"backbone_id": "/home/someone/clip"}, ValueError, "a Hub id .* not a path"),
+        ("provenance.json", {"training_sets": {}}, ValueError, r"training_sets is \{\}; expected a list of dicts"),
+        ("provenance.json", {"colour": 1}, ValueError, "'colour' is not a field of Provenance"),
+        ("backbone.json", {"dtype": "int4"}, ValueError, "dtype is 'int4'; expected one of float32"),
+        ("backbone.json", {"checksum": 1}, ValueError, "checksum is 1; expected a string"),
+        ("backbone.json", [], OSError, "not a valid JSON file"),
+    ],
+)
+def test_invalid_files(trained, image_processor, tmp_path, clip, file, content, error, message):
+    folder = save_checkpoint(trained, image_processor, tmp_path / "ad", adapters_only=True)
+    (folder / file).write_text(json.dumps(content))
+    with pytest.raises(error, match=rf"{file} is not .*{message}|{message}"):
+        AutoModel.from_pretrained(folder, backbone=clip)
+
+
 def test_adapters_only_loads_its_backbone(clip_folder, image_processor, tmp_path):
     cache = tmp_path / "cache"
     commit = put_in_hub_cache(clip_folder, "org/clip", cache)
     model = ViP2ClipForAnomalyDetection.from_clip("org/clip", **TINY, cache_dir=cache)
     change_weights(model.prompt_learner)
     folder = save_checkpoint(model, image_processor, tmp_path / "ad", adapters_only=True)
-    config = json.loads((folder / "config.json").read_text())
-    assert (config["backbone_id"], config["backbone_revision"]) == ("org/clip", commit)
+    for name in ("backbone.json", "provenance.json"):
+        saved = json.loads((folder / name).read_text())
+        assert (saved["backbone_id"], saved["backbone_revision"]) == ("org/clip", commit)
     assert_same_weights(ViP2ClipForAnomalyDetection.from_pretrained(folder, cache_dir=cache), model)
     with pytest.raises(OSError, match=r"(?s)only adapters; pass backbone=.*'org/clip' could not be loaded"):
         ViP2ClipForAnomalyDetection.from_pretrained(folder, cache_dir=tmp_path / "elsewhere")
@@ -140,7 +179,7 @@ def test_hub_id_of_a_model_is_saved(clip_folder, image_processor, tmp_path):
     put_in_hub_cache(clip_folder, "org/clip", tmp_path / "cache")
     clip = CLIPModel.from_pretrained("org/clip", cache_dir=tmp_path / "cache")
     model = ViP2ClipForAnomalyDetection.from_clip(clip, **TINY)
-    assert model.config.backbone_id == "org/clip"
+    assert model.provenance.backbone_id == "org/clip"
     folder = save_checkpoint(model, image_processor, tmp_path / "ad", adapters_only=True)
     assert_same_weights(AutoModel.from_pretrained(folder, cache_dir=tmp_path / "cache"), model)
 
@@ -160,8 +199,8 @@ def test_damaged_weights(trained, image_processor, tmp_path, clip_folder, adapte
 
 def test_backbone_without_checksum(trained, image_processor, tmp_path, clip):
     folder = save_checkpoint(trained, image_processor, tmp_path / "ad", adapters_only=True)
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "backbone_checksum": None}))
+    saved = json.loads((folder / "backbone.json").read_text())
+    (folder / "backbone.json").write_text(json.dumps({**saved, "checksum": None}))
     with pytest.raises(ValueError, match="contains no checksum of its CLIP backbone"):
         AutoModel.from_pretrained(folder, backbone=clip)
 

@@ -50,6 +50,21 @@ def photos(tmp_path) -> Path:
     return write_photos(tmp_path / "photos")
 
 
+def test_names_of_the_labels(model, image_processor, photos, tmp_path):
+    """The table has the names in `id2label`, as the results of the pipeline. They were always normal and anomalous."""
+    model.config.id2label = {0: "gut", 1: "Ausschuss"}
+    model.config.label2id = {"gut": 0, "Ausschuss": 1}
+    found = predict_to_folder(model, image_processor, photos, tmp_path / "out", threshold=0.5)
+    labels = [row["label"] for row in rows_of(tmp_path / "out").values()]
+    assert set(labels) - {None} <= {"gut", "Ausschuss"}
+    assert (found["num_normal"], found["num_anomalous"]) == (labels.count("gut"), labels.count("Ausschuss"))
+    assert found["num_normal"] + found["num_anomalous"] == 10
+    detector = AnomalyDetectionPipeline(model=model, image_processor=image_processor, device="cpu", threshold=0.5)
+    rows = rows_of(tmp_path / "out")
+    name = next(name for name, row in rows.items() if row["label"] is not None)
+    assert detector(str(photos / name))["label"] == rows[name]["label"]
+
+
 def test_results_equal_the_pipeline(model, image_processor, photos, tmp_path):
     output = tmp_path / "out"
     options = {"batch_size": 1, "chunk_size": 5, "threshold": (0.5, 0.4), "top_k": 3}

@@ -54,7 +54,8 @@ def test_publishing(clip_folder, tmp_path):
             assert (tmp_path / "out" / name).read_bytes() == content
         (tmp_path / "load.py").write_text(
             "import vip2clip_hf\nfrom transformers import AutoModel\n"
-            "model = AutoModel.from_pretrained('org/detector')\nprint('LOADED', model.config.training_sets[0]['name'])"
+            "model = AutoModel.from_pretrained('org/detector')\n"
+            "print('LOADED', model.provenance.training_sets[0]['name'])"
         )
         assert "LOADED train" in run_program(tmp_path / "load.py", cwd=tmp_path, **environment).stdout
         # Access is checked before the training, not after it.

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import AutoModel, CLIPConfig, CLIPModel, CLIPVisionModel
 
 from helpers.tiny import FIXTURES, TINY, assert_same_weights, change_weights, tiny_clip_config
-from vip2clip_hf import ViP2ClipForAnomalyDetection
+from vip2clip_hf import Provenance, ViP2ClipForAnomalyDetection
 from vip2clip_hf.hub.publishing import save_checkpoint
 from vip2clip_hf.models.vip2clip.adapter_weights_vip2clip import check_adapters
 from vip2clip_hf.models.vip2clip.backbone_vip2clip import load_clip
@@ -117,9 +117,10 @@ def test_a_model_as_backbone(kind, adapters, trained, clip, pixel_values):
 
 def test_origin_of_a_model_as_backbone(clip):
     origin = {"backbone_id": "org/clip", "backbone_revision": "a" * 40}
-    first = ViP2ClipForAnomalyDetection.from_clip(clip, **TINY, **origin)
+    first = ViP2ClipForAnomalyDetection.from_clip(clip, **TINY)
+    first.provenance = Provenance(**origin)
     second = ViP2ClipForAnomalyDetection.from_clip(first, **TINY)
-    assert (second.config.backbone_id, second.config.backbone_revision) == tuple(origin.values())
+    assert (second.provenance.backbone_id, second.provenance.backbone_revision) == tuple(origin.values())
     found, found_origin = load_clip(first)
     assert (found, found_origin) == (first.clip, origin)
 

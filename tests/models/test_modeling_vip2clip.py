@@ -554,7 +554,7 @@ def test_from_clip(clip, clip_folder, kind, pixel_values):
     assert model.dtype == torch.float32
     assert not model.training
     assert frozen(model)
-    assert model.config.backbone_id is None
+    assert model.provenance.backbone_id is None
     assert all(p.requires_grad for p in clip.parameters())  # the model of the caller is not frozen
     weights = (model.clip.visual_projection.weight, clip.visual_projection.weight)
     assert (len({weight.data_ptr() for weight in weights}) == 1) == (kind == "model")  # shared, not copied
@@ -592,7 +592,7 @@ def test_from_clip_dtype_does_not_depend_on_the_file(clip, tmp_path, dtype):
 def test_from_clip_stores_the_hub_id_of_the_backbone(clip_folder, tmp_path):
     commit = put_in_hub_cache(clip_folder, "org/clip", tmp_path / "cache")
     model = ViP2ClipForAnomalyDetection.from_clip("org/clip", **TINY, cache_dir=tmp_path / "cache")
-    assert (model.config.backbone_id, model.config.backbone_revision) == ("org/clip", commit)
+    assert (model.provenance.backbone_id, model.provenance.backbone_revision) == ("org/clip", commit)
 
 
 class WordTokenizer:

@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import load_file
 
 from helpers.tiny import FIXTURES
-from vip2clip_hf import AnomalyDetectionPipeline, ViP2ClipForAnomalyDetection, ViP2ClipImageProcessor
+from vip2clip_hf import AnomalyDetectionPipeline, Provenance, ViP2ClipForAnomalyDetection, ViP2ClipImageProcessor
+from vip2clip_hf.models.vip2clip.configuration_tables_vip2clip import MOVED_FIELDS
 
 
 FOLDER = FIXTURES / "checkpoints_0_1"
@@ -49,6 +50,20 @@ def test_adapters_only_checkpoint(expected, variant):
     clip = ViP2ClipForAnomalyDetection.from_pretrained(FOLDER / variant).clip
     model = ViP2ClipForAnomalyDetection.from_pretrained(FOLDER / f"{variant}_adapters", backbone=clip)
     check_outputs(model, expected, variant)
+
+
+@pytest.mark.parametrize("variant", ["paper", "release"])
+def test_provenance(variant, tmp_path):
+    """Training datasets and backbone were fields of `config.json`."""
+    config = json.loads((FOLDER / variant / "config.json").read_text())
+    config.update(backbone_id="org/clip", backbone_revision="a" * 40, training_sets=[{"name": "mine"}])
+    shutil.copytree(FOLDER / variant, tmp_path / "old")
+    (tmp_path / "old" / "config.json").write_text(json.dumps(config))
+    model = ViP2ClipForAnomalyDetection.from_pretrained(tmp_path / "old")
+    assert model.provenance == Provenance("org/clip", "a" * 40, [{"name": "mine"}])
+    model.save_pretrained(tmp_path / "new")
+    assert not set(MOVED_FIELDS) & set(json.loads((tmp_path / "new" / "config.json").read_text()))
+    assert ViP2ClipForAnomalyDetection.from_pretrained(tmp_path / "new").provenance == model.provenance
 
 
 @pytest.mark.parametrize("variant", ["paper", "release"])

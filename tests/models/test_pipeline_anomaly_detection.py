@@ -237,6 +237,7 @@ def test_from_pretrained(model, image_processor, photo, tmp_path):
         "decision.json",
         "model.safetensors",
         "preprocessor_config.json",
+        "provenance.json",
     ]
     assert "custom_pipelines" not in (tmp_path / "config.json").read_text()
     assert_same(AnomalyDetectionPipeline.from_pretrained(tmp_path, device="cpu")(photo), detector(photo))

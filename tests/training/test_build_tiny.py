@@ -87,6 +87,6 @@ def test_all_stages(clip_folder, tmp_path, monkeypatch, capsys):
     assert "{" not in card
     detector = AnomalyDetectionPipeline.from_pretrained(tmp_path / "tiny", device="cpu")
     assert 0 <= detector(generate_image("dots", "blob", 64)[0])["score"] <= 1
-    names = [entry["name"] for entry in detector.model.config.training_sets]
+    names = [entry["name"] for entry in detector.model.provenance.training_sets]
     assert names == ["generated pictures", "one", "two", "three"]
     assert torch.isfinite(detector.model.clip.vision_model.embeddings.patch_embedding.weight).all()

@@ -58,12 +58,12 @@ def build_adapters(options: argparse.Namespace) -> None:
         pass
     set_thresholds(model, sets)
     trained_on = [("generated pictures", study.synthetic), *study.real.items()]
-    model.config.training_sets = [describe_training_set(dataset, name) for name, dataset in trained_on]
+    model.provenance.training_sets = [describe_training_set(dataset, name) for name, dataset in trained_on]
     log = json.loads(Path(options.tower, "log.json").read_text(encoding="utf-8"))
     settings = f"{label_of(candidate)}, {options.epochs} epochs, seed {options.seed}"
     training_data = [
         f"- {entry['name']}: {entry['num_images']} images, {entry['num_anomalous_images']} of them anomalous"
-        for entry in model.config.training_sets
+        for entry in model.provenance.training_sets
     ]
     card = CARD.read_text(encoding="utf-8").format(
         settings=settings, crops=options.crops, steps=log[-1]["step"], cosine=log[-1]["cosine_held_out"],

@@ -10,6 +10,7 @@ from typing import Any
 
 from PIL import Image
 
+from ..models.vip2clip.arguments_vip2clip import label_names
 from ..utils.extras import extra
 from .drawing import draw_mask
 from .results import PhotoInspector, PhotoResult
@@ -255,7 +256,7 @@ class Page:
         return [
             _status(session),
             rows,
-            _summary(result, found),
+            _summary(result, found, label_names(self.inspector.detector.model.config.id2label)[0]),
             draw_mask(photo, found["mask"]),
             regions,
             gr.update(interactive=True),
@@ -330,7 +331,7 @@ def _status(session: Session, problem: str | None = None) -> str:
     return text
 
 
-def _summary(result: PhotoResult, found: dict[str, Any]) -> str:
+def _summary(result: PhotoResult, found: dict[str, Any], normal_label: str) -> str:
     """Return name, label, score, marked pixels and number of regions of the displayed photo as HTML."""
     height, width = result.size
     marked, regions = int(found["mask"].sum()), len(found["regions"])
@@ -342,8 +343,9 @@ def _summary(result: PhotoResult, found: dict[str, Any]) -> str:
     parts.append(f"{regions} {'region' if regions == 1 else 'regions'}")
     if regions > SHOWN_REGIONS:
         parts[-1] += f" (first {SHOWN_REGIONS} listed below)"
-    label = found["label"]
-    return f'<b>{html.escape(result.name)}</b> <span class="{label}">{label}</span> {", ".join(parts)}'
+    label = html.escape(found["label"])
+    kind = "normal" if found["label"] == normal_label else "anomalous"
+    return f'<b>{html.escape(result.name)}</b> <span class="{kind}">{label}</span> {", ".join(parts)}'
 
 
 __all__ = ["CSS", "KEPT_SESSIONS", "THEME", "Page", "Session"]

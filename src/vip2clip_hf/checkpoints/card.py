@@ -11,6 +11,7 @@ from huggingface_hub import ModelCard
 from ..data.benchmarks.registry import BENCHMARKS
 from ..models.vip2clip.configuration_vip2clip import ViP2ClipConfig
 from ..models.vip2clip.decision_config_vip2clip import DecisionConfig
+from ..models.vip2clip.provenance_vip2clip import BackboneReference, Provenance
 from ..utils.files import write_atomically
 from .card_metadata import card_metadata
 
@@ -49,20 +50,30 @@ def write_card(folder: str | os.PathLike, run: Mapping[str, Any]) -> None:
     path = Path(folder, "README.md")
     if path.exists() and not is_generated(path.read_text(encoding="utf-8")):
         return
-    write_atomically(
-        path, model_card(ViP2ClipConfig.from_pretrained(folder), run, DecisionConfig.from_pretrained(folder))
+    card = model_card(
+        ViP2ClipConfig.from_pretrained(folder),
+        run,
+        DecisionConfig.from_pretrained(folder),
+        Provenance.from_pretrained(folder),
+        adapters_only=BackboneReference.find(folder) is not None,
     )
+    write_atomically(path, card)
 
 
 def model_card(
-    config: ViP2ClipConfig, run: Mapping[str, Any] | None = None, decision: DecisionConfig | None = None
+    config: ViP2ClipConfig,
+    run: Mapping[str, Any] | None = None,
+    decision: DecisionConfig | None = None,
+    provenance: Provenance | None = None,
+    *,
+    adapters_only: bool = False,
 ) -> str:
     """
     Create the model card of a checkpoint: what it contains, how to use it, how it was trained and how good it is.
 
     Args:
         config ([`ViP2ClipConfig`]):
-            Configuration of the checkpoint. The card contains its training datasets.
+            Configuration of the checkpoint.
         run (`Mapping[str, Any]`, *optional*):
             Information about training and evaluation, all optional: `recipe` and `versions` (`dict[str, Any]`),
             `results` (`list[dict]`, results of [`evaluate_model`] with `name`, `benchmark` and `trained_on`), and
@@ -70,20 +81,24 @@ def model_card(
             the same).
         decision ([`DecisionConfig`], *optional*):
             Thresholds of the checkpoint. The card describes their calibration.
+        provenance ([`Provenance`], *optional*):
+            Origin of the checkpoint. The card describes its training datasets and backbone.
+        adapters_only (`bool`, defaults to `False`):
+            Whether the checkpoint contains only the adapters.
 
     Returns:
         `str`: text of the README.md, with the metadata for the Hub at the top.
     """
-    run = run or {}
+    run, provenance = run or {}, Provenance() if provenance is None else provenance
     parts = [
-        f"---\n{card_metadata(config, run).to_yaml()}\n---",
+        f"---\n{card_metadata(provenance, run).to_yaml()}\n---",
         GENERATED,
         _INTRODUCTION,
-        _describe_content(config),
-        _describe_use(config),
+        _describe_content(config, provenance, adapters_only),
+        _describe_use(adapters_only and not provenance.backbone_id),
     ]
-    if config.training_sets:
-        parts.append("## Training data\n\n" + "\n".join(map(_describe_data, config.training_sets)))
+    if provenance.training_sets:
+        parts.append("## Training data\n\n" + "\n".join(map(_describe_data, provenance.training_sets)))
     lines = [f"- {name}: {value}" for name, value in run.get("recipe", {}).items()]
     if versions := ", ".join(f"{name} {version}" for name, version in run.get("versions", {}).items()):
         lines.append(f"- versions: {versions}")
@@ -124,12 +139,12 @@ _CITATION = """## Citation
 ```"""
 
 
-def _describe_content(config: ViP2ClipConfig) -> str:
+def _describe_content(config: ViP2ClipConfig, provenance: Provenance, adapters_only: bool) -> str:
     """List what the checkpoint contains."""
-    backbone = f"[{config.backbone_id}](https://huggingface.co/{config.backbone_id})"
-    if not config.adapters_only:
-        content = "the adapters and the frozen CLIP backbone" + (f", {backbone}" if config.backbone_id else "")
-    elif config.backbone_id:
+    backbone = f"[{provenance.backbone_id}](https://huggingface.co/{provenance.backbone_id})"
+    if not adapters_only:
+        content = "the adapters and the frozen CLIP backbone" + (f", {backbone}" if provenance.backbone_id else "")
+    elif provenance.backbone_id:
         content = f"the adapters only. Loading them also loads the frozen CLIP backbone, {backbone}"
     else:
         content = (
@@ -146,9 +161,8 @@ def _describe_content(config: ViP2ClipConfig) -> str:
     )
 
 
-def _describe_use(config: ViP2ClipConfig) -> str:
+def _describe_use(needs_backbone: bool) -> str:
     """Show how to load the checkpoint, with and without this package."""
-    needs_backbone = config.adapters_only and not config.backbone_id
     backbone = ', backbone="path/to/clip"' if needs_backbone else ""
     model_kwargs = ', model_kwargs={"backbone": "path/to/clip"}' if needs_backbone else ""
     return f"""## How to use

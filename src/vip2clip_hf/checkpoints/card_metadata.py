@@ -9,7 +9,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # public, but exported lazily
 
 from ..data.benchmarks.registry import BENCHMARKS
-from ..models.vip2clip.configuration_vip2clip import ViP2ClipConfig
+from ..models.vip2clip.provenance_vip2clip import Provenance
 
 
 TASK = "anomaly-detection"
@@ -27,12 +27,12 @@ METRICS = {
 LICENCES = {"CC BY-NC-SA 4.0": "cc-by-nc-sa-4.0", "CC BY 4.0": "cc-by-4.0", "CC0": "cc0-1.0"}
 
 
-def card_metadata(config: ViP2ClipConfig, run: Mapping[str, Any]) -> ModelCardData:
+def card_metadata(provenance: Provenance, run: Mapping[str, Any]) -> ModelCardData:
     """
     Create the metadata of a model card.
 
     Args:
-        config ([`ViP2ClipConfig`]): configuration of the checkpoint.
+        provenance ([`Provenance`]): origin of the checkpoint.
         run (`Mapping[str, Any]`): information about training and evaluation, see [`model_card`].
 
     Returns:
@@ -41,7 +41,7 @@ def card_metadata(config: ViP2ClipConfig, run: Mapping[str, Any]) -> ModelCardDa
         licence of the training datasets if all have the same, else `"unknown"`. Undefined metrics, and training
         datasets with a name that the Hub does not allow, are left out.
     """
-    training_sets = config.training_sets or []
+    training_sets = provenance.training_sets
     licences = {_licence(entry.get("benchmark")) for entry in training_sets}
     names = dict.fromkeys(str(entry.get("benchmark") or entry.get("name")) for entry in training_sets)
     results = [result for entry in run.get("results") or [] for result in _results(entry)]
@@ -49,7 +49,7 @@ def card_metadata(config: ViP2ClipConfig, run: Mapping[str, Any]) -> ModelCardDa
         license=run.get("license") or (licences.pop() if len(licences) == 1 else "unknown"),
         library_name="transformers",
         pipeline_tag=TASK,
-        base_model=config.backbone_id,
+        base_model=provenance.backbone_id,
         datasets=[name for name in names if _is_id(name)] or None,
         metrics=list(dict.fromkeys(result.metric_type for result in results)) or None,
         tags=[TASK, "zero-shot", "vip2clip"],

@@ -1,6 +1,5 @@
 """Write complete checkpoint folders: weights, configuration, image processor, remote code and model card."""
 
-import copy
 import json
 import os
 import re
@@ -16,6 +15,7 @@ from ..models.vip2clip.decision_config_vip2clip import DECISION_NAME, SCORES_NAM
 from ..models.vip2clip.image_processing_vip2clip import ViP2ClipImageProcessor, check_image_processor
 from ..models.vip2clip.modeling_vip2clip import ViP2ClipForAnomalyDetection
 from ..models.vip2clip.pretrained_vip2clip import CUSTOM_PIPELINES
+from ..models.vip2clip.provenance_vip2clip import BackboneReference, Provenance
 from ..utils.files import umask
 from .card import is_generated, model_card
 
@@ -32,6 +32,11 @@ AUTO_MAP = {
     "AutoModel": "modeling_vip2clip.ViP2ClipForAnomalyDetection",
 }
 PROCESSOR_AUTO_MAP = {"AutoImageProcessor": "image_processing_vip2clip.ViP2ClipImageProcessor"}
+# Files that only some checkpoints contain: calibration scores, and the backbone of an adapters-only checkpoint.
+OPTIONAL_FILES = (SCORES_NAME, BackboneReference.file_name)
+FILE_NAMES = (
+    "README.md", "config.json", "preprocessor_config.json", DECISION_NAME, Provenance.file_name, *OPTIONAL_FILES
+)  # fmt: skip
 WEIGHT_FILE = re.compile(r"model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json")
 
 
@@ -61,8 +66,8 @@ def write_checkpoint(
             Folder to write to. It is created if it does not exist.
         adapters_only (`bool`, defaults to `False`):
             Whether to leave out the frozen CLIP backbone (about 17 MB instead of 1.7 GB for ViT-L/14). The
-            configuration then contains the checksum of the backbone and, if known, its Hub id and revision. Loading
-            fetches the backbone and verifies the checksum.
+            checkpoint then contains the checksum of the backbone and, if known, its Hub id and revision, in
+            `backbone.json`. Loading fetches the backbone and verifies the checksum.
         backbone_checksum (`str`, *optional*):
             Checksum of the backbone for an adapters-only checkpoint, if already computed.
         run (`dict`, *optional*):
@@ -122,8 +127,7 @@ def check_target(folder: str | os.PathLike) -> Path:
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise OSError(f"{str(folder)!r} is a file; expected a folder or a path that does not exist.")
-    names = ("README.md", "config.json", DECISION_NAME, SCORES_NAME, "preprocessor_config.json", "model.safetensors")
-    for path in (folder / name for name in (*names, *(code.name for code in CODE_FILES))):
+    for path in (folder / name for name in (*FILE_NAMES, "model.safetensors", *(code.name for code in CODE_FILES))):
         if path.is_dir():
             raise OSError(
                 f"{str(path)!r} is a folder, but a checkpoint contains a file with this name; choose another folder."
@@ -133,12 +137,12 @@ def check_target(folder: str | os.PathLike) -> Path:
 
 def _replace(folder: Path, staged: Path, names: list[str]) -> None:
     """Move the staged files into an existing folder. After an error, restore the previous files."""
-    # Remove old weights with other file names, which from_pretrained could load instead of the new weights, and old
-    # calibration scores.
+    # Remove old weights with other file names, which from_pretrained could load instead of the new weights, and files
+    # that not every checkpoint contains.
     stale = [
         path.name
         for path in folder.iterdir()
-        if path.name not in names and (WEIGHT_FILE.fullmatch(path.name) or path.name == SCORES_NAME)
+        if path.name not in names and (WEIGHT_FILE.fullmatch(path.name) or path.name in OPTIONAL_FILES)
     ]
     previous = Path(tempfile.mkdtemp(prefix=".vip2clip-", dir=folder))
     try:
@@ -171,23 +175,21 @@ def _write(
         max_shard_size="5GB" if adapters_only else max_shard_size,
     )
     image_processor.save_pretrained(folder)
-    config_entries: dict[str, Any] = {
-        "auto_map": AUTO_MAP,
-        "custom_pipelines": CUSTOM_PIPELINES,
-        "adapters_only": adapters_only,
-    }
     if adapters_only:
-        config_entries["backbone_checksum"] = checksum or compute_checksum(model.clip.state_dict(), model.clip.dtype)
-        config_entries["backbone_dtype"] = str(model.clip.dtype).removeprefix("torch.")
-    _add_to_json(folder / "config.json", config_entries)
+        BackboneReference(
+            backbone_id=model.provenance.backbone_id,
+            backbone_revision=model.provenance.backbone_revision,
+            checksum=checksum or compute_checksum(model.clip.state_dict(), model.clip.dtype),
+            dtype=str(model.clip.dtype).removeprefix("torch."),
+        ).save_pretrained(folder)
+    _add_to_json(folder / "config.json", {"auto_map": AUTO_MAP, "custom_pipelines": CUSTOM_PIPELINES})
     _add_to_json(folder / "preprocessor_config.json", {"auto_map": PROCESSOR_AUTO_MAP})
     for path in CODE_FILES:
         shutil.copyfile(path, folder / path.name)
     for path in folder.iterdir():  # some libraries write files that only their owner can read
         path.chmod(0o666 & ~umask())
-    config = copy.deepcopy(model.config)
-    config.adapters_only = adapters_only
-    (folder / "README.md").write_text(model_card(config, run, model.decision), encoding="utf-8")
+    card = model_card(model.config, run, model.decision, model.provenance, adapters_only=adapters_only)
+    (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def _add_to_json(path: Path, entries: dict[str, Any]) -> None:
@@ -195,4 +197,4 @@ def _add_to_json(path: Path, entries: dict[str, Any]) -> None:
     path.write_text(json.dumps({**content, **entries}, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-__all__ = ["CODE_FILES", "WEIGHT_FILE", "check_target", "write_checkpoint"]
+__all__ = ["CODE_FILES", "FILE_NAMES", "OPTIONAL_FILES", "WEIGHT_FILE", "check_target", "write_checkpoint"]

@@ -39,7 +39,7 @@ def describe_training_set(
     dataset: "Dataset", name: str, benchmark: str | None = None, split: str = "test"
 ) -> dict[str, Any]:
     """
-    Describe a dataset as an entry of `config.training_sets`.
+    Describe a dataset as an entry of `provenance.training_sets`.
 
     Args:
         dataset (`datasets.Dataset`):
@@ -79,7 +79,7 @@ def find_training_overlap(
 
     Args:
         training_sets (`Iterable[Mapping[str, Any]]`, *optional*):
-            `config.training_sets` of the checkpoint.
+            `provenance.training_sets` of the checkpoint.
         dataset (`datasets.Dataset`):
             Dataset to evaluate.
         benchmark (`str`, *optional*):

@@ -160,7 +160,7 @@ def evaluate_sets(
         file = folder / RESULT_FILE
         result = from_first(json.loads(file.read_text(encoding="utf-8")) if file.exists() else None)
         if result is None:
-            trained_on = find_training_overlap(model.config.training_sets, dataset, source.benchmark)
+            trained_on = find_training_overlap(model.provenance.training_sets, dataset, source.benchmark)
             for reason in trained_on if world()[0] == 0 else ():
                 logger.warning(f"{source.name}: the results are not zero-shot, because the model was {reason}.")
             maps = None

@@ -7,8 +7,7 @@ from typing import Any
 
 from huggingface_hub import HfApi
 
-from ..checkpoints.saving import CODE_FILES, WEIGHT_FILE, write_checkpoint
-from ..models.vip2clip.decision_config_vip2clip import DECISION_NAME, SCORES_NAME
+from ..checkpoints.saving import CODE_FILES, FILE_NAMES, OPTIONAL_FILES, WEIGHT_FILE, write_checkpoint
 from ..models.vip2clip.image_processing_vip2clip import ViP2ClipImageProcessor
 from ..models.vip2clip.modeling_vip2clip import ViP2ClipForAnomalyDetection
 
@@ -104,8 +103,7 @@ def push_checkpoint(
         `huggingface_hub.errors.HfHubHTTPError`: if the Hub rejects the request, for example because of missing rights.
     """
     folder = Path(folder)
-    known = {"README.md", "config.json", DECISION_NAME, SCORES_NAME, "preprocessor_config.json"}
-    known.update(path.name for path in CODE_FILES)
+    known = {*FILE_NAMES, *(path.name for path in CODE_FILES)}
     names = [path.name for path in folder.glob("*") if path.name in known or WEIGHT_FILE.fullmatch(path.name)]
     if "config.json" not in names:
         raise OSError(f"{str(folder)!r} does not contain config.json; expected a folder written by save_checkpoint.")
@@ -119,7 +117,7 @@ def push_checkpoint(
         # An old model.safetensors in the repository would be loaded instead of the shards.
         delete_patterns=[
             *([] if "model.safetensors" in names else OTHER_WEIGHTS),
-            *([] if SCORES_NAME in names else [SCORES_NAME]),
+            *(name for name in OPTIONAL_FILES if name not in names),
         ],
         commit_message=commit_message,
     )

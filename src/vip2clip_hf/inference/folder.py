@@ -84,7 +84,7 @@ class PredictionFolder:
             images ([`FolderImages`] or [`DatasetImages`]): images to predict.
             settings (`dict[str, Any]`): settings that must be the same to resume; JSON-serializable.
             more (`dict[str, Any]`): written next to the settings, may differ. `more["versions"]` contains the version
-                of each library.
+                of each library, `more["labels"]` the names of normal and anomalous images.
             overwrite (`bool`): whether to delete an existing prediction and start again.
 
         Returns:
@@ -204,13 +204,15 @@ class PredictionFolder:
             `dict[str, Any]`: `num_images`, `num_normal`, `num_anomalous`, `num_unreadable`, and `table`, the path of
             the table.
         """
+        # Predictions of version 0.1 contain no names.
+        names = json.loads((self.path / SETTINGS_FILE).read_text(encoding="utf-8")).get("labels", LABELS)
         counts = {"num_images": 0, "num_normal": 0, "num_anomalous": 0, "num_unreadable": 0}
         with pq.ParquetFile(self.table) as file:
             for batch in file.iter_batches(columns=["label", "error"]):
                 counts["num_images"] += len(batch)
                 counts["num_unreadable"] += len(batch) - batch["error"].null_count
-                for label in LABELS:
-                    counts[f"num_{label}"] += pc.sum(pc.equal(batch["label"], label)).as_py() or 0
+                for label, name in zip(LABELS, names):
+                    counts[f"num_{label}"] += pc.sum(pc.equal(batch["label"], name)).as_py() or 0
         return {**counts, "table": str(self.table)}
 
     # Called by all processes

@@ -91,7 +91,11 @@ def predict_chunks(
                             result
                             for one in outputs
                             for result in image_processor.post_process_anomaly_detection(
-                                one, threshold=threshold, decision=detector.decision, calibrated=calibrated
+                                one,
+                                threshold=threshold,
+                                id2label=model.config.id2label,
+                                decision=detector.decision,
+                                calibrated=calibrated,
                             )
                         ]
                     except ValueError as error:

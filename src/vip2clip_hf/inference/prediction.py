@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ..models.loading import load_checkpoint, model_checksum, name_of
-from ..models.vip2clip.arguments_vip2clip import threshold_pair
+from ..models.vip2clip.arguments_vip2clip import label_names, threshold_pair
 from ..models.vip2clip.image_processing_vip2clip import ViP2ClipImageProcessor
 from ..models.vip2clip.modeling_vip2clip import ViP2ClipForAnomalyDetection
 from ..models.vip2clip.pipeline_anomaly_detection import AnomalyDetectionPipeline
@@ -43,7 +43,7 @@ def predict_to_folder(
 
     - `id` (string): path below the folder, with forward slashes, or the `image_id` of the dataset.
     - `score` (float32): anomaly score of the image, in [0, 1].
-    - `label` (string): `"normal"` or `"anomalous"`.
+    - `label` (string): `"normal"` or `"anomalous"`, as named in `id2label` of the configuration.
     - `p_value` (float32): probability that a normal image has a score at least as large, in (0, 1]. Null if the
       checkpoint is not calibrated with these settings.
     - `anomalous_area` (float32): fraction of anomalous pixels in the anomaly map, in [0, 1].
@@ -138,11 +138,12 @@ def predict_to_folder(
         "maps": maps,
         "chunk_size": chunk_size,
     }
+    more = {"model": name, "versions": versions(), "labels": label_names(model.config.id2label)}
     rank, world_size = world()
     error, num_finished = None, None
     if rank == 0:
         try:
-            num_finished = folder.prepare(images, settings, {"model": name, "versions": versions()}, overwrite)
+            num_finished = folder.prepare(images, settings, more, overwrite)
         except (OSError, ValueError) as raised:
             error = raised
     try:

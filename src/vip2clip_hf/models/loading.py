@@ -9,7 +9,9 @@ from pathlib import Path
 import torch
 
 from ..utils.extras import extra
+from .vip2clip.arguments_vip2clip import label_names
 from .vip2clip.backbone_vip2clip import check_device
+from .vip2clip.fingerprint_vip2clip import model_fingerprint
 from .vip2clip.image_processing_vip2clip import ViP2ClipImageProcessor, check_image_processor
 from .vip2clip.modeling_vip2clip import ViP2ClipForAnomalyDetection
 
@@ -122,19 +124,16 @@ def model_checksum(model: ViP2ClipForAnomalyDetection) -> str:
         model ([`ViP2ClipForAnomalyDetection`]): the model.
 
     Returns:
-        `str`: 16 hexadecimal digits computed from the adapters, the visual projection of the backbone and the
-        configuration, and the dtype of the model.
+        `str`: 16 hexadecimal digits computed from what determines scores and labels, see [`model_fingerprint`], and
+        the dtype of CLIP.
     """
-    digest = hashlib.sha256()
-    config = model.config.to_dict()
-    for key in ("_name_or_path", "transformers_version", "architectures", "dtype"):
-        config.pop(key, None)
-    digest.update(json.dumps(config, sort_keys=True, default=str).encode())
-    weights = {**model.adapter_state_dict(), "projection": model.clip.visual_projection.weight}
-    for key in sorted(weights):
-        digest.update(key.encode())
-        digest.update(weights[key].detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
-    return f"{digest.hexdigest()[:16]} {model.dtype}"
+    content = {
+        **model_fingerprint(model),
+        "top_k": model.config.top_k,
+        "labels": label_names(model.config.id2label),
+    }
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
+    return f"{digest.hexdigest()[:16]} {content['dtype']}"
 
 
 __all__ = ["DTYPES", "check_dtype", "load_checkpoint", "model_checksum", "name_of"]

@@ -14,15 +14,11 @@ from ..models.vip2clip.adapter_weights_vip2clip import RENAMED_ADAPTERS
 from ..models.vip2clip.backbone_vip2clip import WEIGHTS_NAME
 from ..models.vip2clip.configuration_vip2clip import ViP2ClipConfig
 from ..models.vip2clip.modeling_vip2clip import ViP2ClipForAnomalyDetection
+from ..models.vip2clip.provenance_vip2clip import BackboneReference
 
 
 logger = logging.get_logger(__name__)
 STATE_FILE, OPTIMIZER_FILE = "trainer_state.json", "optimizer.pt"
-# Fields of the configuration that may differ between a model and the checkpoint it resumes from.
-_FREE_FIELDS = {
-    "adapters_only", "backbone_checksum", "backbone_dtype", "backbone_id", "backbone_revision", "clip_config",
-    "training_sets",
-}  # fmt: skip
 
 
 def is_complete_checkpoint(folder: str | os.PathLike) -> bool:
@@ -135,12 +131,12 @@ def load_adapters(model: ViP2ClipForAnomalyDetection, folder: str | os.PathLike,
         OSError: if the checkpoint cannot be read.
     """
     config = ViP2ClipConfig.from_pretrained(folder)
-    if config.backbone_checksum not in (None, checksum):
+    if BackboneReference.from_pretrained(folder).checksum not in (None, checksum):
         raise ValueError(f"{folder} was trained with another CLIP backbone; resume with the same --clip.")
     changed = [
         name
         for name in inspect.get_annotations(ViP2ClipConfig)
-        if name not in _FREE_FIELDS and getattr(config, name) != getattr(model.config, name)
+        if name != "clip_config" and getattr(config, name) != getattr(model.config, name)
     ]
     if changed:
         name = changed[0]

@@ -62,7 +62,7 @@ def run_training(
     if before_training is not None:
         before_training()
     model = _build_model(model_arguments, arguments.seed)
-    model.config.training_sets = [
+    model.provenance.training_sets = [
         describe_training_set(dataset, source.name, source.benchmark, source.split)
         for source, dataset in zip(train_sources, train_sets)
     ]
@@ -82,7 +82,7 @@ def run_training(
         write_checkpoint(model, image_processor, folder, adapters_only=data_arguments.adapters_only, run=run)
     history = [entry for entry in trainer.state.log_history if "loss" in entry]
     report: dict[str, Any] = {
-        "training_sets": model.config.training_sets,
+        "training_sets": model.provenance.training_sets,
         "losses": [entry["loss"] for entry in history],
         "history": history,
         "results": [],
@@ -91,7 +91,7 @@ def run_training(
     if eval_sources:
         trainer.evaluate()
         for source, dataset in zip(eval_sources, eval_sets):
-            seen = find_training_overlap(model.config.training_sets, dataset, source.benchmark)
+            seen = find_training_overlap(model.provenance.training_sets, dataset, source.benchmark)
             result = {"name": source.name, "benchmark": source.benchmark, "trained_on": seen}
             report["results"].append({**result, **trainer.results[source.name]})
     if first:

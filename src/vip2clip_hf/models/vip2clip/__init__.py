@@ -22,6 +22,7 @@ from .modeling_vip2clip import (
 )
 from .pipeline_anomaly_detection import AnomalyDetectionPipeline
 from .pretrained_vip2clip import ViP2ClipPreTrainedModel
+from .provenance_vip2clip import Provenance
 
 
 def _register() -> None:
@@ -42,6 +43,7 @@ _register()
 __all__ = [
     "AnomalyDetectionPipeline",
     "DecisionConfig",
+    "Provenance",
     "ViP2ClipAlignmentOutput",
     "ViP2ClipAnomalyDetectionOutput",
     "ViP2ClipConfig",

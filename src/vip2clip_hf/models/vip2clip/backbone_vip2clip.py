@@ -1,7 +1,6 @@
 """Load the frozen CLIP backbone, verify its checksum, merge it with adapters, and look up token ids."""
 
 import contextlib
-import copy
 import hashlib
 import logging
 import os
@@ -17,6 +16,7 @@ from transformers import AutoTokenizer, CLIPConfig, CLIPModel, PreTrainedConfig,
 from transformers.utils.hub import cached_file
 
 from .adapter_weights_vip2clip import RENAMED_ADAPTERS, check_adapters, check_names_and_shapes
+from .provenance_vip2clip import BackboneReference
 from .state_words_vip2clip import CLIP_VOCAB_SIZE, STATE_WORD_TOKEN_IDS, known_token_ids
 
 
@@ -50,7 +50,7 @@ def load_clip(clip: PreTrainedModel | str | os.PathLike, **hub_kwargs: Any) -> t
     # Not with isinstance: models from remote code have another class.
     if isinstance(clip, PreTrainedModel) and clip.config.model_type == "vip2clip":
         model: Any = clip
-        origin = {name: getattr(model.config, name) for name in ("backbone_id", "backbone_revision")}
+        origin = {name: getattr(model.provenance, name) for name in ("backbone_id", "backbone_revision")}
         return model.clip, {name: value for name, value in origin.items() if value is not None}
     if not isinstance(clip, (str, os.PathLike)):
         raise TypeError(
@@ -162,44 +162,47 @@ def backbone_checksum(state_dict: dict[str, torch.Tensor], dtype: torch.dtype) -
 def merge_adapters_with_backbone(
     checkpoint: str | os.PathLike,
     config: PreTrainedConfig,
+    reference: BackboneReference | None,
     backbone: PreTrainedModel | str | os.PathLike | None,
     hub_kwargs: dict[str, Any],
-) -> tuple[PreTrainedConfig, dict[str, torch.Tensor]]:
+) -> dict[str, torch.Tensor]:
     """
     Combine an adapters-only checkpoint with its backbone, after verifying the checksum of the backbone.
 
     Args:
         checkpoint (`str` or `os.PathLike`): folder or Hub id of the adapters.
         config ([`ViP2ClipConfig`]): configuration of the checkpoint.
+        reference ([`BackboneReference`], *optional*): backbone of the checkpoint. `None` if it has no `backbone.json`.
         backbone (`CLIPModel`, [`ViP2ClipForAnomalyDetection`], `str` or `os.PathLike`, *optional*): backbone to use
-            instead of `config.backbone_id`.
+            instead of `reference.backbone_id`.
         hub_kwargs (`dict`): options for loading the checkpoint, such as `revision`, `token` and `cache_dir`.
 
     Returns:
-        `tuple`: the configuration and the state dict of the complete model. The tensors of a model passed as
-        `backbone` are shared, not copied.
+        `dict[str, torch.Tensor]`: the state dict of the complete model. The tensors of a model passed as `backbone`
+        are shared, not copied.
 
     Raises:
-        OSError: if adapters or backbone are not found, or the configuration has no `backbone_id` and none is passed.
+        OSError: if adapters or backbone are not found, or the reference has no `backbone_id` and none is passed.
         RuntimeError: if weights of the adapters are missing, unknown or have another shape.
         TypeError: if `backbone` is something else.
-        ValueError: if the backbone is not the one used in training, the configuration has no checksum, the checkpoint
+        ValueError: if the backbone is not the one used in training, the reference has no checksum, the checkpoint
             contains a CLIP model, or a weight of the adapters is not finite.
     """
-    source = config.backbone_id if backbone is None else backbone
+    with naming("Checkpoint", checkpoint):
+        adapters = load_file(_cached_file(checkpoint, WEIGHTS_NAME, **hub_kwargs))
+    if any(name.startswith(BACKBONE_PREFIX) for name in adapters):
+        raise ValueError(
+            f"{checkpoint} contains its own CLIP model, but backbone= and {BackboneReference.file_name} are for "
+            f"adapters-only checkpoints; remove {'backbone=' if reference is None else BackboneReference.file_name}."
+        )
+    reference = BackboneReference() if reference is None else reference
+    source = reference.backbone_id if backbone is None else backbone
     if source is None:
         raise OSError(
             f"{checkpoint} contains only adapters and no Hub id of its CLIP backbone; pass backbone= with the folder, "
             "Hub id or CLIPModel used in training."
         )
-    with naming("Checkpoint", checkpoint):
-        adapters = load_file(_cached_file(checkpoint, WEIGHTS_NAME, **hub_kwargs))
-    if any(name.startswith(BACKBONE_PREFIX) for name in adapters):
-        raise ValueError(
-            f"{checkpoint} contains its own CLIP model, but backbone= is only for adapters-only checkpoints; remove "
-            "backbone=."
-        )
-    if config.backbone_checksum is None:
+    if reference.checksum is None:
         raise ValueError(
             f"{checkpoint} contains no checksum of its CLIP backbone, so the backbone cannot be verified; expected a "
             "checkpoint from vip2clip_hf.hub.save_checkpoint(..., adapters_only=True)."
@@ -211,7 +214,7 @@ def merge_adapters_with_backbone(
     if isinstance(source, (str, os.PathLike)):
         options = {k: v for k, v in hub_kwargs.items() if k not in ("revision", "subfolder")}
         if backbone is None:
-            options["revision"] = config.backbone_revision or "main"
+            options["revision"] = reference.backbone_revision or "main"
     try:
         clip, _ = load_clip(source, **options)
     except OSError as error:
@@ -219,17 +222,15 @@ def merge_adapters_with_backbone(
             f"{checkpoint} contains only adapters; pass backbone= with the folder of its CLIP backbone. {error}"
         ) from error
     weights = clip.state_dict()
-    found = backbone_checksum(weights, getattr(torch, config.backbone_dtype or "float32"))
-    if found != config.backbone_checksum:
-        revision = f" at revision {config.backbone_revision}" if config.backbone_revision else ""
+    found = backbone_checksum(weights, getattr(torch, reference.dtype))
+    if found != reference.checksum:
+        revision = f" at revision {reference.backbone_revision}" if reference.backbone_revision else ""
         raise ValueError(
             f"The backbone is not the one {checkpoint} was trained on: expected weights with checksum "
-            f"{config.backbone_checksum}, found {found}. Expected backbone: {config.backbone_id or 'not on the Hub'}"
+            f"{reference.checksum}, found {found}. Expected backbone: {reference.backbone_id or 'not on the Hub'}"
             f"{revision}."
         )
-    config = copy.deepcopy(config)
-    config.adapters_only = False
-    return config, {**{BACKBONE_PREFIX + name: tensor for name, tensor in weights.items()}, **adapters}
+    return {**{BACKBONE_PREFIX + name: tensor for name, tensor in weights.items()}, **adapters}
 
 
 def check_device(device: int | str | torch.device | None) -> None:

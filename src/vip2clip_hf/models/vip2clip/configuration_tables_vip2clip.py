@@ -26,12 +26,19 @@ RENAMED_FIELDS = {
     "perception_num_heads": "fgp_num_heads",
     "perception_scaled": "fgp_scaled",
 }
-# Fields of version 0.1 that are stored in `decision.json` now.
-MOVED_FIELDS = ("image_threshold", "pixel_threshold", "calibration")
+# Fields of version 0.1 that are stored in other files now, and where they are found.
+MOVED_FIELDS = {
+    **{name: f"model.decision.{name}" for name in ("image_threshold", "pixel_threshold", "calibration")},
+    **{name: f"model.provenance.{name}" for name in ("backbone_id", "backbone_revision", "training_sets")},
+    **dict.fromkeys(
+        ("adapters_only", "backbone_checksum", "backbone_dtype"),
+        "save_checkpoint(..., adapters_only=True), which writes backbone.json",
+    ),
+}
 
 
 class MovedField:
-    """A field of version 0.1 that is part of [`DecisionConfig`] now."""
+    """A field of version 0.1 that is stored in another file now."""
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
@@ -39,30 +46,28 @@ class MovedField:
     def __get__(self, instance: object, owner: type | None = None) -> Any:
         if instance is None:
             return self
-        raise AttributeError(f"ViP2ClipConfig has no field {self.name!r}; use model.decision.{self.name}.")
+        raise AttributeError(f"ViP2ClipConfig has no field {self.name!r}; use {MOVED_FIELDS[self.name]}.")
 
     def __set__(self, instance: object, value: object) -> None:
-        raise AttributeError(f"ViP2ClipConfig has no field {self.name!r}; set model.decision.{self.name}.")
+        raise AttributeError(f"ViP2ClipConfig has no field {self.name!r}; use {MOVED_FIELDS[self.name]}.")
 
 
 def check_moved(names: Iterable[str]) -> None:
     """
-    Check that names are not those of fields that were renamed, or moved to [`DecisionConfig`], since version 0.1.
+    Check that names are not those of fields that were renamed, or moved to another file, since version 0.1.
 
     Args:
         names (`Iterable[str]`): names to check.
 
     Raises:
-        ValueError: if a name is one of these fields. The message contains the new name or `model.decision`.
+        ValueError: if a name is one of these fields. The message contains the new name or place.
     """
     for old, new in RENAMED_FIELDS.items():
         if old in names:  # unknown names are kept as attributes, without effect
             raise ValueError(f"{old!r} is not a field; expected its new name {new!r}.")
-    for name in MOVED_FIELDS:
+    for name, place in MOVED_FIELDS.items():
         if name in names:
-            raise ValueError(
-                f"{name!r} is not a field of ViP2ClipConfig; expected in a DecisionConfig: set model.decision.{name}."
-            )
+            raise ValueError(f"{name!r} is not a field of ViP2ClipConfig; use {place}.")
 
 
 def clip_vit_large_patch14_336() -> CLIPConfig:

@@ -7,8 +7,7 @@ from collections.abc import Iterable
 from typing import Any, Literal, TypeVar
 
 from huggingface_hub.dataclasses import strict
-from huggingface_hub.errors import HFValidationError, StrictDataclassClassValidationError
-from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # public, but exported lazily
+from huggingface_hub.errors import StrictDataclassClassValidationError
 from transformers import CLIPConfig, CLIPTextConfig, CLIPVisionConfig, PreTrainedConfig
 
 from .configuration_tables_vip2clip import (
@@ -90,15 +89,6 @@ class ViP2ClipConfig(PreTrainedConfig):
         alignment (`"unified"` or `"dual"`, defaults to `"unified"`):
             `"unified"` computes the image score from the patches. `"dual"` (ablation in Table 5) computes image score
             and image loss from the unrefined prompts and the image embedding, as in eq. 1.
-        adapters_only (`bool`, defaults to `False`):
-            Whether the checkpoint contains only the adapters. If so, `backbone_id` is loaded as well.
-        backbone_id, backbone_revision (`str`, *optional*):
-            Hub id and commit of the CLIP checkpoint the model was built from. Never a local path.
-        backbone_checksum, backbone_dtype (`str`, *optional*):
-            Checksum of the backbone weights, and the dtype it was computed in. Written to adapters-only checkpoints.
-        training_sets (`list[dict]`, *optional*):
-            Datasets the adapters were trained on, as returned by [`vip2clip_hf.data.describe_training_set`]: name,
-            benchmark, split, categories, counts, and hashes of some images. Evaluating on one of them logs a warning.
         initializer_range (`float`, defaults to 0.02):
             Standard deviation of the learned vectors at initialization.
 
@@ -152,16 +142,12 @@ class ViP2ClipConfig(PreTrainedConfig):
     use_image_conditioning: bool = True
     use_fine_grained_perception: bool = True
     alignment: Literal["unified", "dual"] = "unified"
-    adapters_only: bool = False
-    backbone_id: str | None = None
-    backbone_revision: str | None = None
-    backbone_checksum: str | None = None
-    backbone_dtype: str | None = None
-    training_sets: list[dict[str, Any]] | None = None
     initializer_range: float = 0.02
 
     # Read and written in version 0.1.
     image_threshold, pixel_threshold, calibration = MovedField(), MovedField(), MovedField()
+    backbone_id, backbone_revision, training_sets = MovedField(), MovedField(), MovedField()
+    adapters_only, backbone_checksum, backbone_dtype = MovedField(), MovedField(), MovedField()
 
     def __post_init__(self, **kwargs: Any) -> None:
         check_moved(kwargs)
@@ -261,7 +247,7 @@ class ViP2ClipConfig(PreTrainedConfig):
                 hint = " To add new adapters to a CLIP checkpoint, use ViP2ClipForAnomalyDetection.from_clip."
             raise ValueError(f"Expected a checkpoint with model_type 'vip2clip', found model_type {found!r}.{hint}")
         check_moved(kwargs)
-        # `DecisionConfig.from_pretrained` reads the fields of version 0.1 that are dropped here.
+        # DecisionConfig, Provenance and BackboneReference read the fields of version 0.1 that are dropped here.
         config_dict = {
             RENAMED_FIELDS.get(name, name): value for name, value in config_dict.items() if name not in MOVED_FIELDS
         }
@@ -373,17 +359,6 @@ class ViP2ClipConfig(PreTrainedConfig):
         for name in ("local_loss_weight", "focal_gamma", "initializer_range"):
             check(name, 0 <= getattr(self, name) < math.inf, "a finite number of at least 0")
         check("focal_smooth", 0 <= self.focal_smooth < 0.5, "a number in [0, 0.5)")
-
-        known = ("float32", "float64", "float16", "bfloat16")
-        check("backbone_dtype", self.backbone_dtype in (None, *known), f"one of {', '.join(known)}")
-        if self.backbone_id is not None:
-            try:
-                validate_repo_id(self.backbone_id)
-            except HFValidationError as error:
-                raise ValueError(
-                    f"backbone_id is {self.backbone_id!r}; expected a Hub id such as 'openai/clip-vit-base-patch16', "
-                    "not a path."
-                ) from error
 
 
 __all__ = ["STATE_WORD_TOKEN_IDS", "ViP2ClipConfig", "ViP2ClipConfigError"]

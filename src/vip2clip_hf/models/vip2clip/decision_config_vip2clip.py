@@ -4,17 +4,16 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
-from huggingface_hub import is_offline_mode
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
-from transformers.utils.hub import cached_file
 
 from .arguments_vip2clip import as_integer, check_tiling, is_finite
+from .checkpoint_files_vip2clip import CheckpointFile, find_file, write_bytes, write_fields
 
 
 DECISION_NAME, SCORES_NAME = "decision.json", "decision.safetensors"
@@ -66,7 +65,7 @@ def p_value(score: float, stored: Sequence[float] | np.ndarray, num_images: int)
 
 
 @dataclass(eq=False)
-class DecisionConfig:
+class DecisionConfig(CheckpointFile):
     """
     Settings of the decisions of a checkpoint. They are stored in `decision.json`, next to `config.json`.
 
@@ -104,6 +103,8 @@ class DecisionConfig:
     0.5
     ```
     """
+
+    file_name: ClassVar[str] = DECISION_NAME
 
     image_threshold: float = 0.5
     pixel_threshold: float = 0.5
@@ -193,76 +194,31 @@ class DecisionConfig:
         Returns:
             `dict[str, Any]`: the fields. Scores are lists of the shortest numbers that give the same float32 numbers.
         """
-        content = {field.name: getattr(self, field.name) for field in fields(self)}
+        content = super().to_dict()
         for name in ("image_scores", "pixel_scores"):
             if content[name] is not None:
                 content[name] = [float(str(score)) for score in content[name]]
         return content
 
     @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> "DecisionConfig":
-        """
-        Create from a dict, as returned by [`DecisionConfig.to_dict`].
-
-        Args:
-            content (`Mapping[str, Any]`): the fields. Missing fields have their defaults.
-
-        Returns:
-            [`DecisionConfig`]: the settings.
-
-        Raises:
-            ValueError: if a field is unknown, or a value is not allowed.
-        """
-        known = [field.name for field in fields(cls)]
-        for name in content:
-            if name not in known:
-                raise ValueError(f"{name!r} is not a field of {cls.__name__}; expected {', '.join(known)}.")
-        return cls(**content)
+    def from_legacy(cls, config: Mapping[str, Any]) -> dict[str, Any]:
+        """Convert the fields that `config.json` of version 0.1 contains."""
+        return _from_legacy(config)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **hub_kwargs: Any) -> "DecisionConfig":
-        """
-        Load the settings of a checkpoint. Of a checkpoint of version 0.1, they are read from its `config.json`.
-
-        Args:
-            pretrained_model_name_or_path (`str` or `os.PathLike`):
-                Folder or Hub id of the checkpoint, or one of its files.
-            hub_kwargs:
-                Options to load from the Hub, such as `revision`, `token` and `subfolder`.
-
-        Returns:
-            [`DecisionConfig`]: the settings. The defaults if the checkpoint does not contain any.
-
-        Raises:
-            OSError: if the checkpoint is not found or a file is damaged.
-            ValueError: if a value is not allowed.
-        """
-        source = os.fspath(pretrained_model_name_or_path)
-        source = os.path.dirname(source) if os.path.isfile(source) else source
-        path = _find(source, DECISION_NAME, hub_kwargs)
-        if path is None:
-            path = _find(source, "config.json", hub_kwargs)
-            if path is None and _is_offline(hub_kwargs) and not os.path.isdir(source):
-                raise OSError(f"{source!r} is not in the cache of the Hub; expected a folder or a cached checkpoint.")
-            return cls() if path is None else cls._from_file(_from_legacy(_read_json(path)), path)
-        content = _read_json(path)
+    def _complete(
+        cls, content: dict[str, Any], path: str, source: str, hub_kwargs: Mapping[str, Any]
+    ) -> dict[str, Any]:
         name = content.pop("scores_file", None)
-        if name is not None:
-            scores = _find(source, SCORES_NAME, hub_kwargs)
-            if name != SCORES_NAME or scores is None:
-                raise OSError(f"scores_file is {name!r} in {path}; expected {SCORES_NAME!r}, in the same folder.")
-            try:
-                content.update(load_file(scores))
-            except SafetensorError as error:
-                raise OSError(f"{scores} is damaged: {error}") from error
-        return cls._from_file(content, path)
-
-    @classmethod
-    def _from_file(cls, content: Mapping[str, Any], path: str) -> "DecisionConfig":
+        if name is None:
+            return content
+        scores = find_file(source, SCORES_NAME, hub_kwargs)
+        if name != SCORES_NAME or scores is None:
+            raise OSError(f"scores_file is {name!r} in {path}; expected {SCORES_NAME!r}, in the same folder.")
         try:
-            return cls.from_dict(content)
-        except ValueError as error:
-            raise ValueError(f"{path} is not valid: {error}") from error
+            return {**content, **load_file(scores)}
+        except SafetensorError as error:
+            raise OSError(f"{scores} is damaged: {error}") from error
 
     def save_pretrained(self, save_directory: str | os.PathLike) -> None:
         """
@@ -276,58 +232,18 @@ class DecisionConfig:
             OSError: if the folder cannot be written.
             ValueError: if a value is not allowed.
         """
-        self.check_values()
-        folder, content = Path(save_directory), self.to_dict()
-        folder.mkdir(parents=True, exist_ok=True)
         scores = {name: getattr(self, name) for name in ("image_scores", "pixel_scores")}
         scores = {name: value for name, value in scores.items() if value is not None}
-        separate = any(len(value) > MAX_SCORES_IN_JSON for value in scores.values())
-        if separate:
-            content = {name: value for name, value in content.items() if name not in scores}
-            content["scores_file"] = SCORES_NAME
-            _replace(folder / SCORES_NAME, save(scores))
-        # One line per field, because a line per score would be long.
-        lines = [f"  {json.dumps(name)}: {json.dumps(value, allow_nan=False)}" for name, value in content.items()]
-        _replace(folder / DECISION_NAME, ("{\n" + ",\n".join(lines) + "\n}\n").encode())
-        if not separate:
-            (folder / SCORES_NAME).unlink(missing_ok=True)
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name, then rename it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _is_offline(hub_kwargs: Mapping[str, Any]) -> bool:
-    return is_offline_mode() or bool(hub_kwargs.get("local_files_only"))
-
-
-def _find(source: str | os.PathLike, name: str, hub_kwargs: Mapping[str, Any]) -> str | None:
-    """Return the path of a file of a checkpoint, or None if the checkpoint does not contain it."""
-    return cached_file(
-        source,
-        name,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=not _is_offline(
-            hub_kwargs
-        ),  # a file that is not in the cache is missing
-        **hub_kwargs,
-    )
-
-
-def _read_json(path: str | os.PathLike) -> dict[str, Any]:
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise ValueError("expected a dict")
-    except ValueError as error:
-        raise OSError(f"{path} is not a valid JSON file: {error}") from error
-    return content
+        path = Path(save_directory) / SCORES_NAME
+        if all(len(value) <= MAX_SCORES_IN_JSON for value in scores.values()):
+            super().save_pretrained(save_directory)
+            path.unlink(missing_ok=True)
+            return
+        self.check_values()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = {name: value for name, value in self.to_dict().items() if name not in scores}
+        write_bytes(path, save(scores))
+        write_fields(path.with_name(DECISION_NAME), {**content, "scores_file": SCORES_NAME})
 
 
 def _from_legacy(config: Mapping[str, Any]) -> dict[str, Any]:

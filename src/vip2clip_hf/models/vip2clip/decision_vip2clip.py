@@ -187,37 +187,39 @@ def find_regions(anomaly_map: np.ndarray, mask: np.ndarray) -> list[dict[str, An
     if number == 0:
         return []
     measure = _measure_one_by_one if number <= FEW_REGIONS else _measure_all
-    boxes, areas, means, peaks = measure(anomaly_map, labels, number)
-    ranking = np.argsort(-peaks, kind="stable")
+    columns = measure(anomaly_map, labels, number)
+    lefts, tops, rights, bottoms, areas, _, peaks = columns
+    ranking = np.argsort(-peaks)
     same = peaks[ranking[1:]] == peaks[ranking[:-1]]
     if same.any():  # sort only these by area and box as well: sorting by many keys takes long
         tied = np.flatnonzero(np.append(same, False) | np.append(False, same))
         among = ranking[tied]
-        lefts, tops, rights, bottoms = boxes[among].T
-        keys = (bottoms, rights, tops, lefts, -areas[among], -peaks[among])  # the last key is the most important one
+        # The last key is the most important one.
+        keys = (among, *(key[among] for key in (bottoms, rights, tops, lefts, -areas, -peaks)))
         ranking[tied] = among[np.lexsort(keys)]
     with _without_garbage_collection():
-        table = zip(*(column.take(ranking, axis=0).tolist() for column in (boxes, areas, means, peaks)))
-        return [{"box": box, "area": area, "mean_score": mean, "peak_score": peak} for box, area, mean, peak in table]
+        return [
+            {"box": [left, top, right, bottom], "area": area, "mean_score": mean, "peak_score": peak}
+            for left, top, right, bottom, area, mean, peak in zip(*(column[ranking].tolist() for column in columns))
+        ]
 
 
-def _measure_one_by_one(
-    anomaly_map: np.ndarray, labels: np.ndarray, number: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Return boxes (number, 4), areas, means and peaks of the regions. Needs little memory for large regions."""
-    boxes, areas, means, peaks = [], [], [], []
+def _measure_one_by_one(anomaly_map: np.ndarray, labels: np.ndarray, number: int) -> tuple[np.ndarray, ...]:
+    """
+    Measure the regions. Needs little memory for large regions.
+
+    Returns:
+        `tuple`: left, top, right, bottom, area, mean and peak of each region, arrays of shape `(number,)`.
+    """
+    measured = []
     for label, (rows, columns) in enumerate(_ndimage().find_objects(labels), start=1):
         inside = anomaly_map[rows, columns][labels[rows, columns] == label]
-        boxes.append([columns.start, rows.start, columns.stop, rows.stop])
-        areas.append(inside.size)
-        means.append(inside.mean(dtype=np.float64))
-        peaks.append(inside.max())
-    return np.array(boxes), np.array(areas), np.array(means), np.array(peaks, dtype=np.float64)
+        box = (columns.start, rows.start, columns.stop, rows.stop)
+        measured.append((*box, inside.size, inside.mean(dtype=np.float64), np.float64(inside.max())))
+    return tuple(np.array(column) for column in zip(*measured))
 
 
-def _measure_all(
-    anomaly_map: np.ndarray, labels: np.ndarray, number: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def _measure_all(anomaly_map: np.ndarray, labels: np.ndarray, number: int) -> tuple[np.ndarray, ...]:
     """Return the same as [`_measure_one_by_one`], faster for many regions."""
     # Sort the pixels by region. The pixels of a region are then a slice, and start at `first`.
     rows, columns = np.nonzero(labels)
@@ -230,7 +232,7 @@ def _measure_all(
     peaks, means = np.maximum.reduceat(values, first), np.add.reduceat(values, first) / areas
     lefts, tops = np.minimum.reduceat(columns, first), np.minimum.reduceat(rows, first)
     rights, bottoms = np.maximum.reduceat(columns, first) + 1, np.maximum.reduceat(rows, first) + 1
-    return np.stack([lefts, tops, rights, bottoms], axis=1), areas, means, peaks
+    return lefts, tops, rights, bottoms, areas, means, peaks
 
 
 @contextlib.contextmanager

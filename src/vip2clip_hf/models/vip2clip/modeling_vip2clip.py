@@ -33,6 +33,7 @@ from .decision_config_vip2clip import DecisionConfig
 from .loss_vip2clip import vip2clip_loss
 from .maps_vip2clip import resize_maps, without_autocast
 from .pretrained_vip2clip import ViP2ClipPreTrainedModel
+from .provenance_vip2clip import Provenance
 
 
 @dataclass
@@ -246,6 +247,7 @@ class ViP2ClipForAnomalyDetection(ViP2ClipPreTrainedModel):
         self.image_conditioned_adapter = ViP2ClipImageConditionedAdapter(config)
         self.fine_grained_perception = ViP2ClipFineGrainedPerception(config)
         self.decision = DecisionConfig()
+        self.provenance = Provenance()
         self.post_init()
         self.freeze_backbone()
         self.train(self.training)  # CLIP without dropout

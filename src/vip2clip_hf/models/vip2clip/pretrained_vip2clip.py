@@ -3,6 +3,7 @@
 import math
 import os
 import re
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -24,6 +25,7 @@ from .backbone_vip2clip import (
 from .configuration_tables_vip2clip import check_moved
 from .configuration_vip2clip import ViP2ClipConfig
 from .decision_config_vip2clip import DecisionConfig
+from .provenance_vip2clip import BackboneReference, Provenance
 
 
 # Patterns of weight names in checkpoints of version 0.1, and the current names.
@@ -44,6 +46,7 @@ class ViP2ClipPreTrainedModel(PreTrainedModel):
 
     clip: CLIPModel
     decision: DecisionConfig
+    provenance: Provenance
 
     config: ViP2ClipConfig
     config_class = ViP2ClipConfig
@@ -112,11 +115,12 @@ class ViP2ClipPreTrainedModel(PreTrainedModel):
         return {k: v for k, v in self.state_dict().items() if not k.startswith(BACKBONE_PREFIX)}
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
-        """Save the model and its `decision`, as `PreTrainedModel.save_pretrained` does. If the class is registered
-        with `register_for_auto_class`, also save the pipeline, to load both with `trust_remote_code=True`."""
+        """Save the model, its `decision` and its `provenance`, as `PreTrainedModel.save_pretrained` does. If the
+        class is registered with `register_for_auto_class`, also save the pipeline, to load both with
+        `trust_remote_code=True`."""
         is_main_process = args[0] if args else kwargs.get("is_main_process", True)
         if is_main_process and not os.path.isfile(save_directory):  # the library reports a file
-            self.decision.save_pretrained(save_directory)
+            self._save_json_files(save_directory)
         if self._auto_class is None:
             return super().save_pretrained(save_directory, *args, **kwargs)
         # The library copies the files that are imported, also in functions.
@@ -134,9 +138,15 @@ class ViP2ClipPreTrainedModel(PreTrainedModel):
                 self.config.custom_pipelines = saved
 
     def _upload_modified_files(self, working_dir: str | os.PathLike, *args: Any, **kwargs: Any) -> Any:
-        """Upload the files of a model. Write `decision.json` again, to include it in the files that were modified."""
-        self.decision.save_pretrained(working_dir)
+        """Upload the files of a model. Write our files again, to include them in the files that were modified."""
+        self._save_json_files(working_dir)
         return super()._upload_modified_files(working_dir, *args, **kwargs)
+
+    def _save_json_files(self, folder: str | os.PathLike) -> None:
+        self.decision.save_pretrained(folder)
+        self.provenance.save_pretrained(folder)
+        # Of an adapters-only checkpoint that is replaced by a complete one.
+        Path(folder, BackboneReference.file_name).unlink(missing_ok=True)
 
     @classmethod
     def from_clip(
@@ -201,7 +211,6 @@ class ViP2ClipPreTrainedModel(PreTrainedModel):
         vocab_size = clip_model.text_model.embeddings.token_embedding.num_embeddings
         settings = {
             "clip_config": clip_config,
-            **origin,
             **token_settings(words, vocab_size, tokenizer, source, revision=revision, **hub_kwargs),
             **config_overrides,
         }
@@ -222,6 +231,7 @@ class ViP2ClipPreTrainedModel(PreTrainedModel):
                 f"{len(wrong)} weights of the CLIP model are missing or unknown ({wrong[0]}, ...); expected the "
                 "weights of a CLIPModel. Merge adapters of PEFT first, with merge_and_unload()."
             )
+        model.provenance = Provenance.from_dict(origin)
         return model
 
     @classmethod
@@ -245,8 +255,8 @@ class ViP2ClipPreTrainedModel(PreTrainedModel):
                 Configuration to use instead of the configuration in the checkpoint.
             backbone (`CLIPModel`, `str` or `os.PathLike`, *optional*):
                 CLIP backbone of an adapters-only checkpoint: a `CLIPModel` or [`ViP2ClipForAnomalyDetection`], whose
-                weights are then shared, a folder or a Hub id. By default, the `backbone_id` in the configuration. Its
-                weights must match the checksum in the configuration.
+                weights are then shared, a folder or a Hub id. By default, the `backbone_id` in `backbone.json` of the
+                checkpoint. Its weights must match the checksum in that file.
             decision ([`DecisionConfig`], *optional*):
                 Thresholds, tiles and calibration to use instead of those in the checkpoint.
             output_loading_info (`bool`, defaults to `False`):
@@ -280,10 +290,12 @@ class ViP2ClipPreTrainedModel(PreTrainedModel):
             source = checkpoint if config is None else config
             with naming("Checkpoint", source):
                 config = cls.config_class.from_pretrained(source, **hub_kwargs, **overrides)
-        if config.adapters_only or backbone is not None:
+        with naming("Checkpoint", checkpoint):
+            reference = BackboneReference.find(checkpoint, **hub_kwargs)
+        if reference is not None or backbone is not None:
             if kwargs.get("state_dict") is not None:
                 raise ValueError("state_dict is set, but the checkpoint contains only adapters; remove state_dict=.")
-            config, weights = merge_adapters_with_backbone(checkpoint, config, backbone, hub_kwargs)
+            weights = merge_adapters_with_backbone(checkpoint, config, reference, backbone, hub_kwargs)
             kwargs = {name: value for name, value in kwargs.items() if name not in HUB_KWARGS}
             model, info = cls._load(
                 None, *model_args, config=config, state_dict=weights, output_loading_info=True, **kwargs
@@ -306,6 +318,8 @@ class ViP2ClipPreTrainedModel(PreTrainedModel):
             )
         check_adapters(model.adapter_state_dict(), checkpoint)
         model.decision = cls._load_decision(checkpoint, model, hub_kwargs) if decision is None else decision
+        with naming("Checkpoint", checkpoint):
+            model.provenance = Provenance.from_pretrained(checkpoint, **hub_kwargs)
         return (model, info) if output_loading_info else model  # type: ignore[return-value]  # typed as a model
 
     @staticmethod
