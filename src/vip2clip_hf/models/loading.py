@@ -126,9 +126,18 @@ def model_checksum(model: ViP2ClipForAnomalyDetection) -> str:
     Returns:
         `str`: 16 hexadecimal digits computed from what determines scores and labels, see [`model_fingerprint`], and
         the dtype of CLIP.
+
+    Raises:
+        RuntimeError: if weights are offloaded or on another process, so the model cannot be identified.
     """
+    fingerprint = model_fingerprint(model)
+    if fingerprint["adapters"] is None or fingerprint["backbone"] is None:
+        raise RuntimeError(
+            "Weights of the model are offloaded or on another process, so results cannot be matched to the "
+            "model; expected a model that is loaded completely, without offloading in device_map."
+        )
     content = {
-        **model_fingerprint(model),
+        **fingerprint,
         "top_k": model.config.top_k,
         "labels": label_names(model.config.id2label),
     }
