@@ -21,6 +21,10 @@ from .options import (
 
 # For more photos than this, recommend --output.
 MANY_PHOTOS = 1000
+# Formats of a heatmap, by the ending of its name.
+HEATMAP_FORMATS = {
+    ".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".bmp": "BMP", ".tif": "TIFF", ".tiff": "TIFF",
+}  # fmt: skip
 
 
 def predict(
@@ -35,7 +39,7 @@ def predict(
     heatmap: Annotated[
         Path | None,
         typer.Option(
-            metavar="OUT", help="Save the heatmap: a PNG file, or a folder if SOURCE is a folder."
+            metavar="OUT", help="Save the heatmap: an image file, or a folder outside SOURCE if SOURCE is a folder."
         ),
     ] = None,
     threshold: Annotated[
@@ -96,7 +100,11 @@ def predict(
         typer.Option(help="With --output: predict this category only. Repeatable.", show_default=False),
     ] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="With --output: delete an earlier prediction in that folder.")
+        bool,
+        typer.Option(
+            "--overwrite",
+            help="With --output: delete an earlier prediction in that folder. With --heatmap: replace existing files.",
+        ),
     ] = False,
 ) -> None:  # fmt: skip
     """Score photos and locate defects.
@@ -116,6 +124,8 @@ def predict(
     bulk: dict[str, Any] = {"heatmaps": heatmaps, "maps": maps, "batch_size": batch_size, "num_workers": num_workers}
     bulk.update(compile=compile_model, split=split, category=category, overwrite=overwrite)
     given = [f"--{name.replace('_', '-')}" for name, value in bulk.items() if value not in (None, False, [])]
+    if heatmap is not None and given == ["--overwrite"]:
+        given = []
     if output is None and given:
         raise usage_error(f"{', '.join(given)} can only be used with --output FOLDER.")
     if output is not None and heatmap is not None:
@@ -137,7 +147,7 @@ def predict(
         _predict_to_folder(source, model, output, as_json, bulk, options)
     else:
         options.update(regions=regions)
-        _predict_photos(Path(source), model, heatmap, as_json, options)
+        _predict_photos(Path(source), model, heatmap, as_json, overwrite, options)
 
 
 def _predict_to_folder(
@@ -168,22 +178,48 @@ def _predict_to_folder(
         raise typer.Exit(3)
 
 
-def _predict_photos(source: Path, model: str, heatmap: Path | None, as_json: bool, options: dict[str, Any]) -> None:
+def _heatmap_files(source: Path, photos: list[Path], heatmap: Path, overwrite: bool) -> dict[Path, Path]:
+    """Return the file of the heatmap of each photo, after checking that no photo and no other file is replaced."""
+    several = source.is_dir()
+    if several and heatmap.is_file():
+        raise OSError(f"{str(heatmap)!r} is a file; expected a folder for the heatmaps of several photos.")
+    if not several and heatmap.is_dir():
+        raise OSError(f"{str(heatmap)!r} is a folder; expected a file for the heatmap of one photo.")
+    if several and heatmap.resolve().is_relative_to(source.resolve()):
+        raise OSError(
+            f"--heatmap {str(heatmap)!r} is inside the folder of the photos, where the heatmaps would be read as "
+            "photos the next time; expected another folder."
+        )
+    files = {photo: heatmap / f"{photo.name}.png" for photo in photos} if several else {source: heatmap}
+    if not several and heatmap.suffix.lower() not in HEATMAP_FORMATS:
+        raise OSError(f"{str(heatmap)!r} has an unknown format; expected a name with {', '.join(HEATMAP_FORMATS)}.")
+    existing = [file for file in files.values() if os.path.lexists(file)]
+    for file in existing:
+        if any(file.exists() and photo.exists() and file.samefile(photo) for photo in photos):
+            raise OSError(f"The heatmap {str(file)!r} would replace a photo; expected another file.")
+    if existing and not overwrite:
+        raise OSError(
+            f"{str(existing[0])!r} already exists{f', and {len(existing) - 1} more' if len(existing) > 1 else ''}; "
+            "choose another path, or replace existing heatmaps with --overwrite."
+        )
+    return files
+
+
+def _predict_photos(
+    source: Path, model: str, heatmap: Path | None, as_json: bool, overwrite: bool, options: dict[str, Any]
+) -> None:
     """Score one photo or a folder of photos and print the results."""
     from tqdm.auto import tqdm
 
     from ..models.loading import check_dtype
     from ..models.vip2clip import AnomalyDetectionPipeline
-    from ..models.vip2clip.image_loading_vip2clip import list_images
+    from ..models.vip2clip.image_loading_vip2clip import list_images, load_image
 
     if not source.exists():
         raise OSError(f"{str(source)!r} not found; expected a photo or a folder of photos.")
     several = source.is_dir()
     photos = [Path(path) for path in list_images(source)] if several else [source]
-    if heatmap is not None and several and heatmap.is_file():
-        raise OSError(f"{str(heatmap)!r} is a file; expected a folder for the heatmaps of several photos.")
-    if heatmap is not None and not several and heatmap.is_dir():
-        raise OSError(f"{str(heatmap)!r} is a folder; expected a file for the heatmap of one photo.")
+    files = {} if heatmap is None else _heatmap_files(source, photos, heatmap, overwrite)
     if len(photos) > MANY_PHOTOS:
         typer.echo(
             f"{len(photos)} photos: with --output FOLDER, prediction is batched and an interrupted run resumes.",
@@ -196,19 +232,20 @@ def _predict_photos(source: Path, model: str, heatmap: Path | None, as_json: boo
     for photo in tqdm(photos, disable=not (several and progress)):
         entry: dict[str, Any] = {"image": str(photo)}
         try:
-            found = cast(dict[str, Any], detector(str(photo), heatmap=heatmap is not None))
-        except OSError as error:
+            image = load_image(photo)
+        except (OSError, ValueError) as error:
             if not several:
-                raise
+                raise OSError(str(error) if str(photo) in str(error) else f"{photo}: {error}") from error
             results.append({**entry, "error": str(error)})
             continue
+        found = cast(dict[str, Any], detector(image, heatmap=heatmap is not None))
         entry.update(score=found["score"], label=found["label"], anomalous_pixels=int(found["mask"].sum()))
         entry.update((name, found[name]) for name in ("p_value", "regions") if name in found)
         if heatmap is not None:
-            target = heatmap / f"{photo.name}.png" if several else heatmap
+            target = files[photo]
             target.parent.mkdir(parents=True, exist_ok=True)
             staged = target.with_name(f".{target.name}.tmp")
-            found["heatmap"].save(staged, format="PNG")
+            found["heatmap"].save(staged, format=HEATMAP_FORMATS[target.suffix.lower()])
             os.replace(staged, target)
             entry["heatmap"] = str(target)
         results.append(entry)
