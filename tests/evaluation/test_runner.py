@@ -1,6 +1,7 @@
 import csv
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -204,6 +205,50 @@ def test_invalid_arguments(model, image_processor, sets, root, tmp_path):
     with pytest.raises(ValueError, match="3 of 3 images have no label"):
         evaluate_sets(model, image_processor, [flat], tmp_path / "out")
     assert not (tmp_path / "out").exists()  # nothing was written
+
+
+def test_overwriting_keeps_files_of_the_user(model, image_processor, sets, tmp_path, caplog):
+    """Whole folders were deleted, with files of the user in them."""
+    output = tmp_path / "out"
+    evaluate_sets(model, image_processor, sets, output, sheets=2, save_maps=True)
+    written = files_in(output)
+    folder = next(path for path in output.iterdir() if path.is_dir())
+    mine = [folder / "notes.txt", folder / "sheets" / "notes.txt", folder / "images" / "photo.png"]
+    for file in mine:
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("mine")
+    evaluate_sets(model, image_processor, sets[:1], output, sheets=0, overwrite=True)
+    assert all(file.read_text() == "mine" for file in mine)
+    assert "3 files in" in caplog.text
+    assert files_in(output) - {str(file.relative_to(output)) for file in mine} < written
+    assert not list(output.rglob("*.npy"))
+
+
+def test_a_dataset_in_the_output_folder_is_refused(model, image_processor, sets, root, tmp_path):
+    """The dataset was deleted."""
+    output = tmp_path / "out"
+    evaluate_sets(model, image_processor, sets[:1], output, sheets=0)
+    shutil.copytree(root, output / "parts" / "data")
+    before = files_in(output)
+    inside = DataSource.parse(f"parts={output / 'parts' / 'data'}")
+    for overwrite in (True, False):
+        with pytest.raises(OSError, match=r"The dataset .* is in the output folder"):
+            evaluate_sets(model, image_processor, [inside], output, sheets=0, overwrite=overwrite)
+    assert files_in(output) == before
+
+
+@pytest.mark.parametrize("option", [{"fpr_limit": 3}, {"aupro_convention": "relese"}, {"sheet_range": (1, 0)}])
+def test_invalid_options_change_nothing(model, image_processor, sets, tmp_path, option):
+    """With `overwrite`, the results were deleted first. A new folder was blocked by the settings of the failed run."""
+    output = tmp_path / "out"
+    with pytest.raises(ValueError, match=next(iter(option))):
+        evaluate_sets(model, image_processor, sets[:1], output, sheets=0, **option)
+    assert not output.exists()
+    evaluate_sets(model, image_processor, sets[:1], output, sheets=0)
+    before = {name: (output / name).read_bytes() for name in files_in(output)}
+    with pytest.raises(ValueError, match=next(iter(option))):
+        evaluate_sets(model, image_processor, sets[:1], output, sheets=0, overwrite=True, **option)
+    assert {name: (output / name).read_bytes() for name in files_in(output)} == before
 
 
 def test_errors_name_the_images(model, image_processor, sets, tmp_path):

@@ -1,5 +1,6 @@
 """Evaluate a checkpoint on several datasets. Results, tables, sheets and maps go into one folder; runs can resume."""
 
+import contextlib
 import csv
 import hashlib
 import io
@@ -29,7 +30,7 @@ from ..utils.serialization import to_json, without_nan
 from ..utils.versions import versions
 from .evaluator import evaluate_model
 from .map_writer import MapWriter
-from .metrics import METRICS
+from .metrics import METRICS, AnomalyMetrics
 from .recorder import EvaluationRecorder
 from .sheets import write_sheets
 from .tables import THRESHOLDS, csv_report, latex_report, markdown_report
@@ -125,6 +126,7 @@ def evaluate_sets(
         raise ValueError("There are no datasets to evaluate; expected at least one.")
     if not 0 <= sheet_range[0] < sheet_range[1] <= 1:
         raise ValueError(f"sheet_range is {sheet_range}; expected two ascending numbers in [0, 1].")
+    AnomalyMetrics(fpr_limit, aupro_convention)  # checks both before a folder is created or changed
     names = [source.name for source in sets]
     duplicates = sorted({one for one in names if names.count(one) > 1})
     if duplicates:
@@ -148,7 +150,7 @@ def evaluate_sets(
     error: OSError | None = None
     if world()[0] == 0:
         try:
-            _prepare(output, settings, overwrite)
+            _prepare(output, settings, overwrite, [source.root for source in sets])
         except OSError as raised:
             error = raised
     if (error := from_first(error)) is not None:
@@ -269,8 +271,12 @@ def _check_packages(sheets: int) -> None:
         require("train", "An evaluation with sheets", "matplotlib")
 
 
-def _prepare(output: Path, settings: dict[str, Any], overwrite: bool) -> None:
+def _prepare(output: Path, settings: dict[str, Any], overwrite: bool, roots: Sequence[Any]) -> None:
     """Create the output folder, or check that it contains an evaluation with the same settings."""
+    for root in roots:
+        # A Hub id is not a path that exists.
+        if os.path.exists(root) and Path(root).resolve().is_relative_to(output.resolve()):
+            raise OSError(f"The dataset {str(root)!r} is in the output folder {str(output)!r}; choose another folder.")
     if output.exists() and not output.is_dir():
         raise OSError(f"{str(output)!r} is a file; expected a folder or a path that does not exist.")
     file = output / SETTINGS_FILE
@@ -295,13 +301,31 @@ def _prepare(output: Path, settings: dict[str, Any], overwrite: bool) -> None:
                 f"{str(output)!r} contains an evaluation with different settings: {', '.join(changes)}; choose "
                 "another folder, or overwrite the evaluation (--overwrite)."
             )
-        # Delete only files that an evaluation writes.
-        for name in file_names(list(found.get("data", {}))).values():
-            shutil.rmtree(output / name, ignore_errors=True)
+        kept = [file for name in file_names(list(found.get("data", {}))).values() for file in _delete(output / name)]
+        if kept:
+            logger.warning(
+                f"{len(kept)} files in {str(output)!r} were not written by an evaluation and are kept: {kept[0]}"
+                f"{', ...' if len(kept) > 1 else ''}"
+            )
         for name in ("results.json", "results.csv", "tables.md", "tables.tex"):
             (output / name).unlink(missing_ok=True)
     output.mkdir(parents=True, exist_ok=True)
     write_atomically(file, to_json(settings))
+
+
+def _delete(folder: Path) -> list[str]:
+    """Delete the files that an evaluation of a dataset writes, and return the paths of other files, which are kept."""
+    shutil.rmtree(folder / ".progress", ignore_errors=True)
+    for file in (folder / RESULT_FILE, folder / "scores.csv"):
+        file.unlink(missing_ok=True)
+    for name, extensions in (("sheets", (".png",)), ("maps", (".npy", ".json"))):
+        for file in (folder / name).glob("*"):
+            if file.suffix in extensions and file.is_file():
+                file.unlink()
+    for path in (folder / "sheets", folder / "maps", folder):
+        with contextlib.suppress(OSError):  # absent, or contains other files
+            path.rmdir()
+    return sorted(str(file) for file in folder.rglob("*") if not file.is_dir())
 
 
 def _data_checksum(source: DataSource, dataset: "Dataset") -> str:
