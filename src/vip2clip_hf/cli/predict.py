@@ -194,8 +194,10 @@ def _heatmap_files(source: Path, photos: list[Path], heatmap: Path, overwrite: b
     if not several and heatmap.suffix.lower() not in HEATMAP_FORMATS:
         raise OSError(f"{str(heatmap)!r} has an unknown format; expected a name with {', '.join(HEATMAP_FORMATS)}.")
     existing = [file for file in files.values() if os.path.lexists(file)]
-    for file in existing:
-        if any(file.exists() and photo.exists() and file.samefile(photo) for photo in photos):
+    inputs = {(found.st_dev, found.st_ino) for found in map(os.stat, filter(os.path.exists, photos))}
+    for file in filter(os.path.exists, existing):
+        found = os.stat(file)
+        if (found.st_dev, found.st_ino) in inputs:
             raise OSError(f"The heatmap {str(file)!r} would replace a photo; expected another file.")
     if existing and not overwrite:
         raise OSError(

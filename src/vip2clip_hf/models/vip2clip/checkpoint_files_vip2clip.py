@@ -99,13 +99,14 @@ class CheckpointFile:
             path = find_file(source, "config.json", hub_kwargs)
             if path is None and _is_offline(hub_kwargs) and not os.path.isdir(source):
                 raise OSError(f"{source!r} is not in the cache of the Hub; expected a folder or a cached checkpoint.")
-            content = None if path is None else cls.from_legacy(read_json(path))
-            if path is None or content is None:
+            if path is None:
                 return None
+            content, legacy = read_json(path), True
         else:
-            content = cls._complete(read_json(path), path, source, hub_kwargs)
+            content, legacy = cls._complete(read_json(path), path, source, hub_kwargs), False
         try:
-            return cls.from_dict(content)
+            found = cls.from_legacy(content) if legacy else content
+            return None if found is None else cls.from_dict(found)
         except ValueError as error:
             raise ValueError(f"{path} is not valid: {error}") from error
 

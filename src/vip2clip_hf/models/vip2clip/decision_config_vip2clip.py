@@ -203,7 +203,34 @@ class DecisionConfig(CheckpointFile):
     @classmethod
     def from_legacy(cls, config: Mapping[str, Any]) -> dict[str, Any]:
         """Convert the fields that `config.json` of version 0.1 contains."""
-        return _from_legacy(config)
+        content = {
+            name: config[name] for name in ("image_threshold", "pixel_threshold") if config.get(name) is not None
+        }
+        found = config.get("calibration")
+        if not found:
+            return content
+        image, pixel = ({**(found.get(level) or {})} for level in ("image", "pixel"))
+        settings = found.get("settings") or {}
+        calibration = {name: value for name, value in found.items() if name not in ("image", "pixel")}
+        calibration.update({name: image[name] for name in ("num_images", "num_anomalous") if name in image})
+        calibration.setdefault("num_images", pixel.get("num_images"))
+        top_k = settings.get("top_k")
+        content.update({name: settings[name] for name in ("tile_size", "tile_overlap") if name in settings})
+        content.update(
+            calibration=calibration,
+            min_region_area=pixel.get("min_region_area", 0.0),
+            top_k=None if top_k == config.get("top_k", 50) else top_k,
+        )
+        for name, part, limit in (
+            ("image_scores", image, MAX_STORED_SCORES),
+            ("pixel_scores", pixel, MAX_PIXEL_SCORES),
+        ):
+            scores = part.get("scores")
+            if scores is not None:
+                if sorted(scores) != list(scores):
+                    raise ValueError(f"The {name} of the calibration are not sorted; expected ascending order.")
+                content[name] = stored_scores(scores, limit)
+        return content
 
     @classmethod
     def _complete(
@@ -244,33 +271,6 @@ class DecisionConfig(CheckpointFile):
         content = {name: value for name, value in self.to_dict().items() if name not in scores}
         write_bytes(path, save(scores))
         write_fields(path.with_name(DECISION_NAME), {**content, "scores_file": SCORES_NAME})
-
-
-def _from_legacy(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Convert the fields that `config.json` contained in version 0.1."""
-    content = {name: config[name] for name in ("image_threshold", "pixel_threshold") if config.get(name) is not None}
-    found = config.get("calibration")
-    if not found:
-        return content
-    image, pixel = ({**(found.get(level) or {})} for level in ("image", "pixel"))
-    settings = found.get("settings") or {}
-    calibration = {name: value for name, value in found.items() if name not in ("image", "pixel")}
-    calibration.update({name: image[name] for name in ("num_images", "num_anomalous") if name in image})
-    calibration.setdefault("num_images", pixel.get("num_images"))
-    top_k = settings.get("top_k")
-    content.update({name: settings[name] for name in ("tile_size", "tile_overlap") if name in settings})
-    content.update(
-        calibration=calibration,
-        min_region_area=pixel.get("min_region_area", 0.0),
-        top_k=None if top_k == config.get("top_k", 50) else top_k,
-    )
-    for name, part, limit in (("image_scores", image, MAX_STORED_SCORES), ("pixel_scores", pixel, MAX_PIXEL_SCORES)):
-        scores = part.get("scores")
-        if scores is not None:
-            if sorted(scores) != list(scores):
-                raise ValueError(f"The {name} of the calibration are not sorted; expected ascending order.")
-            content[name] = stored_scores(scores, limit)
-    return content
 
 
 __all__ = [

@@ -121,6 +121,12 @@ class ViP2ClipPreTrainedModel(PreTrainedModel):
         is_main_process = args[0] if args else kwargs.get("is_main_process", True)
         if is_main_process and not os.path.isfile(save_directory):  # the library reports a file
             self._save_json_files(save_directory)
+        self._save_weights_and_code(save_directory, *args, **kwargs)
+        if is_main_process and os.path.isdir(save_directory):
+            # Of an adapters-only checkpoint that was replaced by this complete one.
+            Path(save_directory, BackboneReference.file_name).unlink(missing_ok=True)
+
+    def _save_weights_and_code(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         if self._auto_class is None:
             return super().save_pretrained(save_directory, *args, **kwargs)
         # The library copies the files that are imported, also in functions.
@@ -145,8 +151,6 @@ class ViP2ClipPreTrainedModel(PreTrainedModel):
     def _save_json_files(self, folder: str | os.PathLike) -> None:
         self.decision.save_pretrained(folder)
         self.provenance.save_pretrained(folder)
-        # Of an adapters-only checkpoint that is replaced by a complete one.
-        Path(folder, BackboneReference.file_name).unlink(missing_ok=True)
 
     @classmethod
     def from_clip(

@@ -14,7 +14,37 @@ BACKBONE_DTYPES = ("float32", "float64", "float16", "bfloat16")
 
 
 @dataclass
-class Provenance(CheckpointFile):
+class _BackboneOrigin(CheckpointFile):
+    """Fields of both files: Hub id and commit of the CLIP backbone."""
+
+    backbone_id: str | None = None
+    backbone_revision: str | None = None
+
+    def __post_init__(self) -> None:
+        self.check_values()
+
+    def check_values(self) -> None:
+        """
+        Check every value.
+
+        Raises:
+            ValueError: if a value is not allowed.
+        """
+        if self.backbone_revision is not None and not isinstance(self.backbone_revision, str):
+            raise ValueError(f"backbone_revision is {self.backbone_revision!r}; expected a string.")
+        if self.backbone_id is None:
+            return
+        try:
+            validate_repo_id(self.backbone_id)
+        except HFValidationError as error:
+            raise ValueError(
+                f"backbone_id is {self.backbone_id!r}; expected a Hub id such as 'openai/clip-vit-base-patch16', "
+                "not a path."
+            ) from error
+
+
+@dataclass
+class Provenance(_BackboneOrigin):
     """
     Origin of a checkpoint. It is stored in `provenance.json`, next to `config.json`. It does not change any result.
 
@@ -41,21 +71,11 @@ class Provenance(CheckpointFile):
 
     file_name: ClassVar[str] = "provenance.json"
 
-    backbone_id: str | None = None
-    backbone_revision: str | None = None
     training_sets: list[dict[str, Any]] = field(default_factory=list)
 
-    def __post_init__(self) -> None:
-        self.check_values()
-
     def check_values(self) -> None:
-        """
-        Check every value.
-
-        Raises:
-            ValueError: if a value is not allowed.
-        """
-        _check_origin(self.backbone_id, self.backbone_revision)
+        """Check every value. Raises a `ValueError` if one is not allowed."""
+        super().check_values()
         found = self.training_sets
         if not isinstance(found, list) or not all(isinstance(entry, Mapping) for entry in found):
             raise ValueError(f"training_sets is {found!r}; expected a list of dicts.")
@@ -68,7 +88,7 @@ class Provenance(CheckpointFile):
 
 
 @dataclass
-class BackboneReference(CheckpointFile):
+class BackboneReference(_BackboneOrigin):
     """
     CLIP backbone of an adapters-only checkpoint. It is stored in `backbone.json`, next to `config.json`. A checkpoint
     with this file contains only the adapters.
@@ -90,22 +110,12 @@ class BackboneReference(CheckpointFile):
 
     file_name: ClassVar[str] = "backbone.json"
 
-    backbone_id: str | None = None
-    backbone_revision: str | None = None
     checksum: str | None = None
     dtype: str = "float32"
 
-    def __post_init__(self) -> None:
-        self.check_values()
-
     def check_values(self) -> None:
-        """
-        Check every value.
-
-        Raises:
-            ValueError: if a value is not allowed.
-        """
-        _check_origin(self.backbone_id, self.backbone_revision)
+        """Check every value. Raises a `ValueError` if one is not allowed."""
+        super().check_values()
         if self.checksum is not None and not isinstance(self.checksum, str):
             raise ValueError(f"checksum is {self.checksum!r}; expected a string.")
         if self.dtype not in BACKBONE_DTYPES:
@@ -122,19 +132,6 @@ class BackboneReference(CheckpointFile):
             "checksum": config.get("backbone_checksum"),
             "dtype": config.get("backbone_dtype") or "float32",
         }
-
-
-def _check_origin(backbone_id: str | None, revision: str | None) -> None:
-    if revision is not None and not isinstance(revision, str):
-        raise ValueError(f"backbone_revision is {revision!r}; expected a string.")
-    if backbone_id is None:
-        return
-    try:
-        validate_repo_id(backbone_id)
-    except HFValidationError as error:
-        raise ValueError(
-            f"backbone_id is {backbone_id!r}; expected a Hub id such as 'openai/clip-vit-base-patch16', not a path."
-        ) from error
 
 
 __all__ = ["BackboneReference", "Provenance"]
