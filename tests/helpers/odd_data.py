@@ -43,7 +43,8 @@ def run(case: Case, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
         with pytest.raises((ValueError, OSError), match=case.expected) as raised:
             case.act(folder)
         message = str(raised.value)
-        assert "\n" not in message.strip() and len(message) < 700, message
+        assert "\n" not in message.strip(), message
+        assert len(message) < 700, message
         assert not isinstance(raised.value, UnicodeError), "expected a message of the package"
     else:
         case.expected(case.act(folder))
