@@ -18,7 +18,11 @@ from vip2clip_hf.data.benchmarks.registry import BENCHMARKS
 from vip2clip_hf.data.loading import load_folder
 from vip2clip_hf.data.provenance import describe_training_set
 from vip2clip_hf.data.sources import DataSource
-from vip2clip_hf.evaluation import recorder as recorder_module, runner as runner_module
+from vip2clip_hf.evaluation import (
+    map_writer as map_writer_module,
+    recorder as recorder_module,
+    runner as runner_module,
+)
 from vip2clip_hf.evaluation.evaluator import evaluate_model
 from vip2clip_hf.evaluation.map_writer import MapWriter
 from vip2clip_hf.evaluation.runner import evaluate_sets
@@ -63,7 +67,8 @@ def test_all_files_are_written(model, image_processor, sets, tmp_path):
     output = tmp_path / "out"
     results = evaluate_sets(model, image_processor, sets, output, name="tiny", sheets=2, save_maps=True)
     assert files_in(output) == {
-        "settings.json", "results.json", "results.csv", "tables.md", "tables.tex",
+        ".vip2clip.json", "settings.json", "results.json", "results.csv", "tables.md", "tables.tex",
+        "parts/.contents.json", "named/.contents.json",
         "parts/result.json", "parts/scores.csv", "parts/sheets/stripes.png", "parts/sheets/weave.png",
         "parts/maps/stripes.npy", "parts/maps/stripes.json", "parts/maps/weave.npy", "parts/maps/weave.json",
         "named/result.json", "named/scores.csv", "named/sheets/waves.png", "named/maps/waves.npy",
@@ -103,12 +108,15 @@ def test_all_files_are_written(model, image_processor, sets, tmp_path):
 def test_finished_datasets_are_not_evaluated_again(model, image_processor, sets, tmp_path, monkeypatch):
     output = tmp_path / "out"
     first = evaluate_sets(model, image_processor, sets[:1], output, sheets=0)
-    with pytest.raises(OSError, match="contains an evaluation with different settings: data;"):
-        evaluate_sets(model, image_processor, sets, output, sheets=0)
+    # A dataset that is added does not change the results of the others.
+    both = evaluate_sets(model, image_processor, sets, output, sheets=0)
     monkeypatch.setattr(runner_module, "evaluate_model", None)
-    again = evaluate_sets(model, image_processor, sets[:1], output, sheets=0)
+    again = evaluate_sets(model, image_processor, sets, output, sheets=0, name="renamed")
+    for one, two in zip(both, again, strict=True):
+        assert_same_results(one, two)
     assert_same_results(first[0], again[0])
-    assert not (output / "parts" / ".progress").exists()
+    assert "Evaluation of renamed" in (output / "tables.md").read_text(encoding="utf-8")
+    assert not (output / ".progress").exists()
 
 
 @pytest.mark.parametrize("where", ["image", "interrupt"])
@@ -175,11 +183,11 @@ def test_other_evaluations_are_not_overwritten(model, image_processor, sets, tmp
     (output / "mine.txt").write_text("mine")
     before = (output / "results.json").read_text()
     with pytest.raises(
-        OSError, match=r"contains an evaluation with different settings: fpr_limit \(was 0\.3, now 0\.1\);"
+        OSError, match=r"contains an evaluation with different settings: parts: fpr_limit \(was 0\.3, now 0\.1\);"
     ):
         evaluate_sets(model, image_processor, sets[:1], output, sheets=0, fpr_limit=0.1)
     change_weights(model, 2)
-    with pytest.raises(OSError, match="different settings: model_checksum;"):
+    with pytest.raises(OSError, match=r"different settings: parts: model_checksum \(was "):
         evaluate_sets(model, image_processor, sets[:1], output, sheets=0)
     assert (output / "results.json").read_text() == before
     evaluate_sets(model, image_processor, sets[1:], output, sheets=0, overwrite=True)
@@ -275,7 +283,7 @@ def test_too_little_disk_space(model, image_processor, sets, tmp_path, monkeypat
     class Usage:
         free = 20_000
 
-    monkeypatch.setattr(recorder_module.shutil, "disk_usage", lambda folder: Usage)
+    monkeypatch.setattr(map_writer_module.shutil, "disk_usage", lambda folder: Usage)
     with pytest.raises(OSError, match=r"The anomaly maps need 0\.0 GB"):
         evaluate_sets(model, image_processor, sets, tmp_path / "out", sheets=0, save_maps=True)
 
@@ -321,7 +329,10 @@ def test_command(checkpoint, model, image_processor, sets, tmp_path):
     assert_same_results(results[0], evaluate_model(model, image_processor, sets[0].load()), 1e-6)
     assert results[1]["root"] == str(sets[1].root)
     done = CliRunner().invoke(app, ["evaluate", *texts, *options])
-    assert "different settings: save_maps (was True, now False);" in str(done.exception)
+    assert done.exit_code == 0, done.output  # maps that are not asked for are kept
+    assert (tmp_path / "out" / "parts" / "maps" / "weave.npy").exists()
+    done = CliRunner().invoke(app, ["evaluate", *texts, *options, "--fpr-limit", "0.2"])
+    assert "different settings: parts: fpr_limit (was 0.3, now 0.2); named: " in str(done.exception)
     done = CliRunner().invoke(app, ["evaluate", *texts, *options, "--dtype", "int8"])
     assert done.exit_code == 2
     assert "--dtype is 'int8'; expected float32, bfloat16, float16." in " ".join(done.stderr.split())

@@ -2,13 +2,14 @@
 
 import os
 import re
-import shutil
 import time
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from transformers.utils import logging
 
 from ..utils.distributed import from_all, from_first, world
 
@@ -17,7 +18,39 @@ if TYPE_CHECKING:
     from .map_writer import MapWriter
     from .metrics import AnomalyMetrics
 
-_PART = re.compile(r"part-(\d+)-\d+\.npz")
+logger = logging.get_logger(__name__)
+_PART = re.compile(r"part-(\d+)-(\d+)\.npz")
+
+
+def read_parts(folder: Path) -> dict[tuple[int, int], dict[str, np.ndarray]]:
+    """
+    Read the progress of earlier runs. A damaged part is deleted with a warning, so its images are evaluated again.
+
+    Args:
+        folder (`pathlib.Path`): folder for the progress.
+
+    Returns:
+        `dict[tuple[int, int], dict[str, np.ndarray]]`: arrays by number of the run and rank of the process.
+
+    Raises:
+        OSError: if the folder cannot be read.
+    """
+    parts = {}
+    for path in sorted(folder.iterdir()):
+        match = _PART.fullmatch(path.name)
+        if match is None:
+            continue
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                part = dict(file)
+            if part["recorder.positions"].shape != part["recorder.scores"].shape:
+                raise ValueError("positions and scores differ in number")
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            logger.warning(f"{path.name} is damaged ({error}); its images are evaluated again.")
+            path.unlink()
+            continue
+        parts[int(match[1]), int(match[2])] = part
+    return parts
 
 
 class EvaluationRecorder:
@@ -65,14 +98,12 @@ class EvaluationRecorder:
         """
         if self.folder is None:
             return list(range(self.num_images))
-        parts, run = [], 0
+        parts: list[dict[str, np.ndarray]] = []
+        run = 0
         if world()[0] == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
-            for path in sorted(self.folder.iterdir()):
-                if match := _PART.fullmatch(path.name):
-                    run = max(run, int(match[1]) + 1)
-                    with np.load(path, allow_pickle=False) as file:
-                        parts.append(dict(file))
+            found = read_parts(self.folder)
+            parts, run = list(found.values()), 1 + max(found, default=(-1, 0))[0]
         # Only the first process has them, so their metrics are added once.
         self.earlier = parts
         done, run = from_first(([part["recorder.positions"] for part in parts], run))
@@ -116,6 +147,8 @@ class EvaluationRecorder:
         state["recorder.positions"], state["recorder.scores"] = np.array(self._positions), np.array(self._scores)
         with open(staged, "wb") as file:
             np.savez(file, **state)  # type: ignore[arg-type]  # numpy checks the dict against its bool option
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(staged, self._path)
         self._saved_at = time.monotonic()
 
@@ -133,10 +166,5 @@ class EvaluationRecorder:
                 scores[positions] = values
         return scores
 
-    def finish(self) -> None:
-        """Delete the saved progress, after the results have been written."""
-        if self.folder is not None and world()[0] == 0:
-            shutil.rmtree(self.folder, ignore_errors=True)
 
-
-__all__ = ["EvaluationRecorder"]
+__all__ = ["EvaluationRecorder", "read_parts"]

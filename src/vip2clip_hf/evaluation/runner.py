@@ -1,13 +1,9 @@
 """Evaluate a checkpoint on several datasets. Results, tables, sheets and maps go into one folder; runs can resume."""
 
-import contextlib
 import csv
-import hashlib
 import io
-import json
 import math
 import os
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,18 +15,19 @@ from transformers.utils import logging
 
 from ..data.provenance import find_training_overlap
 from ..data.sources import DataSource
-from ..models.loading import load_checkpoint, model_checksum, name_of
+from ..models.loading import load_checkpoint, model_checksum, name_of, processor_settings
 from ..models.vip2clip.arguments_vip2clip import LABELS
 from ..models.vip2clip.image_processing_vip2clip import ViP2ClipImageProcessor
 from ..models.vip2clip.modeling_vip2clip import ViP2ClipForAnomalyDetection
 from ..utils.distributed import from_all, from_first, world
 from ..utils.extras import require
-from ..utils.files import file_names, write_atomically
+from ..utils.files import write_atomically
 from ..utils.serialization import to_json, without_nan
 from ..utils.versions import versions
 from .evaluator import evaluate_model
 from .map_writer import MapWriter
 from .metrics import METRICS, AnomalyMetrics
+from .output import SCORES_FILE, SETTINGS_FILE, EvaluationFolder, SetKey
 from .recorder import EvaluationRecorder
 from .sheets import write_sheets
 from .tables import THRESHOLDS, csv_report, latex_report, markdown_report
@@ -40,8 +37,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 logger = logging.get_logger(__name__)
-SETTINGS_FILE = "settings.json"
-RESULT_FILE = "result.json"
 
 
 def evaluate_sets(
@@ -135,81 +130,105 @@ def evaluate_sets(
             "line, use NAME=ROOT."
         )
     datasets = [source.load() for source in sets]  # to find errors in any of them before the first is evaluated
-    folders = file_names(names)
-    output = Path(output)
+    output, rank = Path(output), world()[0]
+    drawn = {"count": sheets, "range": list(sheet_range)} if sheets else {"count": 0}
     settings = {
-        "model": name,
         "model_checksum": model_checksum(model),
-        "data": {source.name: _data_checksum(source, dataset) for source, dataset in zip(sets, datasets)},
+        "image_processor": processor_settings(image_processor),
         "fpr_limit": fpr_limit,
         "aupro_convention": aupro_convention,
-        "sheets": sheets,
-        "sheet_range": list(sheet_range),
-        "save_maps": save_maps,
     }
-    error: OSError | None = None
-    if world()[0] == 0:
+    folder, keys, plans, error = EvaluationFolder(output, names), {}, {}, None
+    if rank == 0:
         try:
-            _prepare(output, settings, overwrite, [source.root for source in sets])
+            for source, dataset in zip(sets, datasets):
+                own = {"benchmark": source.benchmark, "split": source.split, "mask_threshold": source.mask_threshold}
+                more = {"training_sets": model.provenance.training_sets}
+                keys[source.name] = SetKey({**settings, **own}, dataset, more)
+            plans = folder.prepare(keys, [source.root for source in sets], overwrite, drawn, save_maps)
         except OSError as raised:
             error = raised
-    if (error := from_first(error)) is not None:
-        raise error
-
-    results = []
-    for source, dataset in zip(sets, datasets):
-        folder = output / folders[source.name]
-        file = folder / RESULT_FILE
-        result = from_first(json.loads(file.read_text(encoding="utf-8")) if file.exists() else None)
-        if result is None:
-            trained_on = find_training_overlap(model.provenance.training_sets, dataset, source.benchmark)
-            for reason in trained_on if world()[0] == 0 else ():
-                logger.warning(f"{source.name}: the results are not zero-shot, because the model was {reason}.")
-            maps = None
-            if save_maps:
-                maps = MapWriter(folder / "maps", dataset["category"], dataset["image_id"], model.config.image_size)
-            recorder = EvaluationRecorder(len(dataset), folder / ".progress", maps, save_every)
-            result = evaluate_model(
-                model,
-                image_processor,
-                dataset,
-                batch_size=batch_size,
-                mask_threshold=source.mask_threshold,
-                fpr_limit=fpr_limit,
-                aupro_convention=aupro_convention,
-                num_workers=num_workers,
-                progress=source.name if progress else False,
-                recorder=recorder,
-            )
-            scores = recorder.scores()
-            if sheets:
+    try:
+        if (error := from_first(error)) is not None:
+            raise error
+        plans = from_first(plans)
+        results = []
+        for source, dataset in zip(sets, datasets):
+            action, result = plans[source.name]
+            new = folder.staging(source.name) / "new"
+            recorder = None
+            if action == "evaluate":
+                trained_on = find_training_overlap(model.provenance.training_sets, dataset, source.benchmark)
+                for reason in trained_on if rank == 0 else ():
+                    logger.warning(f"{source.name}: the results are not zero-shot, because the model was {reason}.")
+                maps = None
+                if save_maps:
+                    maps = MapWriter(new / "maps", dataset["category"], dataset["image_id"], model.config.image_size)
+                recorder = EvaluationRecorder(len(dataset), folder.staging(source.name), maps, save_every)
+                result = evaluate_model(
+                    model,
+                    image_processor,
+                    dataset,
+                    batch_size=batch_size,
+                    mask_threshold=source.mask_threshold,
+                    fpr_limit=fpr_limit,
+                    aupro_convention=aupro_convention,
+                    num_workers=num_workers,
+                    progress=source.name if progress else False,
+                    recorder=recorder,
+                )
+                result = without_nan({**asdict(source), "trained_on": trained_on, **result})
+            if action in ("evaluate", "draw") and sheets:
                 write_sheets(
                     model,
                     image_processor,
                     dataset,
-                    folder / "sheets",
+                    new / "sheets",
                     count=sheets,
                     mask_threshold=source.mask_threshold,
                     title=source.name,
                     value_range=sheet_range,
                 )
+            scores = None if recorder is None else recorder.scores()
             from_all(None)  # wait until all processes have written their sheets
-            result = without_nan({**asdict(source), "trained_on": trained_on, **result})
-            if world()[0] == 0:
-                write_atomically(folder / "scores.csv", _scores_csv(dataset, scores))
-                # Written last, because it marks the dataset as finished.
-                write_atomically(file, to_json(result))
-            recorder.finish()
-        results.append(with_nan(result))
-        if on_result is not None and world()[0] == 0:
-            on_result(results[-1])
-    if world()[0] == 0:
-        written = {"settings": settings, "versions": versions(), "results": without_nan(results)}
-        write_atomically(output / "results.json", to_json(written))
-        write_atomically(output / "results.csv", csv_report(results))
-        write_atomically(output / "tables.md", markdown_report(results, name, [_describe_aupro(settings)]))
-        write_atomically(output / "tables.tex", latex_report(results, name))
-    return results
+            if rank == 0 and action in ("evaluate", "draw"):
+                kept: list[str] = []
+                if scores is not None:
+                    new.mkdir(parents=True, exist_ok=True)
+                    write_atomically(new / SCORES_FILE, _scores_csv(dataset, scores))
+                    result["run"] = {"versions": versions()}
+                else:
+                    kept = [file for file in result["run"]["files"] if not file.startswith("sheets/")]
+                result["run"] |= {"key": keys[source.name].to_dict(), "sheets": drawn}
+                folder.commit(source.name, result, keys[source.name], kept)
+            elif rank == 0 and action == "move":
+                folder.wait(source.name)
+            result = from_first(result)
+            results.append(with_nan(result))
+            if on_result is not None and rank == 0:
+                on_result(results[-1])
+        if rank == 0:
+            written = {"model": name, **settings, "sheets": sheets, "sheet_range": list(sheet_range)}
+            written |= {"save_maps": save_maps, "data": {one: key.digest for one, key in keys.items()}}
+            found = {"settings": written, "versions": _versions_of(results), "results": without_nan(results)}
+            files = {
+                SETTINGS_FILE: to_json(written),
+                "results.json": to_json(found),
+                "results.csv": csv_report(results),
+                "tables.md": markdown_report(results, name, [_describe_aupro(settings)]),
+                "tables.tex": latex_report(results, name),
+            }
+            folder.finish(files, overwrite)
+        return results
+    finally:
+        folder.run.release()
+
+
+def _versions_of(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the versions that computed the results. If they differ between datasets, a value is a list."""
+    found = [result["run"]["versions"] for result in results]
+    values = {name: list(dict.fromkeys(one.get(name) for one in found)) for name in found[0]}
+    return {name: one[0] if len(one) == 1 else one for name, one in values.items()}
 
 
 def evaluate_checkpoint(
@@ -269,71 +288,6 @@ def _check_packages(sheets: int) -> None:
     require("train", "An evaluation with tables", "accelerate", "datasets", "scipy", "tabulate")
     if sheets:
         require("train", "An evaluation with sheets", "matplotlib")
-
-
-def _prepare(output: Path, settings: dict[str, Any], overwrite: bool, roots: Sequence[Any]) -> None:
-    """Create the output folder, or check that it contains an evaluation with the same settings."""
-    for root in roots:
-        # A Hub id is not a path that exists.
-        if os.path.exists(root) and Path(root).resolve().is_relative_to(output.resolve()):
-            raise OSError(f"The dataset {str(root)!r} is in the output folder {str(output)!r}; choose another folder.")
-    if output.exists() and not output.is_dir():
-        raise OSError(f"{str(output)!r} is a file; expected a folder or a path that does not exist.")
-    file = output / SETTINGS_FILE
-    if output.exists() and any(output.iterdir()):
-        if not file.exists():
-            raise OSError(
-                f"{str(output)!r} is not empty and does not contain an evaluation; expected a new folder, or the "
-                "folder of an evaluation."
-            )
-        found = json.loads(file.read_text(encoding="utf-8"))
-        if "data" not in found:
-            raise OSError(f"{str(output)!r} contains a prediction, not an evaluation; choose another folder.")
-        different = [key for key, value in settings.items() if found.get(key) != value]
-        if not different and not overwrite:
-            return
-        if not overwrite:
-            changes = [
-                key if "checksum" in key or key == "data" else f"{key} (was {found.get(key)}, now {settings[key]})"
-                for key in different
-            ]
-            raise OSError(
-                f"{str(output)!r} contains an evaluation with different settings: {', '.join(changes)}; choose "
-                "another folder, or overwrite the evaluation (--overwrite)."
-            )
-        kept = [file for name in file_names(list(found.get("data", {}))).values() for file in _delete(output / name)]
-        if kept:
-            logger.warning(
-                f"{len(kept)} files in {str(output)!r} were not written by an evaluation and are kept: {kept[0]}"
-                f"{', ...' if len(kept) > 1 else ''}"
-            )
-        for name in ("results.json", "results.csv", "tables.md", "tables.tex"):
-            (output / name).unlink(missing_ok=True)
-    output.mkdir(parents=True, exist_ok=True)
-    write_atomically(file, to_json(settings))
-
-
-def _delete(folder: Path) -> list[str]:
-    """Delete the files that an evaluation of a dataset writes, and return the paths of other files, which are kept."""
-    shutil.rmtree(folder / ".progress", ignore_errors=True)
-    for file in (folder / RESULT_FILE, folder / "scores.csv"):
-        file.unlink(missing_ok=True)
-    for name, extensions in (("sheets", (".png",)), ("maps", (".npy", ".json"))):
-        for file in (folder / name).glob("*"):
-            if file.suffix in extensions and file.is_file():
-                file.unlink()
-    for path in (folder / "sheets", folder / "maps", folder):
-        with contextlib.suppress(OSError):  # absent, or contains other files
-            path.rmdir()
-    return sorted(str(file) for file in folder.rglob("*") if not file.is_dir())
-
-
-def _data_checksum(source: DataSource, dataset: "Dataset") -> str:
-    """Checksum of benchmark, split and, for every image, its id, label and category and whether it has a mask."""
-    masks = dataset.select_columns("mask").with_format("arrow")[:]["mask"].is_valid().to_pylist()
-    columns = [dataset[name] for name in ("image_id", "label", "category")]
-    content = json.dumps([source.benchmark, source.split, list(zip(*columns, masks))])
-    return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def _scores_csv(dataset: "Dataset", scores: np.ndarray) -> str:

@@ -1,13 +1,12 @@
 """Predict any number of images: a Parquet table and, on request, anomaly maps and heatmaps."""
 
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..models.loading import load_checkpoint, model_checksum, name_of
+from ..models.loading import load_checkpoint, model_checksum, name_of, processor_settings
 from ..models.vip2clip.arguments_vip2clip import label_names, threshold_pair
 from ..models.vip2clip.image_processing_vip2clip import ViP2ClipImageProcessor
 from ..models.vip2clip.modeling_vip2clip import ViP2ClipForAnomalyDetection
@@ -120,13 +119,11 @@ def predict_to_folder(
 
     folder = PredictionFolder(Path(output), chunk_size)
     images = as_images(source, folder.path)
-    # Only the fields that affect images.
-    processing = json.loads(image_processor.to_json_string())
-    processing = {key: value for key, value in processing.items() if key not in ("auto_map", "image_processor_type")}
     settings = {
         "kind": "prediction",
         "model_checksum": model_checksum(model),
-        "image_processor": processing,
+        "image_processor": processor_settings(image_processor),
+        "labels": label_names(model.config.id2label),
         "dtype": str(model.dtype).removeprefix("torch."),
         "source": images.description,
         "image_threshold": threshold[0],
@@ -138,7 +135,7 @@ def predict_to_folder(
         "maps": maps,
         "chunk_size": chunk_size,
     }
-    more = {"model": name, "versions": versions(), "labels": label_names(model.config.id2label)}
+    more = {"model": name, "versions": versions()}
     rank, world_size = world()
     error, num_finished = None, None
     if rank == 0:

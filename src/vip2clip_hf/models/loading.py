@@ -5,13 +5,13 @@ import json
 import os
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ..utils.extras import extra
-from .vip2clip.arguments_vip2clip import label_names
 from .vip2clip.backbone_vip2clip import check_device
-from .vip2clip.fingerprint_vip2clip import model_fingerprint
+from .vip2clip.fingerprint_vip2clip import FIELDS
 from .vip2clip.image_processing_vip2clip import ViP2ClipImageProcessor, check_image_processor
 from .vip2clip.modeling_vip2clip import ViP2ClipForAnomalyDetection
 
@@ -118,31 +118,64 @@ def name_of(checkpoint: str | os.PathLike) -> str:
 
 def model_checksum(model: ViP2ClipForAnomalyDetection) -> str:
     """
-    Compute a checksum that identifies a model in results.
+    Compute a checksum of everything in a model that determines scores and anomaly maps.
+
+    Thresholds and the names of labels do not count. All weights are read, which takes about a second per gigabyte.
 
     Args:
         model ([`ViP2ClipForAnomalyDetection`]): the model.
 
     Returns:
-        `str`: 16 hexadecimal digits computed from what determines scores and labels, see [`model_fingerprint`], and
-        the dtype of CLIP.
+        `str`: 16 hexadecimal digits computed from weights, types of modules and configuration, and the dtype of CLIP.
 
     Raises:
         RuntimeError: if weights are offloaded or on another process, so the model cannot be identified.
     """
-    fingerprint = model_fingerprint(model)
-    if fingerprint["adapters"] is None or fingerprint["backbone"] is None:
-        raise RuntimeError(
-            "Weights of the model are offloaded or on another process, so results cannot be matched to the "
-            "model; expected a model that is loaded completely, without offloading in device_map."
-        )
-    content = {
-        **fingerprint,
-        "top_k": model.config.top_k,
-        "labels": label_names(model.config.id2label),
+    clip = {
+        name: {key: value for key, value in part.to_dict().items() if key not in ("dtype", "transformers_version")}
+        for name, part in (("vision", model.config.clip_vision_config), ("text", model.config.clip_text_config))
     }
-    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
-    return f"{digest.hexdigest()[:16]} {content['dtype']}"
+    fields = {name: getattr(model.config, name) for name in (*FIELDS, "top_k")}
+    content = json.dumps([fields, clip, _weights_digest(model)], sort_keys=True, default=str)
+    digest = hashlib.sha256(content.encode())
+    return f"{digest.hexdigest()[:16]} {str(model.clip.dtype).removeprefix('torch.')}"
 
 
-__all__ = ["DTYPES", "check_dtype", "load_checkpoint", "model_checksum", "name_of"]
+@torch.no_grad()
+def _weights_digest(model: torch.nn.Module) -> str:
+    """Hash all weights, and the types of modules: a wrapped or quantized module computes something else."""
+    digest = hashlib.sha256()
+    for name, module in model.named_modules():
+        digest.update(f"{name} {type(module).__name__}\n".encode())
+    for name, value in sorted(model.state_dict().items()):
+        if not isinstance(value, torch.Tensor):
+            digest.update(f"{name} {value!r}\n".encode())
+            continue
+        if value.is_meta or hasattr(value, "full_tensor"):
+            raise RuntimeError(
+                "Weights of the model are offloaded or on another process, so results cannot be matched to the "
+                "model; expected a model that is loaded completely, without offloading in device_map."
+            )
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        if type(value) not in (torch.Tensor, torch.nn.Parameter):
+            value = value.dequantize()  # a quantized tensor of another library
+        # NumPy has no bfloat16.
+        digest.update(value.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def processor_settings(image_processor: ViP2ClipImageProcessor) -> dict[str, Any]:
+    """
+    Describe how an image processor changes images, to identify it in results.
+
+    Args:
+        image_processor ([`ViP2ClipImageProcessor`]): the image processor.
+
+    Returns:
+        `dict[str, Any]`: its settings as JSON types, without the fields that only describe the class.
+    """
+    settings = json.loads(image_processor.to_json_string())
+    return {key: value for key, value in settings.items() if key not in ("auto_map", "image_processor_type")}
+
+
+__all__ = ["DTYPES", "check_dtype", "load_checkpoint", "model_checksum", "name_of", "processor_settings"]

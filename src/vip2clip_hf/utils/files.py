@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -67,18 +68,23 @@ def new_folder(target: str | os.PathLike) -> Iterator[Path]:
 
 def write_atomically(path: Path, content: str | bytes) -> None:
     """
-    Write a file that is complete or not changed at all.
+    Write a file that is complete or not changed at all, also after a power failure.
 
     Args:
         path (`pathlib.Path`): file to write; an existing file is replaced.
-        content (`str` or `bytes`): text is encoded as UTF-8.
+        content (`str` or `bytes`): text is encoded as UTF-8; characters that UTF-8 cannot encode are
+            escaped.
 
     Raises:
         OSError: if the file cannot be written.
     """
-    staged = path.with_name(f".{path.name}.tmp")
+    # Different for each program, so two of them cannot take the file of the other.
+    staged = path.with_name(f".{uuid.uuid4().hex[:12]}.vip2clip-tmp")
     try:
-        staged.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
+        with open(staged, "wb") as file:
+            file.write(content if isinstance(content, bytes) else content.encode("utf-8", "backslashreplace"))
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(staged, path)
     except BaseException:
         staged.unlink(missing_ok=True)

@@ -37,7 +37,7 @@ def model_fingerprint(model: Any) -> dict[str, Any]:
         fields that change scores). It can be saved as JSON.
     """
     config = {name: getattr(model.config, name) for name in FIELDS}
-    state = _state(model)
+    state = weights_state(model)
     cached = model.__dict__.get("_fingerprint")
     if state is None or cached is None or cached[0] != state:
         cached = (state, _hash_adapters(model), _hash_backbone(model))
@@ -128,8 +128,17 @@ def _warn(differences: Iterable[str]) -> None:
     )
 
 
-def _state(model: Any) -> list[tuple[int, int, int]] | None:
-    """Return what changes if a parameter is replaced or changed in place, or None if that cannot be told."""
+def weights_state(model: Any) -> list[tuple[int, int, int]] | None:
+    """
+    Get what changes if a parameter is replaced or changed in place.
+
+    Args:
+        model (`torch.nn.Module`): the model.
+
+    Returns:
+        `list[tuple[int, int, int]] | None`: identity, address and version of each parameter, or `None` if changes
+        cannot be noticed, for example in parameters that were created in inference mode.
+    """
     try:
         return [(id(weight), weight.data_ptr(), weight._version) for weight in model.parameters()]
     except RuntimeError:  # parameters created in inference mode, or not in memory
@@ -174,4 +183,4 @@ def _digest(named: Mapping[str, torch.Tensor], values: Mapping[str, torch.Tensor
     return digest.hexdigest()[:16]
 
 
-__all__ = ["calibration_differences", "is_calibrated", "is_plain_call", "model_fingerprint"]
+__all__ = ["FIELDS", "calibration_differences", "is_calibrated", "is_plain_call", "model_fingerprint", "weights_state"]

@@ -1,0 +1,174 @@
+"""Identify images by their contents, so results are only reused for the same pixels, not for the same names."""
+
+import contextlib
+import hashlib
+import os
+import time
+import uuid
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+
+# A file that changed this recently can change again without a new time stamp.
+SETTLED_NS = 2_000_000_000
+NUM_THREADS = 4
+UNREADABLE = "unreadable"
+
+
+class FileState(NamedTuple):
+    """
+    State of a file, to notice changes of its contents.
+
+    A change of the contents always changes one of the time stamps on Linux and macOS, where `ctime_ns` cannot be set.
+
+    Args:
+        digest (`str`): hash of the contents, or a value that matches no other if the contents cannot be hashed.
+        size (`int`): size in bytes.
+        mtime_ns (`int`): time of the last change of the contents.
+        ctime_ns (`int`): time of the last change of the file. 0 if the time stamps do not identify the contents.
+        inode (`int`): number of the file on its file system.
+    """
+
+    digest: str
+    size: int = 0
+    mtime_ns: int = 0
+    ctime_ns: int = 0
+    inode: int = 0
+
+
+def digest_of(content: bytes) -> str:
+    """
+    Hash the contents of a file.
+
+    Args:
+        content (`bytes`): the contents.
+
+    Returns:
+        `str`: 32 hexadecimal digits.
+    """
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def read_file(path: str | os.PathLike) -> tuple[bytes, FileState]:
+    """
+    Read a file together with its state.
+
+    Args:
+        path (`str` or `os.PathLike`): the file.
+
+    Returns:
+        `tuple[bytes, FileState]`: the contents and their state.
+
+    Raises:
+        OSError: if the file cannot be read.
+    """
+    with open(path, "rb") as file:
+        before = os.fstat(file.fileno())
+        content = file.read()
+        after = os.fstat(file.fileno())
+    stable = (before.st_size, before.st_mtime_ns, before.st_ctime_ns) == (
+        after.st_size, after.st_mtime_ns, after.st_ctime_ns,
+    )  # fmt: skip
+    # On Windows, ctime is the time of creation.
+    settled = os.name == "posix" and stable and 0 < after.st_ctime_ns < time.time_ns() - SETTLED_NS
+    state = FileState(
+        digest_of(content), len(content), after.st_mtime_ns, after.st_ctime_ns if settled else 0, after.st_ino
+    )
+    return content, state
+
+
+def is_unchanged(path: str | os.PathLike, state: FileState) -> bool:
+    """
+    Check whether a file has the contents of a state. It is read only if its time stamps or size differ.
+
+    Args:
+        path (`str` or `os.PathLike`): the file.
+        state (`FileState`): state of an earlier file.
+
+    Returns:
+        `bool`: whether the contents are the same. A file that could not be read and still cannot be read is unchanged.
+    """
+    try:
+        found = os.stat(path)
+        if state.ctime_ns and (found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino) == state[1:]:
+            return True
+        return found.st_size == state.size and read_file(path)[1].digest == state.digest
+    except OSError:
+        return state.digest == UNREADABLE
+
+
+def read_image_bytes(image: Any) -> tuple[Any, FileState]:
+    """
+    Read the file of an image together with its state.
+
+    Args:
+        image (`str`, `os.PathLike` or `dict`): path, URL, or undecoded image of `datasets`.
+
+    Returns:
+        `tuple[Any, FileState]`: the image for `load_image`, and the state. If the file cannot be read, the image
+        itself is returned, and `load_image` raises the error. The contents of a URL are unknown.
+    """
+    if isinstance(image, Mapping):
+        content, path = image.get("bytes"), image.get("path")
+        if content is not None:
+            return image, FileState(digest_of(content), len(content))
+    else:
+        path = image
+    if path is None or str(path).lower().startswith(("http://", "https://")):
+        return image, FileState(f"unknown {uuid.uuid4().hex}")
+    try:
+        content, state = read_file(path)
+    except OSError:
+        return image, FileState(UNREADABLE)
+    return {"bytes": content, "path": path}, state
+
+
+def image_digests(images: Iterable[Any]) -> list[str | None]:
+    """
+    Hash the contents of images or masks.
+
+    Args:
+        images (`Iterable`): paths or undecoded images of `datasets`; `None` for a missing mask.
+
+    Returns:
+        `list[str | None]`: one hash per image. An image at a URL has another hash in each call.
+    """
+    with ThreadPoolExecutor(NUM_THREADS) as pool:
+        return list(pool.map(lambda image: None if image is None else read_image_bytes(image)[1].digest, images))
+
+
+def digest_of_all(*columns: Iterable[Any]) -> str:
+    """
+    Hash a table.
+
+    Args:
+        columns (`Iterable`): columns of strings, numbers or `None`, all of the same length.
+
+    Returns:
+        `str`: 32 hexadecimal digits.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for row in zip(*columns, strict=True):
+        digest.update(repr(row).encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
+
+
+def remove_staged(folder: Path) -> None:
+    """
+    Remove temporary files that a killed program has left in a folder, see `write_atomically`.
+
+    Args:
+        folder (`pathlib.Path`): the folder.
+    """
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith(".") and entry.name.endswith(".vip2clip-tmp"):
+                os.unlink(entry.path)
+
+
+__all__ = [
+    "FileState", "digest_of", "digest_of_all", "image_digests", "is_unchanged", "read_file", "read_image_bytes",
+    "remove_staged",
+]  # fmt: skip
