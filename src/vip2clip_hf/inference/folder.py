@@ -10,21 +10,35 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 from transformers.utils import logging
 
 from ..models.vip2clip.arguments_vip2clip import LABELS
+from ..utils.contents import UNREADABLE, FileState, remove_staged
 from ..utils.distributed import from_all
 from ..utils.extras import extra
 from ..utils.files import write_atomically
+from ..utils.run_folder import PROGRESS_FOLDER, RunFolder
 from ..utils.serialization import to_json
+from .earlier import (
+    PART,
+    RESULTS,
+    SCHEMA,
+    STATE,
+    STATE_FILE,
+    TABLE_FILE,
+    match,
+    rows_of_finished,
+    rows_of_unfinished,
+    settings_of,
+    write_state,
+)
 from .images import DatasetImages, FolderImages
-from .names import Names, as_text, checksum
+from .names import Names, as_text, checksum, packed
 
 
 with extra("data", "Predicting a folder of images"):
@@ -34,20 +48,12 @@ with extra("data", "Predicting a folder of images"):
 
 
 logger = logging.get_logger(__name__)
-TABLE_FILE, SETTINGS_FILE, PROGRESS_FOLDER = "predictions.parquet", "settings.json", ".progress"
+SETTINGS_FILE = "settings.json"
 # Subfolders for the files of single images, and the extensions of these files.
 IMAGE_FOLDERS = {"heatmaps": ".png", "maps": ".npy"}
-SCHEMA = pa.schema(
-    [
-        ("id", pa.string()),
-        ("score", pa.float32()),
-        ("label", pa.string()),
-        ("p_value", pa.float32()),
-        ("anomalous_area", pa.float32()),
-        ("error", pa.string()),
-    ]
-)
 ROWS_PER_GROUP = 65536
+# Settings that are compared by the contents of the images, or may differ.
+FREE_SETTINGS = ("num_images", "ids_sha256", "model", "versions")
 _PART = re.compile(r"part-(\d+)\.parquet")
 # How an error message refers to a setting; by default, "KEY setting".
 _TITLES = {"model_checksum": "model", "image_processor": "image processor", "dtype": "dtype", "source": "source"}
@@ -57,8 +63,9 @@ class PredictionFolder:
     """
     Output folder of a prediction, with its progress.
 
-    Until the prediction is finished, the subfolder `.progress/` contains the names of all images, and one part of the
-    table per finished chunk.
+    Until the prediction is finished, the subfolder `.progress/` contains the settings, the names of all images, and
+    one part of the table per finished chunk. New files of images wait in `.progress/new/`. An earlier prediction in
+    the folder stays complete until then.
 
     Args:
         path (`pathlib.Path`): the folder.
@@ -67,10 +74,11 @@ class PredictionFolder:
 
     def __init__(self, path: Path, chunk_size: int) -> None:
         self.path, self.chunk_size = path, chunk_size
+        self.run = RunFolder(path, "prediction")
         self.table, self.progress = path / TABLE_FILE, path / PROGRESS_FOLDER
+        self.new = self.progress / "new"
         self.names = Names(self.progress / "images.arrow")
         self.num_images = 0
-        self._lock: FileLock | None = None
 
     # Called by the first process only
 
@@ -78,14 +86,17 @@ class PredictionFolder:
         self, images: FolderImages | DatasetImages, settings: dict[str, Any], more: dict[str, Any], overwrite: bool
     ) -> int:
         """
-        Create the folder, or resume a prediction with the same settings. Locks the folder.
+        Lock the folder, and plan which images to predict. Existing results are not changed.
+
+        If the folder contains a prediction with the same settings, finished or not, the rows of images that have not
+        changed are reused.
 
         Args:
             images ([`FolderImages`] or [`DatasetImages`]): images to predict.
             settings (`dict[str, Any]`): settings that must be the same to resume; JSON-serializable.
             more (`dict[str, Any]`): written next to the settings, may differ. `more["versions"]` contains the version
-                of each library, `more["labels"]` the names of normal and anomalous images.
-            overwrite (`bool`): whether to delete an existing prediction and start again.
+                of each library.
+            overwrite (`bool`): whether to predict all images again and replace an existing prediction.
 
         Returns:
             `int`: number of images if the prediction is already finished, otherwise 0.
@@ -95,84 +106,132 @@ class PredictionFolder:
                 predicting into it, or if it cannot be written.
             ValueError: if there are no images.
         """
-        found = self._read_settings()
+        exists = self.run.check(self._files_of_0_1())
+        has_manifest = (self.path / ".vip2clip.json").exists()
         names = images.names()
         settings = {**settings, "num_images": len(names), "ids_sha256": checksum(names)}
-        settings = json.loads(json.dumps(settings))  # comparable to settings read from a file
-        if found is not None and not overwrite:
-            different = [key for key, value in settings.items() if found.get(key) != value]
-            if different:
+        settings = json.loads(to_json(settings))  # comparable to settings read from a file
+        if exists and not has_manifest and not overwrite:
+            raise OSError(
+                f"{str(self.path)!r} contains a prediction of an earlier version, which did not record the contents "
+                "of the images; choose another folder, or overwrite the prediction (--overwrite)."
+            )
+        self.run.lock()
+        remove_staged(self.path)
+        self._apply()  # after an interruption
+        finished, pending = settings_of(self.path / SETTINGS_FILE), settings_of(self.progress / SETTINGS_FILE)
+        earlier = None
+        if pending is not None and not _different(pending, settings):
+            earlier = rows_of_unfinished(
+                self.names, [(self.positions(one), self._part(one)) for one in self._written()]
+            )
+        elif not overwrite:
+            found = finished or pending
+            if found is not None and (different := _different(found, settings)):
                 raise OSError(
                     f"{str(self.path)!r} was created with {_explain(different, found, settings)}; choose another "
                     "folder, or overwrite the prediction (--overwrite)."
                 )
-            if self.table.exists():
-                shutil.rmtree(self.progress, ignore_errors=True)
-                return len(names)
+            if finished is not None:
+                pending = None
+                earlier = rows_of_finished(self.path)
+                if earlier is None:
+                    logger.warning(
+                        f"Files in {str(self.path)!r} are damaged or missing. All images are predicted again."
+                    )
+                elif lost := self._lost(images, names, settings):
+                    logger.warning(
+                        f"{lost} files of images are missing in {str(self.path)!r}. All images are predicted again."
+                    )
+                    earlier = None
+        self._check_foreign_files(images, names, settings)
+        plan = None
+        if earlier is not None:
+            found = pending or finished or {}
+            plan = match(images, names, earlier, any(settings.get(kind) for kind in IMAGE_FOLDERS))
+            counts = {"changed": plan.changed, "new": plan.new if pending is None else 0, "removed": plan.removed}
+            if text := ", ".join(f"{count} {kind}" for kind, count in counts.items() if count):
+                logger.warning(
+                    f"{text} images since the last prediction into {str(self.path)!r}. {plan.num_known} of "
+                    f"{len(names)} images have not changed, and their rows are kept."
+                )
             for key, value in more["versions"].items():
                 if found.get("versions", {}).get(key) != value:
                     logger.warning(
-                        f"{str(self.path)!r} was started with another version of {key}; scores of the remaining "
-                        "images can differ by rounding."
+                        f"{str(self.path)!r} was written with another version of {key}; scores of images that are "
+                        "predicted now can differ by rounding."
                     )
-        self.progress.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.progress / "lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            raise OSError(
-                f"Another program is predicting into {str(self.path)!r}; wait until it has finished, or choose "
-                "another folder."
-            ) from error
-        self._lock = lock
-        if found is not None and overwrite:
-            self._delete(found)
-            found = None
-        if found is None:
-            write_atomically(self.path / SETTINGS_FILE, to_json({**settings, **more}))
-        Names.write(self.progress / "images.arrow", names)
+            more = {**more, "versions": found.get("versions", more["versions"])}
+            if pending is None and plan.in_order:
+                self.run.finish()
+                return len(names)
+            if pending is not None and not plan.changed and checksum(self.names.table()["name"]) == checksum(names):
+                return 0  # the plan and its parts are still valid
+        keep = set()
+        if pending is not None and plan is not None:
+            known = plan.known["known"].to_numpy(zero_copy_only=False)
+            keep = set(_targets(images, names, settings, known))
+        for file in [path for path in self.new.rglob("*") if path.is_file()]:
+            if file.relative_to(self.new).as_posix() not in keep:
+                file.unlink()
+        (self.progress / SETTINGS_FILE).unlink(missing_ok=True)
+        Names.write(self.progress / "images.arrow", names, None if plan is None else plan.known)
+        self.names.close()
+        for part in self.progress.glob("*part-*.parquet*"):
+            part.unlink()
+        # Last, because it makes the plan valid.
+        write_atomically(self.progress / SETTINGS_FILE, to_json({**settings, **more}))
         return 0
 
-    def _read_settings(self) -> dict[str, Any] | None:
-        """Return the settings of an existing prediction, or None if the folder is new."""
-        if self.path.exists() and not self.path.is_dir():
-            raise OSError(f"{str(self.path)!r} is a file; expected a folder or a path that does not exist.")
-        file = self.path / SETTINGS_FILE
-        with contextlib.suppress(OSError, ValueError):
-            found = json.loads(file.read_text(encoding="utf-8"))
-            if isinstance(found, dict) and found.get("kind") == "prediction":
-                return found
-        # A run that was killed before it wrote the settings leaves only these.
-        unfinished = {PROGRESS_FOLDER, f".{SETTINGS_FILE}.tmp"}
-        if self.path.exists() and any(entry.name not in unfinished for entry in self.path.iterdir()):
-            raise OSError(
-                f"{str(self.path)!r} is not empty and does not contain a prediction; expected a new folder, or the "
-                "folder of a prediction."
-            )
-        return None
+    def _lost(self, images: FolderImages | DatasetImages, names: "pa.ChunkedArray", settings: dict[str, Any]) -> int:
+        """Count missing heatmaps and maps of a finished prediction with these names."""
+        with pq.ParquetFile(self.table) as file:
+            errors = file.read(columns=["error"])["error"]
+        targets = _targets(images, names, settings, errors.is_null().to_numpy(zero_copy_only=False))
+        return sum(not (self.path / target).is_file() for target in targets)
 
-    def _delete(self, found: dict[str, Any]) -> None:
-        """Delete the files that a prediction with these settings writes, and keep all others."""
-        self.table.unlink(missing_ok=True)
-        for part in self.progress.iterdir():
-            if part.name != "lock":
-                part.unlink()
+    def _check_foreign_files(
+        self, images: FolderImages | DatasetImages, names: "pa.ChunkedArray", settings: dict[str, Any]
+    ) -> None:
+        """Raise an error if a heatmap or map would replace a file that no prediction wrote."""
+        foreign = set()
         for kind, extension in IMAGE_FOLDERS.items():
-            if not found.get(kind):
-                continue
-            for folder, _, files in os.walk(self.path / kind, topdown=False):
-                for file in files:
-                    if file.endswith(extension) or re.fullmatch(r"\.\d+\.tmp", file):
-                        os.unlink(os.path.join(folder, file))
-                with contextlib.suppress(OSError):  # the folder contains other files
-                    os.rmdir(folder)
+            if settings.get(kind) and (self.path / kind).exists():
+                below = (file for file in (self.path / kind).rglob(f"*{extension}") if file.is_file())
+                foreign |= {file.relative_to(self.path).as_posix() for file in below}
+        if foreign:
+            foreign -= set(self._old_targets())
+        if foreign and (hit := foreign & set(_targets(images, names, settings))):
+            raise OSError(
+                f"{str(self.path / min(hit))!r} exists and was not written by a prediction; move or delete it, or "
+                "choose another folder."
+            )
+
+    def _old_targets(self) -> list[str]:
+        """List the heatmaps and maps of the finished prediction."""
+        found = settings_of(self.path / SETTINGS_FILE)
+        if found is None or not any(found.get(kind) for kind in IMAGE_FOLDERS):
+            return []
+        names = None
+        with contextlib.suppress(OSError, ValueError):
+            names = pq.read_table(self.path / STATE_FILE, columns=["name"])["name"]
+        if names is None:  # version 0.1, or damaged
+            with contextlib.suppress(OSError, ValueError):
+                ids = pq.read_table(self.table, columns=["id"])["id"]
+                names = packed(os.fsencode(one) for one in ids.to_pylist())
+        images = FolderImages if "folder" in (found.get("source") or {}) else DatasetImages
+        return [] if names is None else list(_targets(images, names, found))
+
+    def _files_of_0_1(self) -> list[str]:
+        """List the files of a prediction without a manifest."""
+        return [SETTINGS_FILE, TABLE_FILE] if settings_of(self.path / SETTINGS_FILE) is not None else []
 
     def finish(self) -> None:
         """
-        Merge the parts into one table, a few at a time, and delete them. Releases the lock.
+        Merge the parts into one table, a few at a time, move all files to the folder, and release the lock.
 
         Raises:
-            OSError: if parts are missing, or the table cannot be written.
+            OSError: if parts are missing, if a file of the user would be replaced, or if the table cannot be written.
         """
         missing = self.missing()
         if missing:
@@ -180,21 +239,56 @@ class PredictionFolder:
                 f"{len(missing)} of {self.num_chunks} parts of the table are missing in {str(self.progress)!r}; "
                 "expected a folder that all processes and machines share. Run the same prediction again to resume."
             )
-        content = json.loads((self.path / SETTINGS_FILE).read_text(encoding="utf-8"))
+        content = json.loads((self.progress / SETTINGS_FILE).read_text(encoding="utf-8"))
         schema = SCHEMA.with_metadata({"vip2clip_hf": json.dumps(content, ensure_ascii=False)})
-        staged = self.progress / f"{TABLE_FILE}.tmp"
+        self.new.mkdir(exist_ok=True)
         parts = [self._part(chunk) for chunk in range(self.num_chunks)]
         step = max(1, ROWS_PER_GROUP // self.chunk_size)
-        with open(staged, "wb") as file:
+        with open(self.new / TABLE_FILE, "wb") as file:
             with pq.ParquetWriter(file, schema) as writer:
                 for start in range(0, len(parts), step):
-                    group = pa.concat_tables(pq.ParquetFile(part).read() for part in parts[start : start + step])
-                    writer.write_table(group.replace_schema_metadata(schema.metadata), row_group_size=len(group))
+                    group = pa.concat_tables(pq.read_table(part) for part in parts[start : start + step])
+                    group = group.select(SCHEMA.names).replace_schema_metadata(schema.metadata)
+                    writer.write_table(group, row_group_size=len(group))
             file.flush()
             os.fsync(file.fileno())
-        os.replace(staged, self.table)
-        self.release()
-        shutil.rmtree(self.progress, ignore_errors=True)
+        write_state(self.new / STATE_FILE, self.names.table()["name"], parts, self.new / TABLE_FILE)
+        write_atomically(self.new / SETTINGS_FILE, to_json(content))
+        self.run.claim((TABLE_FILE, STATE_FILE, SETTINGS_FILE))
+        images = FolderImages if "folder" in content["source"] else DatasetImages
+        errors = pq.read_table(self.new / TABLE_FILE, columns=["error"])["error"]
+        kept = _targets(images, self.names.table()["name"], content, errors.is_null().to_numpy(zero_copy_only=False))
+        removed = set(self._old_targets()) - set(kept)
+        Names.write(self.progress / "removed.arrow", packed(os.fsencode(name) for name in sorted(removed)))
+        write_atomically(self.progress / "moving.json", "{}")
+        self._apply()
+        self.run.finish()
+
+    def _apply(self) -> None:
+        """Move the files of a finished prediction to the folder. It can be interrupted and repeated."""
+        if not (self.progress / "moving.json").exists():
+            return
+        removed = Names(self.progress / "removed.arrow")
+        for position in range(len(removed)):
+            target = self.path / os.fsdecode(removed[position])
+            target.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # absent, or contains other files
+                os.removedirs(target.parent)
+        removed.close()
+        files = [path for path in self.new.rglob("*") if path.is_file()]
+        last = [self.new / name for name in (STATE_FILE, TABLE_FILE, SETTINGS_FILE)]
+        for file in [*(file for file in files if file not in last), *(file for file in last if file in files)]:
+            target = self.path / file.relative_to(self.new)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(file, target)
+        self.names.close()
+        (self.progress / SETTINGS_FILE).unlink(missing_ok=True)
+        (self.progress / "moving.json").unlink()
+        for entry in list(self.progress.iterdir()):
+            if entry.is_dir():
+                shutil.rmtree(entry, ignore_errors=True)
+            elif entry.name != "lock":
+                entry.unlink()
 
     def summary(self) -> dict[str, Any]:
         """
@@ -251,11 +345,17 @@ class PredictionFolder:
     def _part(self, chunk: int) -> Path:
         return self.progress / f"part-{chunk:09d}.parquet"
 
-    def _written_chunks(self) -> Iterator[int]:
+    def _written(self) -> Iterator[int]:
+        """Chunks with a complete part of this plan."""
+        self.num_images = len(self.names)
         with os.scandir(self.progress) as entries:
-            for entry in entries:
-                if match := _PART.fullmatch(entry.name):
-                    yield int(match[1])
+            chunks = sorted(int(match[1]) for entry in entries if (match := _PART.fullmatch(entry.name)))
+        for chunk in chunks:
+            with contextlib.suppress(OSError, pa.ArrowInvalid):  # truncated, for example after a power failure
+                found = pq.read_metadata(self._part(chunk))
+                plan = (found.metadata or {}).get(b"plan", b"").decode()
+                if plan == self.names.plan and found.num_rows == len(self.positions(chunk)) > 0:
+                    yield chunk
 
     def missing(self) -> list[int]:
         """
@@ -265,54 +365,99 @@ class PredictionFolder:
             `list[int]`: chunks without a complete part, in ascending order.
         """
         missing = np.ones(self.num_chunks, dtype=bool)
-        for chunk in self._written_chunks():
-            with contextlib.suppress(OSError, pa.ArrowInvalid):  # truncated, for example after a power failure
-                missing[chunk] = pq.read_metadata(self._part(chunk)).num_rows != len(self.positions(chunk))
+        missing[list(self._written())] = False
         return np.flatnonzero(missing).tolist()
+
+    def unknown(self, chunk: int) -> list[int]:
+        """
+        Find the images of a chunk to predict.
+
+        Args:
+            chunk (`int`): number of the chunk.
+
+        Returns:
+            `list[int]`: positions in the list of all images, in ascending order.
+        """
+        positions, table = self.positions(chunk), self.names.table()
+        if "known" not in table.column_names:
+            return list(positions)
+        known = table["known"].slice(positions.start, len(positions)).to_pylist()
+        return [position for position, is_known in zip(positions, known) if not is_known]
 
     def num_done(self) -> int:
         """
-        Count the images of all written chunks, for a progress bar.
+        Count the images that need not be predicted.
 
         Returns:
-            `int`: number of images.
+            `int`: number of images of all written chunks, and of known images of the others.
         """
-        return sum(len(self.positions(chunk)) for chunk in self._written_chunks())
+        written = set(self._written())
+        return sum(
+            len(self.positions(chunk)) - (0 if chunk in written else len(self.unknown(chunk)))
+            for chunk in range(self.num_chunks)
+        )
 
-    def write_part(self, chunk: int, rows: Sequence[dict[str, Any]]) -> None:
+    def write_part(self, chunk: int, rows: dict[int, dict[str, Any]], states: dict[int, FileState]) -> None:
         """
         Write the part of the table for a chunk.
 
         Args:
             chunk (`int`): number of the chunk.
-            rows (`Sequence[dict[str, Any]]`): one row per image of the chunk, without the id. Missing columns are
-                null.
+            rows (`dict[int, dict[str, Any]]`): row of each predicted image by position, without the id. Missing
+                columns are null. The rows of the other images are known.
+            states (`dict[int, FileState]`): state of the file of each predicted image.
         """
-        columns = {"id": [as_text(self.names[position]) for position in self.positions(chunk)]}
-        columns.update({name: [row.get(name) for row in rows] for name in SCHEMA.names if name != "id"})
+        positions, table = self.positions(chunk), self.names.table()
+        columns: dict[str, list[Any]] = {"id": [as_text(self.names[position]) for position in positions]}
+        known = None
+        if "known" in table.column_names:
+            known = table.slice(positions.start, len(positions)).select([*RESULTS.names, *STATE.names]).to_pylist()
+        for number, position in enumerate(positions):
+            if position in rows:
+                row = {**rows[position], **states.get(position, FileState(UNREADABLE))._asdict()}
+            else:
+                row = (known or [])[number]
+            for name in (*RESULTS.names, *STATE.names):
+                columns.setdefault(name, []).append(row.get(name))
         part = self._part(chunk)
         staged = part.with_name(f".{part.name}.tmp")
-        pq.write_table(pa.table(columns, schema=SCHEMA), staged)
+        content = pa.table(columns, schema=PART).replace_schema_metadata({"plan": self.names.plan})
+        pq.write_table(content, staged)
         os.replace(staged, part)
 
     def release(self) -> None:
         """Close the list of names and release the lock, if any."""
         self.names.close()
-        if self._lock is not None:
-            self._lock.release()
+        self.run.release()
+
+
+def _targets(
+    images: Any, names: "pa.ChunkedArray", settings: dict[str, Any], readable: Sequence[bool] | None = None
+) -> Iterable[str]:
+    """List the heatmaps and maps of images, as paths below the folder."""
+    kinds = {kind: extension for kind, extension in IMAGE_FOLDERS.items() if settings.get(kind)}
+    if not kinds:
+        return
+    for position in range(len(names)):
+        if readable is None or readable[position]:
+            file = images.file(position, names[position].as_py())
+            for kind, extension in kinds.items():
+                yield f"{kind}/{file}{extension}"
+
+
+def _different(found: dict[str, Any], settings: dict[str, Any]) -> list[str]:
+    """List the settings that differ."""
+    keys = [*settings, *(key for key in found if key not in settings)]
+    return [key for key in keys if key not in FREE_SETTINGS and found.get(key) != settings.get(key)]
 
 
 def _explain(different: list[str], found: dict[str, Any], settings: dict[str, Any]) -> str:
     """Describe which settings differ."""
     texts = []
     for key in different:
-        if key == "ids_sha256":
-            old, new = found.get("num_images"), settings["num_images"]
-            texts.append(f"a different list of images (was {old} images, now {new})")
-        elif key != "num_images":
-            old, new = json.dumps(found.get(key)), json.dumps(settings[key])
-            values = f" (was {old}, now {new})" if len(old + new) < 400 else ""
-            texts.append(f"a different {_TITLES.get(key, f'{key} setting')}{values}")
+        old, new = json.dumps(found.get(key)), json.dumps(settings.get(key))
+        values = f" (was {old}, now {new})" if len(old + new) < 400 else ""
+        texts.append(f"a different {_TITLES.get(key, f'{key} setting')}{values}")
     return " and ".join(texts)
 
 

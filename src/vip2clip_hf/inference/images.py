@@ -11,6 +11,7 @@ from ..data.collator import undecoded
 from ..data.hub_datasets import is_hub_id
 from ..data.listing import has_image_extension, is_system_path
 from ..data.sources import DataSource
+from ..utils.contents import UNREADABLE, FileState, is_unchanged, read_image_bytes
 from ..utils.extras import extra
 from ..utils.files import file_names
 from .names import as_text, packed, unpacked
@@ -201,6 +202,22 @@ class FolderImages:
             raise OSError(f"Folder {as_text(name)!r} could not be read; its images are missing from the table.")
         return os.path.join(self.root, os.fsdecode(name))
 
+    def is_unchanged(self, position: int, name: bytes, state: FileState) -> bool:
+        """
+        Check whether the contents of an image are those of an earlier prediction.
+
+        Args:
+            position (`int`): position of the image. Not used for folders.
+            name (`bytes`): name of the image.
+            state (`FileState`): state of the earlier image.
+
+        Returns:
+            `bool`: whether the contents are the same.
+        """
+        if name.endswith(b"/"):  # still not readable
+            return state.digest == UNREADABLE
+        return is_unchanged(os.path.join(self.root, os.fsdecode(name)), state)
+
     @staticmethod
     def file(position: int, name: bytes) -> str:
         """
@@ -276,6 +293,23 @@ class DatasetImages:
             The undecoded image, for `load_image`.
         """
         return self._rows[position]["image"]
+
+    def is_unchanged(self, position: int, name: bytes, state: FileState) -> bool:
+        """
+        Check whether the contents of an image are those of an earlier prediction.
+
+        Args:
+            position (`int`): row number.
+            name (`bytes`): name of the image. Not used for datasets.
+            state (`FileState`): state of the earlier image.
+
+        Returns:
+            `bool`: whether the contents are the same. `False` for an image at a URL.
+        """
+        image = self.image(position, name)
+        if image is None or image.get("bytes") is not None or not state.size:
+            return read_image_bytes(image)[1].digest == state.digest
+        return is_unchanged(image["path"], state)
 
     @staticmethod
     def file(position: int, name: bytes) -> str:

@@ -11,11 +11,15 @@ from ..models.vip2clip.fingerprint_vip2clip import is_calibrated
 from ..models.vip2clip.image_loading_vip2clip import load_image
 from ..models.vip2clip.image_processing_vip2clip import ViP2ClipImageProcessor
 from ..models.vip2clip.pipeline_anomaly_detection import AnomalyDetectionPipeline
+from ..utils.contents import UNREADABLE, FileState, read_image_bytes
 from ..utils.distributed import world
 from .folder import PredictionFolder
 from .images import DatasetImages, FolderImages
 from .names import Names, as_text
 from .writer import ImageWriter, reason_of
+
+
+Item = tuple[int, torch.Tensor | Image.Image | None, str | None, FileState]
 
 
 def predict_chunks(
@@ -67,10 +71,14 @@ def predict_chunks(
         with (
             torch.inference_mode(),
             bar,
-            ImageWriter(images, names, image_processor, folder.path, heatmaps, maps) as writer,
+            ImageWriter(images, names, image_processor, folder.new, heatmaps, maps) as writer,
         ):
             rows: dict[int, dict[str, Any]] = {}
-            for positions, batch, errors in loader:
+            states: dict[int, FileState] = {}
+            for chunk in batches.finished:  # all images are known
+                folder.write_part(chunk, {}, {})
+            for positions, batch, errors, found_states in loader:
+                states.update(zip(positions, found_states))
                 rows.update((position, {"error": reason}) for position, reason in zip(positions, errors))
                 readable = [position for position, reason in zip(positions, errors) if reason is None]
                 if readable:
@@ -105,11 +113,11 @@ def predict_chunks(
                         rows[position].update(as_row(result))
                         writer.add(position, result["anomaly_map"])
                 chunk = positions[0] // folder.chunk_size
-                if positions[-1] == folder.positions(chunk)[-1]:
+                if positions[-1] == batches.last[chunk]:
                     for position, reason in writer.wait().items():
                         rows[position] = {"error": reason}
-                    folder.write_part(chunk, [rows[position] for position in folder.positions(chunk)])
-                    rows = {}
+                    folder.write_part(chunk, rows, states)
+                    rows, states = {}, {}
                     if world_size > 1 and not bar.disable:  # includes the other processes
                         bar.update(folder.num_done() - bar.n)
                 if world_size == 1:
@@ -137,7 +145,7 @@ class _Images(torch.utils.data.Dataset):
     Images by position.
 
     An item contains the position, the pixel values (the image itself if there is no image processor; None if it cannot
-    be read), and the reason if it cannot be read.
+    be read), the reason if it cannot be read, and the state of its file.
     """
 
     def __init__(
@@ -146,31 +154,38 @@ class _Images(torch.utils.data.Dataset):
         self.images, self.names, self.image_processor = images, names, image_processor
         self.max_pixels = Image.MAX_IMAGE_PIXELS  # spawned workers start with the default of Pillow
 
-    def __getitem__(self, position: int) -> tuple[int, torch.Tensor | Image.Image | None, str | None]:
+    def __getitem__(self, position: int) -> Item:
         Image.MAX_IMAGE_PIXELS = self.max_pixels
+        state = FileState(UNREADABLE)
         try:
-            image = load_image(self.images.image(position, self.names[position]))
+            # The same bytes are hashed and scored.
+            source, state = read_image_bytes(self.images.image(position, self.names[position]))
+            image = load_image(source)
         except (OSError, ValueError) as error:
-            return position, None, reason_of(error)
+            return position, None, reason_of(error), state
         if self.image_processor is None:
-            return position, image, None
-        return position, self.image_processor(image, return_tensors="pt")["pixel_values"][0], None
+            return position, image, None, state
+        return position, self.image_processor(image, return_tensors="pt")["pixel_values"][0], None, state
 
 
 def _collate(
-    items: Sequence[tuple[int, torch.Tensor | Image.Image | None, str | None]],
-) -> tuple[list[int], torch.Tensor | list[Image.Image], list[str | None]]:
-    positions, images, errors = zip(*items)
+    items: Sequence[Item],
+) -> tuple[list[int], torch.Tensor | list[Image.Image], list[str | None], list[FileState]]:
+    positions, images, errors, states = zip(*items)
     readable = [image for image in images if image is not None]
     batch = torch.stack(readable) if readable and isinstance(readable[0], torch.Tensor) else readable
-    return list(positions), batch, list(errors)
+    return list(positions), batch, list(errors), list(states)
 
 
 class _Batches:
     """Batches of positions, created on demand. No batch spans two chunks."""
 
     def __init__(self, folder: PredictionFolder, chunks: Sequence[int], batch_size: int) -> None:
-        self._chunks = [folder.positions(chunk) for chunk in chunks]
+        unknown = {chunk: folder.unknown(chunk) for chunk in chunks}
+        self.finished = [chunk for chunk, positions in unknown.items() if not positions]
+        # Position of the last image to predict, by chunk.
+        self.last = {chunk: positions[-1] for chunk, positions in unknown.items() if positions}
+        self._chunks = [positions for positions in unknown.values() if positions]
         self._batch_size = batch_size
 
     def __len__(self) -> int:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,40 +27,57 @@ class Names:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._column: pa.ChunkedArray | None = None
+        self._table: pa.Table | None = None
 
     @staticmethod
-    def write(path: Path, names: "pa.ChunkedArray") -> None:
+    def write(path: Path, names: "pa.ChunkedArray", known: "pa.Table | None" = None) -> None:
         """
-        Write names to a file.
+        Write names to a file, under a new plan id.
 
         Args:
             path (`pathlib.Path`): Arrow file to write; an existing file is replaced.
             names (`pyarrow.ChunkedArray` of bytes): the names.
+            known (`pyarrow.Table`, *optional*): columns with the results of images that are already predicted, null
+                for the others, and the boolean column `known`.
         """
         staged = path.with_name(f".{path.name}.tmp")
         table = pa.table({"name": names})
+        if known is not None:
+            for column in known.column_names:
+                table = table.append_column(known.field(column), known[column])
+        table = table.replace_schema_metadata({"plan": uuid.uuid4().hex})
         with pa.OSFile(str(staged), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
             writer.write_table(table, max_chunksize=BATCH)
         os.replace(staged, path)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_path": self._path, "_column": None}  # each worker maps the file itself
+        return {"_path": self._path, "_table": None}  # each worker maps the file itself
 
-    def _opened(self) -> "pa.ChunkedArray":
-        if self._column is None:
-            self._column = pa.ipc.open_file(pa.memory_map(str(self._path))).read_all()["name"]
-        return self._column
+    def table(self) -> "pa.Table":
+        """
+        Map the file.
+
+        Returns:
+            `pyarrow.Table`: the names, and the results of images that are already predicted, if any.
+        """
+        if self._table is None:
+            self._table = pa.ipc.open_file(pa.memory_map(str(self._path))).read_all()
+        return self._table
+
+    @property
+    def plan(self) -> str:
+        """Id of the plan."""
+        return (self.table().schema.metadata or {}).get(b"plan", b"").decode()
 
     def __len__(self) -> int:
-        return len(self._opened())
+        return len(self.table())
 
     def __getitem__(self, position: int) -> bytes:
-        return self._opened()[position].as_py()
+        return self.table()["name"][position].as_py()
 
     def close(self) -> None:
         """Close the file. It is opened again on next use."""
-        self._column = None
+        self._table = None
 
 
 def checksum(names: "pa.ChunkedArray") -> str:

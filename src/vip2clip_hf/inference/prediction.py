@@ -154,7 +154,7 @@ def predict_to_folder(
                 "The images are not visible to all processes; expected a folder that all processes and machines share."
             )
         missing = from_first(folder.missing() if rank == 0 else None)
-        num_done = folder.num_images - sum(len(folder.positions(chunk)) for chunk in missing)
+        num_done = from_first(folder.num_done() if rank == 0 else None)
         if maps and not scored_with["tile_size"]:
             check_room(folder.path, folder.num_images - num_done, model.config.image_size)
         predict_chunks(

@@ -74,7 +74,7 @@ def read_file(path: str | os.PathLike) -> tuple[bytes, FileState]:
     # On Windows, ctime is the time of creation.
     settled = os.name == "posix" and stable and 0 < after.st_ctime_ns < time.time_ns() - SETTLED_NS
     state = FileState(
-        digest_of(content), len(content), after.st_mtime_ns, after.st_ctime_ns if settled else 0, after.st_ino
+        digest_of(content), len(content), after.st_mtime_ns, after.st_ctime_ns if settled else 0, _inode(after)
     )
     return content, state
 
@@ -92,11 +92,15 @@ def is_unchanged(path: str | os.PathLike, state: FileState) -> bool:
     """
     try:
         found = os.stat(path)
-        if state.ctime_ns and (found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino) == state[1:]:
+        if state.ctime_ns and (found.st_size, found.st_mtime_ns, found.st_ctime_ns, _inode(found)) == state[1:]:
             return True
         return found.st_size == state.size and read_file(path)[1].digest == state.digest
     except OSError:
         return state.digest == UNREADABLE
+
+
+def _inode(found: os.stat_result) -> int:
+    return found.st_ino & (2**63 - 1)  # fits into an int64 column
 
 
 def read_image_bytes(image: Any) -> tuple[Any, FileState]:
@@ -169,6 +173,6 @@ def remove_staged(folder: Path) -> None:
 
 
 __all__ = [
-    "FileState", "digest_of", "digest_of_all", "image_digests", "is_unchanged", "read_file", "read_image_bytes",
-    "remove_staged",
+    "UNREADABLE", "FileState", "digest_of", "digest_of_all", "image_digests", "is_unchanged", "read_file",
+    "read_image_bytes", "remove_staged",
 ]  # fmt: skip

@@ -1,0 +1,195 @@
+"""Rows of an earlier prediction that are still valid, because the contents of their images have not changed."""
+
+import contextlib
+import json
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..utils.contents import FileState, digest_of
+from ..utils.extras import extra
+from .images import DatasetImages, FolderImages
+from .names import Names
+
+
+with extra("data", "Predicting a folder of images"):
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+
+TABLE_FILE = "predictions.parquet"
+# State of every image file, to notice changes of its contents.
+STATE_FILE = ".vip2clip-images.parquet"
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("score", pa.float32()),
+        ("label", pa.string()),
+        ("p_value", pa.float32()),
+        ("anomalous_area", pa.float32()),
+        ("error", pa.string()),
+    ]
+)
+RESULTS = SCHEMA.remove(0)
+STATE = pa.schema(
+    [
+        ("digest", pa.string()),
+        ("size", pa.int64()),
+        ("mtime_ns", pa.int64()),
+        ("ctime_ns", pa.int64()),
+        ("inode", pa.int64()),
+    ]
+)
+# Part of the table in the progress: the id, the results, and the state of the images.
+PART = pa.schema([*SCHEMA, *STATE])
+NAMED = pa.schema([("name", pa.binary()), *RESULTS, *STATE])
+
+
+@dataclass
+class Match:
+    """
+    Images of a prediction that need not be predicted again.
+
+    Args:
+        known (`pyarrow.Table`): one row per image with results and state, null if not known, and the column `known`.
+        changed (`int`): number of images with other contents than before.
+        new (`int`): number of images that were not in the earlier prediction.
+        removed (`int`): number of images of the earlier prediction that are gone.
+        in_order (`bool`): whether all images of the earlier prediction are known, at the same positions.
+    """
+
+    known: "pa.Table"
+    changed: int
+    new: int
+    removed: int
+    in_order: bool
+
+    @property
+    def num_known(self) -> int:
+        """Number of known images."""
+        return pc.sum(self.known["known"]).as_py() or 0
+
+
+def write_state(path: Path, names: "pa.ChunkedArray", parts: Iterable[Path], table: Path) -> None:
+    """
+    Write the state of all images of a finished prediction.
+
+    Args:
+        path (`pathlib.Path`): Parquet file to write.
+        names (`pyarrow.ChunkedArray` of bytes): names of the images.
+        parts (`Iterable[pathlib.Path]`): parts of the table, in order.
+        table (`pathlib.Path`): the table, to notice that it was changed.
+    """
+    states = pa.concat_tables(pq.read_table(part, columns=STATE.names) for part in parts)
+    found = pa.table({"name": names, **{name: states[name] for name in STATE.names}})
+    pq.write_table(found.replace_schema_metadata({"table": digest_of(table.read_bytes())}), path)
+
+
+def rows_of_finished(folder: Path) -> "pa.Table | None":
+    """
+    Read a finished prediction.
+
+    Args:
+        folder (`pathlib.Path`): folder of the prediction.
+
+    Returns:
+        `pyarrow.Table | None`: names, results and states. `None` if a file is missing, damaged or was changed.
+    """
+    with contextlib.suppress(OSError, ValueError, KeyError):  # errors of Arrow are subclasses
+        state = pq.read_table(folder / STATE_FILE)
+        if (state.schema.metadata or {}).get(b"table", b"").decode() != digest_of((folder / TABLE_FILE).read_bytes()):
+            return None
+        table = pq.read_table(folder / TABLE_FILE, columns=RESULTS.names)
+        columns = {"name": state["name"], **{name: table[name] for name in RESULTS.names}}
+        return pa.table({**columns, **{name: state[name] for name in STATE.names}}, schema=NAMED)
+    return None
+
+
+def rows_of_unfinished(names: Names, parts: Iterable[tuple[range, Path]]) -> "pa.Table":
+    """
+    Read the progress of a prediction.
+
+    Args:
+        names (`Names`): plan of the prediction.
+        parts (`Iterable[tuple[range, pathlib.Path]]`): positions and file of each finished part.
+
+    Returns:
+        `pyarrow.Table`: names, results and states of the images that are predicted.
+    """
+    found, plan = [], names.table()
+    if "known" in plan.column_names:
+        found.append(plan.filter(plan["known"]).select(NAMED.names))
+    for positions, part in parts:
+        table = pq.read_table(part)
+        named = {"name": plan["name"].slice(positions.start, len(positions))}
+        found.append(pa.table({**named, **{name: table[name] for name in NAMED.names[1:]}}, schema=NAMED))
+    return pa.concat_tables(found) if found else NAMED.empty_table()
+
+
+def match(
+    images: FolderImages | DatasetImages, names: "pa.ChunkedArray", earlier: "pa.Table", has_files: bool
+) -> Match:
+    """
+    Find the images of an earlier prediction that have not changed.
+
+    Args:
+        images ([`FolderImages`] or [`DatasetImages`]): images to predict.
+        names (`pyarrow.ChunkedArray` of bytes): their names.
+        earlier (`pyarrow.Table`): names, results and states.
+        has_files (`bool`): whether the prediction writes a file per image. Its name can depend on the position.
+
+    Returns:
+        `Match`: the known images.
+    """
+    old_names, threads = earlier["name"], 8
+    old = pc.index_in(names, value_set=old_names).to_numpy(zero_copy_only=False).astype(float)
+    columns = [earlier[name].to_pylist() for name in STATE.names]
+    candidates = np.flatnonzero(~np.isnan(old))
+
+    def is_known(position: int) -> bool:
+        name, row = names[int(position)].as_py(), int(old[position])
+        if has_files and images.file(int(position), name) != images.file(row, name):
+            return False
+        return images.is_unchanged(int(position), name, FileState(*(column[row] for column in columns)))
+
+    with ThreadPoolExecutor(threads) as pool:
+        unchanged = np.fromiter(pool.map(is_known, candidates), dtype=bool, count=len(candidates))
+    known = np.zeros(len(names), dtype=bool)
+    known[candidates] = unchanged
+    rows = pa.array(np.where(known, np.nan_to_num(old), 0).astype(np.int64), mask=~known)
+    taken = earlier.select(NAMED.names[1:]).take(rows).append_column("known", pa.array(known))
+    in_order = len(earlier) == len(names) and bool(known.all()) and bool((old == np.arange(len(names))).all())
+    return Match(
+        taken,
+        changed=int((~unchanged).sum()),
+        new=len(names) - len(candidates),
+        removed=len(earlier) - len(set(old[candidates].tolist())),
+        in_order=in_order,
+    )
+
+
+def settings_of(file: Path) -> dict | None:
+    """
+    Read the settings of a prediction.
+
+    Args:
+        file (`pathlib.Path`): JSON file.
+
+    Returns:
+        `dict | None`: the settings, or `None` if the file is missing, damaged or belongs to something else.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        found = json.loads(file.read_text(encoding="utf-8"))
+        if isinstance(found, dict) and found.get("kind") == "prediction":
+            return found
+    return None
+
+
+__all__ = [
+    "PART", "RESULTS", "SCHEMA", "STATE", "STATE_FILE", "TABLE_FILE", "Match", "match", "rows_of_finished",
+    "rows_of_unfinished", "settings_of", "write_state",
+]  # fmt: skip
