@@ -27,6 +27,7 @@ from vip2clip_hf.evaluation.runner import evaluate_sets
 from vip2clip_hf.hub.publishing import save_checkpoint
 from vip2clip_hf.inference import (
     folder as folder_module,
+    image_files,
     images as images_module,
     loop,
     names as names_module,
@@ -383,7 +384,7 @@ def test_maps_need_disk_space(model, image_processor, photos, tmp_path, monkeypa
     class Usage:
         free = 20_000
 
-    monkeypatch.setattr(folder_module.shutil, "disk_usage", lambda folder: Usage)
+    monkeypatch.setattr(image_files.shutil, "disk_usage", lambda folder: Usage)
     with pytest.raises(OSError, match=r"The anomaly maps need 0\.0 GB"):
         predict_to_folder(model, image_processor, photos, tmp_path / "out", maps=True)
 

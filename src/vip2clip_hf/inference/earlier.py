@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -47,6 +48,11 @@ STATE = pa.schema(
 # Part of the table in the progress: the id, the results, and the state of the images.
 PART = pa.schema([*SCHEMA, *STATE])
 NAMED = pa.schema([("name", pa.binary()), *RESULTS, *STATE])
+
+# Settings that are compared by the contents of the images, or may differ.
+FREE_SETTINGS = ("num_images", "ids_sha256", "model", "versions")
+# How an error message refers to a setting; by default, "KEY setting".
+_TITLES = {"model_checksum": "model", "image_processor": "image processor", "dtype": "dtype", "source": "source"}
 
 
 @dataclass
@@ -189,7 +195,28 @@ def settings_of(file: Path) -> dict | None:
     return None
 
 
+def explain_differences(found: dict[str, Any], settings: dict[str, Any]) -> str:
+    """
+    Compare the settings of two predictions.
+
+    Args:
+        found (`dict[str, Any]`): settings of an earlier prediction.
+        settings (`dict[str, Any]`): settings now.
+
+    Returns:
+        `str`: phrase with all differences, with the values if they are short. Empty if there are none.
+    """
+    texts = []
+    for key in [*settings, *(key for key in found if key not in settings)]:
+        if key in FREE_SETTINGS or found.get(key) == settings.get(key):
+            continue
+        old, new = json.dumps(found.get(key)), json.dumps(settings.get(key))
+        values = f" (was {old}, now {new})" if len(old + new) < 400 else ""
+        texts.append(f"a different {_TITLES.get(key, f'{key} setting')}{values}")
+    return " and ".join(texts)
+
+
 __all__ = [
-    "PART", "RESULTS", "SCHEMA", "STATE", "STATE_FILE", "TABLE_FILE", "Match", "match", "rows_of_finished",
-    "rows_of_unfinished", "settings_of", "write_state",
+    "PART", "RESULTS", "SCHEMA", "STATE", "STATE_FILE", "TABLE_FILE", "Match", "explain_differences", "match",
+    "rows_of_finished", "rows_of_unfinished", "settings_of", "write_state",
 ]  # fmt: skip

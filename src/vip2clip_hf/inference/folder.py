@@ -10,7 +10,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +31,14 @@ from .earlier import (
     STATE,
     STATE_FILE,
     TABLE_FILE,
+    explain_differences,
     match,
     rows_of_finished,
     rows_of_unfinished,
     settings_of,
     write_state,
 )
+from .image_files import IMAGE_FOLDERS, check_foreign_files, old_targets, targets_of
 from .images import DatasetImages, FolderImages
 from .names import Names, as_text, checksum, packed
 
@@ -49,14 +51,8 @@ with extra("data", "Predicting a folder of images"):
 
 logger = logging.get_logger(__name__)
 SETTINGS_FILE = "settings.json"
-# Subfolders for the files of single images, and the extensions of these files.
-IMAGE_FOLDERS = {"heatmaps": ".png", "maps": ".npy"}
 ROWS_PER_GROUP = 65536
-# Settings that are compared by the contents of the images, or may differ.
-FREE_SETTINGS = ("num_images", "ids_sha256", "model", "versions")
 _PART = re.compile(r"part-(\d+)\.parquet")
-# How an error message refers to a setting; by default, "KEY setting".
-_TITLES = {"model_checksum": "model", "image_processor": "image processor", "dtype": "dtype", "source": "source"}
 
 
 class PredictionFolder:
@@ -121,15 +117,15 @@ class PredictionFolder:
         self._apply()  # after an interruption
         finished, pending = settings_of(self.path / SETTINGS_FILE), settings_of(self.progress / SETTINGS_FILE)
         earlier = None
-        if pending is not None and not _different(pending, settings):
+        if pending is not None and not explain_differences(pending, settings):
             earlier = rows_of_unfinished(
                 self.names, [(self.positions(one), self._part(one)) for one in self._written()]
             )
         elif not overwrite:
             found = finished or pending
-            if found is not None and (different := _different(found, settings)):
+            if found is not None and (different := explain_differences(found, settings)):
                 raise OSError(
-                    f"{str(self.path)!r} was created with {_explain(different, found, settings)}; choose another "
+                    f"{str(self.path)!r} was created with {different}; choose another "
                     "folder, or overwrite the prediction (--overwrite)."
                 )
             if finished is not None:
@@ -144,7 +140,7 @@ class PredictionFolder:
                         f"{lost} files of images are missing in {str(self.path)!r}. All images are predicted again."
                     )
                     earlier = None
-        self._check_foreign_files(images, names, settings)
+        check_foreign_files(self.path, images, names, settings)
         plan = None
         if earlier is not None:
             found = pending or finished or {}
@@ -170,7 +166,7 @@ class PredictionFolder:
         keep = set()
         if pending is not None and plan is not None:
             known = plan.known["known"].to_numpy(zero_copy_only=False)
-            keep = set(_targets(images, names, settings, known))
+            keep = set(targets_of(images, names, settings, known))
         for file in [path for path in self.new.rglob("*") if path.is_file()]:
             if file.relative_to(self.new).as_posix() not in keep:
                 file.unlink()
@@ -182,45 +178,6 @@ class PredictionFolder:
         # Last, because it makes the plan valid.
         write_atomically(self.progress / SETTINGS_FILE, to_json({**settings, **more}))
         return 0
-
-    def _lost(self, images: FolderImages | DatasetImages, names: "pa.ChunkedArray", settings: dict[str, Any]) -> int:
-        """Count missing heatmaps and maps of a finished prediction with these names."""
-        with pq.ParquetFile(self.table) as file:
-            errors = file.read(columns=["error"])["error"]
-        targets = _targets(images, names, settings, errors.is_null().to_numpy(zero_copy_only=False))
-        return sum(not (self.path / target).is_file() for target in targets)
-
-    def _check_foreign_files(
-        self, images: FolderImages | DatasetImages, names: "pa.ChunkedArray", settings: dict[str, Any]
-    ) -> None:
-        """Raise an error if a heatmap or map would replace a file that no prediction wrote."""
-        foreign = set()
-        for kind, extension in IMAGE_FOLDERS.items():
-            if settings.get(kind) and (self.path / kind).exists():
-                below = (file for file in (self.path / kind).rglob(f"*{extension}") if file.is_file())
-                foreign |= {file.relative_to(self.path).as_posix() for file in below}
-        if foreign:
-            foreign -= set(self._old_targets())
-        if foreign and (hit := foreign & set(_targets(images, names, settings))):
-            raise OSError(
-                f"{str(self.path / min(hit))!r} exists and was not written by a prediction; move or delete it, or "
-                "choose another folder."
-            )
-
-    def _old_targets(self) -> list[str]:
-        """List the heatmaps and maps of the finished prediction."""
-        found = settings_of(self.path / SETTINGS_FILE)
-        if found is None or not any(found.get(kind) for kind in IMAGE_FOLDERS):
-            return []
-        names = None
-        with contextlib.suppress(OSError, ValueError):
-            names = pq.read_table(self.path / STATE_FILE, columns=["name"])["name"]
-        if names is None:  # version 0.1, or damaged
-            with contextlib.suppress(OSError, ValueError):
-                ids = pq.read_table(self.table, columns=["id"])["id"]
-                names = packed(os.fsencode(one) for one in ids.to_pylist())
-        images = FolderImages if "folder" in (found.get("source") or {}) else DatasetImages
-        return [] if names is None else list(_targets(images, names, found))
 
     def _files_of_0_1(self) -> list[str]:
         """List the files of a prediction without a manifest."""
@@ -257,8 +214,8 @@ class PredictionFolder:
         self.run.claim((TABLE_FILE, STATE_FILE, SETTINGS_FILE))
         images = FolderImages if "folder" in content["source"] else DatasetImages
         errors = pq.read_table(self.new / TABLE_FILE, columns=["error"])["error"]
-        kept = _targets(images, self.names.table()["name"], content, errors.is_null().to_numpy(zero_copy_only=False))
-        removed = set(self._old_targets()) - set(kept)
+        kept = targets_of(images, self.names.table()["name"], content, errors.is_null().to_numpy(zero_copy_only=False))
+        removed = set(old_targets(self.path)) - set(kept)
         Names.write(self.progress / "removed.arrow", packed(os.fsencode(name) for name in sorted(removed)))
         write_atomically(self.progress / "moving.json", "{}")
         self._apply()
@@ -431,54 +388,4 @@ class PredictionFolder:
         self.run.release()
 
 
-def _targets(
-    images: Any, names: "pa.ChunkedArray", settings: dict[str, Any], readable: Sequence[bool] | None = None
-) -> Iterable[str]:
-    """List the heatmaps and maps of images, as paths below the folder."""
-    kinds = {kind: extension for kind, extension in IMAGE_FOLDERS.items() if settings.get(kind)}
-    if not kinds:
-        return
-    for position in range(len(names)):
-        if readable is None or readable[position]:
-            file = images.file(position, names[position].as_py())
-            for kind, extension in kinds.items():
-                yield f"{kind}/{file}{extension}"
-
-
-def _different(found: dict[str, Any], settings: dict[str, Any]) -> list[str]:
-    """List the settings that differ."""
-    keys = [*settings, *(key for key in found if key not in settings)]
-    return [key for key in keys if key not in FREE_SETTINGS and found.get(key) != settings.get(key)]
-
-
-def _explain(different: list[str], found: dict[str, Any], settings: dict[str, Any]) -> str:
-    """Describe which settings differ."""
-    texts = []
-    for key in different:
-        old, new = json.dumps(found.get(key)), json.dumps(settings.get(key))
-        values = f" (was {old}, now {new})" if len(old + new) < 400 else ""
-        texts.append(f"a different {_TITLES.get(key, f'{key} setting')}{values}")
-    return " and ".join(texts)
-
-
-def check_room(path: Path, num_maps: int, size: int) -> None:
-    """
-    Check that the remaining anomaly maps fit on the disk.
-
-    Args:
-        path (`pathlib.Path`): output folder.
-        num_maps (`int`): number of maps to write, in float16.
-        size (`int`): height and width of a map.
-
-    Raises:
-        OSError: if there is not enough space.
-    """
-    needed, free = 2 * size * size * num_maps, shutil.disk_usage(path).free
-    if needed > free:
-        raise OSError(
-            f"The anomaly maps need {needed / 1e9:.1f} GB in {str(path)!r}, but only {free / 1e9:.1f} GB are free; "
-            "choose another disk, or do not save the maps."
-        )
-
-
-__all__ = ["IMAGE_FOLDERS", "PredictionFolder", "check_room"]
+__all__ = ["PredictionFolder"]

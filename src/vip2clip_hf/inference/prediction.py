@@ -13,7 +13,8 @@ from ..models.vip2clip.modeling_vip2clip import ViP2ClipForAnomalyDetection
 from ..models.vip2clip.pipeline_anomaly_detection import AnomalyDetectionPipeline
 from ..utils.distributed import from_all, from_first, world
 from ..utils.versions import versions
-from .folder import PredictionFolder, check_room
+from .folder import PredictionFolder
+from .image_files import check_room
 from .images import as_images
 from .loop import predict_chunks
 

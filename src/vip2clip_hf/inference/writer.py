@@ -13,7 +13,7 @@ import torch
 from ..models.vip2clip.heatmap_vip2clip import draw_heatmap
 from ..models.vip2clip.image_loading_vip2clip import load_image
 from ..models.vip2clip.image_processing_vip2clip import ViP2ClipImageProcessor
-from .folder import IMAGE_FOLDERS
+from .image_files import IMAGE_FOLDERS
 from .images import DatasetImages, FolderImages
 from .names import Names
 
