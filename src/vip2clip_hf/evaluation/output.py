@@ -97,7 +97,7 @@ class SetKey:
         changed = sum(new[name] != old[name] for name in shared)
         counts = {"changed": changed, "new": len(new) - len(shared), "removed": len(old) - len(shared)}
         text = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
-        return f"the data changed ({text} images)" if text else "the data or the record of the training changed"
+        return f"the data changed (images: {text})" if text else "the data or the record of the training changed"
 
 
 class EvaluationFolder:
@@ -284,7 +284,7 @@ class EvaluationFolder:
                 f"{len(others)} files in {str(self.path)!r} were not written by an evaluation and are kept: "
                 f"{others[0]}{', ...' if len(others) > 1 else ''}"
             )
-        self.run.finish()
+        self.run.release()
 
     def _move(self, folders: Sequence[str], removed: Sequence[str] = ()) -> None:
         """Move the new files of datasets from the progress. An interrupted move is completed by the next run."""

@@ -38,7 +38,7 @@ from .earlier import (
     settings_of,
     write_state,
 )
-from .image_files import IMAGE_FOLDERS, check_foreign_files, old_targets, targets_of
+from .image_files import IMAGE_FOLDERS, check_foreign_files, count_lost, old_targets, targets_of
 from .images import DatasetImages, FolderImages
 from .names import Names, as_text, checksum, packed
 
@@ -135,9 +135,9 @@ class PredictionFolder:
                     logger.warning(
                         f"Files in {str(self.path)!r} are damaged or missing. All images are predicted again."
                     )
-                elif lost := self._lost(images, names, settings):
+                elif lost := count_lost(self.path, images, earlier["name"], settings):
                     logger.warning(
-                        f"{lost} files of images are missing in {str(self.path)!r}. All images are predicted again."
+                        f"Missing heatmaps or maps in {str(self.path)!r}: {lost}. All images are predicted again."
                     )
                     earlier = None
         check_foreign_files(self.path, images, names, settings)
@@ -148,8 +148,8 @@ class PredictionFolder:
             counts = {"changed": plan.changed, "new": plan.new if pending is None else 0, "removed": plan.removed}
             if text := ", ".join(f"{count} {kind}" for kind, count in counts.items() if count):
                 logger.warning(
-                    f"{text} images since the last prediction into {str(self.path)!r}. {plan.num_known} of "
-                    f"{len(names)} images have not changed, and their rows are kept."
+                    f"Images since the last prediction into {str(self.path)!r}: {text}. The rows of {plan.num_known} of "
+                    f"{len(names)} images are kept."
                 )
             for key, value in more["versions"].items():
                 if found.get("versions", {}).get(key) != value:
@@ -159,7 +159,7 @@ class PredictionFolder:
                     )
             more = {**more, "versions": found.get("versions", more["versions"])}
             if pending is None and plan.in_order:
-                self.run.finish()
+                self.run.release()
                 return len(names)
             if pending is not None and not plan.changed and checksum(self.names.table()["name"]) == checksum(names):
                 return 0  # the plan and its parts are still valid
@@ -219,7 +219,7 @@ class PredictionFolder:
         Names.write(self.progress / "removed.arrow", packed(os.fsencode(name) for name in sorted(removed)))
         write_atomically(self.progress / "moving.json", "{}")
         self._apply()
-        self.run.finish()
+        self.run.release()
 
     def _apply(self) -> None:
         """Move the files of a finished prediction to the folder. It can be interrupted and repeated."""

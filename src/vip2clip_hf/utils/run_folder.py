@@ -107,13 +107,11 @@ class RunFolder:
         self._write()
 
     def release(self) -> None:
-        """Release the lock, if any."""
-        if self._lock is not None:
-            self._lock.release()
-
-    def finish(self) -> None:
-        """Release the lock and remove the folder for the progress, if it contains only the lock."""
-        self.release()
+        """Release the lock, if any, and remove the folder for the progress if it contains only the lock."""
+        if self._lock is None:
+            return
+        self._lock.release()
+        self._lock = None
         progress = self.path / PROGRESS_FOLDER
         with contextlib.suppress(OSError):  # contains more
             if {entry.name for entry in progress.iterdir()} <= {"lock"}:
