@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers.utils import logging
 
-from ..utils.contents import digest_of_all, image_digests, remove_staged
+from ..utils.contents import digest_of_all, image_digests
 from ..utils.files import file_names, write_atomically
 from ..utils.run_folder import PROGRESS_FOLDER, RunFolder
 from ..utils.serialization import to_json
@@ -171,7 +171,6 @@ class EvaluationFolder:
                 "of the images; choose another folder, or overwrite the evaluation (--overwrite)."
             )
         self.run.lock()
-        remove_staged(self.path)
         self._apply()  # after an interruption
         self._old_sets = {name.partition("/")[0] for name in self.run.files if "/" in name}
         plans = {name: self._plan(name, key, overwrite, sheets, save_maps) for name, key in keys.items()}
@@ -187,7 +186,8 @@ class EvaluationFolder:
                 shutil.rmtree(staging, ignore_errors=True)
             elif plans[name][0] == "evaluate" and _read_json(staging / KEY_FILE) != key.to_dict():
                 if staging.exists() and not _is_valid_progress(staging, key):
-                    logger.warning(f"{name}: the progress of an unfinished evaluation of other data is deleted.")
+                    if (staging / KEY_FILE).exists():
+                        logger.warning(f"{name}: the progress of an unfinished evaluation of other data is deleted.")
                     shutil.rmtree(staging)
                 staging.mkdir(parents=True, exist_ok=True)
                 write_atomically(staging / CONTENTS_FILE, json.dumps({"images": key.contents}))

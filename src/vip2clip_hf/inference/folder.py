@@ -18,7 +18,7 @@ import numpy as np
 from transformers.utils import logging
 
 from ..models.vip2clip.arguments_vip2clip import LABELS
-from ..utils.contents import UNREADABLE, FileState, remove_staged
+from ..utils.contents import UNREADABLE, FileState
 from ..utils.distributed import from_all
 from ..utils.extras import extra
 from ..utils.files import write_atomically
@@ -113,7 +113,6 @@ class PredictionFolder:
                 "of the images; choose another folder, or overwrite the prediction (--overwrite)."
             )
         self.run.lock()
-        remove_staged(self.path)
         self._apply()  # after an interruption
         finished, pending = settings_of(self.path / SETTINGS_FILE), settings_of(self.progress / SETTINGS_FILE)
         earlier = None
@@ -148,8 +147,8 @@ class PredictionFolder:
             counts = {"changed": plan.changed, "new": plan.new if pending is None else 0, "removed": plan.removed}
             if text := ", ".join(f"{count} {kind}" for kind, count in counts.items() if count):
                 logger.warning(
-                    f"Images since the last prediction into {str(self.path)!r}: {text}. The rows of {plan.num_known} of "
-                    f"{len(names)} images are kept."
+                    f"Images since the last prediction into {str(self.path)!r}: {text}. The rows of {plan.num_known} "
+                    f"of {len(names)} images are kept."
                 )
             for key, value in more["versions"].items():
                 if found.get("versions", {}).get(key) != value:

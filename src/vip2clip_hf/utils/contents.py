@@ -1,13 +1,11 @@
 """Identify images by their contents, so results are only reused for the same pixels, not for the same names."""
 
-import contextlib
 import hashlib
 import os
 import time
 import uuid
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, NamedTuple
 
 
@@ -159,20 +157,7 @@ def digest_of_all(*columns: Iterable[Any]) -> str:
     return digest.hexdigest()
 
 
-def remove_staged(folder: Path) -> None:
-    """
-    Remove temporary files that a killed program has left in a folder, see `write_atomically`.
-
-    Args:
-        folder (`pathlib.Path`): the folder.
-    """
-    with contextlib.suppress(OSError), os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith(".") and entry.name.endswith(".vip2clip-tmp"):
-                os.unlink(entry.path)
-
-
 __all__ = [
     "UNREADABLE", "FileState", "digest_of", "digest_of_all", "image_digests", "is_unchanged", "read_file",
-    "read_image_bytes", "remove_staged",
+    "read_image_bytes",
 ]  # fmt: skip

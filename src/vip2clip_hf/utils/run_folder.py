@@ -105,6 +105,9 @@ class RunFolder:
             ) from error
         self._lock = lock
         self._write()
+        for folder in (self.path, *(path for path in progress.rglob("*") if path.is_dir()), progress):
+            for staged in folder.glob(".*.vip2clip-tmp"):  # left by a killed program
+                staged.unlink()
 
     def release(self) -> None:
         """Release the lock, if any, and remove the folder for the progress if it contains only the lock."""
