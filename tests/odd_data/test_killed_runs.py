@@ -20,7 +20,10 @@ RANDOM_KILLS = 20
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {name: (folder / name).read_bytes() for name in files_in(folder) if not name.startswith(".progress")}
+    names = (
+        name for name in files_in(folder) if not name.startswith(".progress") and not name.endswith(".vip2clip-tmp")
+    )
+    return {name: (folder / name).read_bytes() for name in names}
 
 
 def killed(work, after: float | None = None, at_call: int | None = None) -> bool:
