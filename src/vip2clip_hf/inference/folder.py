@@ -158,6 +158,7 @@ class PredictionFolder:
                     )
             more = {**more, "versions": found.get("versions", more["versions"])}
             if pending is None and plan.in_order:
+                self._clear_progress()
                 self.run.release()
                 return len(names)
             if pending is not None and not plan.changed and checksum(self.names.table()["name"]) == checksum(names):
@@ -240,6 +241,11 @@ class PredictionFolder:
         self.names.close()
         (self.progress / SETTINGS_FILE).unlink(missing_ok=True)
         (self.progress / "moving.json").unlink()
+        self._clear_progress()
+
+    def _clear_progress(self) -> None:
+        """Delete everything in the progress except the lock."""
+        self.names.close()
         for entry in list(self.progress.iterdir()):
             if entry.is_dir():
                 shutil.rmtree(entry, ignore_errors=True)
