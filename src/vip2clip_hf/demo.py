@@ -82,8 +82,8 @@ def _check_output(output: Path) -> None:
     found = [name for name in (SHEET, CHECKPOINT) if (output / name).exists()]
     if found and not (output / DEMO_FILE).is_file():
         raise OSError(
-            f"{str(output)!r} contains {' and '.join(found)}, which no demo has written; expected a new folder. Choose "
-            "another one with --output."
+            f"{str(output)!r} contains {' and '.join(found)}, which no demo has written; expected a new folder. "
+            "Choose another one with --output."
         )
 
 

@@ -77,8 +77,8 @@ def model_card(
         run (`Mapping[str, Any]`, *optional*):
             Information about training and evaluation, all optional: `recipe` and `versions` (`dict[str, Any]`),
             `results` (`list[dict]`, results of [`evaluate_model`] with `name`, `benchmark`, `trained_on` and
-            optionally `chosen_on`), and `license` (`str`, id of a licence on the Hub, by default the licence of the training datasets if all have
-            the same).
+            optionally `chosen_on`), and `license` (`str`, id of a licence on the Hub, by default the licence of the
+            training datasets if all have the same).
         decision ([`DecisionConfig`], *optional*):
             Thresholds of the checkpoint. The card describes their calibration.
         provenance ([`Provenance`], *optional*):

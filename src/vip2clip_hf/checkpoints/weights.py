@@ -29,8 +29,8 @@ def check_unwrapped(model: Any, action: str) -> None:
     model = getattr(model, "_orig_mod", model)  # of torch.compile
     if not isinstance(model, PreTrainedModel):
         raise ValueError(
-            f"The model is a {type(model).__name__}, which cannot be {action}; expected a ViP2ClipForAnomalyDetection. "
-            "Merge adapters of PEFT first, with merge_and_unload()."
+            f"The model is a {type(model).__name__}, which cannot be {action}; expected a "
+            "ViP2ClipForAnomalyDetection. Merge adapters of PEFT first, with merge_and_unload()."
         )
     found = {name for name, tensor in model.state_dict().items() if isinstance(tensor, torch.Tensor)}
     expected = _names(model.config.to_json_string(use_diff=False))

@@ -26,11 +26,10 @@ from ..data.collator import ViP2ClipCollator, undecoded
 from ..models.vip2clip.backbone_vip2clip import backbone_checksum
 from ..models.vip2clip.image_processing_vip2clip import ViP2ClipImageProcessor
 from ..models.vip2clip.modeling_vip2clip import ViP2ClipForAnomalyDetection
-from ..utils.code_version import code_version
 from ..utils.distributed import from_all, from_first, world
 from ..utils.files import write_atomically
 from .augmentation import Augmentation
-from .contents import content_hash
+from .contents import content_hash, reading_code
 from .rows import TrainingRows
 
 
@@ -44,11 +43,6 @@ CACHE_DTYPES = ("float16", "float32")
 CONFIG_FIELDS = ("image_size", "feature_layers", "image_embeds_layernorm", "position_interpolation")
 FORMAT = 1
 META_FILE = "meta.json"
-# Modules that turn a file into pixels, masks and embeddings.
-_MODELS = "vip2clip_hf.models.vip2clip"
-CODE = (f"{_MODELS}.image_processing_vip2clip", f"{_MODELS}.modeling_vip2clip", "vip2clip_hf.data.collator",
-        "vip2clip_hf.training.augmentation")  # fmt: skip
-CODE_WITH_IMPORTS = (f"{_MODELS}.image_loading_vip2clip",)
 
 
 class FeatureCache:
@@ -148,7 +142,7 @@ class FeatureCache:
             "image_size": size,
             "config": {name: getattr(config, name) for name in CONFIG_FIELDS},
             "augmentation": None if augmentation is None else [list(augmentation.kinds), augmentation.seed],
-            "code": code_version(*CODE, with_imports=CODE_WITH_IMPORTS),
+            "code": reading_code(),
             "pillow": PIL.__version__,
         }
         meta = json.loads(json.dumps(meta))  # the same types as in the file

@@ -3,13 +3,9 @@
 import math
 from dataclasses import fields
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from transformers import SchedulerType
-
-
-if TYPE_CHECKING:
-    from .trainer import ViP2ClipTrainer
 
 
 # Arguments that do not change the trained weights. All others are part of the recipe, also those of later versions.
@@ -53,7 +49,7 @@ _ENDLESS = ("constant", "constant_with_warmup", "inverse_sqrt", "reduce_lr_on_pl
 _LENGTH = ("num_train_epochs", "max_steps")
 
 
-def recipe_of(trainer: "ViP2ClipTrainer") -> dict[str, Any]:
+def recipe_of(trainer: Any) -> dict[str, Any]:
     """
     Return the settings of a trainer that change the result of training.
 
@@ -90,7 +86,7 @@ def recipe_of(trainer: "ViP2ClipTrainer") -> dict[str, Any]:
     return dict(sorted(found.items()))
 
 
-def rounding_of(trainer: "ViP2ClipTrainer") -> dict[str, Any]:
+def rounding_of(trainer: Any) -> dict[str, Any]:
     """
     Return the settings of a trainer that change the result by rounding only.
 
@@ -104,7 +100,7 @@ def rounding_of(trainer: "ViP2ClipTrainer") -> dict[str, Any]:
     return dict(sorted({**found, "processes": trainer.args.world_size}.items()))
 
 
-def _arguments(trainer: "ViP2ClipTrainer") -> dict[str, Any]:
+def _arguments(trainer: Any) -> dict[str, Any]:
     """Return the arguments that can change the result."""
     names = [field.name for field in fields(trainer.args)]
     kept = [
@@ -126,16 +122,16 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, (bool, int, float, str, type(None))) else str(value)
 
 
-def _schedule(trainer: "ViP2ClipTrainer") -> str:
+def _schedule(trainer: Any) -> str:
     return SchedulerType(trainer.args.lr_scheduler_type).value
 
 
-def _images_per_step(trainer: "ViP2ClipTrainer") -> int:
+def _images_per_step(trainer: Any) -> int:
     args = trainer.args
     return args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
 
 
-def describe_recipe(trainer: "ViP2ClipTrainer") -> dict[str, Any]:
+def describe_recipe(trainer: Any) -> dict[str, Any]:
     """
     Describe a training for the model card: what was run, not what was planned.
 
@@ -182,8 +178,9 @@ def describe_recipe(trainer: "ViP2ClipTrainer") -> dict[str, Any]:
     if args.augmentation is not None:
         views = f", {args.augmentation_views} views" if args.augmentation_views else ""
         found["augmentation"] = ", ".join(args.augmentation) + views
-    if trainer.mask_threshold is not None:
-        found["mask threshold"] = f"{trainer.mask_threshold:g}"
+    masks = {name: value for name, value in trainer.mask_settings().items() if value is not None}
+    if masks:
+        found["masks"] = ", ".join(f"{name} {value}" for name, value in masks.items())
     if (run := trainer.run) is not None:
         found["run"] = run.run_id
         if run.resumed:

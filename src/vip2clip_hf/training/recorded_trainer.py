@@ -53,7 +53,7 @@ class RecordedTrainer(Trainer):
     args: ViP2ClipTrainingArguments
     model: "ViP2ClipForAnomalyDetection"
     image_processor: "ViP2ClipImageProcessor"
-    mask_threshold: int | float | None
+    mask_threshold: int | float | None = None
     results: dict[str, dict[str, Any]]
     _rows: "Dataset | None"
     run: RunRecord | None = None
@@ -111,18 +111,25 @@ class RecordedTrainer(Trainer):
                 self.run_folder.rotate(self.run.run_id, 1, [best])
         return output
 
+    def mask_settings(self) -> dict[str, Any]:
+        """Return how masks are read: the values that are not the default of the image processor."""
+        options = getattr(self, "mask_options", None)
+        return {"mask_threshold": self.mask_threshold} if options is None else dict(options.columns())
+
     def locked(self) -> Any:
         """Lock the output folder in a `with` block. Only the first process writes to it."""
         return _Locked(self)
 
     def _begin_run(self, resume: str | bool | None, model: Any) -> tuple[str | None, RunRecord]:
+        if self._rows is None:
+            raise ValueError("train_dataset is None; expected a dataset to train on.")
         own = self.training_sets
         if own is None:
-            own = [describe_unnamed(self._rows)]
+            own = [_describe_named(self._rows)]
         record = RunRecord(
-            recipe=recipe_of(self),  # type: ignore[arg-type]
-            data=describe_contents(self._rows, self.mask_threshold),
-            rounding=rounding_of(self),  # type: ignore[arg-type]
+            recipe=recipe_of(self),
+            data=describe_contents(self._rows, self.mask_settings()),
+            rounding=rounding_of(self),
             training_sets=union(model.provenance.training_sets, own),
         )
         return begin_run(
@@ -136,7 +143,8 @@ class RecordedTrainer(Trainer):
 
     def _on_first(self, function: Callable[[], _Result]) -> _Result:
         """Call a function on the first process, and return its result or raise its error on all of them."""
-        result, error = None, None
+        result: Any = None
+        error: Exception | None = None
         if world()[0] == 0:
             try:
                 result = function()
@@ -145,7 +153,7 @@ class RecordedTrainer(Trainer):
         result, error = from_first((result, error))
         if error is not None:
             raise error
-        return result  # type: ignore[return-value]
+        return result
 
     # Checkpoints
 
@@ -249,7 +257,7 @@ class RecordedTrainer(Trainer):
         if checkpoint is None or self.optimizer is None:
             return super()._load_optimizer_and_scheduler(checkpoint)
         options = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
-        scheduler = getattr(self.lr_scheduler, "scheduler", self.lr_scheduler)
+        scheduler: Any = getattr(self.lr_scheduler, "scheduler", self.lr_scheduler)
         rates = list(getattr(scheduler, "base_lrs", []))
         try:
             super()._load_optimizer_and_scheduler(checkpoint)
@@ -296,18 +304,8 @@ class _Locked:
             self.context.__exit__(*error)
 
 
-def describe_unnamed(dataset: "Dataset | None") -> dict[str, Any]:
-    """
-    Describe a training dataset with the name that it was loaded with.
-
-    Args:
-        dataset (`datasets.Dataset`): the dataset.
-
-    Returns:
-        `dict[str, Any]`: see [`describe_training_set`]. Its name is "unnamed" if the dataset does not know it.
-    """
-    if dataset is None:
-        raise ValueError("train_dataset is None; expected a dataset to train on.")
+def _describe_named(dataset: "Dataset") -> dict[str, Any]:
+    """Describe a training dataset with the name that it was loaded with, or "unnamed"."""
     info = dataset.info
     name, split = info.dataset_name or "unnamed", info.config_name or "test"
     known = BENCHMARKS.get(name)

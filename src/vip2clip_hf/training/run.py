@@ -81,7 +81,7 @@ def run_training(
         ],
     )
     trainer.files = (RESULTS_FILE,)
-    resume = arguments.resume_from_checkpoint
+    resume: Any = arguments.resume_from_checkpoint
     resume = True if str(resume).lower() == "true" else None if str(resume).lower() == "false" else resume
     with trainer.locked():  # until the results are written
         trainer.train(resume_from_checkpoint=resume)

@@ -106,7 +106,8 @@ class RunRecord:
             one of them knows, such as arguments of a later version of transformers, are left out.
         """
         found = _compare(self.recipe, other.recipe)
-        data = _compare(self.data, other.data)
+        names = [*self.data, *(name for name in other.data if name not in self.data)]
+        data = _compare({n: self.data.get(n) for n in names}, {n: other.data.get(n) for n in names})
         return {**found, **{f"training data: {name}": values for name, values in data.items()}}
 
     def rounding_differences(self, other: "RunRecord") -> dict[str, tuple[Any, Any]]:

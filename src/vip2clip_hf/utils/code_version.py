@@ -4,7 +4,7 @@ import ast
 import hashlib
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -16,7 +16,7 @@ from .._version import __version__
 _SIMPLE = (bool, int, float, str, bytes, type(None))
 
 
-def code_version(*modules: str, with_imports: Sequence[str] = ()) -> str:
+def code_version(modules: Iterable[str]) -> str:
     """
     Hash the code and the constants of modules.
 
@@ -24,62 +24,31 @@ def code_version(*modules: str, with_imports: Sequence[str] = ()) -> str:
     current values are used, in case a program has changed them.
 
     Args:
-        *modules (`str`): names of modules, such as `"vip2clip_hf.training.augmentation"`.
-        with_imports (`Sequence[str]`, *optional*): names of modules to hash together with the modules in the same
-            package that they import.
+        modules (`Iterable[str]`): names of modules, such as `"vip2clip_hf.training.augmentation"`.
 
     Returns:
         `str`: SHA-256, as 64 hexadecimal digits.
     """
-    sources, names = hashlib.sha256(), sorted({*modules, *_closure(with_imports)})
-    for name in names:
+    found = hashlib.sha256()
+    for name in sorted(set(modules)):
         module = sys.modules.get(name) or importlib.import_module(name)
-        sources.update(f"{name}\n{_source(name)}\n{_constants(module)}\n".encode())
-    return sources.hexdigest()
-
-
-def _closure(modules: Sequence[str]) -> set[str]:
-    """Return modules and the modules in the same package that they import at top level, also indirectly."""
-    found: set[str] = set()
-    waiting = list(modules)
-    while waiting:
-        name = waiting.pop()
-        if name not in found:
-            found.add(name)
-            waiting += _imports(name)
-    return found
+        found.update(f"{name}\n{_source(str(module.__file__))}\n{_constants(module)}\n".encode())
+    return found.hexdigest()
 
 
 @cache
-def _imports(name: str) -> tuple[str, ...]:
-    """Return the sibling modules that a module imports."""
-    package, found = name.rpartition(".")[0], []
-    for node in _tree(name).body:
-        if isinstance(node, ast.ImportFrom) and node.level == 1 and node.module:
-            found.append(f"{package}.{node.module}")
-    return tuple(found)
-
-
-@cache
-def _source(name: str) -> str:
+def _source(path: str) -> str:
     """Return the code of a module without comments and docstrings. Without its source, the version of the package."""
-    tree = _tree(name)
-    if not tree.body:
+    try:
+        tree = ast.parse(Path(path).read_text(encoding="utf-8"))
+    except (OSError, SyntaxError, ValueError):  # only the compiled file is installed
         return __version__
     for node in ast.walk(tree):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
-            first = node.body[0] if node.body else None
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and node.body:
+            first = node.body[0]
             if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
                 node.body = node.body[1:] or [ast.Pass()]
     return ast.unparse(tree)
-
-
-def _tree(name: str) -> ast.Module:
-    module = sys.modules.get(name) or importlib.import_module(name)
-    try:
-        return ast.parse(Path(str(module.__file__)).read_text(encoding="utf-8"))
-    except (OSError, SyntaxError, ValueError):  # only the compiled file is installed
-        return ast.Module(body=[], type_ignores=[])
 
 
 def _constants(module: ModuleType) -> list[tuple[str, Any]]:

@@ -1,8 +1,8 @@
 """Find out whether a model was trained without a record of its training data.
 
 Code that trains a model outside of this package, such as a plain Trainer or PEFT, does not add to
-`provenance.training_sets`. A small sample of every weight is kept in memory when a model is loaded. If the weights have
-changed when the model is saved, but the list of training datasets has not, the list is not complete.
+`provenance.training_sets`. A small sample of every weight is kept in memory when a model is loaded. If the weights
+have changed when the model is saved, but the list of training datasets has not, the list is not complete.
 """
 
 import copy
