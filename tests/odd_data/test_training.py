@@ -293,6 +293,19 @@ def keeps_notes(trainer: ViP2ClipTrainer) -> None:
     reaches(1, "checkpoint-1")(trainer)
 
 
+def without_space(folder: Path) -> None:
+    """The cache of the new training does not fit on the disk. The earlier run is kept."""
+    before = sorted(path.relative_to(folder) for path in prepare(folder).rglob("*"))
+    usage = mock.Mock(free=10)
+    with (
+        mock.patch("vip2clip_hf.training.feature_cache.shutil.disk_usage", return_value=usage),
+        pytest.raises(OSError, match=r"but 0\.0 GB are free"),
+    ):
+        train_again(folder, overwrite_output_dir=True, cache_features=str(folder.parent / f"{folder.name}-cache"))
+    assert sorted(path.relative_to(folder) for path in folder.rglob("*")) == before
+    shutil.rmtree(folder.parent / f"{folder.name}-cache", ignore_errors=True)
+
+
 def with_a_model(folder: Path, **arguments: Any) -> ViP2ClipTrainer:
     write_dataset(folder / "set", ("stripes",), num_normal=3, num_anomalous=1, size=24)
     save_checkpoint(copy.deepcopy(_model()), ViP2ClipImageProcessor(size=48), folder / "run")
@@ -357,6 +370,7 @@ FOLDERS = [
     Case("overwrite a folder with checkpoints of two runs",
          lambda folder: train_again(with_a_checkpoint_of_another_run(folder), overwrite_output_dir=True),
          r"contains checkpoint-24 of another training run \(0123456789ab"),
+    Case("overwrite a run with a training that cannot begin", without_space, lambda result: None),
     Case("overwrite and resume", lambda folder: resume(prepare(folder), overwrite_output_dir=True),
          "overwrite_output_dir and resume_from_checkpoint are both set"),
     Case("complete checkpoint of the user",
@@ -494,6 +508,12 @@ def without_masks(root: Path) -> Any:
     return load_folder(root)
 
 
+def with_empty_masks(root: Path) -> Any:
+    for path in root.rglob("*_mask.png"):
+        Image.new("L", (24, 24)).save(path)
+    return load_folder(root)
+
+
 def only(label: int):
     def change(root: Path) -> Any:
         rows = load_folder(root)
@@ -506,9 +526,22 @@ def named(*names: str):
     return lambda root: {name: load_folder(root) for name in names}
 
 
+def with_other_evaluation_data(folder: Path) -> ViP2ClipTrainer:
+    best(folder, save_strategy="epoch")
+    replace_image(folder / "eval")
+    more = {"load_best_model_at_end": True, "eval_strategy": "epoch", "num_train_epochs": 2}
+    return resume(folder, evaluate=load_folder(folder / "eval"), **more)
+
+
 METRIC = [
+    Case("resume with other evaluation data that the epoch is chosen on", with_other_evaluation_data,
+         r"other settings: evaluation data: images \(was 7 \(.*allow_changed_recipe"),
     Case("best model by pixels without masks", lambda folder: best(folder, without_masks),
          r"'pixel_auroc', which is undefined on the evaluation data: no anomalous image has a mask\. Add masks"),
+    Case("best model by pixels with empty masks", lambda folder: best(folder, with_empty_masks),
+         r"'pixel_auroc', which is undefined on the evaluation data: all masks are empty\. Correct the masks"),
+    Case("best model by pixels of masks that are empty for one of two datasets",
+         lambda folder: best(folder, lambda root: {"a": load_folder(root.parent / "set"), "b": without_masks(root)}), reaches(1)),
     Case("best model by images without normal images",
          lambda folder: best(folder, only(1), metric_for_best_model="image_auroc"),
          r"'image_auroc', which is undefined .*no category has both normal and anomalous images\. Add the missing"),

@@ -21,6 +21,7 @@ from vip2clip_hf.training.parsing import parse_arguments
 from vip2clip_hf.training.recipe import describe_recipe
 from vip2clip_hf.training.run import run_training
 from vip2clip_hf.training.run_record import RECORD_FILE, RunRecord
+from vip2clip_hf.training.selection import check_selection_value
 from vip2clip_hf.training.trainer import ViP2ClipTrainer
 
 
@@ -214,13 +215,23 @@ def test_the_record_of_a_run(clip, image_processor, dataset, tmp_path):
     trainer.train()
     records = [RunRecord.read(tmp_path / "run"), RunRecord.read(tmp_path / "run" / "checkpoint-1")]
     assert {record.run_id for record in records} == {trainer.run.run_id}
-    assert records[0].data["images"].startswith("7 (")
+    assert records[0].data["training data: images"].startswith("7 (")
     assert (records[0].recipe["learning_rate"], records[0].recipe["images_per_step"]) == (0.001, 8)
     assert records[0].versions["torch"] == torch.__version__
     assert str(tmp_path) not in (tmp_path / "run" / RECORD_FILE).read_text()
     assert not (tmp_path / "run" / ".training.lock").exists()
     trainer.save_model()
     assert {"config.json", "model.safetensors", "provenance.json"} <= set(RunRecord.read(tmp_path / "run").files)
+
+
+def test_an_undefined_value_of_the_metric_stops_the_training():
+    """It could become undefined only in the evaluation."""
+    results = {"": {"mean": {"undefined": {"pixel_auroc": "no anomalous pixels (x)"}}}}
+    with pytest.raises(
+        ValueError, match=r"'pixel_auroc', which is undefined on the evaluation data: no anomalous pix"
+    ):
+        check_selection_value("eval_pixel_auroc", float("nan"), results)
+    check_selection_value("pixel_auroc", 0.0, results)
 
 
 # The command

@@ -3,7 +3,7 @@
 import math
 import os
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -63,6 +63,7 @@ class RecordedTrainer(Trainer):
     _sampler: "EpochSampler | None" = None
     _checksum: str | None = None
     _training, _limit = False, None
+    _replaced: RunRecord | None = None
 
     @property
     def run_folder(self) -> RunFolder:
@@ -93,7 +94,7 @@ class RecordedTrainer(Trainer):
         """
         args, model = self.args, self.accelerator.unwrap_model(self.model)
         with self.locked():
-            checkpoint, self.run = self._on_first(lambda: self._begin_run(resume, model))
+            checkpoint, self.run, self._replaced = self._on_first(lambda: self._begin_run(resume, model))
             # Also datasets of a model that was changed elsewhere, before its weights change again.
             check_training_record(model)
             model.provenance.training_sets = list(self.run.training_sets)
@@ -116,19 +117,30 @@ class RecordedTrainer(Trainer):
         options = getattr(self, "mask_options", None)
         return {"mask_threshold": self.mask_threshold} if options is None else dict(options.columns())
 
+    @staticmethod
+    def _eval_sets(eval_dataset: Any) -> dict[str, Any]:
+        """Return evaluation datasets by name."""
+        return dict(eval_dataset) if isinstance(eval_dataset, Mapping) else {"": eval_dataset}
+
     def locked(self) -> Any:
         """Lock the output folder in a `with` block. Only the first process writes to it."""
         return _Locked(self)
 
-    def _begin_run(self, resume: str | bool | None, model: Any) -> tuple[str | None, RunRecord]:
+    def _begin_run(self, resume: str | bool | None, model: Any) -> tuple[str | None, RunRecord, RunRecord | None]:
         if self._rows is None:
             raise ValueError("train_dataset is None; expected a dataset to train on.")
         own = self.training_sets
         if own is None:
             own = [_describe_named(self._rows)]
+        masks = self.mask_settings()
+        data = {f"training data: {name}": value for name, value in describe_contents(self._rows, masks).items()}
+        if self.args.load_best_model_at_end and self.eval_dataset is not None:  # the epoch is chosen on it
+            for name, rows in self._eval_sets(self.eval_dataset).items():
+                prefix = f"evaluation data {name}".strip()
+                data.update({f"{prefix}: {key}": value for key, value in describe_contents(rows, masks).items()})
         record = RunRecord(
             recipe=recipe_of(self),
-            data=describe_contents(self._rows, self.mask_settings()),
+            data=data,
             rounding=rounding_of(self),
             training_sets=union(model.provenance.training_sets, own),
         )
@@ -158,17 +170,22 @@ class RecordedTrainer(Trainer):
     # Checkpoints
 
     def _begin(self, step: int) -> None:
-        """Called when training begins, at the given step: check the names of the checkpoints, and clean up."""
+        """Called when everything is ready for training, at the given step: the folder is changed from here on."""
 
         def prepare() -> None:
-            run, folder = self.run, self.run_folder
+            run, folder, replaced = self.run, self.run_folder, self._replaced
             if run is None:
                 return
+            own = (run.run_id, *(() if replaced is None else (replaced.run_id,)))
+            folder.check_free([number for number in self._planned_steps() if number > step], *own)
+            if replaced is not None:
+                folder.delete_run(replaced)
             for name in folder.remove_incomplete(run.run_id):
                 logger.warning(f"Removed {name}, which was not written completely.")
-            folder.check_free([number for number in self._planned_steps() if number > step], run.run_id)
+            run.write(folder.path)
 
         self._on_first(prepare)
+        self._replaced = None
 
     def _planned_steps(self) -> list[int]:
         """Return the steps at which checkpoints will be saved. For `save_strategy="best"`, they are not known."""

@@ -175,20 +175,20 @@ class RunFolder:
                 removed.append(path.name)
         return removed
 
-    def check_free(self, steps: Iterable[int], run_id: str) -> None:
+    def check_free(self, steps: Iterable[int], *run_ids: str) -> None:
         """
         Check that the checkpoints of a run do not replace other files.
 
         Args:
             steps (`Iterable[int]`): steps at which checkpoints are saved.
-            run_id (`str`): id of the run.
+            *run_ids (`str`): ids of the run, and of an earlier run that it replaces.
 
         Raises:
-            OSError: if a checkpoint of this name exists that the run has not written.
+            OSError: if a checkpoint of this name exists that the runs have not written.
         """
         for step in steps:
             path = self.path / f"{PREFIX_CHECKPOINT_DIR}-{step}"
-            if not os.path.lexists(path) or run_of(path) == run_id:
+            if not os.path.lexists(path) or run_of(path) in run_ids:
                 continue
             if not path.is_dir() or any(is_checkpoint_file(name) for name in os.listdir(path)):
                 raise OSError(

@@ -24,7 +24,7 @@ class RunRecord:
 
     Args:
         recipe (`dict[str, Any]`): settings that change the result, see [`recipe_of`].
-        data (`dict[str, str]`): contents of the training data, see [`describe_contents`].
+        data (`dict[str, str]`): contents of the data, see [`describe_contents`].
         rounding (`dict[str, Any]`): settings that change the result by rounding only, see [`rounding_of`].
         training_sets (`list[dict]`): all datasets the weights were trained on, also before this run.
         run_id (`str`): id of the run, 12 hexadecimal digits.
@@ -105,10 +105,9 @@ class RunRecord:
             `dict[str, tuple]`: earlier and later value by name, for values that change the result. Settings that only
             one of them knows, such as arguments of a later version of transformers, are left out.
         """
-        found = _compare(self.recipe, other.recipe)
         names = [*self.data, *(name for name in other.data if name not in self.data)]
         data = _compare({n: self.data.get(n) for n in names}, {n: other.data.get(n) for n in names})
-        return {**found, **{f"training data: {name}": values for name, values in data.items()}}
+        return {**_compare(self.recipe, other.recipe), **data}
 
     def rounding_differences(self, other: "RunRecord") -> dict[str, tuple[Any, Any]]:
         """Compare what changes the result by rounding only: settings, and the versions of packages."""

@@ -26,9 +26,10 @@ def begin_run(
     overwrite: bool = False,
     allow_changes: bool = False,
     files: Sequence[str] = (),
-) -> tuple[str | None, RunRecord]:
+) -> tuple[str | None, RunRecord, RunRecord | None]:
     """
-    Begin a training run, or find the checkpoint to resume from. Writes the record of the run to the folder.
+    Check that a training run can begin, or find the checkpoint to resume from. Does not change the folder, except that
+    a checkpoint without a record to resume from gets one.
 
     Args:
         folder ([`RunFolder`]): output folder, locked.
@@ -40,7 +41,8 @@ def begin_run(
         files (`Sequence[str]`, *optional*): names of files that the training writes besides the model.
 
     Returns:
-        `tuple[str | None, RunRecord]`: path of the checkpoint to resume from, or None, and the record of the run.
+        `tuple[str | None, RunRecord, RunRecord | None]`: path of the checkpoint to resume from, or None; the record of
+        the run; and an earlier run to delete, or None.
 
     Raises:
         OSError: if the folder contains another run or other files that would be replaced, if the checkpoint is not
@@ -59,14 +61,10 @@ def begin_run(
         _check_complete(checkpoint)
     else:
         checkpoint = None
-        if overwrite and earlier is not None:
-            _check_unused(folder, files, ignore=earlier)
-            folder.delete_run(earlier)
-        _check_unused(folder, files)
+        _check_unused(folder, files, ignore=earlier if overwrite else None)
     if checkpoint is not None:
         _continue(folder, record, earlier, checkpoint, allow_changes, files)
-    record.write(folder.path)
-    return checkpoint, record
+    return checkpoint, record, earlier if overwrite else None
 
 
 def union(*lists: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -252,6 +250,7 @@ def _continue(
     if record.versions != found.versions:
         entry["versions"] = record.versions
     record.versions = found.versions
+    record.continues = found.continues if inside else record.continues
     record.resumed = [*found.resumed, entry]
     record.training_sets = union(found.training_sets, record.training_sets)
     record.files = earlier.files if inside and earlier is not None else []

@@ -2,9 +2,10 @@
 
 from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ..data.collator import count_masks
+from ..data.collator import ViP2ClipCollator, count_masks, undecoded
 from ..evaluation.metrics import METRICS
 
 
@@ -12,13 +13,17 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
-def check_selection_metric(metric: str, eval_datasets: "Mapping[str, Dataset]") -> None:
+def check_selection_metric(
+    metric: str, eval_datasets: "Mapping[str, Dataset]", collator: ViP2ClipCollator | None = None
+) -> None:
     """
     Check, before training, that a metric can be computed on the evaluation data.
 
     Args:
         metric (`str`): `metric_for_best_model`, with or without `eval_`.
         eval_datasets (`Mapping[str, datasets.Dataset]`): the evaluation data by name.
+        collator ([`ViP2ClipCollator`], *optional*): reads masks, to find one that is not empty. Without it, any mask
+            counts.
 
     Raises:
         ValueError: if there is no such metric, or it is undefined on the data. The message describes what would define
@@ -37,7 +42,7 @@ def check_selection_metric(metric: str, eval_datasets: "Mapping[str, Dataset]") 
             )
         dataset, plain = named[name]
         chosen = {dataset: eval_datasets[dataset]}
-    reasons = [_undefined(rows) for rows in chosen.values()]
+    reasons = [_undefined(rows, collator) for rows in chosen.values()]
     level = plain.partition("_")[0]
     if all(level in found for found in reasons):
         reason, remedy = reasons[0][level]
@@ -48,7 +53,7 @@ def check_selection_metric(metric: str, eval_datasets: "Mapping[str, Dataset]") 
         )
 
 
-def _undefined(dataset: "Dataset") -> dict[str, tuple[str, str]]:
+def _undefined(dataset: "Dataset", collator: ViP2ClipCollator | None) -> dict[str, tuple[str, str]]:
     """Return why the metrics of images and of pixels are undefined on a dataset, and what would define them."""
     found: dict[str, tuple[str, str]] = {}
     labels = defaultdict(set)
@@ -61,7 +66,19 @@ def _undefined(dataset: "Dataset") -> dict[str, tuple[str, str]]:
         )  # fmt: skip
     if not count_masks(dataset):
         found["pixel"] = ("no anomalous image has a mask", "Add masks to the evaluation data")
+    elif collator is not None and not _has_anomalous_pixels(dataset, collator):
+        found["pixel"] = ("all masks are empty", "Correct the masks of the evaluation data, or the mask threshold")
     return found
+
+
+def _has_anomalous_pixels(dataset: "Dataset", collator: ViP2ClipCollator) -> bool:
+    """Check whether there is a mask that is not empty at the size of the model. Usually, this is the first one."""
+    rows, collator = undecoded(dataset), replace(collator, pixel_labels=True)
+    for position in (number for number, label in enumerate(dataset["label"]) if label == 1):
+        row = rows[position]
+        if row.get("mask") is not None and collator([row])["mask_labels"].any():
+            return True
+    return False
 
 
 def check_selection_value(metric: str, value: Any, results: Mapping[str, Mapping[str, Any]]) -> None:

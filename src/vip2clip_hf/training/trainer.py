@@ -2,7 +2,6 @@
 
 import math
 import time
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -102,10 +101,11 @@ class ViP2ClipTrainer(RecordedTrainer):
         self.augmentation = None if args.augmentation is None else Augmentation(args.augmentation, args.seed)
         self._rows = train_dataset
         pixel_labels = train_dataset is None or check_training_data(train_dataset, self.augmentation)
+        self._collator = ViP2ClipCollator(image_processor, pixel_labels, mask_threshold)
         super().__init__(
             model=model,
             args=args,
-            data_collator=ViP2ClipCollator(image_processor, pixel_labels, mask_threshold),
+            data_collator=self._collator,
             train_dataset=None if train_dataset is None else TrainingRows(train_dataset, self.augmentation),
             eval_dataset=eval_dataset,
             processing_class=image_processor,
@@ -289,7 +289,7 @@ class ViP2ClipTrainer(RecordedTrainer):
         if self._rows is None:
             raise ValueError("train_dataset is None; expected a dataset to train on.")
         if self.args.metric_for_best_model is not None and self.eval_dataset is not None:
-            check_selection_metric(self.args.metric_for_best_model, self._eval_sets(self.eval_dataset))
+            check_selection_metric(self.args.metric_for_best_model, self._eval_sets(self.eval_dataset), self._collator)
 
         def train(checkpoint: str | None) -> TrainOutput:
             if self.model.decision.calibration is not None:
@@ -304,10 +304,6 @@ class ViP2ClipTrainer(RecordedTrainer):
 
         rows = self._rows
         return self.train_recorded(resume_from_checkpoint, train)
-
-    @staticmethod
-    def _eval_sets(eval_dataset: Any) -> dict[str, Any]:
-        return dict(eval_dataset) if isinstance(eval_dataset, Mapping) else {"": eval_dataset}
 
     def evaluate(
         self,
