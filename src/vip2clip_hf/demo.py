@@ -27,16 +27,11 @@ from .models.vip2clip.modeling_vip2clip import ViP2ClipForAnomalyDetection
 from .models.vip2clip.pipeline_anomaly_detection import AnomalyDetectionPipeline
 from .training.arguments import ViP2ClipTrainingArguments
 from .training.trainer import ViP2ClipTrainer
-from .utils.files import write_atomically
-from .utils.serialization import to_json
-from .utils.versions import versions
 
 
 # The checkpoint was not trained on this surface.
 SURFACE = "dots"
 TILE = 224
-# Files in the output folder. The first marks the folder of a demo.
-DEMO_FILE, SHEET, CHECKPOINT = "demo.json", "sheet.png", "checkpoint"
 TITLES = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "pixel_aupro": "AUPRO"}
 
 
@@ -77,16 +72,6 @@ def draw_sheet(rows: list[list[Image.Image]]) -> Image.Image:
     return sheet
 
 
-def _check_output(output: Path) -> None:
-    """Check that the folder is new, or contains the files of an earlier demo."""
-    found = [name for name in (SHEET, CHECKPOINT) if (output / name).exists()]
-    if found and not (output / DEMO_FILE).is_file():
-        raise OSError(
-            f"{str(output)!r} contains {' and '.join(found)}, which no demo has written; expected a new folder. "
-            "Choose another one with --output."
-        )
-
-
 def run_demo(
     output: str | os.PathLike = "demo_output", seed: int = 0, say: Callable[[str], None] = print
 ) -> dict[str, Any]:
@@ -103,15 +88,12 @@ def run_demo(
         fine-tuning), `sheet` and `checkpoint` (paths).
 
     Raises:
-        OSError: if the folder is a file, contains files that the demo would replace and has not written, or cannot be
-            written.
+        OSError: if the folder is a file or cannot be written.
     """
     output = Path(output)
     if output.exists() and not output.is_dir():
         raise OSError(f"{str(output)!r} is a file; expected a folder, or a path that does not exist.")
-    _check_output(output)
     output.mkdir(parents=True, exist_ok=True)
-    write_atomically(output / DEMO_FILE, to_json({"kind": "demo", "versions": versions()}))
     start = time.perf_counter()
 
     detector = AnomalyDetectionPipeline.from_pretrained(bundled_checkpoint(), device="cpu")
@@ -125,7 +107,7 @@ def run_demo(
         # Fixed scale from 0 to 1, like the heatmap.
         anomaly_map = Image.fromarray(np.rint(result["anomaly_map"] * 255).astype(np.uint8))
         rows.append([image, anomaly_map, result["heatmap"], mask or Image.new("L", image.size)])
-    sheet = output / SHEET
+    sheet = output / "sheet.png"
     draw_sheet(rows).save(sheet)
     say(f"Wrote {sheet}. Columns: image, anomaly map, heatmap, true mask.")
 
@@ -157,15 +139,15 @@ def run_demo(
         say(f"On {len(eval_dataset)} other images:")
         for name, title in TITLES.items():
             say(f"  {title} {before[name]:.3f} before, {after[name]:.3f} after fine-tuning")
-        write_checkpoint(model, image_processor, output / CHECKPOINT)
-    say(f"The fine-tuned checkpoint is in {output / CHECKPOINT}.")
+        write_checkpoint(model, image_processor, output / "checkpoint")
+    say(f"The fine-tuned checkpoint is in {output / 'checkpoint'}.")
     say(f"Took {time.perf_counter() - start:.0f} seconds.")
     return {
         "scores": scores,
         "before": {name: before[name] for name in TITLES},
         "after": {name: after[name] for name in TITLES},
         "sheet": str(sheet),
-        "checkpoint": str(output / CHECKPOINT),
+        "checkpoint": str(output / "checkpoint"),
     }
 
 

@@ -16,7 +16,6 @@ from vip2clip_hf.data.collator import ViP2ClipCollator
 from vip2clip_hf.data.loading import load_benchmark, load_folder
 from vip2clip_hf.data.provenance import describe_training_set, find_training_overlap
 from vip2clip_hf.data.synthetic.dataset import write_dataset
-from vip2clip_hf.demo import run_demo
 from vip2clip_hf.training.parsing import parse_arguments
 from vip2clip_hf.training.recipe import describe_recipe
 from vip2clip_hf.training.run import run_training
@@ -270,11 +269,3 @@ def test_results_of_the_user_are_kept(clip_folder, tmp_path):
         with pytest.raises(OSError, match=r"out' contains results\.json, which this training would replace"):
             run_training(*parse_arguments([*arguments, *more]))
     assert (tmp_path / "out" / "results.json").read_text() == "mine"
-
-
-def test_the_demo_does_not_replace_other_files(tmp_path):
-    (tmp_path / "checkpoint").mkdir()
-    (tmp_path / "sheet.png").write_text("mine")
-    with pytest.raises(OSError, match=r"contains sheet\.png and checkpoint, which no demo has written.*--output"):
-        run_demo(tmp_path)
-    assert (tmp_path / "sheet.png").read_text() == "mine"
