@@ -19,6 +19,7 @@ from transformers import PrinterCallback, set_seed
 from .checkpoints.bundled import bundled_checkpoint, example_photos
 from .checkpoints.saving import write_checkpoint
 from .data.loading import load_folder
+from .data.provenance import describe_training_set
 from .data.synthetic.dataset import generate_image, write_dataset
 from .evaluation.evaluator import evaluate_model
 from .models.vip2clip.image_processing_vip2clip import ViP2ClipImageProcessor
@@ -128,7 +129,8 @@ def run_demo(
             save_strategy="no",
             use_cpu=True,
         )
-        trainer = ViP2ClipTrainer(model, arguments, image_processor, train_dataset)
+        trained_on = [describe_training_set(train_dataset, f"synthetic images of {SURFACE}")]
+        trainer = ViP2ClipTrainer(model, arguments, image_processor, train_dataset, training_sets=trained_on)
         trainer.remove_callback(PrinterCallback)
         before = evaluate_model(model, image_processor, eval_dataset)["mean"]
         say(f"Fine-tuning for two epochs on {len(train_dataset)} synthetic images of {SURFACE} ...")

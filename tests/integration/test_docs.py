@@ -225,7 +225,8 @@ def run(command: str) -> str:
             runner.check_options(command)
         return ""
     # "training/train.py ..." is an abbreviation. Run it with the arguments of the first command on the page.
-    command = command.replace("training/train.py ...", "training/train.py training/configs/tiny.json --train_data A")
+    same = "training/train.py training/configs/tiny.json --train_data A --output_dir outputs/again"
+    command = command.replace("training/train.py ...", same)
     words = [WORDS.get(word, word) for word in command.split()]
     command = " ".join(words)
     for pattern, more in SMALL.items():

@@ -1,5 +1,6 @@
 """Run the programs of the repository like a user."""
 
+import json
 import re
 
 import pytest
@@ -30,6 +31,9 @@ def test_demo(tmp_path):
     assert out.count("hazelnut_") == 4
     assert (tmp_path / "demo" / "sheet.png").stat().st_size > 10_000
     assert (tmp_path / "demo" / "checkpoint" / "model.safetensors").exists()
+    recorded = json.loads((tmp_path / "demo" / "checkpoint" / "provenance.json").read_text())["training_sets"]
+    assert recorded[-1]["name"] == "synthetic images of dots"  # after those of the bundled checkpoint
+    assert len(recorded) > 1
 
 
 @pytest.mark.slow

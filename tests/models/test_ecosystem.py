@@ -71,6 +71,45 @@ def test_perception_calls_layers_that_are_not_plain(model, pixel_values, name, k
         torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
 
 
+class Lora(nn.Module):
+    """A layer of low rank beside another, which is kept."""
+
+    def __init__(self, base):
+        super().__init__()
+        self.base, self.weight, self.bias = base, base.weight, base.bias
+        self.down, self.up = (nn.Parameter(torch.randn(shape)) for shape in ((2, 16), (16, 2)))
+
+    def forward(self, inputs):
+        return self.base(inputs) + inputs @ self.down.T @ self.up.T
+
+
+@pytest.mark.parametrize("name", FGP)
+def test_low_rank_wrappers_work(model, batch, name):
+    """They change the results, get gradients, and give the same as adding their product to the weight."""
+    expected = copy.deepcopy(model)
+    wrapper = Lora(getattr(model.fine_grained_perception, name))
+    with torch.no_grad():
+        getattr(expected.fine_grained_perception, name).weight.add_(wrapper.up @ wrapper.down)
+    setattr(model.fine_grained_perception, name, wrapper)
+    found, wanted = model(**batch), expected(**batch)
+    torch.testing.assert_close(found.scores, wanted.scores, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found.anomaly_maps, wanted.anomaly_maps, rtol=1e-4, atol=1e-5)
+    found.loss.backward()
+    assert wrapper.down.grad.abs().max() > 0
+    assert wrapper.up.grad.abs().max() > 0
+
+
+def test_quantized_model(model, pixel_values):
+    """All linear layers of CLIP and of the adapters in int8."""
+    expected = scores_of(model, pixel_values)
+    quantized = torch.ao.quantization.quantize_dynamic(copy.deepcopy(model), {nn.Linear})
+    for found, wanted in zip(scores_of(quantized, pixel_values), expected):
+        torch.testing.assert_close(found, wanted, rtol=0, atol=0.05)
+    half = torch.ao.quantization.quantize_dynamic(copy.deepcopy(model).half(), {nn.Linear})
+    with pytest.raises(ValueError, match=r"quantized by torch, but .* torch\.float16; expected float32.*\.float\(\)"):
+        half(pixel_values.half())
+
+
 @pytest.mark.parametrize("heads", [1, 8])
 @pytest.mark.parametrize("scaled", [True, False])
 def test_both_forms_of_the_perception_agree(pixel_values, heads, scaled):

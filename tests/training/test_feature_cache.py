@@ -9,10 +9,11 @@ from helpers.tiny import TINY
 from vip2clip_hf import ViP2ClipForAnomalyDetection, ViP2ClipImageProcessor
 from vip2clip_hf.data import ViP2ClipCollator, load_folder
 from vip2clip_hf.data.synthetic.dataset import write_dataset
-from vip2clip_hf.training import feature_cache
+from vip2clip_hf.training import augmentation as augmentation_module, feature_cache
 from vip2clip_hf.training.augmentation import Augmentation
 from vip2clip_hf.training.feature_cache import CachedRows, FeatureCache
 from vip2clip_hf.training.rows import TrainingRows
+from vip2clip_hf.utils import code_version
 
 
 @pytest.fixture
@@ -168,6 +169,37 @@ def test_all_inputs_are_part_of_the_key(build, model, image_processor, dataset, 
         model.prompt_learner.normal_context += 1
         model.clip.text_projection.weight += 1
     assert build().folder in folders
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("COLOR_CHANGE", 0.5), ("PIECE_SIDES", (0.1, 0.2)), ("AUGMENTATIONS", ("flip", "cut_paste"))]
+)
+def test_constants_of_the_augmentation_are_part_of_the_key(build, monkeypatch, name, value):
+    options = {"augmentation": Augmentation(["flip", "color", "cut_paste"]), "num_views": 2}
+    before = build(**options).folder
+    monkeypatch.setattr(augmentation_module, name, value)
+    assert build(**options).folder != before
+
+
+def test_code_that_reads_images_is_part_of_the_key(build, monkeypatch):
+    """Also of the readers of images and masks, whose modules are found by their names."""
+    before, source = build().folder, code_version._source
+    for name in ("image_loading_vip2clip.py", "image_processing_vip2clip.py", "collator.py", "augmentation.py"):
+        changed = lambda path, name=name: source(path) + ("x = 1\n" if path.endswith(f"/{name}") else "")  # noqa: E731
+        monkeypatch.setattr(code_version, "_source", changed)
+        assert build().folder != before, name
+    monkeypatch.setattr(code_version, "_source", source)
+    assert build().folder == before
+    monkeypatch.setattr(feature_cache.PIL, "__version__", "0.0")
+    assert build().folder != before
+
+
+def test_an_incomplete_cache_keeps_other_files(build):
+    folder = build().folder
+    (folder / "notes.txt").write_text("mine")
+    (folder / "meta.json").write_text("{")
+    assert build().folder == folder
+    assert (folder / "notes.txt").read_text() == "mine"
 
 
 def test_views(build, dataset, image_processor, model):

@@ -266,7 +266,7 @@ def test_a_run_of_version_0_1_resumes(build, tmp_path):
     ):
         config[old] = config.pop(new)
     (checkpoint / "config.json").write_text(json.dumps(config))
-    resumed, expected = build(num_train_epochs=2), build(num_train_epochs=2)
+    resumed, expected = build(num_train_epochs=2), build(num_train_epochs=2, output_dir=tmp_path / "expected")
     resumed.train(resume_from_checkpoint=str(checkpoint))
     expected.train()
     assert_same_tensors(resumed.model.adapter_state_dict(), expected.model.adapter_state_dict(), 1e-6)

@@ -76,9 +76,9 @@ def model_card(
             Configuration of the checkpoint.
         run (`Mapping[str, Any]`, *optional*):
             Information about training and evaluation, all optional: `recipe` and `versions` (`dict[str, Any]`),
-            `results` (`list[dict]`, results of [`evaluate_model`] with `name`, `benchmark` and `trained_on`), and
-            `license` (`str`, id of a licence on the Hub, by default the licence of the training datasets if all have
-            the same).
+            `results` (`list[dict]`, results of [`evaluate_model`] with `name`, `benchmark`, `trained_on` and
+            optionally `chosen_on`), and `license` (`str`, id of a licence on the Hub, by default the licence of the
+            training datasets if all have the same).
         decision ([`DecisionConfig`], *optional*):
             Thresholds of the checkpoint. The card describes their calibration.
         provenance ([`Provenance`], *optional*):
@@ -97,8 +97,11 @@ def model_card(
         _describe_content(config, provenance, adapters_only),
         _describe_use(adapters_only and not provenance.backbone_id),
     ]
-    if provenance.training_sets:
-        parts.append("## Training data\n\n" + "\n".join(map(_describe_data, provenance.training_sets)))
+    data = list(map(_describe_data, provenance.training_sets))
+    if not provenance.training_recorded:
+        data.append(UNRECORDED)
+    if data:
+        parts.append("## Training data\n\n" + "\n".join(data))
     lines = [f"- {name}: {value}" for name, value in run.get("recipe", {}).items()]
     if versions := ", ".join(f"{name} {version}" for name, version in run.get("versions", {}).items()):
         lines.append(f"- versions: {versions}")
@@ -111,6 +114,10 @@ def model_card(
     return str(ModelCard("\n\n".join([*parts, _LIMITS, _CITATION]) + "\n"))
 
 
+UNRECORDED = (
+    "- Not recorded: the weights were also trained or changed by other code, and the data is not known. Results may "
+    "not be zero-shot."
+)
 _INTRODUCTION = """# ViP²-CLIP
 
 This model finds defects in photos of objects that it has never seen (zero-shot anomaly detection). For each photo, it
@@ -193,7 +200,8 @@ def _describe_data(entry: Mapping[str, Any]) -> str:
     benchmark = BENCHMARKS.get(entry.get("benchmark") or "")
     name = entry.get("name") if benchmark is None else f"[{benchmark.title}]({benchmark.source})"
     images, anomalous = entry.get("num_images"), entry.get("num_anomalous_images")
-    text = f"- {name}, {entry.get('split')} split: {images} images, {anomalous} of them anomalous."
+    split = f", {entry['split']} split" if entry.get("split") else ""
+    text = f"- {name}{split}: {images} images, {anomalous} of them anomalous."
     if categories := entry.get("categories"):
         more = f" and {len(categories) - 20} more" if len(categories) > 20 else ""
         text += f" Categories: {', '.join(categories[:20])}{more}."
@@ -213,7 +221,9 @@ def _describe_results(results: list[dict[str, Any]]) -> str:
     for result in results:
         mark = SEEN if result["trained_on"] else ""
         parts += [f"### {result['name']}{mark}", category_table(result, "github")]
-    if lines := notes(results, with_average=False):
+    lines = notes(results, with_average=False)
+    lines += [f"{result['name']}: {reason}." for result in results for reason in result.get("chosen_on") or ()]
+    if lines:
         parts.append("\n".join(f"- {line}" for line in lines))
     return "\n\n".join(parts)
 

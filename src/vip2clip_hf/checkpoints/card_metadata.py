@@ -61,13 +61,17 @@ def card_metadata(provenance: Provenance, run: Mapping[str, Any]) -> ModelCardDa
 def _results(entry: Mapping[str, Any]) -> list[EvalResult]:
     """Return the defined metrics of an evaluated dataset."""
     seen = bool(entry["trained_on"])
+    notes = [
+        *(["contains training data"] if seen else []),
+        *(["used to choose the epoch"] if entry.get("chosen_on") else []),
+    ]
     values = {metric: entry["mean"].get(metric) for metric in METRICS}
     return [
         EvalResult(
             task_type=TASK,
             task_name="Anomaly detection" if seen else "Zero-shot anomaly detection",
             dataset_type=entry["name"],
-            dataset_name=f"{entry['name']} (contains training data)" if seen else entry["name"],
+            dataset_name=f"{entry['name']} ({', '.join(notes)})" if notes else entry["name"],
             metric_type=METRICS[metric][0],
             metric_name=METRICS[metric][1],
             metric_value=round(float(value), 4),

@@ -18,6 +18,7 @@ from ..models.vip2clip.pretrained_vip2clip import CUSTOM_PIPELINES
 from ..models.vip2clip.provenance_vip2clip import BackboneReference, Provenance
 from ..utils.files import umask
 from .card import is_generated, model_card
+from .weights import check_unwrapped
 
 
 _MODEL_FOLDER = Path(__file__).parents[1] / "models" / "vip2clip"
@@ -79,10 +80,13 @@ def write_checkpoint(
         `pathlib.Path`: the folder.
 
     Raises:
-        ValueError: if the image processor does not match the model, or adapters contain NaN or infinite values.
+        ValueError: if the image processor does not match the model, if adapters contain NaN or infinite values, or if
+            layers are wrapped or quantized.
         OSError: if the folder cannot be written.
     """
     check_image_processor(image_processor, model.config.image_size)
+    check_unwrapped(model, "saved")
+    model = getattr(model, "_orig_mod", model)
     broken = [name for name, tensor in model.adapter_state_dict().items() if not torch.isfinite(tensor).all()]
     if broken:
         raise ValueError(

@@ -75,6 +75,8 @@ def _print_result(result: dict[str, Any]) -> None:
         typer.echo(f"  {name} is undefined: {reason}")
     for reason in result["trained_on"]:
         typer.echo(f"  not zero-shot: {reason}")
+    for reason in result.get("chosen_on", ()):
+        typer.echo(f"  {reason}")
 
 
 __all__ = ["TRAIN_SETTINGS", "train"]

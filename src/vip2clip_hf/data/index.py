@@ -1,10 +1,11 @@
 """Index of the images of a dataset, without opening them, and its conversion to a `datasets.Dataset`."""
 
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..models.vip2clip.arguments_vip2clip import LABELS
 from ..utils.extras import extra
@@ -133,6 +134,7 @@ class DataIndex:
             import datasets
 
         if self.source is not None:
+            self._name(self.source.info)
             return self.source
         import pyarrow as pa
 
@@ -156,7 +158,14 @@ class DataIndex:
             info.description = f"{self.benchmark.title}; the paper evaluates {self.benchmark.evaluated}."
             info.homepage, info.citation = self.benchmark.source, self.benchmark.citation
             info.license = self.benchmark.licence or ""
+        self._name(info)
         return datasets.Dataset(table, info=info)
+
+    def _name(self, info: Any) -> None:
+        """Set the name and the split, which the trainer records. Not the path, which would be published."""
+        name = os.path.basename(os.path.abspath(self.root)) if os.path.exists(self.root) else str(self.root)
+        info.dataset_name = self.benchmark.name if self.benchmark is not None else name
+        info.config_name = self.split
 
 
 def make_index(reading: Reading, layout: Layout, split: str, categories: Sequence[str] | None) -> DataIndex:

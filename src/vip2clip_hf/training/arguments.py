@@ -43,6 +43,12 @@ class ViP2ClipTrainingArguments(TrainingArguments):
         augmentation_views (`int`, *optional*):
             Number of views per image. The epochs cycle through the views; the first view is the original image. By
             default, every epoch uses a new view. Required with `cache_features`, at least 2: all views are cached.
+        overwrite_output_dir (`bool`, defaults to `False`):
+            Whether to delete the checkpoints and the model of an earlier training run in `output_dir`. Other files
+            are kept. Without it, a new training in the folder of another run is an error.
+        allow_changed_recipe (`bool`, defaults to `False`):
+            Whether to resume with settings or training data that are not those of the checkpoint. Without it, a
+            difference is an error that lists all of them.
 
     Raises:
         ValueError: if an argument is unknown, out of range or not supported, or if `augmentation_views` does not fit
@@ -95,6 +101,17 @@ class ViP2ClipTrainingArguments(TrainingArguments):
             "image. By default, every epoch uses a new view. Required with cache_features, which stores all views."
         },
     )
+    overwrite_output_dir: bool = field(
+        default=False,
+        metadata={
+            "help": "Delete the checkpoints and the model of an earlier training run in output_dir. Other files are "
+            "kept."
+        },
+    )
+    allow_changed_recipe: bool = field(
+        default=False,
+        metadata={"help": "Resume also if the settings or the training data are not those of the checkpoint."},
+    )
     save_strategy: str = field(
         default="epoch",
         metadata={
@@ -136,7 +153,8 @@ class ViP2ClipTrainingArguments(TrainingArguments):
     def __post_init__(self) -> None:
         if self.perception_learning_rate is None:
             self.perception_learning_rate = self.learning_rate * PERCEPTION_SHARE
-        if self.load_best_model_at_end and self.metric_for_best_model is None:
+        plateau = self.lr_scheduler_type == "reduce_lr_on_plateau"
+        if (self.load_best_model_at_end or plateau) and self.metric_for_best_model is None:
             self.metric_for_best_model = "pixel_auroc"
         super().__post_init__()
         if self.optim not in ("adamw_torch", "adamw_torch_fused"):  # the defaults of transformers
@@ -151,7 +169,7 @@ class ViP2ClipTrainingArguments(TrainingArguments):
         if self.cache_dtype not in CACHE_DTYPES:
             raise ValueError(f"cache_dtype is {self.cache_dtype!r}; expected {' or '.join(CACHE_DTYPES)}.")
         self._check_augmentation()
-        if self.metric_for_best_model is not None and self.load_best_model_at_end:
+        if self.metric_for_best_model is not None:
             self._check_metric(self.metric_for_best_model.removeprefix("eval_"))
         # With several GPUs in one process, transformers would use DataParallel, which changes the number of images per
         # step and the weights of the losses.

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import PIL
 import torch
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
@@ -28,6 +29,7 @@ from ..models.vip2clip.modeling_vip2clip import ViP2ClipForAnomalyDetection
 from ..utils.distributed import from_all, from_first, world
 from ..utils.files import write_atomically
 from .augmentation import Augmentation
+from .contents import content_hash, reading_code
 from .rows import TrainingRows
 
 
@@ -41,14 +43,6 @@ CACHE_DTYPES = ("float16", "float32")
 CONFIG_FIELDS = ("image_size", "feature_layers", "image_embeds_layernorm", "position_interpolation")
 FORMAT = 1
 META_FILE = "meta.json"
-
-
-def _content_hash(image: dict[str, Any] | None) -> str | None:
-    """Return the SHA-256 of an image file `{"path": ..., "bytes": ...}`."""
-    if image is None:
-        return None
-    content = image["bytes"] if image.get("bytes") is not None else Path(image["path"]).read_bytes()
-    return hashlib.sha256(content).hexdigest()
 
 
 class FeatureCache:
@@ -88,9 +82,9 @@ class FeatureCache:
         Run the backbone over the dataset and store the embeddings. Rows already stored are not computed again.
 
         Stored rows are verified by checksums. Damaged rows and incomplete arrays are computed again. If the backbone,
-        the image processor, the precision, the augmentation or an image changes, a separate cache is created in
-        `folder`. If torch.distributed is initialized, the processes share the work; they need access to the same
-        folder. If two programs build the same cache, one waits for the other.
+        the image processor, the precision, the augmentation, an image or the code that reads images changes, a
+        separate cache is created in `folder`. If torch.distributed is initialized, the processes share the work; they
+        need access to the same folder. If two programs build the same cache, one waits for the other.
 
         Args:
             model ([`ViP2ClipForAnomalyDetection`]):
@@ -148,6 +142,8 @@ class FeatureCache:
             "image_size": size,
             "config": {name: getattr(config, name) for name in CONFIG_FIELDS},
             "augmentation": None if augmentation is None else [list(augmentation.kinds), augmentation.seed],
+            "code": reading_code(),
+            "pillow": PIL.__version__,
         }
         meta = json.loads(json.dumps(meta))  # the same types as in the file
         first = world()[0] == 0
@@ -213,7 +209,8 @@ class FeatureCache:
         if not self._is_complete(file):
             if self.folder.exists():
                 logger.warning(f"The feature cache in {self.folder} is incomplete. Building it again.")
-                shutil.rmtree(self.folder)
+                for name in [f"{array}.npy" for array in self._layout()] + [META_FILE]:
+                    (self.folder / name).unlink(missing_ok=True)
             needed, free = self.size_of(), shutil.disk_usage(self.folder.parent).free
             count = self.meta["num_rows"]
             logger.info(f"Feature cache: {needed / 1e9:.2f} GB for {count} rows in {self.folder}")
@@ -223,7 +220,7 @@ class FeatureCache:
                     f"but {free / 1e9:.1f} GB are free in {str(self.folder.parent)!r}. Use another disk or "
                     "cache_dtype float16, or train without a cache."
                 )
-            self.folder.mkdir()
+            self.folder.mkdir(exist_ok=True)
             for name, (shape, dtype) in self._layout().items():
                 np.lib.format.open_memmap(self._path(name), mode="w+", dtype=dtype, shape=shape).flush()
             write_atomically(file, json.dumps(self.meta, indent=1) + "\n")
@@ -371,8 +368,8 @@ def _key(
         "backbone": backbone_checksum(_vision_weights(model), model.clip.dtype),
         "vision_config": _settings(model.config.clip_vision_config.to_dict()),
         "image_processor": _settings(image_processor.to_dict()),
-        "images": [_content_hash(image) for image in dataset["image"]],
-        "masks": [_content_hash(mask) for mask in dataset["mask"]],
+        "images": [content_hash(image) for image in dataset["image"]],
+        "masks": [content_hash(mask) for mask in dataset["mask"]],
         "labels": list(dataset["label"]),
         "mask_threshold": mask_threshold,
     }

@@ -1,24 +1,59 @@
-"""Resume an interrupted run: find complete checkpoints and load their adapters."""
+"""Checkpoints of a training: find complete ones and load their adapters."""
 
 import inspect
 import os
-import shutil
+import zipfile
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from transformers import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-from transformers.utils import logging
 
 from ..models.vip2clip.adapter_weights_vip2clip import RENAMED_ADAPTERS
 from ..models.vip2clip.backbone_vip2clip import WEIGHTS_NAME
 from ..models.vip2clip.configuration_vip2clip import ViP2ClipConfig
 from ..models.vip2clip.modeling_vip2clip import ViP2ClipForAnomalyDetection
 from ..models.vip2clip.provenance_vip2clip import BackboneReference
+from .run_record import RunRecord
 
 
-logger = logging.get_logger(__name__)
-STATE_FILE, OPTIMIZER_FILE = "trainer_state.json", "optimizer.pt"
+STATE_FILE, OPTIMIZER_FILE, SCHEDULER_FILE = "trainer_state.json", "optimizer.pt", "scheduler.pt"
+
+
+def checkpoints_in(output_dir: str | os.PathLike) -> list[tuple[int, Path]]:
+    """
+    List the folders `checkpoint-N` in an output folder.
+
+    Args:
+        output_dir (`str` or `os.PathLike`): output folder of a training run.
+
+    Returns:
+        `list[tuple[int, pathlib.Path]]`: step and path of each folder, complete or not, in the order of the steps.
+    """
+    found = []
+    for path in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        number = path.name.rsplit("-", 1)[1]
+        if number.isdecimal() and path.name == f"{PREFIX_CHECKPOINT_DIR}-{int(number)}" and path.is_dir():
+            found.append((int(number), path))
+    return sorted(found)
+
+
+def run_of(checkpoint: str | os.PathLike) -> str | None:
+    """
+    Return the run that has written a checkpoint.
+
+    Args:
+        checkpoint (`str` or `os.PathLike`): the checkpoint.
+
+    Returns:
+        `str`, *optional*: id of the run, or None without a readable record.
+    """
+    try:
+        record = RunRecord.read(checkpoint)
+    except ValueError:
+        return None
+    return None if record is None else record.run_id
 
 
 def is_complete_checkpoint(folder: str | os.PathLike) -> bool:
@@ -31,90 +66,51 @@ def is_complete_checkpoint(folder: str | os.PathLike) -> bool:
     Returns:
         `bool`: whether the checkpoint was written completely and contains the state of the optimizer.
     """
-    files = (WEIGHTS_NAME, "config.json", OPTIMIZER_FILE)
-    return all(Path(folder, name).is_file() for name in files) and _has_state(folder)
-
-
-def _has_state(folder: str | os.PathLike) -> bool:
-    """Check whether a checkpoint was written completely. The state file is written last."""
-    try:
-        TrainerState.load_from_json(str(Path(folder, STATE_FILE)))
-    except (OSError, ValueError, TypeError):
+    if not Path(folder, "config.json").is_file() or not has_state(folder):
         return False
-    return True
+    # Files of torch are ZIP files, whose list of contents is at the end.
+    if not all(zipfile.is_zipfile(Path(folder, name)) for name in (OPTIMIZER_FILE, SCHEDULER_FILE)):
+        return False
+    try:
+        with safe_open(Path(folder, WEIGHTS_NAME), framework="pt"):
+            return True
+    except (OSError, SafetensorError):
+        return False
 
 
-def last_complete_checkpoint(output_dir: str | os.PathLike) -> str | None:
+def has_state(folder: str | os.PathLike) -> bool:
+    """
+    Check whether a checkpoint was written completely. The state file is written last.
+
+    Args:
+        folder (`str` or `os.PathLike`): the checkpoint.
+
+    Returns:
+        `bool`: whether it contains a readable state of the Trainer.
+    """
+    try:
+        return TrainerState.load_from_json(str(Path(folder, STATE_FILE))).global_step > 0
+    except (OSError, ValueError, TypeError, AttributeError):
+        return False
+
+
+def last_complete_checkpoint(output_dir: str | os.PathLike, run_id: str | None = None) -> str | None:
     """
     Find the last complete checkpoint in an output folder.
 
     Args:
         output_dir (`str` or `os.PathLike`): output folder of a training run.
+        run_id (`str`, *optional*): run that has written the checkpoint. Defaults to the run in the record of the
+            folder; without a record, checkpoints of all runs are considered.
 
     Returns:
         `str`, *optional*: path of the checkpoint with the highest step, or None if there is no complete checkpoint.
     """
-    found = []
-    for path in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
-        number = path.name.rsplit("-", 1)[1]
-        if number.isdigit() and is_complete_checkpoint(path):
-            found.append((int(number), str(path)))
-    return max(found)[1] if found else None
-
-
-def find_checkpoint(checkpoint: str | bool | None, output_dir: str | os.PathLike) -> str | None:
-    """
-    Find the checkpoint to resume from.
-
-    Args:
-        checkpoint (`str` or `bool`, *optional*): path of a checkpoint, or `True` for the last complete checkpoint in
-            the output folder.
-        output_dir (`str` or `os.PathLike`): output folder of the training run.
-
-    Returns:
-        `str`, *optional*: path of the checkpoint, or None to start from the beginning.
-
-    Raises:
-        OSError: if the path is not a complete checkpoint.
-    """
-    if checkpoint is True:
-        last = last_complete_checkpoint(output_dir)
-        if last is None:
-            logger.warning("No complete checkpoint found. Training starts from the beginning.")
-        else:
-            logger.warning(f"Resuming from {last}.")
-        return last
-    if not checkpoint:
-        return None
-    if not is_complete_checkpoint(checkpoint):
-        last = last_complete_checkpoint(Path(checkpoint).parent)
-        raise OSError(
-            f"{str(checkpoint)!r} is not a complete checkpoint of a training run"
-            + (f"; the last complete checkpoint in the same folder is {last}." if last else ".")
-        )
-    return checkpoint
-
-
-def remove_incomplete_checkpoints(output_dir: str | os.PathLike) -> list[str]:
-    """
-    Remove checkpoints that an interrupted save left incomplete.
-
-    Otherwise they would count towards `save_total_limit`. Complete checkpoints without an optimizer
-    (`save_only_model`) and other folders are kept.
-
-    Args:
-        output_dir (`str` or `os.PathLike`): output folder of a training run.
-
-    Returns:
-        `list[str]`: names of the removed folders.
-    """
-    removed = []
-    for path in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
-        is_checkpoint = path.name.rsplit("-", 1)[1].isdigit() and (path / "config.json").is_file()
-        if is_checkpoint and not _has_state(path):
-            shutil.rmtree(path)
-            removed.append(path.name)
-    return removed
+    run_id = run_of(output_dir) if run_id is None else run_id
+    for _, path in reversed(checkpoints_in(output_dir)):
+        if run_id in (None, run_of(path)) and is_complete_checkpoint(path):
+            return str(path)
+    return None
 
 
 def load_adapters(model: ViP2ClipForAnomalyDetection, folder: str | os.PathLike, checksum: str) -> None:
@@ -144,7 +140,10 @@ def load_adapters(model: ViP2ClipForAnomalyDetection, folder: str | os.PathLike,
             f"{folder} was trained with {name} {getattr(config, name)!r}, but this model has "
             f"{getattr(model.config, name)!r}. Resume with the original settings."
         )
-    weights = load_file(Path(folder, WEIGHTS_NAME))
+    try:
+        weights = load_file(Path(folder, WEIGHTS_NAME))
+    except SafetensorError as error:
+        raise OSError(f"{WEIGHTS_NAME} in {folder} is damaged ({error}); resume from another checkpoint.") from error
     weights = {RENAMED_ADAPTERS.get(k, k): tensor for k, tensor in weights.items() if not k.startswith("clip.")}
     expected = model.adapter_state_dict()
     different = sorted(set(weights) ^ set(expected)) or [
@@ -159,9 +158,10 @@ def load_adapters(model: ViP2ClipForAnomalyDetection, folder: str | os.PathLike,
 
 
 __all__ = [
-    "find_checkpoint",
+    "checkpoints_in",
+    "has_state",
     "is_complete_checkpoint",
     "last_complete_checkpoint",
     "load_adapters",
-    "remove_incomplete_checkpoints",
+    "run_of",
 ]

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers import CLIPConfig, CLIPModel, SchedulerType, set_seed
+from transformers import CLIPConfig, CLIPModel, set_seed
 
 from ..checkpoints.card import write_card
 from ..checkpoints.saving import check_target, write_checkpoint
@@ -17,6 +17,9 @@ from ..utils.files import write_atomically
 from ..utils.serialization import to_json, without_nan
 from ..utils.versions import versions
 from .arguments import DataArguments, ModelArguments, ViP2ClipTrainingArguments
+from .recipe import describe_recipe
+from .run_folder import RESULTS_FILE, is_checkpoint_file
+from .selection import describe_selection
 from .trainer import ViP2ClipTrainer
 
 
@@ -46,12 +49,14 @@ def run_training(
 
     Returns:
         `dict`: `training_sets`, `losses`, `history`, `recipe`, `versions` and `results`. `results` is a list with the
-        output of `evaluate_model` for each dataset, extended by `name`, `benchmark` and `trained_on`.
+        output of `evaluate_model` for each dataset, extended by `name`, `benchmark` and `trained_on`. If the weights
+        of the best epoch were loaded, also by `chosen_on`, the reasons why they were chosen on this dataset.
 
     Raises:
         ValueError: if the backbone or the training dataset is missing, if several datasets have the same name, or if
-            there is nothing to learn from the training data.
-        OSError: if the data, the backbone or a checkpoint cannot be read, or if the output cannot be written.
+            there is nothing to learn from the training data. When resuming, also if the settings or the data changed.
+        OSError: if the data, the backbone or a checkpoint cannot be read, if the output folder contains another run or
+            other files that would be replaced, or if it cannot be written.
         RuntimeError: if the loss is not finite.
     """
     if not data_arguments.train_data:
@@ -62,41 +67,53 @@ def run_training(
     if before_training is not None:
         before_training()
     model = _build_model(model_arguments, arguments.seed)
-    model.provenance.training_sets = [
-        describe_training_set(dataset, source.name, source.benchmark, source.split)
-        for source, dataset in zip(train_sources, train_sets)
-    ]
     image_processor = ViP2ClipImageProcessor(size=model.config.image_size)
+    eval_datasets = {s.name: concatenate([s], [dataset]) for s, dataset in zip(eval_sources, eval_sets)}
     trainer = ViP2ClipTrainer(
         model,
         arguments,
         image_processor,
         train_dataset=concatenate(train_sources, train_sets),
-        eval_dataset={s.name: concatenate([s], [dataset]) for s, dataset in zip(eval_sources, eval_sets)} or None,
+        eval_dataset=eval_datasets or None,
+        training_sets=[
+            describe_training_set(dataset, source.name, source.benchmark, source.split)
+            for source, dataset in zip(train_sources, train_sets)
+        ],
     )
-    resume = arguments.resume_from_checkpoint
-    trainer.train(resume_from_checkpoint=True if str(resume).lower() == "true" else resume)
-    first = trainer.is_world_process_zero()
-    run = {"recipe": _describe_recipe(model_arguments, arguments), "versions": versions()}
-    if first:  # before the evaluation, which can fail
-        write_checkpoint(model, image_processor, folder, adapters_only=data_arguments.adapters_only, run=run)
-    history = [entry for entry in trainer.state.log_history if "loss" in entry]
-    report: dict[str, Any] = {
-        "training_sets": model.provenance.training_sets,
-        "losses": [entry["loss"] for entry in history],
-        "history": history,
-        "results": [],
-        **run,
-    }
-    if eval_sources:
-        trainer.evaluate()
-        for source, dataset in zip(eval_sources, eval_sets):
-            seen = find_training_overlap(model.provenance.training_sets, dataset, source.benchmark)
-            result = {"name": source.name, "benchmark": source.benchmark, "trained_on": seen}
-            report["results"].append({**result, **trainer.results[source.name]})
-    if first:
-        write_atomically(Path(folder, "results.json"), to_json(without_nan(report)))
-        write_card(folder, {**run, "results": report["results"]})
+    trainer.files = (RESULTS_FILE,)
+    resume: Any = arguments.resume_from_checkpoint
+    resume = True if str(resume).lower() == "true" else None if str(resume).lower() == "false" else resume
+    with trainer.locked():  # until the results are written
+        trainer.train(resume_from_checkpoint=resume)
+        first = trainer.is_world_process_zero()
+        recipe = {"variant": model_arguments.variant, **describe_recipe(trainer)}
+        run = {"recipe": recipe, "versions": versions()}
+        if first:  # before the evaluation, which can fail
+            write_checkpoint(model, image_processor, folder, adapters_only=data_arguments.adapters_only, run=run)
+            trainer.record_files([path.name for path in folder.iterdir() if is_checkpoint_file(path.name)])
+        history = [entry for entry in trainer.state.log_history if "loss" in entry]
+        report: dict[str, Any] = {
+            "training_sets": model.provenance.training_sets,
+            "losses": [entry["loss"] for entry in history],
+            "history": history,
+            "results": [],
+            **run,
+        }
+        if eval_sources:
+            chosen = trainer.state.best_model_checkpoint if arguments.load_best_model_at_end else None
+            trainer.evaluate()
+            for source, dataset in zip(eval_sources, eval_sets):
+                seen = find_training_overlap(model.provenance.training_sets, dataset, source.benchmark)
+                result = {"name": source.name, "benchmark": source.benchmark, "trained_on": seen}
+                if chosen is not None and arguments.metric_for_best_model is not None:
+                    result["chosen_on"] = describe_selection(
+                        arguments.metric_for_best_model, source.name, eval_datasets
+                    )
+                report["results"].append({**result, **trainer.results[source.name]})
+        if first:
+            write_atomically(Path(folder, RESULTS_FILE), to_json(without_nan(report)))
+            trainer.record_files([RESULTS_FILE])
+            write_card(folder, {**run, "results": report["results"]})
     return report
 
 
@@ -138,27 +155,6 @@ def _build_model(arguments: ModelArguments, seed: int) -> ViP2ClipForAnomalyDete
         feature_layers=tuple(arguments.feature_layers),
         top_k=arguments.top_k,
     )
-
-
-def _describe_recipe(model_arguments: ModelArguments, arguments: ViP2ClipTrainingArguments) -> dict[str, Any]:
-    """Describe the training for the model card."""
-    batch = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
-    schedule = SchedulerType(arguments.lr_scheduler_type).value
-    precision = "bfloat16" if arguments.bf16 else "float16" if arguments.fp16 else "float32"
-    recipe = {
-        "variant": model_arguments.variant,
-        "optimizer": f"Adam, {schedule} learning rates {arguments.learning_rate:g} (prompts, "
-        f"image-conditioned adapter) and {arguments.perception_learning_rate:g} (fine-grained perception), weight "
-        f"decay {arguments.weight_decay:g}",
-        "batches": f"{batch} images, {arguments.num_train_epochs:g} epochs",
-        "seed": arguments.seed,
-        "precision": precision,
-    }
-    if arguments.cache_features is not None:
-        recipe["features"] = f"cached in {arguments.cache_dtype}"
-    if arguments.augmentation is not None:
-        recipe["augmentation"] = ", ".join(arguments.augmentation)
-    return recipe
 
 
 __all__ = ["run_training"]

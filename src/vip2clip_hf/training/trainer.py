@@ -2,19 +2,17 @@
 
 import math
 import time
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
-from ..checkpoints.saving import write_checkpoint
+from ..checkpoints.weights import check_unwrapped
 from ..data.collator import ViP2ClipCollator
 from ..evaluation.evaluator import evaluate_model
 from ..evaluation.metrics import METRICS
-from ..models.vip2clip.backbone_vip2clip import backbone_checksum
 from ..models.vip2clip.image_processing_vip2clip import ViP2ClipImageProcessor, check_image_processor
 from ..models.vip2clip.modeling_vip2clip import ViP2ClipForAnomalyDetection
 from .arguments import ViP2ClipTrainingArguments
@@ -23,8 +21,9 @@ from .callbacks import TrainingHooks, replace_loggers
 from .checks import check_loss, check_trained_weights, check_training_data
 from .feature_cache import CachedRows, FeatureCache
 from .optimization import parameter_groups
-from .resuming import find_checkpoint, load_adapters, remove_incomplete_checkpoints
+from .recorded_trainer import RecordedTrainer
 from .rows import EpochSampler, TrainingRows
+from .selection import check_selection_metric
 
 
 if TYPE_CHECKING:
@@ -34,7 +33,7 @@ logger = logging.get_logger(__name__)
 LOSS_PARTS = ("image", "focal", "dice_anomalous", "dice_normal")
 
 
-class ViP2ClipTrainer(Trainer):
+class ViP2ClipTrainer(RecordedTrainer):
     """
     Train the adapters of a [`ViP2ClipForAnomalyDetection`]. The CLIP backbone stays frozen.
 
@@ -56,6 +55,9 @@ class ViP2ClipTrainer(Trainer):
             One or more datasets to evaluate on with [`evaluate_model`].
         mask_threshold (`int` or `float`, *optional*):
             Mask values greater than this are anomalous, see [`ViP2ClipCollator`].
+        training_sets (`list[dict]`, *optional*):
+            Entries of [`describe_training_set`] for `train_dataset`, added to `model.provenance.training_sets` by
+            `train`. By default, one entry with the name of the folder that the dataset was loaded from.
         callbacks (`list[TrainerCallback]`, *optional*):
             Additional callbacks.
 
@@ -87,19 +89,23 @@ class ViP2ClipTrainer(Trainer):
         eval_dataset: "Dataset | dict[str, Dataset] | None" = None,
         *,
         mask_threshold: int | float | None = None,
+        training_sets: list[dict[str, Any]] | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
+        check_unwrapped(model, "trained with ViP2ClipTrainer")
         check_image_processor(image_processor, model.config.image_size)
         check_trained_weights(model)
         self.image_processor, self.mask_threshold = image_processor, mask_threshold
+        self.training_sets = training_sets
         self.results: dict[str, dict[str, Any]] = {}
         self.augmentation = None if args.augmentation is None else Augmentation(args.augmentation, args.seed)
         self._rows = train_dataset
         pixel_labels = train_dataset is None or check_training_data(train_dataset, self.augmentation)
+        self._collator = ViP2ClipCollator(image_processor, pixel_labels, mask_threshold)
         super().__init__(
             model=model,
             args=args,
-            data_collator=ViP2ClipCollator(image_processor, pixel_labels, mask_threshold),
+            data_collator=self._collator,
             train_dataset=None if train_dataset is None else TrainingRows(train_dataset, self.augmentation),
             eval_dataset=eval_dataset,
             processing_class=image_processor,
@@ -110,10 +116,8 @@ class ViP2ClipTrainer(Trainer):
                 "FSDP or DeepSpeed is enabled; expected neither. The adapters have only 4 million weights."
             )
         replace_loggers(self, lambda: self._last_loss)
-        self._checksum: str | None = None
         self._parts, self._parts_since = dict[str, torch.Tensor](), 0
         self._last_loss: float | torch.Tensor = math.nan
-        self._sampler: EpochSampler | None = None
 
     # Optimization
 
@@ -201,9 +205,7 @@ class ViP2ClipTrainer(Trainer):
 
     def _begin(self, step: int) -> None:
         self._parts_since = step
-        if self.is_world_process_zero():
-            for name in remove_incomplete_checkpoints(self.args.output_dir):
-                logger.warning(f"Removed {name}, which was not written completely.")
+        super()._begin(step)
 
     def _begin_epoch(self, epoch: int) -> None:
         if self._sampler is not None:
@@ -265,29 +267,43 @@ class ViP2ClipTrainer(Trainer):
         """
         Train the adapters.
 
+        The run has an id and a record, `training_run.json`, in the output folder and in every checkpoint. The output
+        folder is locked during training.
+
         Args:
             resume_from_checkpoint (`str` or `bool`, *optional*): path of a checkpoint to resume from. `True` resumes
-                from the last complete checkpoint in the output folder, or starts from the beginning if there is none.
+                from the last complete checkpoint of the run in the output folder, or starts from the beginning if
+                there is none.
             trial, ignore_keys_for_eval: see `Trainer.train`.
 
         Returns:
             `TrainOutput`: number of steps, training loss and metrics of the run.
 
         Raises:
-            OSError: if the checkpoint does not exist or is incomplete, or if the feature cache cannot be built.
-            ValueError: if there is no training dataset, or if the checkpoint does not fit the model.
+            OSError: if the checkpoint does not exist or is incomplete, if the output folder contains another run or
+                is used by another training, or if the feature cache cannot be built.
+            ValueError: if there is no training dataset, if the checkpoint does not fit the model, if the settings or
+                the data are not those of the checkpoint, or if the metric for the best model is undefined.
             RuntimeError: if the loss is not finite, see [`compute_loss`].
         """
         if self._rows is None:
             raise ValueError("train_dataset is None; expected a dataset to train on.")
-        if self.model.decision.calibration is not None:
-            logger.warning("Training changes the weights, so the calibration is removed. Calibrate again afterwards.")
-            self.model.decision = self.image_processor.decision = self.model.decision.without_calibration()
-        checkpoint = find_checkpoint(resume_from_checkpoint, self.args.output_dir)
-        if self.args.cache_features is not None:
-            self.train_dataset = CachedRows(self._rows, self.cache_features())
-        self._parts = {}
-        return super().train(checkpoint, trial, ignore_keys_for_eval)
+        if self.args.metric_for_best_model is not None and self.eval_dataset is not None:
+            check_selection_metric(self.args.metric_for_best_model, self._eval_sets(self.eval_dataset), self._collator)
+
+        def train(checkpoint: str | None) -> TrainOutput:
+            if self.model.decision.calibration is not None:
+                logger.warning(
+                    "Training changes the weights, so the calibration is removed. Calibrate again afterwards."
+                )
+                self.model.decision = self.image_processor.decision = self.model.decision.without_calibration()
+            if self.args.cache_features is not None:
+                self.train_dataset = CachedRows(rows, self.cache_features())
+            self._parts = {}
+            return super(ViP2ClipTrainer, self).train(checkpoint, trial, ignore_keys_for_eval)
+
+        rows = self._rows
+        return self.train_recorded(resume_from_checkpoint, train)
 
     def evaluate(
         self,
@@ -314,7 +330,7 @@ class ViP2ClipTrainer(Trainer):
         eval_dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         if eval_dataset is None:
             raise ValueError("eval_dataset is None; expected one or more datasets to evaluate on.")
-        sets: dict[str, Any] = dict(eval_dataset) if isinstance(eval_dataset, Mapping) else {"": eval_dataset}
+        sets = self._eval_sets(eval_dataset)
         start, count = time.perf_counter(), 0
         logs: dict[str, float] = {}
         results: dict[str, dict[str, Any]] = {}
@@ -356,44 +372,6 @@ class ViP2ClipTrainer(Trainer):
         """
         if self.args.should_save:
             self._save(output_dir, adapters_only=_internal_call)
-
-    def _save(
-        self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None, adapters_only: bool = False
-    ) -> None:
-        model = self.accelerator.unwrap_model(self.model)
-        write_checkpoint(
-            model,
-            self.image_processor,
-            self.args.output_dir if output_dir is None else output_dir,
-            adapters_only=adapters_only,
-            backbone_checksum=self._backbone_checksum(model) if adapters_only else None,
-        )
-
-    def _backbone_checksum(self, model: ViP2ClipForAnomalyDetection) -> str:
-        """Return the checksum of the backbone, computed once: the backbone is frozen and has up to 1.7 GB."""
-        if self._checksum is None:
-            self._checksum = backbone_checksum(model.clip.state_dict(), model.clip.dtype)
-        return self._checksum
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
-        self._load_adapters(resume_from_checkpoint)
-
-    def _load_best_model(self) -> None:
-        logger.info(f"Loading {self.state.best_model_checkpoint}, the best model ({self.state.best_metric:.4f}).")
-        self._load_adapters(str(self.state.best_model_checkpoint))
-
-    def _load_adapters(self, folder: str) -> None:
-        model = self.accelerator.unwrap_model(self.model)
-        load_adapters(model, folder, self._backbone_checksum(model))
-
-    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        return 0  # the estimate of transformers counts tokens, which does not apply
-
-    def init_hf_repo(self, token: str | None = None, *args: Any, **kwargs: Any) -> None:
-        """Do nothing. Only the complete checkpoint is published, after training."""
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Do nothing. Only the complete checkpoint is published, after training."""
 
 
 __all__ = ["ViP2ClipTrainer"]

@@ -18,6 +18,7 @@ from .configuration_tables_vip2clip import MOVED_FIELDS
 from .configuration_vip2clip import ViP2ClipConfig
 from .modeling_vip2clip import ViP2ClipForAnomalyDetection
 from .state_words_vip2clip import known_token_ids
+from .training_record_vip2clip import remember_weights
 
 
 logger = logging.get_logger(__name__)
@@ -317,6 +318,8 @@ def convert_release_checkpoint(
     unused = sorted(set(tensors) - set(key_table) - set(needed) - set(UNUSED))
     if unused:
         logger.warning(f"Unused entries of the checkpoint: {', '.join(unused)}")
+    model.provenance.training_recorded = False  # the file does not contain the training data
+    remember_weights(model)
     return model
 
 

@@ -645,6 +645,12 @@ class ViP2ClipForAnomalyDetection(ViP2ClipPreTrainedModel):
                 f"pixel_values has shape {shape}; expected (batch_size, {channels}, side, side), where side is a "
                 f"multiple of {patch}, such as {self.config.image_size}. Use ViP2ClipImageProcessor."
             )
+        quantized = type(self.clip.visual_projection).__module__.startswith("torch.ao.nn.quantized.dynamic")
+        if quantized and pixel_values.dtype in (torch.float16, torch.bfloat16):
+            raise ValueError(
+                f"The linear layers of CLIP are quantized by torch, but the images are in {pixel_values.dtype}; "
+                "expected float32. Convert the model with .float() before quantizing it."
+            )
 
     def _check_inputs(
         self,

@@ -26,6 +26,7 @@ from .configuration_tables_vip2clip import check_moved
 from .configuration_vip2clip import ViP2ClipConfig
 from .decision_config_vip2clip import DecisionConfig
 from .provenance_vip2clip import BackboneReference, Provenance
+from .training_record_vip2clip import check_training_record, remember_weights
 
 
 # Patterns of weight names in checkpoints of version 0.1, and the current names.
@@ -149,6 +150,7 @@ class ViP2ClipPreTrainedModel(PreTrainedModel):
         return super()._upload_modified_files(working_dir, *args, **kwargs)
 
     def _save_json_files(self, folder: str | os.PathLike) -> None:
+        check_training_record(self)
         self.decision.save_pretrained(folder)
         self.provenance.save_pretrained(folder)
 
@@ -236,6 +238,7 @@ class ViP2ClipPreTrainedModel(PreTrainedModel):
                 "weights of a CLIPModel. Merge adapters of PEFT first, with merge_and_unload()."
             )
         model.provenance = Provenance.from_dict(origin)
+        remember_weights(model)
         return model
 
     @classmethod
@@ -324,6 +327,7 @@ class ViP2ClipPreTrainedModel(PreTrainedModel):
         model.decision = cls._load_decision(checkpoint, model, hub_kwargs) if decision is None else decision
         with naming("Checkpoint", checkpoint):
             model.provenance = Provenance.from_pretrained(checkpoint, **hub_kwargs)
+        remember_weights(model)
         return (model, info) if output_loading_info else model  # type: ignore[return-value]  # typed as a model
 
     @staticmethod

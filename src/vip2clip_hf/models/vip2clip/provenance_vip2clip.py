@@ -54,6 +54,10 @@ class Provenance(_BackboneOrigin):
         training_sets (`list[dict[str, Any]]`, *optional*, defaults to an empty list):
             Datasets the adapters were trained on, as returned by [`vip2clip_hf.data.describe_training_set`]: name,
             benchmark, split, categories, counts, and hashes of some images. Evaluating on one of them logs a warning.
+        training_recorded (`bool`, defaults to `True`):
+            Whether `training_sets` contains all training data. False if the weights were changed without adding to
+            it, for example by a plain `Trainer`, and for converted checkpoints: results are then not known to be
+            zero-shot.
 
     Raises:
         ValueError: if a value is not allowed.
@@ -72,10 +76,25 @@ class Provenance(_BackboneOrigin):
     file_name: ClassVar[str] = "provenance.json"
 
     training_sets: list[dict[str, Any]] = field(default_factory=list)
+    training_recorded: bool = True
+
+    def to_dict(self) -> dict[str, Any]:
+        """
+        Convert to a dict that can be saved as JSON.
+
+        Returns:
+            `dict[str, Any]`: the fields. Without `training_recorded` if it is True, as in earlier versions.
+        """
+        content = super().to_dict()
+        if self.training_recorded:
+            del content["training_recorded"]
+        return content
 
     def check_values(self) -> None:
         """Check every value. Raises a `ValueError` if one is not allowed."""
         super().check_values()
+        if not isinstance(self.training_recorded, bool):
+            raise ValueError(f"training_recorded is {self.training_recorded!r}; expected True or False.")
         found = self.training_sets
         if not isinstance(found, list) or not all(isinstance(entry, Mapping) for entry in found):
             raise ValueError(f"training_sets is {found!r}; expected a list of dicts.")
