@@ -174,7 +174,7 @@ def evaluate_sets(
                 image_processor,
                 dataset,
                 batch_size=batch_size,
-                mask_threshold=source.mask_threshold,
+                mask_options=source.mask_options,
                 fpr_limit=fpr_limit,
                 aupro_convention=aupro_convention,
                 num_workers=num_workers,
@@ -189,7 +189,7 @@ def evaluate_sets(
                     dataset,
                     folder / "sheets",
                     count=sheets,
-                    mask_threshold=source.mask_threshold,
+                    mask_options=source.mask_options,
                     title=source.name,
                     value_range=sheet_range,
                 )

@@ -11,11 +11,12 @@ from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
 from ..checkpoints.saving import write_checkpoint
-from ..data.collator import ViP2ClipCollator
+from ..data.collator import ViP2ClipCollator, resolve_mask_options
 from ..evaluation.evaluator import evaluate_model
 from ..evaluation.metrics import METRICS
 from ..models.vip2clip.backbone_vip2clip import backbone_checksum
 from ..models.vip2clip.image_processing_vip2clip import ViP2ClipImageProcessor, check_image_processor
+from ..models.vip2clip.mask_options_vip2clip import MaskOptions
 from ..models.vip2clip.modeling_vip2clip import ViP2ClipForAnomalyDetection
 from .arguments import ViP2ClipTrainingArguments
 from .augmentation import Augmentation
@@ -43,21 +44,18 @@ class ViP2ClipTrainer(Trainer):
     repeated to fill the last step.
 
     Args:
-        model ([`ViP2ClipForAnomalyDetection`]):
-            Model to train.
-        args ([`ViP2ClipTrainingArguments`]):
-            Training arguments.
-        image_processor ([`ViP2ClipImageProcessor`]):
-            Image processor of the model.
+        model ([`ViP2ClipForAnomalyDetection`]): model to train.
+        args ([`ViP2ClipTrainingArguments`]): training arguments.
+        image_processor ([`ViP2ClipImageProcessor`]): image processor of the model.
         train_dataset (`datasets.Dataset`, *optional*):
-            Dataset to train on, returned by [`load_folder`] or [`load_benchmark`]. If it has a column
-            `mask_threshold`, each mask uses the threshold of its row.
+            Dataset to train on, returned by [`load_folder`] or [`load_benchmark`]. If it has columns such as
+            `mask_threshold`, each mask uses the options of its row, see [`ViP2ClipCollator`].
         eval_dataset (`datasets.Dataset` or `dict[str, datasets.Dataset]`, *optional*):
             One or more datasets to evaluate on with [`evaluate_model`].
         mask_threshold (`int` or `float`, *optional*):
             Mask values greater than this are anomalous, see [`ViP2ClipCollator`].
-        callbacks (`list[TrainerCallback]`, *optional*):
-            Additional callbacks.
+        mask_options ([`MaskOptions`], *optional*): how to read masks, in training and evaluation.
+        callbacks (`list[TrainerCallback]`, *optional*): additional callbacks.
 
     Raises:
         ValueError: if the image processor does not fit the model, if an image has no label, if there is nothing to
@@ -87,20 +85,23 @@ class ViP2ClipTrainer(Trainer):
         eval_dataset: "Dataset | dict[str, Dataset] | None" = None,
         *,
         mask_threshold: int | float | None = None,
+        mask_options: MaskOptions | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
         check_image_processor(image_processor, model.config.image_size)
         check_trained_weights(model)
-        self.image_processor, self.mask_threshold = image_processor, mask_threshold
+        options = resolve_mask_options(image_processor, mask_threshold, mask_options)
+        self.image_processor, self.mask_options = image_processor, options
         self.results: dict[str, dict[str, Any]] = {}
         self.augmentation = None if args.augmentation is None else Augmentation(args.augmentation, args.seed)
         self._rows = train_dataset
-        pixel_labels = train_dataset is None or check_training_data(train_dataset, self.augmentation)
+        pixel_labels = train_dataset is None or check_training_data(train_dataset, self.augmentation, options)
+        rows = None if train_dataset is None else TrainingRows(train_dataset, self.augmentation, options)
         super().__init__(
             model=model,
             args=args,
-            data_collator=ViP2ClipCollator(image_processor, pixel_labels, mask_threshold),
-            train_dataset=None if train_dataset is None else TrainingRows(train_dataset, self.augmentation),
+            data_collator=ViP2ClipCollator(image_processor, pixel_labels, mask_options=options),
+            train_dataset=rows,
             eval_dataset=eval_dataset,
             processing_class=image_processor,
             callbacks=[TrainingHooks(self._begin, self._begin_epoch), *(callbacks or [])],
@@ -246,7 +247,7 @@ class ViP2ClipTrainer(Trainer):
             dtype=args.cache_dtype,
             augmentation=self.augmentation,
             num_views=args.augmentation_views or 1,
-            mask_threshold=self.mask_threshold,
+            mask_options=self.mask_options,
             batch_size=args.per_device_train_batch_size,
             num_workers=args.dataloader_num_workers,
             autocast=self.compute_loss_context_manager,
@@ -325,7 +326,7 @@ class ViP2ClipTrainer(Trainer):
                     self.image_processor,
                     dataset,
                     batch_size=self.args.per_device_eval_batch_size,
-                    mask_threshold=self.mask_threshold,
+                    mask_options=self.mask_options,
                     num_workers=self.args.dataloader_num_workers,
                     progress=(name or True) if not self.args.disable_tqdm else False,
                 )

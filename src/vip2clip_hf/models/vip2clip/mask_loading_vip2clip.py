@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageOps
 from transformers.utils import logging
 
-from .image_loading_vip2clip import DEFAULT_TIMEOUT, _open, _open_undecoded
+from .image_loading_vip2clip import DEFAULT_TIMEOUT, _open, _open_undecoded, load_image
 from .mask_channels_vip2clip import PageValues, is_noisy, page_values
 from .mask_options_vip2clip import DEFAULT_MASK_OPTIONS, MaskOptions
 from .mask_regions_vip2clip import ReducedMask, reduce_mask
@@ -155,7 +155,7 @@ def mask_labels(
     mask: Any,
     options: MaskOptions,
     image: Any,
-    image_size: tuple[int, int],
+    image_size: tuple[int, int] | None = None,
     size: tuple[int, int] | None = None,
     position: int = 0,
 ) -> ReducedMask:
@@ -164,7 +164,7 @@ def mask_labels(
 
     Args:
         mask, options, image: see [`read_mask`]. Without a mask (`None`), no pixel is anomalous.
-        image_size (`tuple[int, int]`): height and width of the upright image.
+        image_size (`tuple[int, int]`, *optional*): height and width of the upright image, if it is loaded already.
         size (`tuple[int, int]`, *optional*): height and width of the result. Defaults to the size of the image.
         position (`int`, defaults to 0): position of the image in its batch, to name a mask without a path.
 
@@ -174,6 +174,11 @@ def mask_labels(
     Raises:
         OSError, ValueError: see [`read_mask`].
     """
+    if mask is None and size is not None:
+        return ReducedMask(np.zeros(size, dtype=np.uint8))
+    if image_size is None:
+        header = _header(image)
+        image_size = load_image(image).size[::-1] if header is None else header[1]
     size = image_size if size is None else size
     if mask is None:
         return ReducedMask(np.zeros(size, dtype=np.uint8))

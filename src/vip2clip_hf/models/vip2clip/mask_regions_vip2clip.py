@@ -16,11 +16,13 @@ class ReducedMask:
         num_regions (`int`): number of connected regions at the size of the image. Pixels that share an edge or a
             corner are connected.
         num_small_regions (`int`): number of these regions that have no pixel left when the mask is resized.
+        num_lost_regions (`int`): number of small regions that are not kept.
     """
 
     labels: np.ndarray
     num_regions: int = 0
     num_small_regions: int = 0
+    num_lost_regions: int = 0
 
 
 def reduce_mask(marked: np.ndarray, size: tuple[int, int], keep_small_regions: bool = True) -> ReducedMask:
@@ -55,7 +57,7 @@ def reduce_mask(marked: np.ndarray, size: tuple[int, int], keep_small_regions: b
     labels = kept.astype(np.uint8)
     if keep_small_regions and small.size:
         _keep(labels, resized, runs, region, small, cells, marked.shape)
-    return ReducedMask(labels, count, len(small))
+    return ReducedMask(labels, count, len(small), 0 if keep_small_regions else len(small))
 
 
 def count_regions(marked: np.ndarray) -> int:
