@@ -329,10 +329,10 @@ def _delete(folder: Path) -> list[str]:
 
 
 def _data_checksum(source: DataSource, dataset: "Dataset") -> str:
-    """Checksum of benchmark, split and, for every image, its id, label and category and whether it has a mask."""
+    """Checksum of benchmark, split, options for masks and, for every image, id, label, category and whether masked."""
     masks = dataset.select_columns("mask").with_format("arrow")[:]["mask"].is_valid().to_pylist()
     columns = [dataset[name] for name in ("image_id", "label", "category")]
-    content = json.dumps([source.benchmark, source.split, list(zip(*columns, masks))])
+    content = json.dumps([source.benchmark, source.split, asdict(source.mask_options), list(zip(*columns, masks))])
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 

@@ -10,6 +10,7 @@ from PIL import Image
 # Largest difference of the colour channels of a gray image with lossy compression.
 GRAY_NOISE = 32
 GRAY_MODES = ("1", "L", "F")
+ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
 
 OTHER_CHANNELS = "set mask_channel (--mask-channel) to luminance, any, red, green, blue, alpha or index"
 
@@ -51,7 +52,7 @@ def page_values(page: Image.Image, channel: str, threshold: float, is_lossy: boo
     Raises:
         ValueError: if the page has no such channel, or it is ambiguous where the defect is marked.
     """
-    has_alpha = "A" in page.mode or page.mode.endswith("a") or ("transparency" in page.info and page.mode != "1")
+    has_alpha = page.mode in ALPHA_MODES or ("transparency" in page.info and page.mode != "1")
     has_palette = page.mode in ("P", "PA")
     if channel == "index":
         if not has_palette and not (page.mode in ("1", "L") or page.mode.startswith("I")):
@@ -138,6 +139,9 @@ def _palette(
     if np.array_equal(by_color, by_index):
         return PageValues(colors.values)
     if by_index.mean() > 0.5:
+        is_gray = all(np.array_equal(band, bands[0]) for band in bands[1:])
+        if is_gray and 0 < by_color.mean() <= 0.5:  # colours in any order, from a program that reduces them
+            return PageValues(colors.values, rule="gray palette")
         raise ValueError(
             f"The palette of {name} is ambiguous: its index marks {by_index.mean():.0%} of the pixels, its colours "
             f"mark {by_color.mean():.0%}. To choose one, {OTHER_CHANNELS}."

@@ -26,6 +26,8 @@ LOSSY_FORMATS = ("JPEG", "MPO", "WEBP", "AVIF", "HEIF")
 MASK_RULES = {
     "index": "masks with a palette read by index (0 is background), because their gray values mark other pixels; "
     "mask_channel (--mask-channel) luminance reads gray values",
+    "gray palette": "masks with a gray palette read by gray value, because its index marks more than half of the "
+    "pixels; mask_channel (--mask-channel) index reads the index",
     "alpha": "masks read from their alpha channel, because their visible colours are constant; mask_channel "
     "(--mask-channel) any reads colours",
     "any": "masks with colours, where a pixel counts if any channel is above the threshold; mask_channel "
