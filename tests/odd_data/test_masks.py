@@ -738,8 +738,8 @@ CASES += [
 
 def checked(folder, marked: dict[str, np.ndarray], **options):
     """Check a folder with images and masks by name. `good` images have masks too."""
-    for name, mask in marked.items():
-        for path, image in ((name, gray(np.full(DEFECT.shape, len(name) + hash(name) % 50, np.uint8))),
+    for number, (name, mask) in enumerate(marked.items()):
+        for path, image in ((name, gray(np.full(DEFECT.shape, 40 + number, np.uint8))),
                             (f"masks/{name}", Image.fromarray(mask.astype(np.uint8) * 255))):  # fmt: skip
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             image.save(folder / path)

@@ -245,8 +245,8 @@ class DataArguments:
             "help": f"Where the values of masks come from. Options: {', '.join(MASK_CHANNELS)}. Defaults to auto."
         },
     )
-    mask_invert: bool | None = field(
-        default=None, metadata={"help": "Whether defects are dark on a bright background in the masks."}
+    mask_invert: bool = field(
+        default=False, metadata={"help": "Whether defects are dark on a bright background in the masks."}
     )
     mask_orientation: str | None = field(
         default=None,
@@ -255,9 +255,9 @@ class DataArguments:
             f"{', '.join(MASK_ORIENTATIONS)}. Defaults to auto."
         },
     )
-    keep_small_regions: bool | None = field(
-        default=None,
-        metadata={"help": "Whether defects that vanish at the size of the model keep a pixel. Defaults to True."},
+    keep_small_regions: bool = field(
+        default=True,
+        metadata={"help": "Whether defects that vanish at the size of the model keep at least one pixel."},
     )
     adapters_only: bool = field(
         default=False,
