@@ -68,12 +68,13 @@ def page_values(page: Image.Image, channel: str, threshold: float, is_lossy: boo
     if page.mode in ("La", "RGBa"):  # colours multiplied by alpha
         page = page.convert(page.mode.upper())
     try:
-        colored = page.convert("LA" if gray else "RGBA") if has_alpha else page.convert("L" if gray else "RGB")
+        mode = ("L" if gray else "RGB") + ("A" if has_alpha else "")
+        colored = np.asarray(page if page.mode == mode else page.convert(mode))
     except ValueError as error:
         raise ValueError(
             f"{name} has mode {page.mode}, which cannot be read ({error}); save it as gray PNG."
         ) from error
-    bands = [np.asarray(band) for band in colored.split()]
+    bands = [colored] if colored.ndim == 2 else [colored[..., number] for number in range(colored.shape[-1])]
     alpha = bands.pop() if has_alpha else None
     if channel == "alpha" and alpha is not None:
         return PageValues(alpha)
@@ -97,7 +98,7 @@ def _index(page: Image.Image) -> np.ndarray:
 def _luminance(bands: list[np.ndarray]) -> np.ndarray:
     if len(bands) == 1:
         return bands[0]
-    return np.asarray(Image.merge("RGB", [Image.fromarray(band) for band in bands]).convert("L"))
+    return np.asarray(Image.fromarray(np.dstack(bands)).convert("L"))
 
 
 def _largest(bands: list[np.ndarray]) -> np.ndarray:

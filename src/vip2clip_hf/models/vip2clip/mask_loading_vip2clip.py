@@ -1,9 +1,7 @@
 """Read masks: the same rules in the image processor, training, evaluation, calibration and checks of the data."""
 
 import os
-import warnings
 from dataclasses import dataclass
-from io import BytesIO
 from typing import Any
 
 import numpy as np
@@ -11,14 +9,14 @@ import torch
 from PIL import Image, ImageOps
 from transformers.utils import logging
 
-from .image_loading_vip2clip import DEFAULT_TIMEOUT, _open, _open_undecoded, load_image
+from .image_loading_vip2clip import DEFAULT_TIMEOUT, _open, _open_undecoded
 from .mask_channels_vip2clip import PageValues, is_noisy, page_values
 from .mask_options_vip2clip import DEFAULT_MASK_OPTIONS, MaskOptions
+from .mask_orientation_vip2clip import ORIENTATION, read_header, turn, upright_size
 from .mask_regions_vip2clip import ReducedMask, reduce_mask
 
 
 logger = logging.get_logger(__name__)
-ORIENTATION = 0x0112
 REDUCED_PAGE = 0x00FE  # TIFF tag of thumbnails and lower resolutions
 LOSSY_FORMATS = ("JPEG", "MPO", "WEBP", "AVIF", "HEIF")
 
@@ -56,10 +54,12 @@ class MaskReading:
     Args:
         marked (`np.ndarray` of shape `(height, width)`, bool): anomalous pixels.
         rules (`tuple[str, ...]`): names of the rules in `MASK_RULES` that decided how it is read.
+        has_image_size (`bool`): whether it is known to have the size of its image.
     """
 
     marked: np.ndarray
     rules: tuple[str, ...] = ()
+    has_image_size: bool = False
 
 
 @dataclass
@@ -120,19 +120,19 @@ def read_mask(mask: Any, options: MaskOptions, image: Any = None, name: str | No
     name = mask_name(mask) if name is None or mask_name(mask) != "The mask" else name
     read = _read_values(mask, options, name)
     marked, rules = ~read.marked if options.invert else read.marked, read.rules
-    header = _header(image)
+    header = read_header(image)
     if header is not None:
         stored, upright, orientation = header
         if read.is_file and orientation > 1 and options.orientation != "own":
             fits_both = stored == upright
             if marked.shape == stored and not (fits_both and read.has_orientation):
-                marked = _turn(marked, orientation)
+                marked = turn(marked, orientation)
                 if not fits_both:
                     rules = [*rules, "rotated"]
                 elif options.orientation == "auto":
                     rules = [*rules, "rotated or upright"]
         check_mask_size(marked, upright, name, mask_name(image, "image"))
-    return MaskReading(np.ascontiguousarray(marked), tuple(dict.fromkeys(rules)))
+    return MaskReading(np.ascontiguousarray(marked), tuple(dict.fromkeys(rules)), header is not None)
 
 
 def marked_pixels(mask: Any, options: MaskOptions, image: Any = None, name: str | None = None) -> np.ndarray:
@@ -178,16 +178,17 @@ def mask_labels(
     """
     if mask is None and size is not None:
         return ReducedMask(np.zeros(size, dtype=np.uint8))
-    if image_size is None:
-        header = _header(image)
-        image_size = load_image(image).size[::-1] if header is None else header[1]
-    size = image_size if size is None else size
     if mask is None:
-        return ReducedMask(np.zeros(size, dtype=np.uint8))
+        return ReducedMask(np.zeros(upright_size(image) if image_size is None else image_size, dtype=np.uint8))
     name = mask_name(mask)
     name = f"The mask at position {position}" if name == "The mask" else name
-    marked = marked_pixels(mask, options, image, name)
-    check_mask_size(marked, image_size, name, mask_name(image, "image"))
+    read = read_mask(mask, options, image, name)
+    _say(read.rules)
+    marked = read.marked
+    if image_size is not None or not read.has_image_size:
+        size_of_image = upright_size(image) if image_size is None else image_size
+        check_mask_size(marked, size_of_image, name, mask_name(image, "image"))
+    size = (marked.shape[0], marked.shape[1]) if size is None else size
     return reduce_mask(marked, size, options.keep_small_regions is not False)
 
 
@@ -260,7 +261,8 @@ def _from_image(mask: Image.Image, channel: str, threshold: float, name: str) ->
     pages, rules = _pages(mask, name)
     found: list[PageValues] = []
     for page in pages:
-        page = ImageOps.exif_transpose(page)  # always a copy
+        if page.getexif().get(ORIENTATION, 1) != 1:
+            page = ImageOps.exif_transpose(page)
         found.append(page_values(page, channel, threshold, is_lossy, name))
         _check_values(found[-1].values, name)
         if not found[-1].is_index and is_noisy(found[-1].values, threshold, is_lossy):
@@ -324,59 +326,6 @@ def _check_values(values: np.ndarray, name: str) -> None:
             f"{name} has values from {values.min():g} to {values.max():g}; expected values of at least 0, greater for "
             "anomalous pixels. Convert negative values."
         )
-
-
-def _header(image: Any) -> tuple[tuple[int, int], tuple[int, int], int] | None:
-    """
-    Read stored size, upright size and EXIF orientation of an image without decoding it.
-
-    Returns `None` for arrays, URLs and files that cannot be opened, which are checked where they are decoded.
-    """
-    try:
-        if isinstance(image, Image.Image):
-            return _sizes(image, image.getexif().get(ORIENTATION))
-        if isinstance(image, dict):
-            image = image["path"] if image.get("bytes") is None else BytesIO(image["bytes"])
-        if not isinstance(image, (str, os.PathLike, BytesIO)):
-            return None
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(image) as opened:
-                return _sizes(opened, _stored_orientation(opened, image))
-    except Exception:  # the error is raised where the image is decoded
-        return None
-
-
-def _stored_orientation(opened: Image.Image, source: Any) -> int | None:
-    """Return the EXIF orientation. Pillow would decode a PNG image to find tags behind its pixels."""
-    if opened.format == "PNG" and not {"exif", "Raw profile type exif"} & opened.info.keys():
-        if isinstance(source, BytesIO):
-            content = source.getvalue()
-        else:
-            with open(source, "rb") as file:
-                content = file.read()
-        if b"eXIf" not in content and b"Orientation" not in content:
-            return None
-    return opened.getexif().get(ORIENTATION)
-
-
-def _sizes(image: Image.Image, tag: Any) -> tuple[tuple[int, int], tuple[int, int], int]:
-    orientation = tag if tag in range(2, 9) else 1
-    stored = (image.height, image.width)
-    return stored, stored[::-1] if orientation > 4 else stored, orientation
-
-
-def _turn(array: np.ndarray, orientation: int) -> np.ndarray:
-    """Apply an EXIF orientation from 2 to 8 to an array."""
-    return {
-        2: lambda: array[:, ::-1],
-        3: lambda: array[::-1, ::-1],
-        4: lambda: array[::-1],
-        5: lambda: array.T,
-        6: lambda: np.rot90(array, -1),
-        7: lambda: array[::-1, ::-1].T,
-        8: lambda: np.rot90(array),
-    }[orientation]()
 
 
 __all__ = [
