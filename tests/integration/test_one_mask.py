@@ -213,6 +213,7 @@ def test_suspicious_masks_are_reported_before_a_run(tmp_path, model, clip, image
         lambda: build_trainer(clip, image_processor, tmp_path / "run", root),
     ):
         caplog.clear()
+        logging.warning_once.cache_clear()
         start()
         assert "if they are inverted, set mask_invert: 2 of 2 masks read, such as that of 'bad/2.png'" in caplog.text
     caplog.clear()

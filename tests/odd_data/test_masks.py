@@ -554,19 +554,20 @@ TURNED = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: 
           8: Image.Transpose.ROTATE_90}  # fmt: skip
 
 
-def turned(folder, orientation, form="jpg", square=False, mask_tag=None, upright=False, options=None):
+def turned(folder, orientation, form="jpg", square=False, mask_tag=None, upright=False, options=None, mask="mask.png"):
     """Read a mask on the stored or the upright pixels of a photo. Returns the marked and the true pixels."""
     size = (20, 20) if square else (WIDTH, HEIGHT)
     exif = Image.Exif()
     exif[0x0112] = orientation
     saved(folder, Image.new("RGB", size, (99, 99, 99)), f"photo.{form}", exif=exif)
-    mask = gray().crop((0, 0, *size))
-    truth = mask.transpose(TURNED[orientation])
+    drawn = gray().crop((0, 0, *size))
+    truth = drawn.transpose(TURNED[orientation])
     saving = {}
     if mask_tag is not None:
         saving["exif"] = Image.Exif()
         saving["exif"][0x0112] = mask_tag
-    path = saved(folder, truth if upright else mask, **saving)
+    saving.update({"lossless": True} if mask.endswith("webp") else {})
+    path = saved(folder, truth if upright else drawn, mask, **saving)
     return marked_pixels(path, options or MaskOptions(), folder / f"photo.{form}"), np.asarray(truth) > 0
 
 
@@ -588,8 +589,28 @@ CASES += [
         + (", because" if orientation > 4 else " that would also fit the upright"),
     )
     for orientation in TURNED
-    for form in ("jpg", "png")
+    for form in ("jpg", "png", "tif")
 ]
+CASES += [
+    Case(
+        f"orientation {orientation}: the mask has the same in {form}{', square' if square else ''}",
+        lambda folder, args=(orientation, form, square): turned(
+            folder, args[0], args[1], args[2], mask_tag=args[0], mask=f"mask.{args[1]}"
+        ),
+        agrees,
+    )
+    for orientation in (2, 6, 7)
+    for form in ("png", "tif", "webp")
+    for square in (False, True)
+]
+CASES.append(
+    Case(
+        "orientation 6: mask with tag 1 in TIFF, square",
+        lambda folder: turned(folder, 6, square=True, mask_tag=1, mask="mask.tif"),
+        agrees,
+        "would also fit the upright image",
+    )
+)
 CASES += [
     Case(
         f"orientation {orientation}: square",

@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from ..models.vip2clip.image_loading_vip2clip import load_image
 from ..models.vip2clip.mask_loading_vip2clip import MASK_RULES, MaskSizeError, read_mask
 from ..models.vip2clip.mask_options_vip2clip import MaskOptions
+from ..models.vip2clip.mask_regions_vip2clip import reduce_mask
 from .index import DataIndex
 from .mask_checks import suspicious_masks
 
@@ -21,7 +22,10 @@ BAD_IMAGE = "unreadable images"
 BAD_MASK = "unreadable masks"
 MASK_SIZE = "masks with a different size than the image"
 CONTRADICTION = "normal images with anomalous pixels in the mask"
+SMALL_REGIONS = "masks with defects that have no pixel at 518 x 518, the size of a model; they keep at least one pixel"
 DUPLICATE = "duplicate images (identical files), all kept"
+# Size of a ViT-L/14 checkpoint of the paper.
+MODEL_SIZE = (518, 518)
 
 
 @dataclass
@@ -79,6 +83,7 @@ class _Result:
     detail: str = ""
     num_anomalous_pixels: int | None = None  # None if there is no usable mask
     share: float = 0.0
+    num_small_regions: int = 0
     rules: tuple[str, ...] = ()
     digest: bytes | None = None
 
@@ -135,6 +140,9 @@ def check_data(
                     bad_masks.add(row.image)
                 if row.label == 1:
                     anomalous[row.image] = result.share
+                if result.num_small_regions:
+                    name = f"{row.image} ({result.num_small_regions})"
+                    check.notes.setdefault(SMALL_REGIONS, []).append(name)
                 for rule in result.rules:
                     check.warnings.setdefault(MASK_RULES[rule], []).append(row.image)
             if result.digest in first_names:
@@ -187,7 +195,13 @@ def _check_one(image: Any, mask: Any, options: MaskOptions) -> _Result:
     if marked.shape != (height, width):
         detail = f"mask {marked.shape[1]} x {marked.shape[0]}, image {width} x {height} pixels"
         return _Result(MASK_SIZE, detail, digest=digest)
-    return _Result(num_anomalous_pixels=int(marked.sum()), share=float(marked.mean()), rules=read.rules, digest=digest)
+    return _Result(
+        num_anomalous_pixels=int(marked.sum()),
+        share=float(marked.mean()),
+        num_small_regions=reduce_mask(marked, MODEL_SIZE).num_small_regions,
+        rules=read.rules,
+        digest=digest,
+    )
 
 
 def _without(index: DataIndex, bad_images: set[str], bad_masks: set[str]) -> DataIndex:

@@ -75,7 +75,7 @@ def warn_about_masks(dataset: "Dataset", options: MaskOptions, what: str = "data
         shares.append(float(read.marked.mean()))
     found = suspicious_masks(names, shares)
     for kind, images in found.items():
-        logger.warning(
+        logger.warning_once(
             f"The {what} contains {kind}: {len(images)} of {len(names)} masks read, such as that of {images[0]!r}. "
             "Check the masks with vip2clip data --check."
         )

@@ -146,7 +146,7 @@ def evaluate_model(
     )
     if small > 0 and rank == 0:
         size = model.config.image_size
-        logger.warning(
+        logger.warning_once(
             f"{small} regions of the masks have no pixel at the size of the model, {size} x {size}. {small - lost} "
             f"are kept there with at least one pixel, {lost} are lost and count as normal, as in the authors' code "
             "(see keep_small_regions)."

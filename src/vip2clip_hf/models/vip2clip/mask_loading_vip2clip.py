@@ -237,12 +237,19 @@ def _say(rules: Any) -> None:
 
 def _read_values(mask: Any, options: MaskOptions, name: str) -> _Values:
     threshold, channel = options.threshold or 0, options.channel or "auto"
+    opened = mask
     if isinstance(mask, (str, os.PathLike)):
-        mask = _open(os.fspath(mask), DEFAULT_TIMEOUT)
+        opened = _open(os.fspath(mask), DEFAULT_TIMEOUT)
     elif isinstance(mask, dict):
-        mask = _open_undecoded(mask, DEFAULT_TIMEOUT)
-    if isinstance(mask, Image.Image):
-        read = _from_image(mask, channel, threshold, name)
+        opened = _open_undecoded(mask, DEFAULT_TIMEOUT)
+    if isinstance(opened, Image.Image):
+        has_orientation = _has_orientation(opened, mask)
+        if has_orientation and opened.format == "TIFF" and isinstance(mask, (str, os.PathLike)):
+            # Pillow 12 scrambles uncompressed TIFF files with an orientation if it maps them into memory.
+            with open(mask, "rb") as file:
+                opened = _open_undecoded({"bytes": file.read(), "path": os.fspath(mask)}, None)
+        read = _from_image(opened, channel, threshold, name)
+        read.has_orientation = has_orientation
     else:
         values = _from_array(mask, name)
         read = _Values(values, values if values.dtype == bool else values > threshold, [])
@@ -255,9 +262,7 @@ def _read_values(mask: Any, options: MaskOptions, name: str) -> _Values:
 def _from_image(mask: Image.Image, channel: str, threshold: float, name: str) -> _Values:
     if 0 in mask.size:
         raise ValueError(f"{name} has {mask.width} x {mask.height} pixels; expected at least 1 x 1.")
-    form, is_tiff = mask.format, mask.format == "TIFF"
-    is_lossy = form in LOSSY_FORMATS
-    tag = mask.getexif().get(ORIENTATION)
+    is_lossy = mask.format in LOSSY_FORMATS
     pages, rules = _pages(mask, name)
     found: list[PageValues] = []
     for page in pages:
@@ -273,9 +278,16 @@ def _from_image(mask: Image.Image, channel: str, threshold: float, name: str) ->
             raise ValueError(f"The pages of {name} differ in size; expected one size. Save the mask with one page.")
         values, marked = np.maximum(values, page_read.values), marked | page_read.marked(threshold)
     rules += [page_read.rule for page_read in found if page_read.rule is not None]
-    # Most programs write an orientation of 1 to every TIFF file.
-    has_orientation = tag in range(2, 9) or (tag == 1 and not is_tiff)
-    return _Values(values, marked, rules, is_file=True, has_orientation=has_orientation)
+    return _Values(values, marked, rules, is_file=True)
+
+
+def _has_orientation(opened: Image.Image, source: Any) -> bool:
+    """Return whether a mask file has an EXIF orientation of its own."""
+    if opened.format == "TIFF":
+        # Pillow removes the tag when it decodes the file. Most programs write an orientation of 1 to every TIFF file.
+        header = read_header(source)
+        return header is not None and header[2] > 1
+    return opened.getexif().get(ORIENTATION) in range(1, 9)
 
 
 def _pages(mask: Image.Image, name: str) -> tuple[list[Image.Image], list[str]]:
@@ -285,17 +297,17 @@ def _pages(mask: Image.Image, name: str) -> tuple[list[Image.Image], list[str]]:
         return [mask], [] if count == 1 else ["reduced pages"]
     if mask.format != "TIFF":
         raise ValueError(f"{name} has {count} frames; expected one. Save one frame, for example as PNG.")
-    pages, rules, size = [], ["pages"], mask.size
+    pages: list[Image.Image] = []
+    rules = ["pages"]
     current = mask.tell()
     try:
         for number in range(count):
             mask.seek(number)
             tags: Any = getattr(mask, "tag_v2", {})
-            if number and mask.size != size and tags.get(REDUCED_PAGE, 0) & 1:
+            page = mask.copy()
+            if number and page.size != pages[0].size and tags.get(REDUCED_PAGE, 0) & 1:
                 rules.append("reduced pages")
             else:
-                page = mask.copy()
-                page.format = mask.format
                 pages.append(page)
         mask.seek(current)
     except (OSError, EOFError, ValueError, SyntaxError) as error:

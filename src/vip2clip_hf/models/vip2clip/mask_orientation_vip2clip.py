@@ -68,7 +68,9 @@ def _has_tags(file: Any) -> bool:
 
 def _sizes(image: Image.Image, tag: Any) -> tuple[tuple[int, int], tuple[int, int], int]:
     orientation = tag if tag in range(2, 9) else 1
-    stored = (image.height, image.width)
+    # Pillow gives the upright size of a TIFF file that is not loaded yet, and the size of the tile as stored.
+    width, height = getattr(image, "_tile_size", image.size) if orientation > 1 else image.size
+    stored = (height, width)
     return stored, stored[::-1] if orientation > 4 else stored, orientation
 
 
