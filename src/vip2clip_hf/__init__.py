@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from .models.vip2clip import (
         AnomalyDetectionPipeline as AnomalyDetectionPipeline,
         DecisionConfig as DecisionConfig,
+        MaskOptions as MaskOptions,
         Provenance as Provenance,
         ViP2ClipAlignmentOutput as ViP2ClipAlignmentOutput,
         ViP2ClipAnomalyDetectionOutput as ViP2ClipAnomalyDetectionOutput,

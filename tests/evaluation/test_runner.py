@@ -57,7 +57,7 @@ def test_parse_data_sources(tmp_path, monkeypatch):
     )
     assert DataSource.parse("kvasir=x").mask_threshold == 127
     assert DataSource.parse("screws=x=y") == DataSource("screws", "x=y")
-    assert DataSource.parse("screws=x").mask_threshold == 0
+    assert DataSource.parse("screws=x").mask_threshold is None  # that of the image processor
     for text in ("mvtec=", "=x"):
         with pytest.raises(ValueError, match="expected NAME=ROOT"):
             DataSource.parse(text)

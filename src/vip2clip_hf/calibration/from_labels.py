@@ -5,11 +5,11 @@ import math
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from ..models.vip2clip.decision_config_vip2clip import DecisionConfig
 from ..models.vip2clip.fingerprint_vip2clip import model_fingerprint
-from ..models.vip2clip.image_loading_vip2clip import load_mask
+from ..models.vip2clip.mask_loading_vip2clip import mask_labels
+from ..models.vip2clip.mask_options_vip2clip import MaskOptions
 from ..models.vip2clip.pipeline_anomaly_detection import AnomalyDetectionPipeline
 from .calibration import Calibration
 from .scores import decision_maps, decision_settings
@@ -24,7 +24,8 @@ def calibrate_labelled(
     dataset: Any,
     *,
     recall: float | None = None,
-    mask_threshold: int | float = 0,
+    mask_threshold: int | float | None = None,
+    mask_options: MaskOptions | None = None,
     progress: bool = False,
 ) -> Calibration:
     """
@@ -39,8 +40,10 @@ def calibrate_labelled(
         recall (`float`, *optional*):
             Minimum fraction of anomalous images, and of anomalous pixels, to find, in (0, 1]. If not set, the
             thresholds maximize F1.
-        mask_threshold (`int` or `float`, defaults to 0):
-            Mask values greater than this are anomalous.
+        mask_threshold (`int` or `float`, *optional*):
+            Mask values greater than this are anomalous. Defaults to the value of the image processor (0).
+        mask_options ([`MaskOptions`], *optional*):
+            How to read masks. Options that are not set are those of the image processor.
         progress (`bool`, defaults to `False`):
             Whether to show a progress bar.
 
@@ -51,9 +54,11 @@ def calibrate_labelled(
     Raises:
         ImportError: if scipy or `datasets` are not installed.
         OSError: if an image or mask cannot be read.
-        ValueError: if a label is missing, if all labels are the same, or if the recall is outside (0, 1].
+        ValueError: if a label is missing, if all labels are the same, if the recall is outside (0, 1], or if a mask is
+            not valid or differs in size from its image.
     """
-    from ..data.collator import undecoded
+    from ..data.collator import resolve_mask_options, undecoded
+    from ..data.mask_checks import warn_about_masks
     from ..evaluation.metrics import AnomalyMetrics
 
     if recall is not None and not 0 < recall <= 1:
@@ -65,6 +70,8 @@ def calibrate_labelled(
             f"{(labels < 0).sum()} images without a label; expected normal and anomalous images, all with a label."
         )
     rows = undecoded(dataset)
+    options = resolve_mask_options(detector.image_processor, mask_threshold, mask_options)
+    warn_about_masks(rows, options)
     metrics = AnomalyMetrics()
     scores: list[float] = []
     unreadable: dict[str, str] = {}
@@ -73,8 +80,11 @@ def calibrate_labelled(
     for number, (_, result) in enumerate(found):
         if unreadable:
             break
-        anomaly_map, mask = result["anomaly_map"], rows[number]["mask"]
-        marked = _mask_like(mask, anomaly_map, mask_threshold)
+        anomaly_map, row = result["anomaly_map"], rows[number]
+        mask = row["mask"]
+        marked = mask_labels(
+            mask, MaskOptions.named(row).over(options), row["image"], size=anomaly_map.shape, position=number
+        ).labels.astype(bool)
         has_mask = mask is not None or not labels[number]
         metrics.update(
             np.array([result["score"]]), labels[number : number + 1], anomaly_map[None], marked[None],
@@ -112,14 +122,6 @@ def calibrate_labelled(
     return Calibration(
         DecisionConfig(image_threshold, pixel_threshold, calibration=calibration, **decision_settings(detector))
     )
-
-
-def _mask_like(mask: Any, anomaly_map: np.ndarray, threshold: float) -> np.ndarray:
-    """Resize a mask to the size of a map, like the image processor. Without a mask, no pixel is anomalous."""
-    if mask is None:
-        return np.zeros(anomaly_map.shape, dtype=bool)
-    marked = Image.fromarray((load_mask(mask) > threshold).astype(np.uint8) * 255)
-    return np.asarray(marked.resize(anomaly_map.shape[::-1], Image.Resampling.BILINEAR)) > 127.5
 
 
 def _just_below(value: float) -> float:

@@ -5,7 +5,21 @@ from typing import Annotated
 
 import typer
 
-from .options import Device, Json, Model, checkpoint_or_bundled, print_json, shows_progress, usage_error
+from .options import (
+    Device,
+    Json,
+    KeepSmallRegions,
+    MaskChannel,
+    MaskInvert,
+    MaskOrientation,
+    MaskThreshold,
+    Model,
+    checkpoint_or_bundled,
+    mask_options,
+    print_json,
+    shows_progress,
+    usage_error,
+)
 
 
 def calibrate(
@@ -37,6 +51,11 @@ def calibrate(
     tile_overlap: Annotated[
         float, typer.Option(help="Overlap of neighbouring tiles, as a fraction of the tile size.")
     ] = 0.25,
+    mask_threshold: MaskThreshold = None,
+    mask_channel: MaskChannel = None,
+    mask_invert: MaskInvert = None,
+    mask_orientation: MaskOrientation = None,
+    keep_small_regions: KeepSmallRegions = None,
     device: Device = None,
     as_json: Json = False,
 ) -> None:  # fmt: skip
@@ -64,6 +83,9 @@ def calibrate(
         raise OSError(f"{str(normal)!r} is not a folder; expected a folder of normal images.")
     if normal is not None and recall is not None:
         raise usage_error("--recall needs anomalous images: pass --labelled instead of --normal.")
+    options = mask_options(mask_threshold, mask_channel, mask_invert, mask_orientation, keep_small_regions)
+    if normal is not None and any(value is not None for value in options.columns().values()):
+        raise usage_error("--mask-... options need masks: pass --labelled instead of --normal.")
     if output is not None:
         check_new_folder(output)
     checkpoint = checkpoint_or_bundled(model)
@@ -81,9 +103,9 @@ def calibrate(
     elif labelled is not None:
         from ..data.sources import DataSource
 
-        source = DataSource.parse(labelled)
+        source = DataSource.parse(labelled, mask_options=options)
         found = calibrate_labelled(
-            detector, source.load(), recall=recall, mask_threshold=source.mask_threshold, progress=progress
+            detector, source.load(), recall=recall, mask_options=source.mask_options, progress=progress
         )
     if not Path(checkpoint).is_dir():  # a Hub id: save_calibration needs a local folder
         from huggingface_hub import snapshot_download

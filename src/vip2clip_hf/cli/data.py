@@ -5,7 +5,18 @@ from typing import Annotated
 
 import typer
 
-from .options import Json, parse_pair, print_json, shows_progress, usage_error
+from .options import (
+    Json,
+    MaskChannel,
+    MaskInvert,
+    MaskOrientation,
+    MaskThreshold,
+    mask_options,
+    parse_pair,
+    print_json,
+    shows_progress,
+    usage_error,
+)
 
 
 def data(
@@ -37,6 +48,10 @@ def data(
         typer.Option("--check", help="Open all images and masks to find damaged files, wrong sizes and empty masks."),
     ] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with code 3 if there are warnings.")] = False,
+    mask_threshold: MaskThreshold = None,
+    mask_channel: MaskChannel = None,
+    mask_invert: MaskInvert = None,
+    mask_orientation: MaskOrientation = None,
     as_json: Json = False,
     synthetic: Annotated[
         bool,
@@ -67,6 +82,9 @@ def data(
     for option, value in (("--benchmark", benchmark), ("--write-thirds", write_thirds)):
         if value is not None and (column or normal_label):
             raise usage_error(f"--column and --normal-label apply to tables and Hub datasets only; omit {option}.")
+    options = mask_options(mask_threshold, mask_channel, mask_invert, mask_orientation)
+    if not check and any(value is not None for value in options.columns().values()):
+        raise usage_error("--mask-... options apply to opened masks; add --check.")
     progress = shows_progress()
     if synthetic:
         from ..data.synthetic.dataset import write_dataset
@@ -87,7 +105,7 @@ def data(
     if check:
         from ..data.checks import check_data
 
-        found = check_data(index, progress=progress)
+        found = check_data(index, progress=progress, mask_options=options)
     if as_json:
         content = index.report.to_dict()
         if found is not None:
@@ -97,7 +115,9 @@ def data(
         typer.echo(index.report)
         if found is not None:
             typer.echo(f"\n{found}")
-    if (found is not None and found.problems) or (strict and index.warnings):
+    if (found is not None and found.problems) or (
+        strict and (index.warnings or (found is not None and found.warnings))
+    ):
         raise typer.Exit(3)
 
 

@@ -5,7 +5,21 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import Backbone, Device, Dtype, Json, one_of, print_json, shows_progress
+from .options import (
+    Backbone,
+    Device,
+    Dtype,
+    Json,
+    KeepSmallRegions,
+    MaskChannel,
+    MaskInvert,
+    MaskOrientation,
+    MaskThreshold,
+    mask_options,
+    one_of,
+    print_json,
+    shows_progress,
+)
 
 
 def evaluate(
@@ -40,6 +54,11 @@ def evaluate(
             callback=one_of("--aupro-convention", "exact", "release"),
         ),
     ] = "exact",
+    mask_threshold: MaskThreshold = None,
+    mask_channel: MaskChannel = None,
+    mask_invert: MaskInvert = None,
+    mask_orientation: MaskOrientation = None,
+    keep_small_regions: KeepSmallRegions = None,
     sheets: Annotated[int, typer.Option(min=0, help="Example images per category in the sheets; 0 for none.")] = 8,
     sheet_range: Annotated[
         tuple[float, float], typer.Option(help="Anomaly map values at the ends of the colour scale in the sheets.")
@@ -71,10 +90,11 @@ def evaluate(
     def show(result: dict[str, Any]) -> None:
         typer.echo(f"\n{result['name']}, in percent\n{category_table(result)}")
 
+    options = mask_options(mask_threshold, mask_channel, mask_invert, mask_orientation, keep_small_regions)
     name = name_of(model) if name is None else name
     results = evaluate_checkpoint(
         model,
-        [DataSource.parse(text, split, category) for text in sets],
+        [DataSource.parse(text, split, category, options) for text in sets],
         output,
         device=device,
         dtype=dtype,

@@ -60,7 +60,72 @@ Dtype = Annotated[
         help="Precision: float32, bfloat16 or float16.", callback=one_of("--dtype", "float32", "bfloat16", "float16")
     ),
 ]
+MaskThreshold = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        help="Mask values greater than this are anomalous. Use 127 for JPEG masks.",
+        show_default="that of the benchmark or checkpoint, 0",
+    ),
+]
+MaskChannel = Annotated[
+    str | None,
+    typer.Option(
+        help="Where the values of masks come from: auto, luminance, any, red, green, blue, alpha or index.",
+        show_default="auto",
+    ),
+]
+MaskInvert = Annotated[
+    bool | None,
+    typer.Option(
+        "--mask-invert/--no-mask-invert",
+        help="Defects are dark on a bright background in the masks.",
+        show_default="no-mask-invert",
+    ),
+]
+MaskOrientation = Annotated[
+    str | None,
+    typer.Option(
+        help="EXIF orientation of masks without one of their own: auto, image (that of the image) or own (none).",
+        show_default="auto",
+    ),
+]
+KeepSmallRegions = Annotated[
+    bool | None,
+    typer.Option(
+        "--keep-small-regions/--lose-small-regions",
+        help="Keep defects that vanish at the size of the model, with at least one pixel.",
+        show_default="keep-small-regions",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+def mask_options(
+    threshold: float | None,
+    channel: str | None,
+    invert: bool | None,
+    orientation: str | None,
+    keep_small_regions: bool | None = None,
+) -> Any:
+    """
+    Combine the options for masks.
+
+    Args:
+        threshold, channel, invert, orientation, keep_small_regions (*optional*): see [`MaskOptions`].
+
+    Returns:
+        [`MaskOptions`]: the options.
+
+    Raises:
+        typer.BadParameter: if a value is not allowed.
+    """
+    from ..models.vip2clip.mask_options_vip2clip import MaskOptions
+
+    try:
+        return MaskOptions(threshold, channel, invert, orientation, keep_small_regions)
+    except ValueError as error:
+        raise usage_error(f"--{str(error).replace('_', '-', 1)}") from error
 
 
 def parse_pair(text: str, option: str, form: str, example: str) -> tuple[str, str]:
@@ -164,8 +229,14 @@ __all__ = [
     "Device",
     "Dtype",
     "Json",
+    "KeepSmallRegions",
+    "MaskChannel",
+    "MaskInvert",
+    "MaskOrientation",
+    "MaskThreshold",
     "Model",
     "checkpoint_or_bundled",
+    "mask_options",
     "one_of",
     "parse_pair",
     "parse_settings",

@@ -10,17 +10,22 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from ..models.vip2clip.image_loading_vip2clip import load_image, load_mask
+from ..models.vip2clip.image_loading_vip2clip import load_image
+from ..models.vip2clip.mask_loading_vip2clip import MASK_RULES, MaskSizeError, read_mask
+from ..models.vip2clip.mask_options_vip2clip import MaskOptions
+from ..models.vip2clip.mask_regions_vip2clip import reduce_mask
 from .index import DataIndex
+from .mask_checks import suspicious_masks
 
 
 BAD_IMAGE = "unreadable images"
 BAD_MASK = "unreadable masks"
 MASK_SIZE = "masks with a different size than the image"
 CONTRADICTION = "normal images with anomalous pixels in the mask"
-EMPTY_MASK = "anomalous images with an empty mask at this mask threshold, still counted as anomalous"
-LOSSY_MASK = "masks with noise near 0 counted as anomalous; use a mask threshold of 127 for JPEG masks"
+SMALL_REGIONS = "masks with defects that have no pixel at 518 x 518, the size of a model; they keep at least one pixel"
 DUPLICATE = "duplicate images (identical files), all kept"
+# Size of a ViT-L/14 checkpoint of the paper.
+MODEL_SIZE = (518, 518)
 
 
 @dataclass
@@ -33,6 +38,8 @@ class DataCheck:
         usable (`DataIndex`): the index without unreadable images. Unusable masks are set to null; images stored
             inside a dataset (Parquet, Hub) are dropped together with an unusable mask.
         problems (`dict[str, list[str]]`): images that are unusable or have an unusable mask, grouped by problem.
+        warnings (`dict[str, list[str]]`): images with a suspicious mask (empty, marked as a whole, probably inverted),
+            and images with a mask that is read by a rule because it has several meanings, grouped by kind.
         notes (`dict[str, list[str]]`): images with harmless peculiarities, grouped by kind.
     """
 
@@ -40,16 +47,25 @@ class DataCheck:
     usable: DataIndex
     problems: dict[str, list[str]] = field(default_factory=dict)
     notes: dict[str, list[str]] = field(default_factory=dict)
+    warnings: dict[str, list[str]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the number of images, the problems and the notes as JSON types."""
-        return {"checked": self.checked, "problems": self.problems, "notes": self.notes}
+        """Return the number of images, the problems, the warnings and the notes as JSON types."""
+        return {
+            "checked": self.checked,
+            "problems": self.problems,
+            "warnings": self.warnings,
+            "notes": self.notes,
+        }
 
     def __str__(self) -> str:
         count = sum(map(len, self.problems.values()))
         found = f"{count or 'no'} problem{'' if count == 1 else 's'}"
+        suspicious = sum(map(len, self.warnings.values()))
+        found += f", {suspicious} warning{'' if suspicious == 1 else 's'}" if suspicious else ""
         lines = [f"Checked {self.checked} images and their masks: {found}."]
-        for title, groups, most in (("Problems:", self.problems, None), ("Notes:", self.notes, 3)):
+        groups_of = (("Problems:", self.problems, None), ("Warnings:", self.warnings, 3), ("Notes:", self.notes, 3))
+        for title, groups, most in groups_of:
             if groups:
                 lines += ["", title]
             for kind, names in groups.items():
@@ -66,12 +82,18 @@ class _Result:
     problem: str | None = None
     detail: str = ""
     num_anomalous_pixels: int | None = None  # None if there is no usable mask
-    is_noisy: bool = False
+    share: float = 0.0
+    num_small_regions: int = 0
+    rules: tuple[str, ...] = ()
     digest: bytes | None = None
 
 
 def check_data(
-    index: DataIndex, mask_threshold: int | float | None = None, num_workers: int = 4, progress: bool = False
+    index: DataIndex,
+    mask_threshold: int | float | None = None,
+    num_workers: int = 4,
+    progress: bool = False,
+    mask_options: MaskOptions | None = None,
 ) -> DataCheck:
     """
     Open every image and mask of an index and compare them.
@@ -85,39 +107,49 @@ def check_data(
             Number of threads.
         progress (`bool`, defaults to `False`):
             Whether to show a progress bar.
+        mask_options ([`MaskOptions`], *optional*):
+            How to read masks.
 
     Returns:
-        `DataCheck`: problems and notes. `check.usable.to_dataset()` is the dataset without unusable images and masks.
+        `DataCheck`: problems, warnings and notes. `check.usable.to_dataset()` is the dataset without unusable images
+        and masks.
 
     Raises:
         ValueError: if `num_workers` is less than 1.
     """
-    if mask_threshold is None:
-        mask_threshold = index.benchmark.mask_threshold if index.benchmark is not None else 0
+    options = MaskOptions(threshold=mask_threshold).over(mask_options or MaskOptions())
+    if index.benchmark is not None:
+        options = options.over(MaskOptions(threshold=index.benchmark.mask_threshold))
     read = _reader(index)
     check = DataCheck(len(index.rows), index)
     bad_images: set[str] = set()
     bad_masks: set[str] = set()
     first_names: dict[bytes, str] = {}
+    anomalous: dict[str, float] = {}
     with ThreadPoolExecutor(num_workers) as pool:
-        results = pool.map(lambda number: _check_one(*read(number), mask_threshold), range(len(index.rows)))
+        results = pool.map(lambda number: _check_one(*read(number), options), range(len(index.rows)))
         for row, result in zip(index.rows, tqdm(results, total=len(index.rows), disable=not progress, unit="image")):
             if result.problem is not None:
                 check.problems.setdefault(result.problem, []).append(f"{row.image} ({result.detail})")
                 (bad_images if result.problem == BAD_IMAGE else bad_masks).add(row.image)
             if result.num_anomalous_pixels is not None:
                 if row.label == 0 and result.num_anomalous_pixels:
-                    name = f"{row.image} ({result.num_anomalous_pixels} px)"
+                    whole = ", the whole image; if the masks are inverted, set mask_invert"
+                    name = f"{row.image} ({result.num_anomalous_pixels} px{whole if result.share == 1 else ''})"
                     check.problems.setdefault(CONTRADICTION, []).append(name)
                     bad_masks.add(row.image)
-                if row.label == 1 and not result.num_anomalous_pixels:
-                    check.notes.setdefault(EMPTY_MASK, []).append(row.image)
-                if result.is_noisy:
-                    check.notes.setdefault(LOSSY_MASK, []).append(row.image)
+                if row.label == 1:
+                    anomalous[row.image] = result.share
+                if result.num_small_regions:
+                    name = f"{row.image} ({result.num_small_regions})"
+                    check.notes.setdefault(SMALL_REGIONS, []).append(name)
+                for rule in result.rules:
+                    check.warnings.setdefault(MASK_RULES[rule], []).append(row.image)
             if result.digest in first_names:
                 check.notes.setdefault(DUPLICATE, []).append(f"{row.image} (same as {first_names[result.digest]})")
             elif result.digest is not None:
                 first_names[result.digest] = row.image
+    check.warnings.update(suspicious_masks(list(anomalous), list(anomalous.values())))
     if bad_images or bad_masks:
         check.usable = _without(index, bad_images, bad_masks)
     return check
@@ -142,7 +174,7 @@ def _reader(index: DataIndex) -> Callable[[int], tuple[Any, Any]]:
     return read_stored
 
 
-def _check_one(image: Any, mask: Any, mask_threshold: float) -> _Result:
+def _check_one(image: Any, mask: Any, options: MaskOptions) -> _Result:
     try:
         if not isinstance(image, dict) or image.get("bytes") is None:
             path = image["path"] if isinstance(image, dict) else image
@@ -154,16 +186,22 @@ def _check_one(image: Any, mask: Any, mask_threshold: float) -> _Result:
     if mask is None:
         return _Result(digest=digest)
     try:
-        values = load_mask(mask)
+        read = read_mask(mask, options, image)
+    except MaskSizeError as error:
+        return _Result(MASK_SIZE, str(error), digest=digest)
     except (OSError, ValueError) as error:
         return _Result(BAD_MASK, str(error), digest=digest)
-    if values.shape != (height, width):
-        detail = f"mask {values.shape[1]} x {values.shape[0]}, image {width} x {height} pixels"
+    marked = read.marked
+    if marked.shape != (height, width):
+        detail = f"mask {marked.shape[1]} x {marked.shape[0]}, image {width} x {height} pixels"
         return _Result(MASK_SIZE, detail, digest=digest)
-    anomalous = values > mask_threshold
-    # Values near 0 next to values near 255 are compression noise. Class ids and clean masks do not have both.
-    is_noisy = bool(values.max() > 200 and (anomalous & (values < 55)).any())
-    return _Result(num_anomalous_pixels=int(anomalous.sum()), is_noisy=is_noisy, digest=digest)
+    return _Result(
+        num_anomalous_pixels=int(marked.sum()),
+        share=float(marked.mean()),
+        num_small_regions=reduce_mask(marked, MODEL_SIZE).num_small_regions,
+        rules=read.rules,
+        digest=digest,
+    )
 
 
 def _without(index: DataIndex, bad_images: set[str], bad_masks: set[str]) -> DataIndex:

@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..models.vip2clip.image_loading_vip2clip import load_mask
 from ..models.vip2clip.image_processing_vip2clip import ViP2ClipImageProcessor
+from ..models.vip2clip.mask_loading_vip2clip import mask_labels
+from ..models.vip2clip.mask_options_vip2clip import MASK_OPTIONS, MaskOptions
+from ..models.vip2clip.mask_regions_vip2clip import ReducedMask
 from ..utils.extras import extra
 
 
@@ -19,6 +21,41 @@ def count_masks(dataset: "Dataset") -> int:
     """Number of anomalous images with a mask. No image is opened."""
     columns = dataset.select_columns(["mask", "label"]).with_format("arrow")[:]
     return sum(mask.is_valid and label.as_py() == 1 for mask, label in zip(columns["mask"], columns["label"]))
+
+
+def resolve_mask_options(
+    image_processor: Any, mask_threshold: int | float | None = None, mask_options: MaskOptions | None = None
+) -> MaskOptions:
+    """
+    Options of reading masks, in the order of precedence: `mask_threshold`, `mask_options`, the image processor.
+
+    Args:
+        image_processor ([`ViP2ClipImageProcessor`]): image processor for images and masks.
+        mask_threshold (`int` or `float`, *optional*): mask values greater than this are anomalous.
+        mask_options ([`MaskOptions`], *optional*): how to read masks.
+
+    Returns:
+        [`MaskOptions`]: the options, all set.
+
+    Raises:
+        ValueError: if a value is not allowed.
+    """
+    options = MaskOptions(threshold=mask_threshold).over(mask_options or MaskOptions())
+    return options.over(MaskOptions.of(image_processor))
+
+
+def shared_mask_options(dataset: "Dataset") -> MaskOptions:
+    """
+    Options of reading masks that all rows of a dataset have in common.
+
+    Args:
+        dataset (`datasets.Dataset`): dataset, with or without columns such as `mask_threshold`.
+
+    Returns:
+        [`MaskOptions`]: the options with one value in the whole dataset.
+    """
+    values = {name: set(dataset[name]) for name in MASK_OPTIONS.values() if name in dataset.column_names}
+    return MaskOptions.named({name: next(iter(found)) for name, found in values.items() if len(found) == 1})
 
 
 def undecoded(dataset: "Dataset", columns: Iterable[str] = ("image", "mask")) -> "Dataset":
@@ -46,11 +83,17 @@ class ViP2ClipCollator:
             Mask values greater than this are anomalous. Defaults to the value of the image processor (0). For a
             benchmark, use `BENCHMARKS[name].mask_threshold`.
         return_metadata (`bool`, defaults to `False`):
-            Whether to add the lists `categories`, `defects` and `image_ids`, which are not inputs of the model.
+            Whether to add the lists `categories`, `defects`, `image_ids` and `regions`, which are not inputs of the
+            model. `regions` contains, for each image with a mask, the number of its regions, how many of them have no
+            pixel when the mask is resized, and how many of these are lost; otherwise `None`.
+        mask_options ([`MaskOptions`], *optional*):
+            How to read masks. Options that are not set are those of the image processor.
 
-    A `mask_threshold` in a row overrides the value of the collator. Rows of a [`FeatureCache`] contain embeddings
-    instead of an image. Padding rows of [`TrainingRows`] are dropped, and `num_images` is the number of other rows. If
-    it is 0, the batch contains one padding row, which must not count.
+    A `mask_threshold`, `mask_channel`, `mask_invert`, `mask_orientation` or `keep_small_regions` in a row overrides
+    the value of the collator. `datasets` applies the EXIF orientation of an image when it decodes it, so a mask drawn
+    on the stored pixels is recognised in undecoded rows only, see [`undecoded`]. Rows of a [`FeatureCache`] contain
+    embeddings instead of an image. Padding rows of [`TrainingRows`] are dropped, and `num_images` is the number of
+    other rows. If it is 0, the batch contains one padding row, which must not count.
 
     Returns:
         `dict`: `pixel_values` of shape `(batch_size, 3, height, width)` and `labels` of shape `(batch_size,)`. With
@@ -69,6 +112,7 @@ class ViP2ClipCollator:
     pixel_labels: bool = True
     mask_threshold: int | float | None = None
     return_metadata: bool = False
+    mask_options: MaskOptions | None = None
 
     @classmethod
     def for_dataset(
@@ -120,20 +164,13 @@ class ViP2ClipCollator:
             raise ValueError(
                 f"The images {unlabelled} have no label; expected labels for all images of a batch or none."
             )
-        options: dict[str, Any] = {} if self.mask_threshold is None else {"mask_threshold": self.mask_threshold}
         masks = [row.get("mask") for row in rows]
-        if self.pixel_labels and not unlabelled:
-            thresholds = [row.get("mask_threshold") for row in rows]
-            if any(threshold is not None for threshold in thresholds):
-                default = self.image_processor.mask_threshold if self.mask_threshold is None else self.mask_threshold
-                masks = [
-                    None if mask is None else load_mask(mask) > (default if threshold is None else threshold)
-                    for mask, threshold in zip(masks, thresholds)
-                ]
-                options["mask_threshold"] = 0
-            options["segmentation_maps"] = masks
+        reduced: list[ReducedMask] = []
         try:
-            batch = dict(self.image_processor([row["image"] for row in rows], return_tensors="pt", **options))
+            batch = dict(self.image_processor([row["image"] for row in rows], return_tensors="pt"))
+            if self.pixel_labels and not unlabelled:
+                reduced = [self._mask(row, position) for position, row in enumerate(rows)]
+                batch["mask_labels"] = torch.stack([torch.from_numpy(mask.labels) for mask in reduced])
         except ValueError as error:
             raise ValueError(f"{error} The images of the batch are {ids}.") from error
         if not unlabelled:
@@ -151,7 +188,20 @@ class ViP2ClipCollator:
             batch["categories"] = [row.get("category") for row in rows]
             batch["defects"] = [row.get("defect") for row in rows]
             batch["image_ids"] = ids
+            if reduced:
+                batch["regions"] = [
+                    None if mask is None else (found.num_regions, found.num_small_regions, found.num_lost_regions)
+                    for mask, found in zip(masks, reduced)
+                ]
         return batch
+
+    def _mask(self, row: dict[str, Any], position: int) -> ReducedMask:
+        """Read the mask of a row at the size of the model."""
+        defaults = resolve_mask_options(self.image_processor, self.mask_threshold, self.mask_options)
+        size = dict(self.image_processor.size) if self.image_processor.do_resize else {}
+        target = (size["height"], size["width"]) if size else None
+        options = MaskOptions.named(row).over(defaults)
+        return mask_labels(row.get("mask"), options, row["image"], size=target, position=position)
 
     def _collate_cached(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         batch = {name: torch.stack([row[name] for row in rows]) for name in ("image_embeds", "patch_embeds")}
@@ -172,4 +222,4 @@ class ViP2ClipCollator:
         return batch
 
 
-__all__ = ["ViP2ClipCollator", "count_masks", "undecoded"]
+__all__ = ["ViP2ClipCollator", "count_masks", "resolve_mask_options", "shared_mask_options", "undecoded"]

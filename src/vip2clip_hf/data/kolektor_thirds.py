@@ -7,7 +7,9 @@ import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ..models.vip2clip.image_loading_vip2clip import load_image, load_mask
+from ..models.vip2clip.image_loading_vip2clip import load_image
+from ..models.vip2clip.mask_loading_vip2clip import marked_pixels
+from ..models.vip2clip.mask_options_vip2clip import DEFAULT_MASK_OPTIONS
 from ..utils.files import new_folder
 from .index import DataIndex
 from .layouts.base import Row
@@ -67,16 +69,11 @@ def write_kolektor_thirds(
 def _read(index: DataIndex, row: Row) -> tuple[np.ndarray, np.ndarray]:
     """Pixels (height, width, 3) and boolean mask (height, width) of an image."""
     listing = index.reading.listing
-    pixels = np.asarray(load_image(listing.absolute(row.image)))
+    image = listing.absolute(row.image)
+    pixels = np.asarray(load_image(image))
     if row.mask is None:
         return pixels, np.zeros(pixels.shape[:2], dtype=bool)
-    mask = load_mask(listing.absolute(row.mask)) > 0
-    if mask.shape != pixels.shape[:2]:
-        raise ValueError(
-            f"Mask {row.mask} has {mask.shape[1]} x {mask.shape[0]} pixels; expected {pixels.shape[1]} x "
-            f"{pixels.shape[0]}, the size of {row.image}."
-        )
-    return pixels, mask
+    return pixels, marked_pixels(listing.absolute(row.mask), DEFAULT_MASK_OPTIONS, image)
 
 
 __all__ = ["write_kolektor_thirds"]

@@ -1,10 +1,11 @@
 """Labelled datasets as specified on the command line."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..models.vip2clip.mask_options_vip2clip import MaskOptions
 from ..utils.extras import extra
 from .benchmarks.registry import BENCHMARKS
 from .collator import undecoded
@@ -26,6 +27,8 @@ class DataSource:
         benchmark (`str`, *optional*): name of the benchmark to read it as.
         split (`str`, defaults to `"test"`): split to load.
         categories (`tuple[str, ...]`, *optional*): categories to load. Defaults to all.
+        mask_options ([`MaskOptions`], *optional*): how to read masks. A threshold that is not set is that of the
+            benchmark. For your own data, options that are not set are those of the image processor.
     """
 
     name: str
@@ -33,9 +36,21 @@ class DataSource:
     benchmark: str | None = None
     split: str = "test"
     categories: tuple[str, ...] | None = None
+    mask_options: MaskOptions = field(default_factory=MaskOptions)
+
+    def __post_init__(self) -> None:
+        if self.benchmark is not None:
+            default = MaskOptions(threshold=BENCHMARKS[self.benchmark].mask_threshold)
+            object.__setattr__(self, "mask_options", self.mask_options.over(default))
 
     @classmethod
-    def parse(cls, text: str, split: str = "test", categories: Sequence[str] | None = None) -> "DataSource":
+    def parse(
+        cls,
+        text: str,
+        split: str = "test",
+        categories: Sequence[str] | None = None,
+        mask_options: MaskOptions | None = None,
+    ) -> "DataSource":
         """
         Parse a dataset argument of the command line.
 
@@ -44,6 +59,7 @@ class DataSource:
                 name, or `"mvtec=path/to/MVTec"` for a benchmark.
             split (`str`, defaults to `"test"`): split to load.
             categories (`Sequence[str]`, *optional*): categories to load. Defaults to all.
+            mask_options ([`MaskOptions`], *optional*): how to read masks.
 
         Returns:
             `DataSource`: the dataset, not loaded.
@@ -52,18 +68,19 @@ class DataSource:
             ValueError: if the name or the path is missing.
         """
         selected = tuple(categories) if categories else None
+        options = mask_options or MaskOptions()
         name, equals, root = text.partition("=")
         if not equals or Path(text).exists():
-            return cls(Path(text).resolve().name or text, text, None, split, selected)
+            return cls(Path(text).resolve().name or text, text, None, split, selected, options)
         if not root or not name:
             raise ValueError(f"Dataset {text!r} is incomplete; expected NAME=ROOT, such as mvtec=path/to/MVTec.")
         benchmark = name.lower() if name.lower() in BENCHMARKS else None
-        return cls(benchmark or name, root, benchmark, split, selected)
+        return cls(benchmark or name, root, benchmark, split, selected, options)
 
     @property
-    def mask_threshold(self) -> int:
-        """Mask values greater than this are anomalous."""
-        return 0 if self.benchmark is None else BENCHMARKS[self.benchmark].mask_threshold
+    def mask_threshold(self) -> int | float | None:
+        """Mask values greater than this are anomalous. `None` stands for the value of the image processor."""
+        return self.mask_options.threshold
 
     def load(self, need_labels: bool = True) -> "Dataset":
         """
@@ -103,18 +120,22 @@ def concatenate(sources: Sequence[DataSource], datasets: Sequence["Dataset"]) ->
         datasets (`Sequence[datasets.Dataset]`): the loaded datasets, in the same order.
 
     Returns:
-        `datasets.Dataset`: all rows, with the mask threshold of each dataset in the column `mask_threshold`. If there
-        are several datasets, categories and image ids start with the name of the dataset.
+        `datasets.Dataset`: all rows, with the options for masks of each dataset in the columns `mask_threshold`,
+        `mask_channel`, `mask_invert`, `mask_orientation` and `keep_small_regions` (null for those of the image
+        processor). If there are several datasets, categories and image ids start with the name of the dataset.
 
     Raises:
         ImportError: if `datasets` is not installed.
     """
     with extra("data", "Joining datasets"):
-        from datasets import concatenate_datasets
+        from datasets import Value, concatenate_datasets
 
     parts = []
     for source, dataset in zip(sources, datasets):
-        dataset = dataset.add_column("mask_threshold", [source.mask_threshold] * len(dataset))
+        for column, value in source.mask_options.columns().items():
+            kind = {"mask_threshold": "float64", "mask_invert": "bool", "keep_small_regions": "bool"}
+            feature = Value(kind.get(column, "string"))
+            dataset = dataset.add_column(column, [value] * len(dataset), feature=feature)
         if len(sources) > 1:
             for column in ("category", "image_id"):
                 values = [f"{source.name}/{value}" for value in dataset[column]]

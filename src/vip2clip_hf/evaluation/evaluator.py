@@ -1,20 +1,27 @@
 """Evaluate a model on a dataset, on one or several processes."""
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import torch
 from tqdm.auto import tqdm
+from transformers.utils import logging
 
-from ..data.collator import ViP2ClipCollator, undecoded
+from ..data.collator import ViP2ClipCollator, resolve_mask_options, shared_mask_options, undecoded
+from ..data.mask_checks import warn_about_masks
 from ..models.vip2clip.image_processing_vip2clip import ViP2ClipImageProcessor
+from ..models.vip2clip.mask_options_vip2clip import MaskOptions
 from ..models.vip2clip.modeling_vip2clip import ViP2ClipForAnomalyDetection
 from ..utils.distributed import from_all, world
-from .metrics import AnomalyMetrics
 from .recorder import EvaluationRecorder
+from .regions import EvaluationMetrics
 
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+
+logger = logging.get_logger(__name__)
 
 
 def evaluate_model(
@@ -29,6 +36,7 @@ def evaluate_model(
     num_workers: int = 0,
     progress: bool | str = False,
     recorder: EvaluationRecorder | None = None,
+    mask_options: MaskOptions | None = None,
 ) -> dict[str, Any]:
     """
     Compute image and pixel metrics of a model per category, and their mean.
@@ -58,15 +66,21 @@ def evaluate_model(
             Whether to show a progress bar, or its title.
         recorder ([`EvaluationRecorder`], *optional*):
             Keeps scores and anomaly maps, and saves the progress to resume after an interruption.
+        mask_options ([`MaskOptions`], *optional*):
+            How to read masks. Options that are not set are those of the image processor. With
+            `aupro_convention="release"`, small regions are not kept unless you set it, as in the authors' code.
 
     Returns:
-        `dict`: the result of [`AnomalyMetrics.compute`], with the categories in the order of the dataset.
+        `dict`: the result of [`AnomalyMetrics.compute`], with the categories in the order of the dataset, and
+        `mask_options` as used. Categories also contain `num_original_regions` (regions of the masks at the size of the
+        images), `num_small_regions` (those without a pixel at the size of the model), `num_lost_regions` (those of
+        them that are not kept, see [`MaskOptions`]) and `num_empty_masks`.
 
     Raises:
         ImportError: if datasets or scipy is not installed.
         OSError: if an image cannot be read.
-        ValueError: if there are no images, an image has no label, or scores or maps are not finite. The message
-            contains the ids of the images.
+        ValueError: if there are no images, an image has no label, a mask is invalid or differs in size from its
+            image, or scores or maps are not finite. The message contains the ids of the images.
     """
     if not len(dataset):
         raise ValueError("The dataset contains no images; expected at least one.")
@@ -75,10 +89,14 @@ def evaluate_model(
         raise ValueError(f"{unlabelled} of {len(dataset)} images have no label; expected a label for every image.")
     rank, world_size = world()
     recorder = EvaluationRecorder(len(dataset)) if recorder is None else recorder
-    collator = ViP2ClipCollator.for_dataset(
-        image_processor, dataset, mask_threshold=mask_threshold, return_metadata=True
-    )
-    metrics = AnomalyMetrics(fpr_limit, aupro_convention)
+    wanted = MaskOptions(threshold=mask_threshold).over(mask_options or MaskOptions())
+    if aupro_convention == "release":
+        wanted = wanted.over(MaskOptions(keep_small_regions=False))
+    options = resolve_mask_options(image_processor, mask_options=shared_mask_options(dataset).over(wanted))
+    collator = ViP2ClipCollator.for_dataset(image_processor, dataset, mask_options=options, return_metadata=True)
+    if rank == 0:
+        warn_about_masks(dataset, options)
+    metrics = EvaluationMetrics(fpr_limit, aupro_convention)
     # Strided and not padded, so that every image is evaluated exactly once on any number of processes.
     share = recorder.remaining()[rank::world_size]
     batches = [share[start : start + batch_size] for start in range(0, len(share), batch_size)]
@@ -103,6 +121,8 @@ def evaluate_model(
                     metrics.update(outputs.scores, batch["labels"], categories=batch["categories"], **maps)
                 except ValueError as error:
                     raise ValueError(f"{error} The images of the batch are {batch['image_ids']}.") from error
+                if "regions" in batch:
+                    metrics.add_regions(batch["categories"], batch["labels"].tolist(), batch["regions"])
                 recorder.add(positions, outputs.scores, outputs.anomaly_maps)
                 recorder.save(metrics)
     finally:
@@ -110,15 +130,27 @@ def evaluate_model(
         recorder.save(metrics, now=True)
         model.train(was_training)
     states = [*recorder.earlier, metrics.state_dict()]
-    metrics = AnomalyMetrics(fpr_limit, aupro_convention)
+    metrics = EvaluationMetrics(fpr_limit, aupro_convention)
     for process_states in from_all(states):
         for state in process_states:
-            part = AnomalyMetrics(fpr_limit, aupro_convention)
+            part = EvaluationMetrics(fpr_limit, aupro_convention)
             part.load_state_dict(state)
             metrics.merge(part)
     result = metrics.compute()
     order = {name: position for position, name in enumerate(dict.fromkeys(dataset["category"]))}
     result["categories"] = dict(sorted(result["categories"].items(), key=lambda item: order[item[0]]))
+    result["mask_options"] = asdict(options)
+    small, lost = (
+        sum(found[name] for found in result["categories"].values())
+        for name in ("num_small_regions", "num_lost_regions")
+    )
+    if small > 0 and rank == 0:
+        size = model.config.image_size
+        logger.warning_once(
+            f"{small} regions of the masks have no pixel at the size of the model, {size} x {size}. {small - lost} "
+            f"are kept there with at least one pixel, {lost} are lost and count as normal, as in the authors' code "
+            "(see keep_small_regions)."
+        )
     return result
 
 

@@ -142,7 +142,7 @@ def evaluate_sets(
     if rank == 0:
         try:
             for source, dataset in zip(sets, datasets):
-                own = {"benchmark": source.benchmark, "split": source.split, "mask_threshold": source.mask_threshold}
+                own = {"benchmark": source.benchmark, "split": source.split, "masks": asdict(source.mask_options)}
                 more = {"training_sets": model.provenance.training_sets}
                 keys[source.name] = SetKey({**settings, **own}, dataset, more)
             plans = folder.prepare(keys, [source.root for source in sets], overwrite, drawn, save_maps)
@@ -170,7 +170,7 @@ def evaluate_sets(
                     image_processor,
                     dataset,
                     batch_size=batch_size,
-                    mask_threshold=source.mask_threshold,
+                    mask_options=source.mask_options,
                     fpr_limit=fpr_limit,
                     aupro_convention=aupro_convention,
                     num_workers=num_workers,
@@ -185,7 +185,7 @@ def evaluate_sets(
                     dataset,
                     new / "sheets",
                     count=sheets,
-                    mask_threshold=source.mask_threshold,
+                    mask_options=source.mask_options,
                     title=source.name,
                     value_range=sheet_range,
                 )

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ..data.collator import undecoded
+from ..data.collator import resolve_mask_options, undecoded
 from ..models.vip2clip.arguments_vip2clip import LABELS
-from ..models.vip2clip.image_loading_vip2clip import load_image, load_mask
+from ..models.vip2clip.image_loading_vip2clip import load_image
 from ..models.vip2clip.image_processing_vip2clip import ViP2ClipImageProcessor
+from ..models.vip2clip.mask_loading_vip2clip import marked_pixels
+from ..models.vip2clip.mask_options_vip2clip import MaskOptions
 from ..models.vip2clip.modeling_vip2clip import ViP2ClipForAnomalyDetection
 from ..utils.distributed import world
 from ..utils.figures import new_figure, save_figure
@@ -107,7 +109,8 @@ def write_sheets(
     folder: str | os.PathLike,
     *,
     count: int = 8,
-    mask_threshold: int | float = 0,
+    mask_threshold: int | float | None = None,
+    mask_options: MaskOptions | None = None,
     title: str = "",
     value_range: tuple[float, float] = (0.0, 1.0),
 ) -> list[Path]:
@@ -127,8 +130,10 @@ def write_sheets(
             Folder to write to. It is created if it does not exist.
         count (`int`, defaults to 8):
             Number of images per sheet.
-        mask_threshold (`int` or `float`, defaults to 0):
-            Mask values greater than this are anomalous.
+        mask_threshold (`int` or `float`, *optional*):
+            Mask values greater than this are anomalous. Defaults to the value of the image processor (0).
+        mask_options ([`MaskOptions`], *optional*):
+            How to read masks. Options that are not set are those of the image processor.
         title (`str`, defaults to `""`):
             Title of the sheets, followed by the name of the category.
         value_range (`tuple[float, float]`, defaults to `(0.0, 1.0)`):
@@ -140,7 +145,9 @@ def write_sheets(
     Raises:
         ImportError: if datasets or matplotlib is not installed.
         OSError: if an image cannot be read, or a sheet cannot be written.
+        ValueError: if a mask is not valid or differs in size from its image.
     """
+    options = resolve_mask_options(image_processor, mask_threshold, mask_options)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     dataset = undecoded(dataset)
@@ -164,7 +171,7 @@ def write_sheets(
             caption = f"{_shorten(row['image_id'])}\n{LABELS[row['label']]}, score {score:.3f}"
             mask = None
             if row["mask"] is not None:
-                mask = load_mask(row["mask"]) > mask_threshold
+                mask = marked_pixels(row["mask"], MaskOptions.named(row).over(options), row["image"])
             elif row["label"] == 0:
                 mask = np.zeros((image.height, image.width), dtype=bool)
             image.thumbnail((MAX_SIDE, MAX_SIDE))

@@ -6,7 +6,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..models.vip2clip.image_loading_vip2clip import load_image, load_mask
+from ..models.vip2clip.image_loading_vip2clip import load_image
+from ..models.vip2clip.mask_loading_vip2clip import marked_pixels
+from ..models.vip2clip.mask_options_vip2clip import MaskOptions
 from ..utils.figures import new_figure
 from .canvas import MASK_COLOR, TRUTH_COLOR, PhotoCanvas, color_bar, panel
 
@@ -22,7 +24,8 @@ def result_figure(
     title: str | None = None,
     *,
     pixel_threshold: float | None = None,
-    mask_threshold: int | float = 0,
+    mask_threshold: int | float | None = None,
+    mask_options: MaskOptions | None = None,
 ) -> "Figure":
     """
     Draw the result of one image: the image, the ground truth (if set), and the anomaly map over the image.
@@ -45,8 +48,10 @@ def result_figure(
         pixel_threshold (`float`, *optional*):
             Threshold of the mask, in [0, 1], to mark in the colour bar: `detector.model.decision.pixel_threshold`, or
             the value passed to the pipeline.
-        mask_threshold (`int` or `float`, defaults to 0):
+        mask_threshold (`int` or `float`, *optional*, defaults to 0):
             Values of the ground truth greater than this are anomalous. Use 127 for masks in a lossy format (JPEG).
+        mask_options ([`MaskOptions`], *optional*):
+            How to read the ground truth.
 
     Returns:
         `matplotlib.figure.Figure`: the figure; [`save_figure`] writes it to a file.
@@ -64,7 +69,8 @@ def result_figure(
         raise ValueError(f"pixel_threshold is {pixel_threshold!r}; expected a number in [0, 1].")
     outlines: list[tuple[str, np.ndarray, str, Literal["solid", "dashed"]]] = [("mask", mask, MASK_COLOR, "solid")]
     if ground_truth is not None:
-        truth = load_mask(ground_truth) > mask_threshold
+        options = MaskOptions(threshold=mask_threshold).over(mask_options or MaskOptions())
+        truth = marked_pixels(ground_truth, options, image, "ground_truth")
         _check_size("ground_truth", truth, photo)
         outlines.append(("ground truth", truth, TRUTH_COLOR, "dashed"))
 

@@ -9,6 +9,7 @@ from transformers.training_args import OptimizerNames
 from transformers.utils import logging
 
 from ..evaluation.metrics import METRICS
+from ..models.vip2clip.mask_options_vip2clip import MASK_CHANNELS, MASK_ORIENTATIONS
 from .augmentation import AUGMENTATIONS, Augmentation
 from .feature_cache import CACHE_DTYPES
 
@@ -249,6 +250,33 @@ class DataArguments:
         default="test", metadata={"help": "Split to train on. The paper trains on the test split."}
     )
     eval_split: str = field(default="test", metadata={"help": "Split to evaluate on."})
+    mask_threshold: float | None = field(
+        default=None,
+        metadata={
+            "help": "Mask values greater than this are anomalous, for all datasets. Defaults to the benchmark's "
+            "threshold, or 0. Use 127 for JPEG masks."
+        },
+    )
+    mask_channel: str | None = field(
+        default=None,
+        metadata={
+            "help": f"Where the values of masks come from. Options: {', '.join(MASK_CHANNELS)}. Defaults to auto."
+        },
+    )
+    mask_invert: bool = field(
+        default=False, metadata={"help": "Whether defects are dark on a bright background in the masks."}
+    )
+    mask_orientation: str | None = field(
+        default=None,
+        metadata={
+            "help": "EXIF orientation of masks without one of their own. Options: "
+            f"{', '.join(MASK_ORIENTATIONS)}. Defaults to auto."
+        },
+    )
+    keep_small_regions: bool = field(
+        default=True,
+        metadata={"help": "Whether defects that vanish at the size of the model keep at least one pixel."},
+    )
     adapters_only: bool = field(
         default=False,
         metadata={

@@ -6,7 +6,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageEnhance
 
-from ..models.vip2clip.image_loading_vip2clip import load_image, load_mask
+from ..models.vip2clip.image_loading_vip2clip import load_image
+from ..models.vip2clip.mask_loading_vip2clip import marked_pixels
+from ..models.vip2clip.mask_options_vip2clip import DEFAULT_MASK_OPTIONS, MaskOptions
 
 
 AUGMENTATIONS = ("flip", "rotate", "color", "cut_paste")
@@ -49,7 +51,9 @@ class Augmentation:
         Augment a row.
 
         Args:
-            row (`dict`): row with `image`, `mask`, `label` and optionally `mask_threshold`. Other fields are kept.
+            row (`dict`): row with `image`, `mask`, `label` and optionally the options for masks, such as
+                `mask_threshold`, see [`MaskOptions`]. [`TrainingRows`] adds those of the trainer. Other fields are
+                kept.
             view (`int`): number of the view, for example the epoch.
             position (`int`): position of the image in the dataset.
 
@@ -59,13 +63,14 @@ class Augmentation:
 
         Raises:
             OSError: if the image or the mask cannot be read.
+            ValueError: if the mask is not valid or differs in size from the image, see [`load_mask`].
         """
         if view == 0:
             return row
         rng = np.random.default_rng([self.seed, view, position])
         image, mask, label = load_image(row["image"]), None, row["label"]
         if row.get("mask") is not None:
-            marked = load_mask(row["mask"]) > (row.get("mask_threshold") or 0)
+            marked = marked_pixels(row["mask"], MaskOptions.named(row), row["image"])
             mask = Image.fromarray(marked.astype(np.uint8) * 255)
         # Draw all values, even if they are not used: adding a kind must not change the others.
         flips, turns, paste, colors = rng.random(2) < 0.5, rng.integers(4), rng.random() < 0.5, rng.uniform(-1, 1, 3)
@@ -85,7 +90,9 @@ class Augmentation:
         if "color" in self.kinds:
             for enhance, change in zip((ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color), colors):
                 image = enhance(image).enhance(1 + COLOR_CHANGE * change)
-        return {**row, "image": image, "mask": mask, "label": label, "mask_threshold": 0}
+        # The mask is read now. Keeping small regions is a matter of resizing.
+        read = {**DEFAULT_MASK_OPTIONS.columns(), "keep_small_regions": row.get("keep_small_regions")}
+        return {**row, "image": image, "mask": mask, "label": label, **read}
 
 
 def cut_paste(image: Image.Image, rng: np.random.Generator) -> tuple[Image.Image, Image.Image]:

@@ -7,6 +7,8 @@ import torch
 from transformers.utils import logging
 
 from ..data.collator import count_masks
+from ..data.mask_checks import warn_about_masks
+from ..models.vip2clip.mask_options_vip2clip import MaskOptions
 from .augmentation import Augmentation
 from .resuming import last_complete_checkpoint
 
@@ -18,13 +20,16 @@ if TYPE_CHECKING:
 logger = logging.get_logger(__name__)
 
 
-def check_training_data(dataset: "Dataset", augmentation: Augmentation | None = None) -> bool:
+def check_training_data(
+    dataset: "Dataset", augmentation: Augmentation | None = None, mask_options: MaskOptions | None = None
+) -> bool:
     """
-    Check that a model can be trained on a dataset.
+    Check that a model can be trained on a dataset. Warns about suspicious masks, see [`warn_about_masks`].
 
     Args:
         dataset (`datasets.Dataset`): dataset to train on.
         augmentation ([`Augmentation`], *optional*): augmentation of the training images.
+        mask_options ([`MaskOptions`], *optional*): how to read masks.
 
     Returns:
         `bool`: whether there are masks to train on.
@@ -61,6 +66,8 @@ def check_training_data(dataset: "Dataset", augmentation: Augmentation | None = 
             "No anomalous image has a mask: only the image loss is trained, and anomaly maps will be poor. Add masks "
             "(see docs/data.md), or create synthetic defects with masks: --augmentation cut_paste."
         )
+    if masks:
+        warn_about_masks(dataset, mask_options or MaskOptions(), "training dataset")
     return masks > 0 or pasted
 
 

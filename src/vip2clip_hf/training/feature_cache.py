@@ -22,9 +22,10 @@ from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from ..data.collator import ViP2ClipCollator, undecoded
+from ..data.collator import ViP2ClipCollator, resolve_mask_options, undecoded
 from ..models.vip2clip.backbone_vip2clip import backbone_checksum
 from ..models.vip2clip.image_processing_vip2clip import ViP2ClipImageProcessor
+from ..models.vip2clip.mask_options_vip2clip import MASK_OPTIONS, MaskOptions
 from ..models.vip2clip.modeling_vip2clip import ViP2ClipForAnomalyDetection
 from ..utils.distributed import from_all, from_first, world
 from ..utils.files import write_atomically
@@ -72,6 +73,7 @@ class FeatureCache:
         augmentation: Augmentation | None = None,
         num_views: int = 1,
         mask_threshold: int | float | None = None,
+        mask_options: MaskOptions | None = None,
         batch_size: int = 8,
         num_workers: int = 0,
         autocast: Callable[[], AbstractContextManager] = nullcontext,
@@ -103,6 +105,8 @@ class FeatureCache:
                 Number of views stored per image. The first view is the original image.
             mask_threshold (`int` or `float`, *optional*):
                 Mask values greater than this are anomalous, see [`ViP2ClipCollator`].
+            mask_options ([`MaskOptions`], *optional*):
+                How to read masks.
             batch_size (`int`, defaults to 8):
                 Number of images per forward pass.
             num_workers (`int`, defaults to 0):
@@ -129,6 +133,7 @@ class FeatureCache:
                 f"num_views is {num_views}; expected 1, or an integer greater than 1 with an augmentation."
             )
         dataset = undecoded(dataset)
+        mask_options = resolve_mask_options(image_processor, mask_threshold, mask_options)
         config, size = model.config, model.config.image_size
         grid = config.patch_grid
         meta = {
@@ -147,7 +152,7 @@ class FeatureCache:
         }
         meta = json.loads(json.dumps(meta))  # the same types as in the file
         first = world()[0] == 0
-        key = _key(meta, model, image_processor, dataset, mask_threshold) if first else None
+        key = _key(meta, model, image_processor, dataset, mask_options) if first else None
         meta["key"] = from_first(key)
         cache = cls(Path(folder) / meta["key"][:20], meta)
         cache.folder.parent.mkdir(parents=True, exist_ok=True)
@@ -172,8 +177,8 @@ class FeatureCache:
                 raise OSError(f"The feature cache was not found by all processes. {shared}")
             missing = cache._missing()
             if missing.size:
-                rows = TrainingRows(dataset, augmentation)
-                collator = ViP2ClipCollator(image_processor, mask_threshold=mask_threshold)
+                rows = TrainingRows(dataset, augmentation, mask_options)
+                collator = ViP2ClipCollator(image_processor, mask_options=mask_options)
                 cache._compute(model, rows, collator, missing, batch_size, num_workers, autocast, progress)
             from_all(None)  # wait until all processes have written their rows
             if any(from_all(bool(cache._open()["done"].min() == 0))):
@@ -359,11 +364,11 @@ def _key(
     model: ViP2ClipForAnomalyDetection,
     image_processor: ViP2ClipImageProcessor,
     dataset: "Dataset",
-    mask_threshold: int | float | list[int | float | None] | None,
+    mask_options: MaskOptions,
 ) -> str:
     """Hash everything the rows depend on: weights, settings, and the contents of the image and mask files."""
-    if "mask_threshold" in dataset.column_names:
-        mask_threshold = list(dataset["mask_threshold"])
+    masks = dict(mask_options.columns())
+    masks.update({name: list(dataset[name]) for name in MASK_OPTIONS.values() if name in dataset.column_names})
     inputs = {
         "backbone": backbone_checksum(_vision_weights(model), model.clip.dtype),
         "vision_config": _settings(model.config.clip_vision_config.to_dict()),
@@ -371,7 +376,7 @@ def _key(
         "images": [content_hash(image) for image in dataset["image"]],
         "masks": [content_hash(mask) for mask in dataset["mask"]],
         "labels": list(dataset["label"]),
-        "mask_threshold": mask_threshold,
+        "mask_options": [mask_options.columns(), masks],
     }
     return hashlib.sha256(json.dumps([meta, inputs], sort_keys=True, default=str).encode()).hexdigest()
 

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from ..data.collator import undecoded
+from ..models.vip2clip.mask_options_vip2clip import MaskOptions
 from .augmentation import Augmentation
 
 
@@ -28,11 +29,18 @@ class TrainingRows(torch.utils.data.Dataset[dict[str, Any]]):
     Args:
         dataset (`datasets.Dataset`): dataset returned by [`load_folder`] or [`load_benchmark`].
         augmentation ([`Augmentation`], *optional*): creates the views.
+        mask_options ([`MaskOptions`], *optional*): how the augmentation reads masks, unless the row says otherwise.
     """
 
-    def __init__(self, dataset: "Dataset", augmentation: Augmentation | None = None) -> None:
+    def __init__(
+        self,
+        dataset: "Dataset",
+        augmentation: Augmentation | None = None,
+        mask_options: MaskOptions | None = None,
+    ) -> None:
         # The image processor decodes the images, because its errors name unreadable files.
         self.dataset, self.augmentation = undecoded(dataset), augmentation
+        self.mask_options = mask_options or MaskOptions()
         self.image_ids = list(dataset["image_id"])
 
     def __len__(self) -> int:
@@ -55,7 +63,10 @@ class TrainingRows(torch.utils.data.Dataset[dict[str, Any]]):
             `dict`: the row.
         """
         row = self.dataset[position]
-        return row if self.augmentation is None else self.augmentation(row, view, position)
+        if self.augmentation is None:
+            return row
+        options = MaskOptions.named(row).over(self.mask_options)
+        return self.augmentation({**row, **options.columns()}, view, position)
 
 
 class EpochSampler(torch.utils.data.Sampler[int]):

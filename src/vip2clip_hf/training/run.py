@@ -12,6 +12,7 @@ from ..checkpoints.saving import check_target, write_checkpoint
 from ..data.provenance import describe_training_set, find_training_overlap
 from ..data.sources import DataSource, concatenate
 from ..models.vip2clip.image_processing_vip2clip import ViP2ClipImageProcessor
+from ..models.vip2clip.mask_options_vip2clip import MaskOptions
 from ..models.vip2clip.modeling_vip2clip import ViP2ClipForAnomalyDetection
 from ..utils.files import write_atomically
 from ..utils.serialization import to_json, without_nan
@@ -61,8 +62,9 @@ def run_training(
     """
     if not data_arguments.train_data:
         raise ValueError("--train_data is missing; expected one or more datasets to train on.")
-    train_sources, train_sets = _read_sources(data_arguments.train_data, data_arguments.train_split)
-    eval_sources, eval_sets = _read_sources(data_arguments.eval_data, data_arguments.eval_split)
+    options = MaskOptions.named(vars(data_arguments))
+    train_sources, train_sets = _read_sources(data_arguments.train_data, data_arguments.train_split, options)
+    eval_sources, eval_sets = _read_sources(data_arguments.eval_data, data_arguments.eval_split, options)
     folder = check_target(arguments.output_dir)
     if before_training is not None:
         before_training()
@@ -117,9 +119,11 @@ def run_training(
     return report
 
 
-def _read_sources(texts: Sequence[str] | None, split: str) -> tuple[list[DataSource], list["Dataset"]]:
+def _read_sources(
+    texts: Sequence[str] | None, split: str, mask_options: MaskOptions
+) -> tuple[list[DataSource], list["Dataset"]]:
     """Parse and load datasets."""
-    sources = [DataSource.parse(text, split) for text in texts or []]
+    sources = [DataSource.parse(text, split, mask_options=mask_options) for text in texts or []]
     names = [source.name for source in sources]
     if len(set(names)) < len(names):
         raise ValueError(

@@ -10,10 +10,11 @@ from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
 from ..checkpoints.weights import check_unwrapped
-from ..data.collator import ViP2ClipCollator
+from ..data.collator import ViP2ClipCollator, resolve_mask_options
 from ..evaluation.evaluator import evaluate_model
 from ..evaluation.metrics import METRICS
 from ..models.vip2clip.image_processing_vip2clip import ViP2ClipImageProcessor, check_image_processor
+from ..models.vip2clip.mask_options_vip2clip import MaskOptions
 from ..models.vip2clip.modeling_vip2clip import ViP2ClipForAnomalyDetection
 from .arguments import ViP2ClipTrainingArguments
 from .augmentation import Augmentation
@@ -42,19 +43,17 @@ class ViP2ClipTrainer(RecordedTrainer):
     repeated to fill the last step.
 
     Args:
-        model ([`ViP2ClipForAnomalyDetection`]):
-            Model to train.
-        args ([`ViP2ClipTrainingArguments`]):
-            Training arguments.
-        image_processor ([`ViP2ClipImageProcessor`]):
-            Image processor of the model.
+        model ([`ViP2ClipForAnomalyDetection`]): model to train.
+        args ([`ViP2ClipTrainingArguments`]): training arguments.
+        image_processor ([`ViP2ClipImageProcessor`]): image processor of the model.
         train_dataset (`datasets.Dataset`, *optional*):
-            Dataset to train on, returned by [`load_folder`] or [`load_benchmark`]. If it has a column
-            `mask_threshold`, each mask uses the threshold of its row.
+            Dataset to train on, returned by [`load_folder`] or [`load_benchmark`]. If it has columns such as
+            `mask_threshold`, each mask uses the options of its row, see [`ViP2ClipCollator`].
         eval_dataset (`datasets.Dataset` or `dict[str, datasets.Dataset]`, *optional*):
             One or more datasets to evaluate on with [`evaluate_model`].
         mask_threshold (`int` or `float`, *optional*):
             Mask values greater than this are anomalous, see [`ViP2ClipCollator`].
+        mask_options ([`MaskOptions`], *optional*): how to read masks, in training and evaluation.
         training_sets (`list[dict]`, *optional*):
             Entries of [`describe_training_set`] for `train_dataset`, added to `model.provenance.training_sets` by
             `train`. By default, one entry with the name of the folder that the dataset was loaded from.
@@ -89,24 +88,27 @@ class ViP2ClipTrainer(RecordedTrainer):
         eval_dataset: "Dataset | dict[str, Dataset] | None" = None,
         *,
         mask_threshold: int | float | None = None,
+        mask_options: MaskOptions | None = None,
         training_sets: list[dict[str, Any]] | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
         check_unwrapped(model, "trained with ViP2ClipTrainer")
         check_image_processor(image_processor, model.config.image_size)
         check_trained_weights(model)
-        self.image_processor, self.mask_threshold = image_processor, mask_threshold
+        options = resolve_mask_options(image_processor, mask_threshold, mask_options)
+        self.image_processor, self.mask_options = image_processor, options
         self.training_sets = training_sets
         self.results: dict[str, dict[str, Any]] = {}
         self.augmentation = None if args.augmentation is None else Augmentation(args.augmentation, args.seed)
         self._rows = train_dataset
-        pixel_labels = train_dataset is None or check_training_data(train_dataset, self.augmentation)
-        self._collator = ViP2ClipCollator(image_processor, pixel_labels, mask_threshold)
+        pixel_labels = train_dataset is None or check_training_data(train_dataset, self.augmentation, options)
+        self._collator = ViP2ClipCollator(image_processor, pixel_labels, mask_options=options)
+        rows = None if train_dataset is None else TrainingRows(train_dataset, self.augmentation, options)
         super().__init__(
             model=model,
             args=args,
             data_collator=self._collator,
-            train_dataset=None if train_dataset is None else TrainingRows(train_dataset, self.augmentation),
+            train_dataset=rows,
             eval_dataset=eval_dataset,
             processing_class=image_processor,
             callbacks=[TrainingHooks(self._begin, self._begin_epoch), *(callbacks or [])],
@@ -248,7 +250,7 @@ class ViP2ClipTrainer(RecordedTrainer):
             dtype=args.cache_dtype,
             augmentation=self.augmentation,
             num_views=args.augmentation_views or 1,
-            mask_threshold=self.mask_threshold,
+            mask_options=self.mask_options,
             batch_size=args.per_device_train_batch_size,
             num_workers=args.dataloader_num_workers,
             autocast=self.compute_loss_context_manager,
@@ -341,7 +343,7 @@ class ViP2ClipTrainer(RecordedTrainer):
                     self.image_processor,
                     dataset,
                     batch_size=self.args.per_device_eval_batch_size,
-                    mask_threshold=self.mask_threshold,
+                    mask_options=self.mask_options,
                     num_workers=self.args.dataloader_num_workers,
                     progress=(name or True) if not self.args.disable_tqdm else False,
                 )

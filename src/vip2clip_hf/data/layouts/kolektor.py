@@ -5,7 +5,7 @@ This is the only layout that opens images, because the labels are only in the ma
 
 import re
 
-from ...models.vip2clip.image_loading_vip2clip import load_mask
+from ...models.vip2clip.mask_loading_vip2clip import load_mask
 from ..benchmarks.benchmark import Benchmark
 from ..listing import LAYOUT_FILE, Listing, stem
 from .base import NO_LABEL, Layout, Reading

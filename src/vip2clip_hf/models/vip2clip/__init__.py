@@ -11,8 +11,10 @@ from .configuration_vip2clip import ViP2ClipConfig
 from .convert_vip2clip_to_hf import convert_release_checkpoint
 from .decision_config_vip2clip import DecisionConfig
 from .heatmap_vip2clip import draw_heatmap
-from .image_loading_vip2clip import load_image, load_mask
+from .image_loading_vip2clip import load_image
 from .image_processing_vip2clip import ViP2ClipImageProcessor
+from .mask_loading_vip2clip import load_mask
+from .mask_options_vip2clip import MaskOptions
 from .modeling_vip2clip import (
     ViP2ClipAlignmentOutput,
     ViP2ClipAnomalyDetectionOutput,
@@ -43,6 +45,7 @@ _register()
 __all__ = [
     "AnomalyDetectionPipeline",
     "DecisionConfig",
+    "MaskOptions",
     "Provenance",
     "ViP2ClipAlignmentOutput",
     "ViP2ClipAnomalyDetectionOutput",

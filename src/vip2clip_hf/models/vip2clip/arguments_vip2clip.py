@@ -297,7 +297,6 @@ PROCESSOR_ARGUMENTS: dict[str, Callable[[str, Any], Any]] = {
     "do_normalize": _flag,
     "image_mean": _per_channel,
     "image_std": _per_channel,
-    "mask_threshold": _number,
     "input_data_format": _input_data_format,
     "return_tensors": _return_tensors,
     "data_format": _data_format,

@@ -249,43 +249,4 @@ def list_images(folder: str | os.PathLike[str]) -> list[str]:
     return found
 
 
-def load_mask(mask: Any) -> np.ndarray:
-    """
-    Load a mask with one value per pixel, without scaling the values.
-
-    Args:
-        mask (`str`, `os.PathLike`, `dict`, `PIL.Image.Image`, `np.ndarray` or `torch.Tensor`):
-            Path, image, array with one channel, or undecoded image of `datasets`. Colors and palettes are converted
-            to gray values.
-
-    Returns:
-        `np.ndarray` of shape `(height, width)`: the mask, in the dtype of the file or array.
-
-    Raises:
-        OSError: if the file cannot be read.
-        ValueError: if an array has another shape, or a value is not finite.
-    """
-    if isinstance(mask, (str, os.PathLike)):
-        mask = _open(os.fspath(mask), DEFAULT_TIMEOUT)
-    if isinstance(mask, dict):
-        mask = _open_undecoded(mask, DEFAULT_TIMEOUT)
-    if isinstance(mask, Image.Image):
-        mask = ImageOps.exif_transpose(mask)
-        if not (mask.mode.startswith("I") or mask.mode == "F"):
-            mask = mask.convert("L")
-        return np.asarray(mask)
-    if isinstance(mask, torch.Tensor):
-        mask = mask.detach().cpu()
-        mask = (mask.float() if mask.is_floating_point() else mask).numpy()
-    mask = np.asarray(mask)
-    found = _describe(mask)
-    if mask.ndim == 3 and 1 in (mask.shape[0], mask.shape[-1]):
-        mask = mask[0] if mask.shape[0] == 1 else mask[..., 0]
-    if mask.ndim != 2:
-        raise ValueError(f"Expected a mask of shape (height, width), found {found}.")
-    if np.issubdtype(mask.dtype, np.floating) and not np.isfinite(mask).all():
-        raise ValueError(f"Expected finite mask values, found NaN or infinity in {found}.")
-    return mask
-
-
-__all__ = ["DEFAULT_TIMEOUT", "IMAGE_EXTENSIONS", "list_images", "load_image", "load_mask", "read_image"]
+__all__ = ["DEFAULT_TIMEOUT", "IMAGE_EXTENSIONS", "list_images", "load_image", "read_image"]

@@ -18,20 +18,35 @@ from .backbone_vip2clip import HUB_KWARGS
 from .decision_config_vip2clip import DecisionConfig
 from .decision_vip2clip import decide
 from .fingerprint_vip2clip import is_plain_call
-from .image_loading_vip2clip import load_mask, read_image
+from .image_loading_vip2clip import read_image
+from .mask_loading_vip2clip import mask_labels
+from .mask_options_vip2clip import DEFAULT_MASK_OPTIONS, MASK_OPTIONS, MaskOptions, check_mask_option
 
 
 # Entries of preprocessor_config.json that are not options.
 METADATA = ("auto_map", "feature_extractor_type", "image_processor_type", "processor_class")
+ARGUMENTS = {**PROCESSOR_ARGUMENTS, **dict.fromkeys(MASK_OPTIONS.values(), check_mask_option)}
 
 
 class ViP2ClipImageProcessorKwargs(ImagesKwargs, total=False):
     """
     mask_threshold (`int` or `float`, *optional*, defaults to 0):
         Mask pixels with a value greater than this are anomalous. Use 127 for lossy masks (JPEG).
+    mask_channel (`str`, *optional*, defaults to `"auto"`):
+        Where the values of a mask come from.
+    mask_invert (`bool`, *optional*, defaults to `False`):
+        Whether the defect is dark on a bright background.
+    mask_orientation (`str`, *optional*, defaults to `"auto"`):
+        EXIF orientation of masks without one of their own.
+    keep_small_regions (`bool`, *optional*, defaults to `True`):
+        Whether regions that vanish at the size of the model keep at least one pixel.
     """
 
     mask_threshold: int | float
+    mask_channel: str
+    mask_invert: bool
+    mask_orientation: str
+    keep_small_regions: bool
 
 
 class ViP2ClipImageProcessor(PilBackend):
@@ -73,6 +88,8 @@ class ViP2ClipImageProcessor(PilBackend):
             Type of the returned tensors. By default, lists of arrays.
         mask_threshold (`int` or `float`, *optional*, defaults to 0):
             Mask pixels with a value greater than this are anomalous. Use 127 for lossy masks (JPEG).
+        mask_channel, mask_invert, mask_orientation, keep_small_regions (*optional*):
+            How masks are read and resized, see [`MaskOptions`].
         kwargs:
             Other arguments of transformers' image processors are allowed if they change nothing, such as
             `do_pad=False`, `default_to_square=True`, `data_format="channels_first"` and `device="cpu"`. Cropping,
@@ -106,6 +123,10 @@ class ViP2ClipImageProcessor(PilBackend):
     image_mean = OPENAI_CLIP_MEAN
     image_std = OPENAI_CLIP_STD
     mask_threshold = 0
+    mask_channel = "auto"
+    mask_invert = False
+    mask_orientation = "auto"
+    keep_small_regions = True
 
     def __init__(self, **kwargs: Unpack[ViP2ClipImageProcessorKwargs]) -> None:
         given: dict[str, Any] = {name: value for name, value in kwargs.items() if value is not None}
@@ -151,16 +172,19 @@ class ViP2ClipImageProcessor(PilBackend):
         """Return the options, for `preprocessor_config.json`. `decision` is stored in a file of its own."""
         content = super().to_dict()
         content.pop("decision", None)
+        for name, default in DEFAULT_MASK_OPTIONS.columns().items():
+            if name != "mask_threshold" and content.get(name) == default:  # earlier versions do not know the others
+                content.pop(name)
         return content
 
     def _checked(self, options: dict[str, Any]) -> dict[str, Any]:
         """Check options, none of them None, and convert them to the types that the library expects."""
         checked: dict[str, Any] = {}
         for name, value in options.items():
-            if name in PROCESSOR_ARGUMENTS:
-                checked[name] = PROCESSOR_ARGUMENTS[name](name, value)
+            if name in ARGUMENTS:
+                checked[name] = ARGUMENTS[name](name, value)
             elif name not in self.valid_kwargs.__annotations__:
-                expected = ", ".join(PROCESSOR_ARGUMENTS)
+                expected = ", ".join(ARGUMENTS)
                 raise ValueError(f"{name!r} is not an argument of {type(self).__name__}; expected {expected}.")
             elif value is not False:
                 raise ValueError(
@@ -188,8 +212,9 @@ class ViP2ClipImageProcessor(PilBackend):
             segmentation_maps (*optional*):
                 One mask per image: paths, PIL images or arrays of shape (height, width), or a stacked array. Use
                 `None` for an image without a mask. A mask must have the same size as its image. Pixels with a value
-                greater than `mask_threshold` are anomalous. Colors and palettes are converted to gray values. Masks
-                are resized bilinearly and thresholded at one half, as in the released code.
+                greater than `mask_threshold` are anomalous, see [`load_mask`] for colours and palettes. Masks are
+                resized bilinearly and thresholded at one half, as in the released code; regions that would vanish
+                are kept, see `keep_small_regions`.
             return_tensors (`"pt"` or `"np"`, *optional*):
                 Type of the returned tensors.
             kwargs:
@@ -218,10 +243,8 @@ class ViP2ClipImageProcessor(PilBackend):
         self, images: ImageInput, segmentation_maps: ImageInput | None = None, **kwargs: Any
     ) -> BatchFeature:
         convert_rgb, input_data_format = kwargs["do_convert_rgb"], kwargs["input_data_format"]
-        loaded = [
-            read_image(image, convert_rgb=convert_rgb, input_data_format=input_data_format)
-            for image in _flatten(images)
-        ]
+        given = _flatten(images)
+        loaded = [read_image(image, convert_rgb=convert_rgb, input_data_format=input_data_format) for image in given]
         if not loaded:
             raise ValueError("Expected at least one image, found an empty list.")
         size = (kwargs["size"].height, kwargs["size"].width) if kwargs["do_resize"] else None
@@ -231,7 +254,8 @@ class ViP2ClipImageProcessor(PilBackend):
             if is_float and not kwargs["do_rescale"]:
                 array = self.rescale(array, 1 / 255)
             arrays.append(array)
-        return_tensors, mask_threshold = kwargs.pop("return_tensors"), kwargs.pop("mask_threshold")
+        return_tensors = kwargs.pop("return_tensors")
+        options = MaskOptions.named({name: kwargs.pop(name, None) for name in MASK_OPTIONS.values()})
         with np.errstate(over="ignore"):  # an error below
             pixels = self._preprocess(arrays, return_tensors=None, **{**kwargs, "do_resize": False})["pixel_values"]
         data = {"pixel_values": [np.asarray(array, dtype=np.float32) for array in pixels]}
@@ -248,27 +272,10 @@ class ViP2ClipImageProcessor(PilBackend):
             if len(maps) != len(loaded):
                 raise ValueError(f"Expected one segmentation map per image, found {len(maps)} for {len(loaded)}.")
             data["mask_labels"] = [
-                self._mask_labels(mask, image, index, mask_threshold, size)
-                for index, (mask, (image, _)) in enumerate(zip(maps, loaded))
+                mask_labels(mask, options, original, (image.height, image.width), size, index).labels
+                for index, (mask, original, (image, _)) in enumerate(zip(maps, given, loaded))
             ]
         return BatchFeature(data=data, tensor_type=return_tensors)
-
-    def _mask_labels(
-        self, mask: Any, image: Image.Image, index: int, threshold: float, size: tuple[int, int] | None
-    ) -> np.ndarray:
-        height, width = (image.height, image.width) if size is None else size
-        if mask is None:
-            return np.zeros((height, width), dtype=np.uint8)
-        mask = load_mask(mask)
-        if mask.shape != (image.height, image.width):
-            raise ValueError(
-                f"The mask at position {index} has {mask.shape[0]} x {mask.shape[1]} pixels (height x width); "
-                f"expected {image.height} x {image.width}, the size of its image."
-            )
-        marked = Image.fromarray((mask > threshold).astype(np.uint8) * 255)
-        if (width, height) != marked.size:
-            marked = marked.resize((width, height), PILImageResampling.BILINEAR)
-        return (np.asarray(marked) > 127.5).astype(np.uint8)
 
     def post_process_anomaly_detection(
         self,
