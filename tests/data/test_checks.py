@@ -169,8 +169,9 @@ def test_command_exit_codes(run, writer, tmp_path):
     assert run("data", writer.root, "--layout", "tree")[0] == 1
     (writer.root / "masks" / "1.png").unlink()
     assert run("data", writer.root)[0] == 0
-    code, out, _ = run("data", writer.root, "--strict")
-    assert code == 3
+    code, out, err = run("data", writer.root, "--strict")
+    assert code == 1
+    assert "--strict: anomalous images without a mask" in err
     assert "  anomalous images without a mask, used for image metrics and image loss only (1): bad/1.png" in out
     (writer.root / "bad" / "1.png").write_bytes(b"broken")
     code, out, _ = run("data", writer.root, "--check")

@@ -5,7 +5,17 @@ from typing import Annotated
 
 import typer
 
-from .options import Device, Json, Model, checkpoint_or_bundled, print_json, shows_progress, usage_error
+from .options import (
+    AnomalousLabel,
+    Device,
+    Json,
+    Model,
+    NormalLabel,
+    checkpoint_or_bundled,
+    print_json,
+    shows_progress,
+    usage_error,
+)
 
 
 def calibrate(
@@ -17,6 +27,8 @@ def calibrate(
         str | None,
         typer.Option(metavar="[NAME=]ROOT", help="Instead of --normal: a labelled dataset, to maximize F1."),
     ] = None,
+    normal_label: NormalLabel = None,
+    anomalous_label: AnomalousLabel = None,
     false_alarm_rate: Annotated[
         float, typer.Option(help="With --normal: maximum fraction of normal images classified as anomalous.")
     ] = 0.01,
@@ -62,6 +74,8 @@ def calibrate(
         raise usage_error("Pass either --normal (a folder of normal images) or --labelled (a labelled dataset).")
     if normal is not None and not normal.is_dir():
         raise OSError(f"{str(normal)!r} is not a folder; expected a folder of normal images.")
+    if normal is not None and (normal_label or anomalous_label):
+        raise usage_error("--normal-label and --anomalous-label can only be used with --labelled.")
     if normal is not None and recall is not None:
         raise usage_error("--recall needs anomalous images: pass --labelled instead of --normal.")
     if output is not None:
@@ -81,7 +95,7 @@ def calibrate(
     elif labelled is not None:
         from ..data.sources import DataSource
 
-        source = DataSource.parse(labelled)
+        source = DataSource.parse(labelled, normal_labels=normal_label, anomalous_labels=anomalous_label)
         found = calibrate_labelled(
             detector, source.load(), recall=recall, mask_threshold=source.mask_threshold, progress=progress
         )

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import Backbone, Device, Dtype, Json, one_of, print_json, shows_progress
+from .options import AnomalousLabel, Backbone, Device, Dtype, Json, NormalLabel, one_of, print_json, shows_progress
 
 
 def evaluate(
@@ -24,6 +24,8 @@ def evaluate(
     category: Annotated[
         list[str] | None, typer.Option(help="Evaluate this category only. Repeatable.", show_default=False)
     ] = None,
+    normal_label: NormalLabel = None,
+    anomalous_label: AnomalousLabel = None,
     name: Annotated[
         str | None, typer.Option(help="Name of the model in the tables.", show_default="checkpoint name")
     ] = None,
@@ -74,7 +76,7 @@ def evaluate(
     name = name_of(model) if name is None else name
     results = evaluate_checkpoint(
         model,
-        [DataSource.parse(text, split, category) for text in sets],
+        [DataSource.parse(text, split, category, normal_label, anomalous_label) for text in sets],
         output,
         device=device,
         dtype=dtype,

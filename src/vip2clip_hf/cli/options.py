@@ -60,6 +60,14 @@ Dtype = Annotated[
         help="Precision: float32, bfloat16 or float16.", callback=one_of("--dtype", "float32", "bfloat16", "float16")
     ),
 ]
+NormalLabel = Annotated[
+    list[str] | None,
+    typer.Option(help="Name of a folder, or label in a table, that means normal. Repeatable.", show_default=False),
+]
+AnomalousLabel = Annotated[
+    list[str] | None,
+    typer.Option(help="Name of a folder, or label in a table, that means anomalous. Repeatable.", show_default=False),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
@@ -160,11 +168,13 @@ def print_json(content: Any) -> None:
 
 
 __all__ = [
+    "AnomalousLabel",
     "Backbone",
     "Device",
     "Dtype",
     "Json",
     "Model",
+    "NormalLabel",
     "checkpoint_or_bundled",
     "one_of",
     "parse_pair",

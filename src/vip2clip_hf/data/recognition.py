@@ -68,6 +68,8 @@ def choose_layout(
             candidates = named or candidates
         if len(candidates) > 1:
             candidates = _prefer(candidates, benchmark)
+        if len(candidates) > 1 and benchmark is None and deepest > 1 and _suggest_benchmark(listing):
+            return None
         if len(candidates) > 1:
             raise ValueError(_describe_several(listing, candidates))
         if candidates:

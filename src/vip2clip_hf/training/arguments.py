@@ -231,6 +231,20 @@ class DataArguments:
         default="test", metadata={"help": "Split to train on. The paper trains on the test split."}
     )
     eval_split: str = field(default="test", metadata={"help": "Split to evaluate on."})
+    normal_labels: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Names of folders, or labels in tables, that mean normal. Not used for benchmarks.",
+            "aliases": ["--normal-label"],
+        },
+    )
+    anomalous_labels: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Names of folders, or labels in tables, that mean anomalous. Not used for benchmarks.",
+            "aliases": ["--anomalous-label"],
+        },
+    )
     adapters_only: bool = field(
         default=False,
         metadata={

@@ -56,8 +56,8 @@ def run_training(
     """
     if not data_arguments.train_data:
         raise ValueError("--train_data is missing; expected one or more datasets to train on.")
-    train_sources, train_sets = _read_sources(data_arguments.train_data, data_arguments.train_split)
-    eval_sources, eval_sets = _read_sources(data_arguments.eval_data, data_arguments.eval_split)
+    train_sources, train_sets = _read_sources(data_arguments, data_arguments.train_data, data_arguments.train_split)
+    eval_sources, eval_sets = _read_sources(data_arguments, data_arguments.eval_data, data_arguments.eval_split)
     folder = check_target(arguments.output_dir)
     if before_training is not None:
         before_training()
@@ -100,9 +100,12 @@ def run_training(
     return report
 
 
-def _read_sources(texts: Sequence[str] | None, split: str) -> tuple[list[DataSource], list["Dataset"]]:
+def _read_sources(
+    arguments: DataArguments, texts: Sequence[str] | None, split: str
+) -> tuple[list[DataSource], list["Dataset"]]:
     """Parse and load datasets."""
-    sources = [DataSource.parse(text, split) for text in texts or []]
+    labels = {"normal_labels": arguments.normal_labels, "anomalous_labels": arguments.anomalous_labels}
+    sources = [DataSource.parse(text, split, **labels) for text in texts or []]
     names = [source.name for source in sources]
     if len(set(names)) < len(names):
         raise ValueError(
