@@ -71,7 +71,7 @@ def choose_layout(
         if len(candidates) > 1 and benchmark is None and deepest > 1 and _suggest_benchmark(listing):
             return None
         if len(candidates) > 1:
-            raise ValueError(_describe_several(listing, candidates))
+            raise ValueError(_describe_several(listing, candidates, names))
         if candidates:
             return candidates[0]
     return (listing, found) if found else None
@@ -82,11 +82,19 @@ def _is_beside_data(name: str) -> bool:
     return is_no_class(name) or mask_folder_part(name) is not None
 
 
-def _describe_several(listing: Listing, candidates: list[tuple[Listing, list[Layout]]]) -> str:
+def _describe_several(
+    listing: Listing, candidates: list[tuple[Listing, list[Layout]]], class_names: ClassNames
+) -> str:
     inner = [child.root.relative_to(listing.root).as_posix() for child, _ in candidates]
     names = ", ".join(inner[:8]) + (", ..." if len(inner) > 8 else "")
     if any(matching[0].name != "flat" for _, matching in candidates):
         return f"Folder {str(listing.root)!r} contains several datasets: {names}; expected the folder of one."
+    if class_names.given:
+        chosen = ", ".join(map(repr, (*(class_names.normal or ()), *(class_names.anomalous or ()))))
+        return (
+            f"normal_labels and anomalous_labels have {chosen}, but folder {str(listing.root)!r} has other image folders "
+            f"({names}); expected names of these."
+        )
     ambiguous = [name for name in inner if is_ambiguous_word(name.rpartition("/")[2])]
     what = " (positive can mean a part that passes, or a defect that is found)" if ambiguous else ""
     return (
