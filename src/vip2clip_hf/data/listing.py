@@ -4,7 +4,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from ..models.vip2clip.image_listing_vip2clip import (
     DEAD_LINK,
@@ -16,6 +16,7 @@ from ..models.vip2clip.image_listing_vip2clip import (
     UNSUPPORTED,
     has_image_extension,
     has_unsupported_extension,
+    image_extensions,
     is_system_path,
     is_unnamed_image,
     scan_folder,
@@ -30,14 +31,18 @@ _MOST_SNIFFED = 20
 _DIGITS = re.compile(r"(\d+)")
 
 
-def natural_key(text: str) -> list[tuple[int, int, str]]:
-    """Case-insensitive sort key that puts Class2 before Class10."""
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in _DIGITS.split(text.lower())]
+def natural_key(text: str) -> list[str | int]:
+    """Case-insensitive sort key that puts Class2 before Class10. Texts and numbers alternate."""
+    parts: list[str | int] = list(_DIGITS.split(text.lower()))
+    parts[1::2] = map(int, parts[1::2])
+    return parts
 
 
 def stem(path: str) -> str:
     """File name of a path without the last extension."""
-    return PurePosixPath(path).stem
+    name = path.rpartition("/")[2]
+    dot = name.rfind(".")
+    return name[:dot] if 0 < dot < len(name) - 1 else name
 
 
 class Listing:
@@ -53,6 +58,7 @@ class Listing:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._absolute = os.path.abspath(root)
         self.problems: dict[str, list[str]] = {}
         self._scanned: dict[str, tuple[list[str], list[str]]] = {}
         self._names: dict[str, tuple[set[str], set[str]]] = {}
@@ -128,12 +134,18 @@ class Listing:
 
     def absolute(self, path: str) -> str:
         """Absolute path of a file, valid after a change of the working directory."""
-        return os.path.abspath(self.root / path)
+        return os.path.join(self._absolute, path.replace("/", os.sep)) if path else self._absolute
 
     def images(self, folder: str) -> list[str]:
         """Paths of the image files directly in a folder."""
-        paths = (self.join(folder, name) for name in self.files(folder) if has_image_extension(name))
-        return [path for path in paths if not is_system_path(path)]
+        extensions = image_extensions()
+        if is_system_path(f"{folder}/x"):
+            return []
+        return [
+            self.join(folder, name)
+            for name in self.files(folder)
+            if name[0] != "." and os.path.splitext(name)[1].lower() in extensions
+        ]
 
     def subfolders(self, folder: str) -> list[str]:
         """Paths of the folders directly in a folder, without system folders."""
@@ -167,7 +179,7 @@ class Listing:
         """Files that are not in `used`, grouped by reason. Reads every folder."""
         found: dict[str, list[str]] = {}
         sniffed = 0
-        unused = [path for path in self.below("") if path not in used]
+        unused = set(self.below("")) - used
         for path in sorted(unused, key=natural_key):
             reason = self._reasons.get(path)
             if is_system_path(path):

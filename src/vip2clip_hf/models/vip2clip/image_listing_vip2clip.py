@@ -53,7 +53,6 @@ _IMAGE_AFFIX = re.compile(
     re.IGNORECASE,
 )
 _IMAGE_FOLDER = re.compile(_IMAGE_WORDS + "|jpegimages", re.IGNORECASE)
-_MAYBE_MASK = re.compile("mask|gt|seg|label|anno|truth", re.IGNORECASE)
 
 
 @lru_cache(maxsize=8)
@@ -76,7 +75,8 @@ def image_extensions() -> frozenset[str]:
 
 def has_image_extension(name: str) -> bool:
     """Whether the extension is one of [`image_extensions`], in any case."""
-    return os.path.splitext(name)[1].lower() in image_extensions()
+    lower = name.lower()
+    return lower[lower.rfind(".") :] in image_extensions()
 
 
 def has_unsupported_extension(name: str) -> bool:
@@ -125,9 +125,16 @@ def is_image_folder_name(name: str) -> bool:
     return _IMAGE_FOLDER.fullmatch(name.strip()) is not None
 
 
+def _may_be_mask(lower: str) -> bool:
+    """Whether a name in lower case has a part of a mask word. Much faster than the regular expressions."""
+    return (
+        "mask" in lower or "gt" in lower or "seg" in lower or "label" in lower or "anno" in lower or "truth" in lower
+    )
+
+
 def mask_stem(stem: str) -> str | None:
     """Stem of the image that a file called `1_mask`, `mask_1` or similar is the mask of. None for other names."""
-    if _MAYBE_MASK.search(stem) is None:
+    if not _may_be_mask(stem.lower()):
         return None
     found = _MASK_SUFFIX.fullmatch(stem) or _MASK_PREFIX.fullmatch(stem)
     return None if found is None else next(part for part in found.groups() if part)
@@ -263,8 +270,10 @@ def scan_images(root: str | os.PathLike[str], folder: str, left_out: LeftOut, re
         OSError: if the folder cannot be read.
     """
     in_masks = any(mask_folder_part(part) is not None for part in folder.split("/") if part)
+    extensions = image_extensions()
     for name, kind in scan_folder(root, folder):
-        if is_system_path(f"{name}/x" if kind == FOLDER else name):
+        lower = name.lower()
+        if name[0] == "." or lower in (SYSTEM_FOLDERS if kind == FOLDER else SYSTEM_FILES):
             continue
         if kind == FOLDER:
             if recursive:
@@ -273,8 +282,8 @@ def scan_images(root: str | os.PathLike[str], folder: str, left_out: LeftOut, re
                 left_out.add(NOT_RECURSIVE, folder + name)
         elif kind not in (FILE, DEAD_LINK):
             left_out.add(kind, folder + name)
-        elif has_image_extension(name):
-            if in_masks or mask_stem(os.path.splitext(name)[0]) is not None:
+        elif lower[lower.rfind(".") :] in extensions:
+            if in_masks or (_may_be_mask(lower) and mask_stem(os.path.splitext(lower)[0]) is not None):
                 left_out.add(MASK_NAME, folder + name)
             yield name
         else:
@@ -318,7 +327,8 @@ def list_images(folder: str | os.PathLike[str], recursive: bool = True) -> list[
         raise ValueError(
             f"Folder {os.fspath(folder)!r} contains no images; expected files such as .png or .jpg in the folder{where}."
         )
-    return [os.path.join(folder, name) for name in sorted(found)]
+    prefix = os.path.join(folder, "")
+    return [prefix + name for name in sorted(found)]
 
 
 __all__ = [
