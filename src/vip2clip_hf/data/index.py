@@ -108,8 +108,8 @@ class DataIndex:
         """
         Problems found while reading, and everything that was left out or guessed, with the affected paths.
 
-        Images left out are found by listing all files below the root, except for benchmarks and for layouts with a list of
-        the images (tables and meta.json). There, only the report counts the files that are not used.
+        Images left out are found by listing all files below the root, except for benchmarks and for layouts with a
+        list of the images (tables and meta.json). There, only the report counts the files that are not used.
         """
         found = dict(self.reading.warnings)
         anomalous = [row for row in self.rows if row.label == 1]

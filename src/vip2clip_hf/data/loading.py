@@ -123,8 +123,8 @@ def load_folder(
         anomalous_labels (`Sequence[str]`, *optional*):
             Names of folders, or labels of tables and Hub datasets, that mean anomalous.
         strict (`bool`, defaults to `False`):
-            Whether to raise an error for problems and guesses that are otherwise logged as warnings. Up to 1 % of images
-            outside the layout are only logged.
+            Whether to raise an error for problems and guesses that are otherwise logged as warnings. Up to 1 % of
+            images outside the layout are only logged.
         **hub_kwargs:
             For Hub datasets: arguments of `datasets.load_dataset`, such as `name`, `revision`, `token` or `cache_dir`.
 
@@ -272,8 +272,8 @@ def _check_names(reading: Reading, layout: Layout, names: ClassNames) -> None:
         missing = [name for name in chosen or () if name not in reading.classes]
         if missing:
             raise ValueError(
-                f"{argument} has {', '.join(map(repr, missing))}, but {str(reading.listing.root)!r} has no such folder "
-                f"with images; expected some of {', '.join(sorted(reading.classes))}."
+                f"{argument} has {', '.join(map(repr, missing))}, but {str(reading.listing.root)!r} has no such "
+                f"folder with images; expected some of {', '.join(sorted(reading.classes))}."
             )
 
 

@@ -18,8 +18,8 @@ from .report import summarize
 DEEPEST = 4
 ANY_NAMES = ClassNames()
 SHORT = (
-    "normal/*.png and anomalous/*.png, <category>/test/good/*.png, images/*.png and masks/*.png, a table, meta.json or "
-    "*.png, in this folder or below"
+    "normal/*.png and anomalous/*.png, <category>/test/good/*.png, images/*.png and masks/*.png, a table, meta.json "
+    "or *.png, in this folder or below"
 )
 
 
@@ -92,8 +92,8 @@ def _describe_several(
     if class_names.given:
         chosen = ", ".join(map(repr, (*(class_names.normal or ()), *(class_names.anomalous or ()))))
         return (
-            f"normal_labels and anomalous_labels have {chosen}, but folder {str(listing.root)!r} has other image folders "
-            f"({names}); expected names of these."
+            f"normal_labels and anomalous_labels have {chosen}, but folder {str(listing.root)!r} has other image "
+            f"folders ({names}); expected names of these."
         )
     ambiguous = [name for name in inner if is_ambiguous_word(name.rpartition("/")[2])]
     what = " (positive can mean a part that passes, or a defect that is found)" if ambiguous else ""

@@ -61,8 +61,8 @@ class DataSource:
                 name, or `"mvtec=path/to/MVTec"` for a benchmark.
             split (`str`, defaults to `"test"`): split to load.
             categories (`Sequence[str]`, *optional*): categories to load. Defaults to all.
-            normal_labels, anomalous_labels (`Sequence[str]`, *optional*): names of folders or labels of tables that mean
-                normal and anomalous.
+            normal_labels, anomalous_labels (`Sequence[str]`, *optional*): names of folders or labels of tables that
+                mean normal and anomalous.
 
         Returns:
             `DataSource`: the dataset, not loaded.
@@ -82,8 +82,8 @@ class DataSource:
             return cls(benchmark, root, benchmark, split, selected)
         if (similar := nearest_benchmark(name)) is not None:
             logger.warning(
-                f"{name!r} is not the name of a benchmark, so {root!r} is read as your own data, with mask threshold 0 and "
-                f"without published results. For the benchmark, write {similar}={root}."
+                f"{name!r} is not the name of a benchmark, so {root!r} is read as your own data, with mask threshold "
+                f"0 and without published results. For the benchmark, write {similar}={root}."
             )
         return cls(name, root, None, split, selected, *labels)
 

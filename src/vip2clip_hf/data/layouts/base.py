@@ -63,7 +63,7 @@ class Reading:
 
     listing: Listing
     benchmark: Benchmark | None = None
-    names: ClassNames = ClassNames()
+    names: ClassNames = field(default_factory=ClassNames)
     rows: list[Row] = field(default_factory=list)
     warnings: dict[str, list[str]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)

@@ -142,8 +142,8 @@ def to_labels(
     """
     Convert the values of a label column.
 
-    0 and 1, booleans and usual words (good, ok, pass, bad, defect, fail, ...) are known. If some values mean normal, all
-    unknown words are taken as defect types. Words such as unknown and n/a give no label.
+    0 and 1, booleans and usual words (good, ok, pass, bad, defect, fail, ...) are known. If some values mean normal,
+    all unknown words are taken as defect types. Words such as unknown and n/a give no label.
 
     Args:
         values (`Sequence[Any]`): values of the column.
@@ -165,7 +165,7 @@ def to_labels(
     for argument, chosen, label in (
         ("normal_labels", normal_labels, 0), ("anomalous_labels", anomalous_labels, 1)
     ):  # fmt: skip
-        given.update((str(one).strip().lower(), label) for one in chosen or ())
+        given.update((str(one).strip().lower(), meaning) for one in chosen or ())
         if chosen is not None and found_words and not found_words & {str(one).strip().lower() for one in chosen}:
             names = list(dict.fromkeys(word for word in words if word is not None))
             raise ValueError(

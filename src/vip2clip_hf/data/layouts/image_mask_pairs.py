@@ -94,8 +94,8 @@ def _label_by_masks(reading: Reading, masks: dict[str, list[str]]) -> None:
     reading.rows = rows
     reading.labels_from_masks = True
     reading.notes.append(
-        f"Labels come from the masks: {sum(row.label or 0 for row in rows)} of {len(with_mask)} masks mark a pixel, and "
-        f"their images are anomalous. Images with an empty mask ({empty}) or without a mask "
+        f"Labels come from the masks: {sum(row.label or 0 for row in rows)} of {len(with_mask)} masks mark a pixel, "
+        f"and their images are anomalous. Images with an empty mask ({empty}) or without a mask "
         f"({sum(1 for row in rows if not masks[row.image])}) count as normal. Images without a mask count as normal "
         "because this layout has no other labels."
     )

@@ -29,8 +29,8 @@ OTHER_VIEWS = "images beside a folder rgb/, left out as no photos"
 
 class MaskFinder:
     """
-    Index of the masks in a folder by stem, with and without a suffix or prefix such as `_mask`. Masks are never matched by
-    sort order, where one extra file shifts all pairs after it.
+    Index of the masks in a folder by stem, with and without a suffix or prefix such as `_mask`. Masks are never
+    matched by sort order, where one extra file shifts all pairs after it.
 
     An exact match is preferred to one that ignores case, and this to one of names such as `1_image` and `1_mask`.
 
@@ -86,8 +86,8 @@ class MaskIndex:
     All masks of a dataset: in mask folders anywhere, and beside the images.
 
     A mask folder is called `masks`, `ground_truth`, `gt`, `labels`, `bad_masks` or similar. It belongs to the images
-    whose folders contain the other parts of its path, in this order: `masks/bad` and `ground_truth/test/bad` both belong
-    to `test/bad`. The folder with most parts in common is preferred.
+    whose folders contain the other parts of its path, in this order: `masks/bad` and `ground_truth/test/bad` both
+    belong to `test/bad`. The folder with most parts in common is preferred.
 
     Args:
         reading ([`Reading`]): dataset. For a benchmark, there are no masks beside images.
@@ -345,8 +345,8 @@ def images_below(reading: Reading, masks: MaskIndex, folder: str, label: int | N
                 listing.mark(listing.below(path), NO_CLASS)
             elif split_name(name) is not None and label is not None and listing.has_images(path):
                 raise ValueError(
-                    f"Folder {str(listing.root)!r} has the split {path!r} inside a class folder; expected class folders "
-                    "inside split folders, such as test/good and train/good."
+                    f"Folder {str(listing.root)!r} has the split {path!r} inside a class folder; expected class "
+                    "folders inside split folders, such as test/good and train/good."
                 )
             else:
                 if label is not None and word_label(name)[0] == 1 - label and listing.has_images(path):

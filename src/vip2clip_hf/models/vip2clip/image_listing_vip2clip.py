@@ -1,8 +1,8 @@
 """List the image files of a folder. One rule for prediction, calibration, datasets and the app.
 
-Files are images by their extension: whatever Pillow can open, and what plug-ins such as pillow-heif have registered. Hidden
-files and folders are skipped. Links are followed, except those that lead nowhere or to a folder above them. Folders with
-results of this package are skipped.
+Files are images by their extension: whatever Pillow can open, and what plug-ins such as pillow-heif have registered.
+Hidden files and folders are skipped. Links are followed, except those that lead nowhere or to a folder above them.
+Folders with results of this package are skipped.
 """
 
 import json
@@ -183,8 +183,8 @@ def scan_folder(root: str | os.PathLike[str], folder: str = "") -> Iterator[tupl
         folder (`str`, defaults to `""`): folder to read, below the root.
 
     Returns:
-        `Iterator[tuple[str, str]]`: name and kind of each entry: `FILE`, `FOLDER`, `DEAD_LINK`, `LOST_LINK`, `OWN_OUTPUT`
-        or `SPECIAL`.
+        `Iterator[tuple[str, str]]`: name and kind of each entry: `FILE`, `FOLDER`, `DEAD_LINK`, `LOST_LINK`,
+        `OWN_OUTPUT` or `SPECIAL`.
 
     Raises:
         OSError: if the folder cannot be read.
@@ -294,9 +294,9 @@ def list_images(folder: str | os.PathLike[str], recursive: bool = True) -> list[
     """
     List the image files in a folder and its subfolders, without hidden ones.
 
-    Links are followed, except to a folder above them. What is left out or unusual is logged once: files of formats that
-    Pillow cannot open, folders with results of this package, names of masks, links that lead nowhere, folders that cannot
-    be read. A link to an image that does not exist is listed, so that it is reported when it is opened.
+    Links are followed, except to a folder above them. What is left out or unusual is logged once: files of formats
+    that Pillow cannot open, folders with results of this package, names of masks, links that lead nowhere, folders
+    that cannot be read. A link to an image that does not exist is listed, so that it is reported when it is opened.
 
     Args:
         folder (`str` or `os.PathLike`): the folder.
@@ -325,7 +325,8 @@ def list_images(folder: str | os.PathLike[str], recursive: bool = True) -> list[
     if not found:
         where = " or its subfolders" if recursive else ""
         raise ValueError(
-            f"Folder {os.fspath(folder)!r} contains no images; expected files such as .png or .jpg in the folder{where}."
+            f"Folder {os.fspath(folder)!r} contains no images; expected files such as .png or .jpg in the "
+            f"folder{where}."
         )
     prefix = os.path.join(folder, "")
     return [prefix + name for name in sorted(found)]
