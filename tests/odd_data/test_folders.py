@@ -305,7 +305,7 @@ CASES += [
     ),
     Case(
         "masks beside good",
-        read("good/1.png", "masks/9.png"),
+        read("good/1.png", "M:masks/9.png"),
         labels(normal=1, anomalous=0),
         says="masks without an image",
     ),
@@ -890,6 +890,44 @@ def linked(folder: Path) -> Path:
     write(folder / "data", "good/1.png")
     (folder / "data" / "good" / "self").symlink_to("self")
     return folder
+
+
+# Names of masks that are not masks
+
+CASES += [
+    Case(
+        "a folder label of masks",
+        read("good/5.png", "bad/1.png", "M:label/1.png"),
+        rows({"good/5.png": (0, None), "bad/1.png": (1, "label/1.png")}, warnings={}),
+    ),
+    Case(
+        "a category called mask",
+        read("mask/good/1.png", "mask/bad/1.png", "bolt/good/1.png"),
+        "'mask' .* holds photos",
+    ),
+    Case(
+        "a category called mask in the tree",
+        read("mask/test/good/1.png", "bolt/test/good/1.png"),
+        "'mask' .* holds phot",
+    ),
+    Case("photos in masks beside good", read("good/1.png", "masks/9.png"), "'masks' .* holds photos"),
+    Case("a defect called mask", read("test/good/1.png", "test/mask/1.png"), "'test/mask' .* holds photos; .*Rename"),
+    Case(
+        "splits of images and masks",
+        read(
+            "train/images/1.png", "M:train/masks/1.png", "test/images/2.png", "test/images/3.png", "M:test/masks/2.png"
+        ),
+        rows(
+            {"test/images/2.png": (1, "test/masks/2.png"), "test/images/3.png": (0, None)},
+            splits={"train": 1, "test": 2},
+        ),
+    ),
+    Case(
+        "splits of images without masks",
+        read("train/images/1.png", "test/images/2.png"),
+        r"several image folders|known la",
+    ),
+]
 
 
 @parametrize(CASES)

@@ -11,7 +11,7 @@ from ..models.vip2clip.arguments_vip2clip import LABELS
 from ..models.vip2clip.image_listing_vip2clip import NO_EXTENSION, UNREADABLE, UNSUPPORTED, mask_folder_part
 from ..utils.extras import extra
 from .benchmarks.benchmark import Benchmark
-from .layouts.base import NO_LABEL, NOT_USED, Layout, Reading, Row
+from .layouts.base import NO_LABEL, NOT_USED, SEVERAL_MASKS, Layout, Reading, Row
 from .layouts.words import split_name
 from .listing import MASK_WITHOUT_IMAGE, SYSTEM_FILE, Listing, has_image_extension
 from .report import CategoryReport, DataReport
@@ -25,6 +25,8 @@ COLUMNS = ("image", "mask", "label", "category", "defect", "image_id")
 NO_MASK = "anomalous images without a mask, used for image metrics and image loss only"
 EMPTY_CATEGORY = "categories without images"
 OUTSIDE_IMAGES = "images outside the layout, left out"
+SHARED_MASK = "masks that match several images"
+UNUSED_MASKS = (SHARED_MASK, SEVERAL_MASKS)
 BESIDE = "images beside the folder of the dataset"
 # Layouts that list their images.
 LISTS = ("meta", "table")
@@ -99,7 +101,7 @@ class DataIndex:
         """Images that are not used although they are in the folder of the dataset, without masks."""
         if self.layout.name in LISTS or self.benchmark is not None:
             return []
-        known = (*OTHER_FILES, MASK_WITHOUT_IMAGE, UNSUPPORTED, NO_EXTENSION, NO_LABEL)
+        known = (*OTHER_FILES, *UNUSED_MASKS, MASK_WITHOUT_IMAGE, UNSUPPORTED, NO_EXTENSION, NO_LABEL)
         groups = [paths for reason, paths in self.ignored.items() if reason not in known]
         return [path for paths in groups for path in paths if has_image_extension(path)]
 
@@ -241,7 +243,7 @@ def _drop_shared_masks(reading: Reading) -> None:
     for row in reading.rows:
         if row.mask is not None and users[row.mask] > 1:
             reading.warn("images that share a mask with another image, mask not used", f"{row.image} ({row.mask})")
-            reading.listing.mark([row.mask], "masks that match several images")
+            reading.listing.mark([row.mask], SHARED_MASK)
             row.mask = None
 
 

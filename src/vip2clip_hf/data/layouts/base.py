@@ -17,6 +17,7 @@ UNKNOWN_TYPE = "files outside the class folders"
 NO_TYPE = "images directly in train/ or test/"
 NO_LABEL = "images without a label"
 NOT_USED = "files not used by the benchmark"
+SEVERAL_MASKS = "masks of images with several masks"
 NO_CLASS = "images in folders for caches, results or unsorted images"
 
 
@@ -95,7 +96,7 @@ class Reading:
         masks = masks or []
         if len(masks) > 1:
             self.warn("images with several masks, none used", f"{image}: {', '.join(masks)}")
-            self.listing.mark(masks, "masks of images with several masks")
+            self.listing.mark(masks, SEVERAL_MASKS)
         self.rows.append(Row(image, label, category, masks[0] if len(masks) == 1 else None, **fields))
 
 
@@ -126,6 +127,7 @@ __all__ = [
     "NO_CLASS",
     "NO_LABEL",
     "NO_TYPE",
+    "SEVERAL_MASKS",
     "SPLITS",
     "UNKNOWN_TYPE",
     "Layout",

@@ -162,7 +162,7 @@ def to_labels(
     words = [None if is_missing(value) else str(value).strip() for value in values]
     given: dict[str, int] = {}
     found_words = {word.lower() for word in words if word is not None}
-    for argument, chosen, label in (
+    for argument, chosen, meaning in (
         ("normal_labels", normal_labels, 0), ("anomalous_labels", anomalous_labels, 1)
     ):  # fmt: skip
         given.update((str(one).strip().lower(), meaning) for one in chosen or ())

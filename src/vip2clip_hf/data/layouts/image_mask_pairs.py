@@ -8,6 +8,7 @@ from ...models.vip2clip.image_loading_vip2clip import load_mask
 from ..listing import Listing
 from .base import NO_LABEL, Layout, Reading, Row
 from .masks import MASK_FOLDERS, MaskFinder, MaskIndex, images_below
+from .words import split_name
 
 
 _IMAGE_FOLDERS = ("images", "image", "original", "imgs")
@@ -18,24 +19,23 @@ def _pair_folders(listing: Listing, folder: str = "") -> tuple[str, str] | None:
     return None if images is None or masks is None else (images, masks)
 
 
-def _image_folders(reading: Reading) -> list[tuple[str, str]]:
+def _image_folders(reading: Reading, masks: MaskIndex | None = None) -> list[tuple[str, str]]:
     """Folder of each category and its folder of images. Only for your own data: several categories, images in
     subfolders, and masks in a folder beside the images or among them."""
     listing = reading.listing
     found = _pair_folders(listing)
     if reading.benchmark is not None:
         return [("", found[0])] if found is not None and listing.images(found[0]) else []
+    masks = masks or MaskIndex(Reading(listing))
     pairs: list[tuple[str, str]] = []
     for folder in ("", *listing.subfolders("")):
         subfolders = listing.subfolders(folder)
         images = [path for path in subfolders if is_image_folder_name(listing.folder_name(path))]
         images = [path for path in images if listing.has_images(path)]
-        if images and (_pair_folders(listing, folder) or MaskIndex(reading).has_folders):
+        if images and masks.has_folders:
             pairs += [(folder, path) for path in images]
-        elif not folder and listing.images(""):
-            masks = MaskIndex(reading)
-            if masks.masks_beside("") or any(masks(image, None) for image in masks.images("")):
-                pairs.append(("", ""))
+        elif not folder and (masks.masks_beside("") or any(masks(image, None) for image in masks.images(""))):
+            pairs.append(("", ""))
         if pairs and not folder:
             break
     return pairs
@@ -54,10 +54,13 @@ def read_pairs(reading: Reading) -> None:
         return
     masks = MaskIndex(reading)
     found: dict[str, list[str]] = {}
-    for folder, images in _image_folders(reading):
+    for folder, images in _image_folders(reading, masks):
         for image, _ in images_below(reading, masks, images, None):
             found[image] = masks(image, None)
-            reading.add(image, None, reading.category_of(folder), found[image])
+            split = split_name(folder) if folder else None
+            reading.has_splits |= split is not None
+            category = reading.category_of("" if split is not None else folder)
+            reading.add(image, None, category, found[image], split=split or "test")
     unmatched = masks.files() if not any(found.values()) else []
     if unmatched and found:
         raise ValueError(

@@ -3,11 +3,10 @@
 import os
 from collections.abc import Iterator
 
-from PIL import Image
-
 from ...models.vip2clip.image_listing_vip2clip import image_stem, is_image_folder_name, mask_folder_part, mask_stem
 from ..listing import MASK_WITHOUT_IMAGE, Listing, has_image_extension, stem
 from .base import NO_CLASS, Reading, Row
+from .masks_beside import holds_photos, split_masks
 from .words import is_no_class, split_name, word_label
 
 
@@ -15,14 +14,6 @@ MASK_FOLDERS = ("ground_truth", "ground truth", "groundtruth", "gt", "masks", "m
 MASK_SUFFIXES = ("_mask", "_label", "_segmentation")
 # Names that are also kinds of defects. Beside a folder of normal images they are not mask folders.
 _WEAK_FOLDERS = frozenset({"label", "seg", "segm", "anno", "annotation"})
-_WEAK_SUFFIXES = ("label", "labels", "anno", "annotation", "annotations", "seg", "segm")
-_LOSSY = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".webp"})
-# A mask has few colors, a photo has many.
-_MOST_COLORS = 16
-SAME_STEM = "masks with the name of their image and another extension, recognized by their few colors"
-SAME_STEM_IMAGES = "images with the name of another image and another extension, read as separate images"
-WEAK_SUFFIX = "files read as the mask beside an image, by their name"
-LOOKS_LIKE_MASK = "images whose names look like masks, read as images"
 CONTRADICTION = "folders whose names contradict the class folder above them, read as the class above"
 OTHER_VIEWS = "images beside a folder rgb/, left out as no photos"
 
@@ -112,12 +103,24 @@ class MaskIndex:
         for path in subfolders:
             name = self.listing.folder_name(path)
             part = None if inside else mask_part(self.listing, path)
+            if part is not None and self.reading.benchmark is None:
+                self._check_masks(path)
             if part is not None:
                 # Test_GroundTruth: a part that is neither a folder nor a class says nothing about the images.
                 known = part.lower() in self._names or word_label(part)[0] is not None
                 self._collect(path, (*parts, *_parts(part if known else "")), True)
             else:
                 self._collect(path, (*parts, *_parts("" if is_image_folder_name(name) else name)), inside)
+
+    def _check_masks(self, path: str) -> None:
+        """Refuse a category or a kind of defect that is called mask."""
+        inner = map(self.listing.folder_name, self.listing.subfolders(path))
+        holds_classes = any(word_label(name)[0] is not None or split_name(name) is not None for name in inner)
+        if (holds_classes or _is_beside_normal(self.listing, path)) and holds_photos(self.listing, path):
+            raise ValueError(
+                f"Folder {path!r} of {str(self.listing.root)!r} has the name of a mask folder but holds photos; "
+                "expected masks, most of whose pixels are black or white. Rename the folder."
+            )
 
     @property
     def has_folders(self) -> bool:
@@ -208,7 +211,7 @@ class MaskIndex:
     def _split(self, folder: str) -> tuple[list[str], dict[str, list[str]]]:
         if folder not in self._beside:
             images = self.listing.images(folder)
-            found = (images, {}) if self.reading.benchmark is not None else _split_masks(self.reading, images)
+            found = (images, {}) if self.reading.benchmark is not None else split_masks(self.reading, images)
             self._beside[folder] = found
         return self._beside[folder]
 
@@ -219,96 +222,16 @@ def mask_part(listing: Listing, path: str) -> str | None:
     part = mask_folder_part(name)
     if part is None or name.lower() not in _WEAK_FOLDERS:
         return part
+    return None if _is_beside_normal(listing, path) and holds_photos(listing, path) else part
+
+
+def _is_beside_normal(listing: Listing, path: str) -> bool:
     siblings = listing.subfolders(path.rpartition("/")[0])
-    return None if any(word_label(listing.folder_name(one))[0] == 0 for one in siblings) else part
+    return any(word_label(listing.folder_name(one))[0] == 0 for one in siblings)
 
 
 def _parts(name: str) -> tuple[str, ...]:
     return (name.lower(),) if name else ()
-
-
-def _split_masks(reading: Reading, paths: list[str]) -> tuple[list[str], dict[str, list[str]]]:
-    """Divide the image files of a folder into images and the masks beside them, by image."""
-    by_stem: dict[str, list[str]] = {}
-    keys = {}
-    for path in paths:
-        name = stem(path)
-        by_stem.setdefault(name.lower(), []).append(path)
-        if (key := mask_stem(name)) is not None:
-            keys[path] = key.lower()
-        elif has_image_extension(name):  # 1.png.png
-            keys[path] = name.lower()
-    if not keys and len(by_stem) == len(paths):
-        return paths, {}
-    masks: dict[str, list[str]] = {}
-    taken: set[str] = set()
-    if len(by_stem) < len(paths):
-        pairs = [tuple(found) for found in by_stem.values() if len(found) > 1 and found[0] not in keys]
-        _pair_by_extension(reading, pairs, masks, taken)
-    targets = {path: stem(path).lower() for path in paths if path not in keys and path not in taken}
-    by_key: dict[str, list[str]] = {}
-    for path, name in targets.items():
-        for key in {name, os.path.basename(path).lower(), image_stem(name)}:
-            by_key.setdefault(key, []).append(path)
-    orphans = []
-    for path, key in keys.items():
-        found = by_key.get(key, [])
-        if not found:
-            orphans.append(path)
-            continue
-        taken.add(path)
-        for image in found:
-            masks.setdefault(image, []).append(path)
-        if stem(path).lower().endswith(_WEAK_SUFFIXES):
-            reading.warn(WEAK_SUFFIX, path)
-    if taken.intersection(keys):
-        reading.listing.mark([*taken, *orphans], MASK_WITHOUT_IMAGE)
-        taken.update(orphans)
-    else:
-        reading.listing.mark(taken, MASK_WITHOUT_IMAGE)
-        strong = [
-            path for path in orphans if mask_stem(stem(path)) and not stem(path).lower().endswith(_WEAK_SUFFIXES)
-        ]
-        if strong:
-            reading.warn(LOOKS_LIKE_MASK, *strong)
-    return [path for path in paths if path not in taken], masks
-
-
-def _pair_by_extension(
-    reading: Reading, pairs: list[tuple[str, ...]], masks: dict[str, list[str]], taken: set[str]
-) -> None:
-    """Find the masks among files with the same stem, such as 1.jpg and 1.png, by their colors."""
-
-    def mask_of(pair: tuple[str, ...]) -> str | None:
-        few = [path for path in pair if _has_few_colors(reading.listing.absolute(path))]
-        lossless = [path for path in few if os.path.splitext(path)[1].lower() not in _LOSSY]
-        found = few if len(few) == 1 else lossless
-        return found[0] if len(pair) == 2 and len(found) == 1 else None
-
-    first = [mask_of(pair) for pair in pairs[:3]]
-    for number, pair in enumerate(pairs):
-        if number < 3:
-            mask = first[number]
-        elif None in first:
-            mask = mask_of(pair)
-        else:  # all of the first are masks: the others are recognized by their extensions
-            extensions = {os.path.splitext(str(one))[1].lower() for one in first}
-            found = [path for path in pair if os.path.splitext(path)[1].lower() in extensions]
-            mask = found[0] if len(pair) == 2 and len(found) == 1 else mask_of(pair)
-        if mask is None:
-            reading.warn(SAME_STEM_IMAGES, *pair)
-            continue
-        taken.add(mask)
-        masks.setdefault(next(path for path in pair if path != mask), []).append(mask)
-        reading.warn(SAME_STEM, mask)
-
-
-def _has_few_colors(path: str) -> bool:
-    try:
-        with Image.open(path) as image:
-            return image.getcolors(_MOST_COLORS) is not None
-    except Exception:  # Pillow raises various errors
-        return False
 
 
 def images_below(reading: Reading, masks: MaskIndex, folder: str, label: int | None) -> Iterator[tuple[str, str]]:

@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator
 
+from ...models.vip2clip.image_listing_vip2clip import is_image_folder_name
 from ..listing import Listing
 from .base import NO_CATEGORY, NO_CLASS, NO_TYPE, SPLITS, UNKNOWN_TYPE, Layout, Reading
 from .class_folders import SIMILAR
-from .masks import MaskIndex, images_below
+from .masks import MaskIndex, images_below, mask_part
 from .words import is_no_class, simplify, split_name
 
 
@@ -41,8 +42,11 @@ def _select_categories(reading: Reading) -> list[str]:
 def tree_matches(reading: Reading) -> bool:
     listing = reading.listing
     for folder in _select_categories(reading):
-        typed = any(listing.subfolders(path) for path, _ in _split_folders(listing, folder))
-        if typed and reading.category(listing.folder_name(folder)) is not None:
+        types = [inner for path, _ in _split_folders(listing, folder) for inner in listing.subfolders(path)]
+        if reading.benchmark is None:  # train/images and train/masks are pairs
+            types = [path for path in types if not is_image_folder_name(listing.folder_name(path))]
+            types = [path for path in types if mask_part(listing, path) is None]
+        if types and reading.category(listing.folder_name(folder)) is not None:
             return True
     return False
 
