@@ -175,8 +175,9 @@ def test_command_exit_codes(run, writer, tmp_path):
     assert run("data", writer.root, "--layout", "tree")[0] == 1
     (writer.root / "masks" / "1.png").unlink()
     assert run("data", writer.root)[0] == 0
-    code, out, _ = run("data", writer.root, "--strict")
-    assert code == 3
+    code, out, err = run("data", writer.root, "--strict")
+    assert code == 1
+    assert "--strict: anomalous images without a mask" in err
     assert "  anomalous images without a mask, used for image metrics and image loss only (1): bad/1.png" in out
     (writer.root / "bad" / "1.png").write_bytes(b"broken")
     code, out, _ = run("data", writer.root, "--check")
@@ -207,3 +208,64 @@ def test_command_writes_thirds(run, tmp_path):
     code, out, _ = run("data", writer.root, "--write-thirds", tmp_path / "thirds")
     assert code == 0
     assert "other splits: train" in out
+
+
+STRICT = {
+    "nothing": ((), None, 0),
+    "a folder of results": (("heatmaps/1.png",), None, 1),
+    "an image outside": (("1.png",), None, 1),
+    "a mask without an image": (("M:masks/9.png",), None, 1),
+    "a photo that Pillow cannot open": (("T:good/1.heic",), None, 1),
+    "a text": (("T:notes.txt",), None, 0),
+    "a hidden file": ((".hidden/1.png",), None, 0),
+    "a guessed name": (("good_2/1.png",), None, 1),
+    "a guessed defect": (("scratch/1.png", "M:masks/scratch/1.png"), None, 1),
+    "a link": ((), "self", 1),
+}
+
+
+@pytest.mark.parametrize("name", STRICT)
+@pytest.mark.parametrize("check", [(), ("--check",)])
+def test_command_strict_fails_for_everything_left_out_or_guessed(run, writer, name, check):
+    paths, link, expected = STRICT[name]
+    for path in paths:
+        kind, _, rest = path.rpartition(":")
+        {"M": writer.mask, "T": writer.text}.get(kind, writer.image)(rest)
+    if link is not None:
+        (writer.root / "good" / link).symlink_to(link)
+    code, _, err = run("data", writer.root, "--strict", *check)
+    assert code == expected, err
+    assert ("--strict: " in err) == bool(expected)
+    assert run("data", writer.root, *check)[0] == 0
+
+
+def test_command_strict_with_problems_only(run, writer):
+    (writer.root / "bad" / "1.png").write_bytes(b"broken")
+    assert run("data", writer.root, "--strict", "--check")[0] == 3
+    assert run("data", writer.root, "--strict")[0] == 0
+
+
+def test_command_strict_with_notes_of_the_check(run, writer):
+    writer.mask("masks/0.png", empty=True)
+    code, _, err = run("data", writer.root, "--strict", "--check")
+    assert code == 1
+    assert "--strict: anomalous images with an empty mask" in err
+
+
+def test_command_reads_names_of_folders(run, writer):
+    writer.image("fein/1.png")
+    writer.image("riss/7.png")
+    labels = ("--normal-label", "fein", "--normal-label", "good", "--anomalous-label", "riss")
+    code, out, _ = run("data", writer.root, *labels, "--anomalous-label", "bad")
+    assert code == 0
+    assert ["data", "3", "4", "3"] in [line.split() for line in out.splitlines()]
+    code, _, err = run("data", writer.root, "--normal-label", "absent")
+    assert code == 1
+    assert "absent" in err
+
+
+def test_command_counts_images_left_out_on_the_first_line(run, writer):
+    writer.image("1.png")
+    code, out, _ = run("data", writer.root)
+    assert code == 0
+    assert out.splitlines()[0] == f"{writer.root}: 1 of 6 images are left out"

@@ -198,9 +198,12 @@ def test_class_folders(writer):
         ("normal/2.png", 0, "", None),
         ("anomalous/1.png", 1, "", None),
         ("anomalous/scratch/7.png", 1, "scratch", None),
+        ("other/9.png", 1, "other", None),
     ]
     assert {row.category for row in index.rows} == {"data"}
-    assert index.report.ignored == {"files outside the class folders": ["other/9.png"]}
+    assert index.report.ignored == {}
+    kind = "folders of unknown names beside the only folder of normal images, read as kinds of defects"
+    assert index.warnings[kind] == ["other (1 images)"]
     with pytest.raises(
         ValueError, match=r"has no split 'train'; expected test\. This layout has no splits; leave out split"
     ):
@@ -258,12 +261,9 @@ def test_images_without_labels(writer):
     index = index_folder(writer.root)
     assert index.layout.name == "flat"
     dataset = index.to_dataset()
-    assert dataset["label"] == [None, None]
-    assert dataset["image_id"] == ["a.JPG", "b.png"]
-    assert index.report.ignored == {
-        "files in subfolders": ["deeper/c.png"],
-        "files that are not images": ["notes.txt"],
-    }
+    assert dataset["label"] == [None, None, None]
+    assert dataset["image_id"] == ["a.JPG", "b.png", "deeper/c.png"]
+    assert index.report.ignored == {"files that are not images": ["notes.txt"]}
     assert "unlabelled" in str(index.report)
 
 
@@ -283,7 +283,7 @@ def test_layout_argument(writer):
     writer.image("good/1.png")
     writer.image("2.png")
     assert index_folder(writer.root).layout.name == "classes"
-    assert [row.image for row in index_folder(writer.root, layout="flat").rows] == ["2.png"]
+    assert [row.image for row in index_folder(writer.root, layout="flat").rows] == ["2.png", "good/1.png"]
 
 
 def test_folders_that_link_to_themselves(root):

@@ -10,7 +10,8 @@ from tqdm.auto import tqdm
 from vip2clip_hf import ViP2ClipImageProcessor
 from vip2clip_hf.data.synthetic.dataset import ALL, generate_image
 from vip2clip_hf.data.synthetic.defects import DEFECTS
-from vip2clip_hf.models.vip2clip.image_loading_vip2clip import IMAGE_EXTENSIONS, load_image
+from vip2clip_hf.models.vip2clip.image_listing_vip2clip import has_image_extension
+from vip2clip_hf.models.vip2clip.image_loading_vip2clip import load_image
 
 from .common import CROP
 
@@ -49,7 +50,7 @@ def make_crops(count: int, seed: int, folders: list[Path], share: float = 0.5) -
         path
         for folder in folders
         for path in sorted(folder.rglob("*"))
-        if path.suffix.lower() in IMAGE_EXTENSIONS and "ground_truth" not in path.parts
+        if has_image_extension(path.name) and "ground_truth" not in path.parts
     ]
     rng, crops = np.random.default_rng([seed, 1]), np.empty((count, CROP, CROP, 3), dtype=np.uint8)
     for number in tqdm(range(count), desc="Creating crops"):

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from .options import (
+    AnomalousLabel,
     Device,
     Json,
     KeepSmallRegions,
@@ -14,6 +15,7 @@ from .options import (
     MaskOrientation,
     MaskThreshold,
     Model,
+    NormalLabel,
     checkpoint_or_bundled,
     mask_options,
     print_json,
@@ -31,6 +33,8 @@ def calibrate(
         str | None,
         typer.Option(metavar="[NAME=]ROOT", help="Instead of --normal: a labelled dataset, to maximize F1."),
     ] = None,
+    normal_label: NormalLabel = None,
+    anomalous_label: AnomalousLabel = None,
     false_alarm_rate: Annotated[
         float, typer.Option(help="With --normal: maximum fraction of normal images classified as anomalous.")
     ] = 0.01,
@@ -81,6 +85,8 @@ def calibrate(
         raise usage_error("Pass either --normal (a folder of normal images) or --labelled (a labelled dataset).")
     if normal is not None and not normal.is_dir():
         raise OSError(f"{str(normal)!r} is not a folder; expected a folder of normal images.")
+    if normal is not None and (normal_label or anomalous_label):
+        raise usage_error("--normal-label and --anomalous-label can only be used with --labelled.")
     if normal is not None and recall is not None:
         raise usage_error("--recall needs anomalous images: pass --labelled instead of --normal.")
     options = mask_options(mask_threshold, mask_channel, mask_invert, mask_orientation, keep_small_regions)
@@ -103,7 +109,9 @@ def calibrate(
     elif labelled is not None:
         from ..data.sources import DataSource
 
-        source = DataSource.parse(labelled, mask_options=options)
+        source = DataSource.parse(
+            labelled, mask_options=options, normal_labels=normal_label, anomalous_labels=anomalous_label
+        )
         found = calibrate_labelled(
             detector, source.load(), recall=recall, mask_options=source.mask_options, progress=progress
         )

@@ -1,22 +1,29 @@
 """`vip2clip data`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .options import (
+    AnomalousLabel,
     Json,
     MaskChannel,
     MaskInvert,
     MaskOrientation,
     MaskThreshold,
+    NormalLabel,
     mask_options,
     parse_pair,
     print_json,
     shows_progress,
     usage_error,
 )
+
+
+if TYPE_CHECKING:
+    from ..data.checks import DataCheck
+    from ..data.index import DataIndex
 
 
 def data(
@@ -40,14 +47,18 @@ def data(
             metavar="NAME=COLUMN", help="Name of a column in your table, such as image=file_name. Repeatable."
         ),
     ] = None,
-    normal_label: Annotated[
-        list[str] | None, typer.Option(help="Label in your table that means normal. Repeatable.", show_default=False)
-    ] = None,
+    normal_label: NormalLabel = None,
+    anomalous_label: AnomalousLabel = None,
     check: Annotated[
         bool,
         typer.Option("--check", help="Open all images and masks to find damaged files, wrong sizes and empty masks."),
     ] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="Exit with code 3 if there are warnings.")] = False,
+    strict: Annotated[
+        bool,
+        typer.Option(
+            "--strict", help="Exit with code 1 if anything is left out or guessed, or if there are warnings."
+        ),
+    ] = False,
     mask_threshold: MaskThreshold = None,
     mask_channel: MaskChannel = None,
     mask_invert: MaskInvert = None,
@@ -69,7 +80,8 @@ def data(
 
     Prints layout, counts, masks, ignored files, licence and citation.
 
-    Exit codes: 0 success, 1 error, 2 wrong usage, 3 --check found problems or --strict found warnings.
+    Exit codes: 0 success, 1 error, or with --strict anything left out or guessed, 2 wrong usage, 3 --check found
+    problems.
 
     \b
     Examples:
@@ -80,8 +92,8 @@ def data(
     from ..data.loading import index_benchmark, index_folder
 
     for option, value in (("--benchmark", benchmark), ("--write-thirds", write_thirds)):
-        if value is not None and (column or normal_label):
-            raise usage_error(f"--column and --normal-label apply to tables and Hub datasets only; omit {option}.")
+        if value is not None and (column or normal_label or anomalous_label):
+            raise usage_error(f"--column, --normal-label and --anomalous-label apply to your own data; omit {option}.")
     options = mask_options(mask_threshold, mask_channel, mask_invert, mask_orientation)
     if not check and any(value is not None for value in options.columns().values()):
         raise usage_error("--mask-... options apply to opened masks; add --check.")
@@ -100,7 +112,10 @@ def data(
     else:
         pairs = (parse_pair(text, "--column", "NAME=COLUMN", "image=file_name") for text in column or [])
         columns = dict(pairs) or None
-        index = index_folder(root, split, category, layout=layout, columns=columns, normal_labels=normal_label or None)
+        index = index_folder(
+            root, split, category, layout=layout, columns=columns, normal_labels=normal_label or None,
+            anomalous_labels=anomalous_label or None,
+        )  # fmt: skip
     found = None
     if check:
         from ..data.checks import check_data
@@ -115,10 +130,29 @@ def data(
         typer.echo(index.report)
         if found is not None:
             typer.echo(f"\n{found}")
-    if (found is not None and found.problems) or (
-        strict and (index.warnings or (found is not None and found.warnings))
-    ):
+    if strict and (reasons := _strict_reasons(index, found)):
+        typer.echo(f"--strict: {'; '.join(reasons)}", err=True)
+        raise typer.Exit(1)
+    if found is not None and found.problems:
         raise typer.Exit(3)
+
+
+def _strict_reasons(index: "DataIndex", check: "DataCheck | None") -> list[str]:
+    """What was left out or guessed."""
+    from ..data.checks import DUPLICATE
+    from ..data.index import OTHER_FILES, OUTSIDE_IMAGES
+    from ..data.layouts.base import ANOTHER_COPY, NO_CATEGORY
+    from ..data.listing import has_image_extension
+
+    reasons = list(index.warnings)
+    known = OTHER_FILES if index.benchmark is None else (*OTHER_FILES, ANOTHER_COPY, NO_CATEGORY)
+    if OUTSIDE_IMAGES not in reasons:
+        for reason, paths in index.ignored.items():
+            if reason not in known and reason not in reasons and any(map(has_image_extension, paths)):
+                reasons.append(reason)
+    if check is not None:
+        reasons += [kind for kind in check.notes if kind != DUPLICATE]
+    return reasons
 
 
 __all__ = ["data"]

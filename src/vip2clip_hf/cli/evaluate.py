@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from .options import (
+    AnomalousLabel,
     Backbone,
     Device,
     Dtype,
@@ -15,6 +16,7 @@ from .options import (
     MaskInvert,
     MaskOrientation,
     MaskThreshold,
+    NormalLabel,
     mask_options,
     one_of,
     print_json,
@@ -38,6 +40,8 @@ def evaluate(
     category: Annotated[
         list[str] | None, typer.Option(help="Evaluate this category only. Repeatable.", show_default=False)
     ] = None,
+    normal_label: NormalLabel = None,
+    anomalous_label: AnomalousLabel = None,
     name: Annotated[
         str | None, typer.Option(help="Name of the model in the tables.", show_default="checkpoint name")
     ] = None,
@@ -94,7 +98,7 @@ def evaluate(
     name = name_of(model) if name is None else name
     results = evaluate_checkpoint(
         model,
-        [DataSource.parse(text, split, category, options) for text in sets],
+        [DataSource.parse(text, split, category, options, normal_label, anomalous_label) for text in sets],
         output,
         device=device,
         dtype=dtype,

@@ -98,6 +98,14 @@ KeepSmallRegions = Annotated[
         show_default="keep-small-regions",
     ),
 ]
+NormalLabel = Annotated[
+    list[str] | None,
+    typer.Option(help="Name of a folder, or label in a table, that means normal. Repeatable.", show_default=False),
+]
+AnomalousLabel = Annotated[
+    list[str] | None,
+    typer.Option(help="Name of a folder, or label in a table, that means anomalous. Repeatable.", show_default=False),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
@@ -225,6 +233,7 @@ def print_json(content: Any) -> None:
 
 
 __all__ = [
+    "AnomalousLabel",
     "Backbone",
     "Device",
     "Dtype",
@@ -235,6 +244,7 @@ __all__ = [
     "MaskOrientation",
     "MaskThreshold",
     "Model",
+    "NormalLabel",
     "checkpoint_or_bundled",
     "mask_options",
     "one_of",

@@ -61,6 +61,7 @@ def index_hub(
     categories: Sequence[str] | None,
     columns: Mapping[str, str] | None,
     normal_labels: Sequence[str] | None,
+    anomalous_labels: Sequence[str] | None,
     hub_kwargs: Mapping[str, Any],
 ) -> DataIndex:
     """
@@ -68,7 +69,7 @@ def index_hub(
 
     Args:
         hub_id (`str`): id of the dataset, `owner/name`.
-        split, categories, columns, normal_labels, hub_kwargs: see [`load_folder`].
+        split, categories, columns, normal_labels, anomalous_labels, hub_kwargs: see [`load_folder`].
 
     Raises:
         ImportError: if `datasets` is not installed.
@@ -86,7 +87,10 @@ def index_hub(
         raise OSError(
             f"{hub_id!r} is not a folder on this machine and could not be loaded as a Hub dataset: {error}"
         ) from error
-    return index_dataset(dataset, hub_id, HUB, split, categories, columns, normal_labels, hub_id.rsplit("/", 1)[-1])
+    name = hub_id.rsplit("/", 1)[-1]
+    return index_dataset(
+        dataset, hub_id, HUB, split, categories, columns, normal_labels, anomalous_labels, default_category=name
+    )
 
 
 def index_dataset(
@@ -97,6 +101,7 @@ def index_dataset(
     categories: Sequence[str] | None,
     columns: Mapping[str, str] | None,
     normal_labels: Sequence[str] | None,
+    anomalous_labels: Sequence[str] | None,
     default_category: str,
 ) -> DataIndex:
     """
@@ -106,7 +111,7 @@ def index_dataset(
         dataset (`datasets.Dataset`): dataset with an image column.
         root (`str`): Hub id or path of the dataset.
         layout (`Layout`): `HUB` or `TABLE`. With `HUB`, all rows belong to `split`.
-        split, categories, columns, normal_labels: see [`load_folder`].
+        split, categories, columns, normal_labels, anomalous_labels: see [`load_folder`].
         default_category (`str`): category of rows without a category.
 
     Returns:
@@ -139,9 +144,11 @@ def index_dataset(
     labels: list[int | None] = [None] * len(dataset)
     defect_types = [""] * len(dataset)
     if "label" in chosen:
-        what = f"Column {chosen['label']!r} of {root!r}"
-        labels, defect_types, meaning = to_labels(values("label"), normal_labels, what)
-        reading.notes.append(describe_labels(chosen["label"], meaning))
+        found_labels = to_labels(values("label"), normal_labels, anomalous_labels, chosen["label"], root)
+        labels, defect_types = found_labels.labels, found_labels.defects
+        for kind, found in found_labels.warnings.items():
+            reading.warn(kind, *map(repr, found))
+        reading.notes.append(describe_labels(chosen["label"], found_labels.meaning))
     images = dataset.select_columns([chosen[name] for name in ("image", "mask") if name in chosen])
     raw = images.with_format("arrow")[:]
     masked = raw[chosen["mask"]].is_valid().to_pylist() if "mask" in chosen else [False] * len(dataset)

@@ -8,9 +8,12 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from ..models.vip2clip.arguments_vip2clip import LABELS
+from ..models.vip2clip.image_listing_vip2clip import NO_EXTENSION, UNREADABLE, UNSUPPORTED, mask_folder_part
 from ..utils.extras import extra
 from .benchmarks.benchmark import Benchmark
-from .layouts.base import Layout, Reading, Row
+from .layouts.base import NO_LABEL, NOT_USED, SEVERAL_MASKS, Layout, Reading, Row
+from .layouts.words import split_name
+from .listing import MASK_WITHOUT_IMAGE, SYSTEM_FILE, Listing, has_image_extension
 from .report import CategoryReport, DataReport
 
 
@@ -21,6 +24,14 @@ if TYPE_CHECKING:
 COLUMNS = ("image", "mask", "label", "category", "defect", "image_id")
 NO_MASK = "anomalous images without a mask, used for image metrics and image loss only"
 EMPTY_CATEGORY = "categories without images"
+OUTSIDE_IMAGES = "images outside the layout, left out"
+SHARED_MASK = "masks that match several images"
+UNUSED_MASKS = (SHARED_MASK, SEVERAL_MASKS)
+BESIDE = "images beside the folder of the dataset"
+# Layouts that list their images.
+LISTS = ("meta", "table")
+# Reasons that say that files are no images of the dataset.
+OTHER_FILES = (SYSTEM_FILE, NOT_USED)
 
 
 def features() -> "Features":
@@ -71,9 +82,37 @@ class DataIndex:
     source: "Dataset | None" = None
     whole: bool = True
 
-    @property
+    @cached_property
+    def ignored(self) -> dict[str, list[str]]:
+        """Files that are not used, by reason. The first access lists all files below the root."""
+        if self.source is not None:
+            return {}
+        listing = self.reading.listing
+        used = {path for row in self.reading.rows for path in (row.image, row.mask) if path is not None}
+        found = listing.ignored(used)
+        if self.reading.beside:
+            found.setdefault(BESIDE, []).extend(self.reading.beside)
+        if UNREADABLE in listing.problems:
+            found["unreadable folders"] = sorted(listing.problems[UNREADABLE])
+        return found
+
+    @cached_property
+    def left_out(self) -> list[str]:
+        """Images that are not used although they are in the folder of the dataset, without masks."""
+        if self.layout.name in LISTS or self.benchmark is not None:
+            return []
+        known = (*OTHER_FILES, *UNUSED_MASKS, MASK_WITHOUT_IMAGE, UNSUPPORTED, NO_EXTENSION, NO_LABEL)
+        groups = [paths for reason, paths in self.ignored.items() if reason not in known]
+        return [path for paths in groups for path in paths if has_image_extension(path)]
+
+    @cached_property
     def warnings(self) -> dict[str, list[str]]:
-        """Problems found while reading, with the affected paths."""
+        """
+        Problems found while reading, and everything that was left out or guessed, with the affected paths.
+
+        Images left out are found by listing all files below the root, except for benchmarks and for layouts with a
+        list of the images (tables and meta.json). There, only the report counts the files that are not used.
+        """
         found = dict(self.reading.warnings)
         anomalous = [row for row in self.rows if row.label == 1]
         without = [row.image for row in anomalous if row.mask is None]
@@ -81,6 +120,17 @@ class DataIndex:
             found[NO_MASK] = without
         if self.reading.empty:
             found[EMPTY_CATEGORY] = self.reading.empty
+        if self.source is None:
+            if self.left_out:
+                found[OUTSIDE_IMAGES] = self.left_out
+            if self.benchmark is None and self.layout.name not in LISTS:
+                for kind in (MASK_WITHOUT_IMAGE, UNSUPPORTED, NO_EXTENSION):
+                    if kind in self.ignored:
+                        found[kind] = self.ignored[kind]
+                if without and (hint := _masks_above(self.reading.listing)) is not None:
+                    found["mask folders beside this folder, not read; pass the folder above to use them"] = [hint]
+            for kind, paths in self.reading.listing.problems.items():
+                found[kind] = sorted(paths)
         return found
 
     @cached_property
@@ -95,13 +145,6 @@ class DataIndex:
         if self.benchmark is not None and self.split == "test":
             for category, part in categories.items():
                 part.expected = self.benchmark.expected(category)
-        ignored: dict[str, list[str]] = {}
-        if self.source is None:
-            listing = self.reading.listing
-            used = {path for row in self.reading.rows for path in (row.image, row.mask) if path is not None}
-            ignored = listing.ignored(used)
-            if listing.unreadable:
-                ignored["unreadable folders"] = sorted(listing.unreadable)
         notes = list(self.reading.notes)
         if self.benchmark is not None and self.layout.name in self.benchmark.notes:
             notes.append(self.benchmark.notes[self.layout.name])
@@ -112,7 +155,8 @@ class DataIndex:
             split=self.split,
             splits=self.splits,
             categories=categories,
-            ignored=ignored,
+            ignored=self.ignored,
+            left_out=self.left_out,
             warnings=self.warnings,
             notes=notes,
             benchmark=self.benchmark,
@@ -168,11 +212,22 @@ class DataIndex:
         info.config_name = self.split
 
 
+def _masks_above(listing: Listing) -> str | None:
+    """Mask folder beside the root, such as ground_truth/ beside test/. None if there is none."""
+    try:
+        names = sorted(os.listdir(listing.root.resolve().parent))
+    except OSError:
+        return None
+    return next((f"../{name}/" for name in names if mask_folder_part(name) == ""), None)
+
+
 def make_index(reading: Reading, layout: Layout, split: str, categories: Sequence[str] | None) -> DataIndex:
     """Select a split and categories from the rows of a reading."""
     _drop_shared_masks(reading)
     splits = dict(Counter(row.split for row in reading.rows))
     root = str(reading.listing.root)
+    if split not in splits:
+        split = split_name(split) or split
     check_split(split, splits, reading.has_splits, root)
     rows = [row for row in reading.rows if row.split == split]
     names = list(dict.fromkeys(row.category for row in rows))
@@ -196,7 +251,7 @@ def _drop_shared_masks(reading: Reading) -> None:
     for row in reading.rows:
         if row.mask is not None and users[row.mask] > 1:
             reading.warn("images that share a mask with another image, mask not used", f"{row.image} ({row.mask})")
-            reading.listing.mark([row.mask], "masks that match several images")
+            reading.listing.mark([row.mask], SHARED_MASK)
             row.mask = None
 
 
@@ -205,7 +260,8 @@ def check_split(split: str, splits: Mapping[str, int], has_splits: bool, root: s
     if not splits:
         raise ValueError(f"{root!r} contains no images; expected at least one.")
     if split not in splits:
-        hint = "" if has_splits else " This layout has no splits; leave out split."
+        hint = f" Choose it with split={next(iter(splits))!r}, or --split." if split == "test" else ""
+        hint = hint if has_splits else " This layout has no splits; leave out split."
         raise ValueError(f"{root!r} has no split {split!r}; expected {' or '.join(splits)}.{hint}")
 
 

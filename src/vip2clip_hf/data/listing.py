@@ -4,41 +4,45 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-from ..models.vip2clip.image_loading_vip2clip import IMAGE_EXTENSIONS
+from ..models.vip2clip.image_listing_vip2clip import (
+    DEAD_LINK,
+    FILE,
+    FOLDER,
+    LOST_LINK,
+    NO_EXTENSION,
+    UNREADABLE,
+    UNSUPPORTED,
+    has_image_extension,
+    has_unsupported_extension,
+    image_extensions,
+    is_system_path,
+    is_unnamed_image,
+    scan_folder,
+)
 
 
-SYSTEM_FILES = frozenset({"thumbs.db", "desktop.ini", "ehthumbs.db"})
-SYSTEM_FOLDERS = frozenset({"__macosx", "$recycle.bin", "system volume information"})
 # Reasons why a file is ignored, as shown in the report. Files marked LAYOUT_FILE are not shown.
 LAYOUT_FILE, SYSTEM_FILE, NO_IMAGE = "layout files", "system files", "files that are not images"
 MASK_WITHOUT_IMAGE, OUTSIDE = "masks without an image", "images outside the layout"
+# Files without an extension that are opened to see whether they are images, at most.
+_MOST_SNIFFED = 20
+_DIGITS = re.compile(r"(\d+)")
 
 
-def natural_key(text: str) -> list[tuple[int, int, str]]:
-    """Case-insensitive sort key that puts Class2 before Class10."""
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", text.lower())]
+def natural_key(text: str) -> list[str | int]:
+    """Case-insensitive sort key that puts Class2 before Class10. Texts and numbers alternate."""
+    parts: list[str | int] = list(_DIGITS.split(text.lower()))
+    parts[1::2] = map(int, parts[1::2])
+    return parts
 
 
 def stem(path: str) -> str:
     """File name of a path without the last extension."""
-    return PurePosixPath(path).stem
-
-
-def has_image_extension(name: str) -> bool:
-    """Whether the extension is one of `IMAGE_EXTENSIONS`, in any case."""
-    return os.path.splitext(name)[1].lower() in IMAGE_EXTENSIONS
-
-
-def is_system_path(path: str) -> bool:
-    """Whether a path is hidden or was created by an operating system or an archiver."""
-    *folders, name = path.lower().split("/")
-    return (
-        name in SYSTEM_FILES
-        or any(part.startswith(".") for part in (*folders, name))
-        or any(part in SYSTEM_FOLDERS for part in folders)
-    )
+    name = path.rpartition("/")[2]
+    dot = name.rfind(".")
+    return name[:dot] if 0 < dot < len(name) - 1 else name
 
 
 class Listing:
@@ -54,11 +58,12 @@ class Listing:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.unreadable: list[str] = []
+        self._absolute = os.path.abspath(root)
+        self.problems: dict[str, list[str]] = {}
         self._scanned: dict[str, tuple[list[str], list[str]]] = {}
         self._names: dict[str, tuple[set[str], set[str]]] = {}
         self._reasons: dict[str, str] = {}
-        self._all: set[str] | None = None
+        self._has_images: dict[str, bool] = {}
 
     @staticmethod
     def join(folder: str, name: str) -> str:
@@ -70,24 +75,21 @@ class Listing:
             files: list[str] = []
             folders: list[str] = []
             try:
-                with os.scandir(self.root / folder) as entries:
-                    for entry in entries:
-                        if not entry.is_dir():
-                            files.append(entry.name)
-                        elif not (entry.is_symlink() and self._points_to_parent(folder, entry.path)):
-                            folders.append(entry.name)
+                for name, kind in scan_folder(self.root, folder):
+                    if kind == FILE:
+                        files.append(name)
+                    elif kind == FOLDER:
+                        folders.append(name)
+                    elif not is_system_path(self.join(folder, name)):
+                        self.problems.setdefault(kind, []).append(self.join(folder, name))
+                        if kind == DEAD_LINK:  # an error when it is opened
+                            files.append(name)
             except OSError:
                 if not folder:
                     raise
-                self.unreadable.append(folder)
+                self.problems.setdefault(UNREADABLE, []).append(folder)
             self._scanned[folder] = sorted(files, key=natural_key), sorted(folders, key=natural_key)
         return self._scanned[folder]
-
-    def _points_to_parent(self, folder: str, link: str) -> bool:
-        """Whether a link in a folder points to this folder or to one of its parents."""
-        parents = [self.root, *(self.root / part for part in (PurePosixPath(folder), *PurePosixPath(folder).parents))]
-        real = {os.path.realpath(path) for path in parents}
-        return os.path.realpath(link) in real | {str(path) for path in Path(os.path.realpath(self.root)).parents}
 
     def files(self, folder: str) -> list[str]:
         """Names of the files directly in a folder."""
@@ -97,11 +99,19 @@ class Listing:
         """Names of the folders directly in a folder."""
         return self._scan(folder)[1]
 
-    def all_files(self) -> set[str]:
-        """Paths of all files below the root. Reads every folder."""
-        if self._all is None:
-            self._all = set(self.below(""))
-        return self._all
+    def walk(self, folder: str = "") -> Iterator[str]:
+        """Paths of a folder and of all folders below it, without system folders."""
+        yield folder
+        for inner in self.subfolders(folder):
+            yield from self.walk(inner)
+
+    def has_images(self, folder: str) -> bool:
+        """Whether there is an image file in a folder or below it."""
+        if folder not in self._has_images:
+            self._has_images[folder] = any(
+                has_image_extension(name) and not name.startswith(".") for name in self.files(folder)
+            ) or any(map(self.has_images, self.subfolders(folder)))
+        return self._has_images[folder]
 
     def _names_in(self, folder: str) -> tuple[set[str], set[str]]:
         if folder not in self._names:
@@ -124,12 +134,18 @@ class Listing:
 
     def absolute(self, path: str) -> str:
         """Absolute path of a file, valid after a change of the working directory."""
-        return os.path.abspath(self.root / path)
+        return os.path.join(self._absolute, path.replace("/", os.sep)) if path else self._absolute
 
     def images(self, folder: str) -> list[str]:
         """Paths of the image files directly in a folder."""
-        paths = (self.join(folder, name) for name in self.files(folder) if has_image_extension(name))
-        return [path for path in paths if not is_system_path(path)]
+        extensions = image_extensions()
+        if is_system_path(f"{folder}/x"):
+            return []
+        return [
+            self.join(folder, name)
+            for name in self.files(folder)
+            if name[0] != "." and os.path.splitext(name)[1].lower() in extensions
+        ]
 
     def subfolders(self, folder: str) -> list[str]:
         """Paths of the folders directly in a folder, without system folders."""
@@ -162,15 +178,28 @@ class Listing:
     def ignored(self, used: set[str]) -> dict[str, list[str]]:
         """Files that are not in `used`, grouped by reason. Reads every folder."""
         found: dict[str, list[str]] = {}
-        for path in sorted(self.all_files() - used, key=natural_key):
+        sniffed = 0
+        unused = set(self.below("")) - used
+        for path in sorted(unused, key=natural_key):
             reason = self._reasons.get(path)
             if is_system_path(path):
                 reason = SYSTEM_FILE
+            elif reason is None and has_image_extension(path):
+                reason = OUTSIDE
             elif reason is None:
-                reason = OUTSIDE if has_image_extension(path) else NO_IMAGE
+                reason = UNSUPPORTED if has_unsupported_extension(path) else NO_IMAGE
+                if sniffed < _MOST_SNIFFED and "." not in path.rpartition("/")[2]:
+                    sniffed += 1
+                    reason = NO_EXTENSION if is_unnamed_image(self.absolute(path)) else reason
             if reason != LAYOUT_FILE:
                 found.setdefault(reason, []).append(path)
         return found
+
+    def image_folders(self, most: int = 4) -> str:
+        """The first `most` folders with images directly inside, with their numbers, for error messages."""
+        counts = [(folder or ".", len(images)) for folder in self.walk() if (images := self.images(folder))]
+        shown = ", ".join(f"{folder}/ ({count})" for folder, count in counts[:most])
+        return f"{shown}, ... ({len(counts)} folders)" if len(counts) > most else shown
 
     def outline(self, most: int = 12) -> str:
         """The first `most` entries, two levels deep, for error messages."""
@@ -186,11 +215,25 @@ class Listing:
         return (", ".join(lines[:most]) + more) or "nothing"
 
 
+def images_beside(listing: Listing, folder: str) -> list[str]:
+    """Paths of the images below the root of a listing that are not below a folder."""
+    found: list[str] = []
+    waiting = [""]
+    while waiting:
+        current = waiting.pop()
+        found += listing.images(current)
+        waiting += [path for path in listing.subfolders(current) if path != folder]
+    return sorted(found, key=natural_key)
+
+
 __all__ = [
     "LAYOUT_FILE",
+    "LOST_LINK",
     "MASK_WITHOUT_IMAGE",
+    "OUTSIDE",
     "Listing",
     "has_image_extension",
+    "images_beside",
     "is_system_path",
     "natural_key",
     "stem",

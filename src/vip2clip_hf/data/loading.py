@@ -9,12 +9,16 @@ from transformers.utils import logging
 
 from .benchmarks.registry import get_benchmark
 from .hub_datasets import index_dataset, index_hub, is_hub_id, read_parquet_images
-from .index import DataIndex, make_index
-from .layouts.base import Reading
+from .index import OUTSIDE_IMAGES, DataIndex, make_index
+from .layouts.base import Layout, Reading
+from .layouts.class_folders import CLASSES
+from .layouts.flat import FLAT
 from .layouts.meta_json import META, read_meta, read_meta_file
+from .layouts.mvtec_tree import TREE
 from .layouts.registry import FOLDER_LAYOUTS, LAYOUTS
-from .layouts.table import TABLE, TABLE_EXTENSIONS, find_table, metadata_file, read_table
-from .listing import Listing
+from .layouts.table import TABLE, TABLE_EXTENSIONS, find_table, metadata_file, read_table, why_not_used
+from .layouts.words import ClassNames
+from .listing import Listing, images_beside
 from .recognition import choose_layout, list_warnings, read_layout
 from .report import summarize
 
@@ -23,6 +27,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 logger = logging.get_logger(__name__)
+# With strict, the largest share of images outside the layout that is only logged.
+MOST_OUTSIDE = 0.01
 
 
 def load_benchmark(
@@ -78,6 +84,7 @@ def load_folder(
     layout: str | None = None,
     columns: Mapping[str, str] | None = None,
     normal_labels: Sequence[str] | None = None,
+    anomalous_labels: Sequence[str] | None = None,
     strict: bool = False,
     **hub_kwargs: Any,
 ) -> "Dataset":
@@ -111,9 +118,13 @@ def load_folder(
             For tables and Hub datasets: column names for `image`, `mask`, `label`, `category`, `defect`, `split` and
             `image_id`. Only needed for columns without one of the usual names.
         normal_labels (`Sequence[str]`, *optional*):
-            For tables and Hub datasets: labels that mean normal. All other labels then mean anomalous.
+            Names of folders, or labels of tables and Hub datasets, that mean normal. All others then mean anomalous,
+            unless `anomalous_labels` is set.
+        anomalous_labels (`Sequence[str]`, *optional*):
+            Names of folders, or labels of tables and Hub datasets, that mean anomalous.
         strict (`bool`, defaults to `False`):
-            Whether to raise an error for problems that are otherwise logged as warnings.
+            Whether to raise an error for problems and guesses that are otherwise logged as warnings. Up to 1 % of
+            images outside the layout are only logged.
         **hub_kwargs:
             For Hub datasets: arguments of `datasets.load_dataset`, such as `name`, `revision`, `token` or `cache_dir`.
 
@@ -128,8 +139,9 @@ def load_folder(
             problem.
     """
     index = index_folder(
-        root, split, categories, layout=layout, columns=columns, normal_labels=normal_labels, **hub_kwargs
-    )
+        root, split, categories, layout=layout, columns=columns, normal_labels=normal_labels,
+        anomalous_labels=anomalous_labels, **hub_kwargs,
+    )  # fmt: skip
     return _report_warnings(index, strict).to_dataset()
 
 
@@ -137,7 +149,8 @@ def _report_warnings(index: DataIndex, strict: bool) -> DataIndex:
     """Log the warnings of an index. With `strict`, raise the first one."""
     for kind, paths in index.warnings.items():
         text = f"{index.root}: {summarize(kind, paths)}"
-        if strict:
+        few = kind == OUTSIDE_IMAGES and len(paths) <= MOST_OUTSIDE * (len(paths) + len(index.reading.rows))
+        if strict and not few:
             raise ValueError(f"{text}. Fix the dataset, or set strict=False to continue with a warning.")
         logger.warning(text)
     return index
@@ -184,13 +197,14 @@ def index_folder(
     layout: str | None = None,
     columns: Mapping[str, str] | None = None,
     normal_labels: Sequence[str] | None = None,
+    anomalous_labels: Sequence[str] | None = None,
     **hub_kwargs: Any,
 ) -> DataIndex:
     """
     Index your own images. Folders, CSV, TSV and JSONL files need only the base installation.
 
     Args:
-        root, split, categories, layout, columns, normal_labels, hub_kwargs: see [`load_folder`].
+        root, split, categories, layout, columns, normal_labels, anomalous_labels, hub_kwargs: see [`load_folder`].
 
     Returns:
         `DataIndex`: `index.report` describes the dataset, `index.to_dataset()` loads it.
@@ -203,10 +217,12 @@ def index_folder(
     """
     if layout is not None and layout not in LAYOUTS:
         raise ValueError(f"layout is {layout!r}; expected one of {', '.join(LAYOUTS)}.")
+    names = ClassNames.of(normal_labels, anomalous_labels)
+    labels = (normal_labels, anomalous_labels)
     allows_table = layout in (None, "table")
     path = Path(root)
     if layout == "hub" or (layout is None and not path.exists() and is_hub_id(root)):
-        return index_hub(str(root), split, categories, columns, normal_labels, hub_kwargs)
+        return index_hub(str(root), split, categories, columns, *labels, hub_kwargs)
     if hub_kwargs:
         raise TypeError(
             f"Unexpected arguments {', '.join(sorted(hub_kwargs))}; additional arguments are for Hub datasets only."
@@ -216,28 +232,49 @@ def index_folder(
             reading = Reading(Listing(path.parent))
             read_meta(reading, path.name)
             _check_not_empty(reading, path)
+            _check_names(reading, META, names)
             return make_index(reading, META, split, categories)
         if allows_table and path.suffix.lower() in TABLE_EXTENSIONS:
-            return _index_table(Listing(path.parent), path.name, split, categories, columns, normal_labels)
+            return _index_table(Listing(path.parent), path.name, split, categories, columns, labels)
         raise ValueError(
             f"{str(path)!r} is not a dataset; expected a folder, meta.json or a table ({', '.join(TABLE_EXTENSIONS)})."
         )
     listing = Listing(_existing_folder(root))
-    if columns is not None or normal_labels is not None:
+    if columns is not None:
         if not allows_table:
-            raise ValueError(
-                f"columns and normal_labels cannot be used with layout={layout!r}; they are for tables and Hub "
-                "datasets."
-            )
+            raise ValueError(f"columns cannot be used with layout={layout!r}; they are for tables and Hub datasets.")
         layout = "table"
     if layout == "table" or (layout is None and metadata_file(listing) is not None):
-        return _index_table(listing, find_table(listing), split, categories, columns, normal_labels)
+        return _index_table(listing, find_table(listing), split, categories, columns, labels)
     layouts = [LAYOUTS[layout]] if layout is not None else FOLDER_LAYOUTS
-    chosen = choose_layout(listing, layouts, None)
+    chosen = choose_layout(listing, layouts, None, names)
     if chosen is not None and chosen[1][0] is TABLE:
-        return _index_table(chosen[0], find_table(chosen[0]), split, categories, columns, normal_labels)
-    reading, found = read_layout(listing, chosen, layouts, None)
+        return _index_table(chosen[0], find_table(chosen[0]), split, categories, columns, labels)
+    reading, found = read_layout(listing, chosen, layouts, None, names)
+    _check_names(reading, found, names)
+    if found is FLAT and (reason := why_not_used(reading.listing)) is not None:
+        reading.warn("tables that were not used, so the images have no labels", reason)
+    if reading.listing.root != listing.root:
+        reading.beside = images_beside(listing, reading.listing.root.relative_to(listing.root).as_posix())
     return make_index(reading, found, split, categories)
+
+
+def _check_names(reading: Reading, layout: Layout, names: ClassNames) -> None:
+    """Check that the folders have the names that the user has chosen."""
+    if not names.given:
+        return
+    if layout not in (TREE, CLASSES):
+        raise ValueError(
+            f"normal_labels and anomalous_labels cannot be used with the layout {layout.title!r} of "
+            f"{str(reading.listing.root)!r}; expected class folders, a table or a Hub dataset."
+        )
+    for argument, chosen in (("normal_labels", names.normal), ("anomalous_labels", names.anomalous)):
+        missing = [name for name in chosen or () if name not in reading.classes]
+        if missing:
+            raise ValueError(
+                f"{argument} has {', '.join(map(repr, missing))}, but {str(reading.listing.root)!r} has no such "
+                f"folder with images; expected some of {', '.join(sorted(reading.classes))}."
+            )
 
 
 def _existing_folder(root: str | os.PathLike) -> Path:
@@ -263,14 +300,14 @@ def _index_table(
     split: str,
     categories: Sequence[str] | None,
     columns: Mapping[str, str] | None,
-    normal_labels: Sequence[str] | None,
+    labels: tuple[Sequence[str] | None, Sequence[str] | None],
 ) -> DataIndex:
     path = listing.root / table
     if path.suffix.lower() == ".parquet" and (dataset := read_parquet_images(path, columns)) is not None:
         category = path.absolute().parent.name
-        return index_dataset(dataset, str(path), TABLE, split, categories, columns, normal_labels, category)
+        return index_dataset(dataset, str(path), TABLE, split, categories, columns, *labels, category)
     reading = Reading(listing)
-    read_table(reading, table, columns, normal_labels)
+    read_table(reading, table, columns, *labels)
     _check_not_empty(reading, path)
     return make_index(reading, TABLE, split, categories)
 

@@ -41,6 +41,7 @@ class DataReport:
         splits (`dict[str, int]`): number of images in each available split.
         categories (`dict[str, CategoryReport]`): counts for each category of the split.
         ignored (`dict[str, list[str]]`): unused files, grouped by reason.
+        left_out (`list[str]`): images among the unused files, without masks.
         warnings (`dict[str, list[str]]`): problems found while reading, with the affected paths.
         notes (`list[str]`): remarks about the layout.
         benchmark (`Benchmark`, *optional*): benchmark the dataset was read as.
@@ -54,6 +55,7 @@ class DataReport:
     splits: dict[str, int]
     categories: dict[str, CategoryReport]
     ignored: dict[str, list[str]] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)
     warnings: dict[str, list[str]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     benchmark: Benchmark | None = None
@@ -103,6 +105,7 @@ class DataReport:
             "categories": {name: counts(part) for name, part in self.categories.items()},
             "total": counts(self.total),
             "differences": self.differences,
+            "num_left_out": len(self.left_out),
             "ignored": shorten(self.ignored),
             "warnings": shorten(self.warnings),
             "notes": self.notes,
@@ -122,7 +125,9 @@ class DataReport:
 
     def __str__(self) -> str:
         benchmark = self.benchmark
-        lines = [f"{self.root}", f"  layout     {self.layout_title} ({self.layout})"]
+        read = sum(self.splits.values())
+        count = f": {len(self.left_out)} of {len(self.left_out) + read} images are left out" if self.left_out else ""
+        lines = [f"{self.root}{count}", f"  layout     {self.layout_title} ({self.layout})"]
         if benchmark is not None:
             lines.append(f"  benchmark  {benchmark.title}; the paper evaluates {benchmark.evaluated}")
         others = ", ".join(f"{name} {count}" for name, count in self.splits.items() if name != self.split)

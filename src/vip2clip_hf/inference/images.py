@@ -9,9 +9,9 @@ from transformers.utils import logging
 
 from ..data.collator import undecoded
 from ..data.hub_datasets import is_hub_id
-from ..data.listing import has_image_extension, is_system_path
 from ..data.sources import DataSource
-from ..utils.contents import UNREADABLE, FileState, is_unchanged, read_image_bytes
+from ..models.vip2clip.image_listing_vip2clip import UNREADABLE, LeftOut, has_image_extension, scan_images
+from ..utils.contents import FileState, is_unchanged, read_image_bytes
 from ..utils.extras import extra
 from ..utils.files import file_names
 from .names import as_text, packed, unpacked
@@ -71,7 +71,7 @@ def find_source(
     return DataSource.parse(text, "test" if split is None else split, categories)
 
 
-def as_images(source: Any, output: Path) -> "FolderImages | DatasetImages":
+def as_images(source: Any, output: Path, recursive: bool = True) -> "FolderImages | DatasetImages":
     """
     Open a source of images.
 
@@ -80,6 +80,8 @@ def as_images(source: Any, output: Path) -> "FolderImages | DatasetImages":
             Source in a form that [`find_source`] accepts, or a dataset with a column `image`.
         output (`pathlib.Path`):
             Output folder. It is skipped if it is inside the source folder.
+        recursive (`bool`, defaults to `True`):
+            Whether to read the subfolders of a folder of images.
 
     Returns:
         [`FolderImages`] or [`DatasetImages`]: the images.
@@ -91,7 +93,7 @@ def as_images(source: Any, output: Path) -> "FolderImages | DatasetImages":
     if isinstance(source, (str, os.PathLike)):
         source = find_source(source)
     if isinstance(source, Path):
-        return FolderImages(source, output)
+        return FolderImages(source, output, recursive)
     if isinstance(source, DataSource):
         description = {
             "data": os.path.realpath(source.root) if os.path.exists(source.root) else source.root,
@@ -110,20 +112,22 @@ def as_images(source: Any, output: Path) -> "FolderImages | DatasetImages":
 
 class FolderImages:
     """
-    All image files in a folder and its subfolders, except hidden ones.
+    All image files in a folder and its subfolders, by the rules of [`list_images`].
 
     The name of an image is its path below the folder, with forward slashes. Names are bytes, because on Linux a file
-    name is not always valid text. Links to files are followed, links to folders are not.
+    name is not always valid text.
 
     Args:
         root (`pathlib.Path`): the folder.
         leave_out (`pathlib.Path`): folder to skip.
+        recursive (`bool`, defaults to `True`): whether to read subfolders.
     """
 
-    def __init__(self, root: Path, leave_out: Path) -> None:
+    def __init__(self, root: Path, leave_out: Path, recursive: bool = True) -> None:
         self.root = os.path.realpath(root)
         self.description: dict[str, Any] = {"folder": self.root}
         self._leave_out = os.path.realpath(leave_out)
+        self._recursive = recursive
 
     def is_here(self, count: int) -> bool:
         """
@@ -149,40 +153,38 @@ class FolderImages:
             OSError: if the folder cannot be read.
             ValueError: if it contains no images.
         """
-        names = packed(self._walk(""))
+        left_out = LeftOut(self.root)
+        names = packed(self._walk("", left_out))
+        left_out.report()
         if not len(names):
             raise ValueError(
-                f"Folder {self.root!r} contains no images; expected files such as .png, .jpg or .tif in the folder or "
-                "its subfolders (hidden ones and links to folders are skipped)."
+                f"Folder {self.root!r} contains no images; expected files such as .png, .jpg or .tif in the folder"
+                f"{' or its subfolders' if self._recursive else ''} (hidden ones are skipped)."
             )
         return names
 
-    def _walk(self, folder: str) -> Iterator[bytes]:
+    def _walk(self, folder: str, left_out: LeftOut) -> Iterator[bytes]:
         try:
             # Folder names end with a slash here, so the order is that of sorted full paths.
-            entries = packed(self._entries(folder))
+            entries = packed(self._entries(folder, left_out))
         except OSError as error:
             if not folder:
                 raise
-            logger.warning(f"Folder {folder!r} in {self.root!r} could not be read: {error}")
+            left_out.add(UNREADABLE, f"{folder} ({error.strerror})")
             yield os.fsencode(folder)
             return
         for name in unpacked(entries.take(pc.sort_indices(entries))):
             if name.endswith(b"/"):
-                yield from self._walk(folder + os.fsdecode(name))
+                yield from self._walk(folder + os.fsdecode(name), left_out)
             else:
                 yield os.fsencode(folder) + name
 
-    def _entries(self, folder: str) -> Iterator[bytes]:
-        path = os.path.join(self.root, folder)
-        leave_out = os.path.dirname(self._leave_out) == os.path.realpath(path) and os.path.basename(self._leave_out)
-        with os.scandir(path) as found:
-            for entry in found:
-                if entry.is_dir(follow_symlinks=False):
-                    if entry.name != leave_out and not is_system_path(f"{entry.name}/x"):
-                        yield os.fsencode(entry.name) + b"/"
-                elif has_image_extension(entry.name) and not is_system_path(entry.name) and _is_file(entry):
-                    yield os.fsencode(entry.name)
+    def _entries(self, folder: str, left_out: LeftOut) -> Iterator[bytes]:
+        here = os.path.realpath(os.path.join(self.root, folder))
+        leave_out = os.path.dirname(self._leave_out) == here and f"{os.path.basename(self._leave_out)}/"
+        for name in scan_images(self.root, folder, left_out, self._recursive):
+            if name != leave_out:
+                yield os.fsencode(name)
 
     def image(self, position: int, name: bytes) -> str:
         """
@@ -215,7 +217,7 @@ class FolderImages:
             `bool`: whether the contents are the same.
         """
         if name.endswith(b"/"):  # still not readable
-            return state.digest == UNREADABLE
+            return state.digest == UNREADABLE_STATE
         return is_unchanged(os.path.join(self.root, os.fsdecode(name)), state)
 
     @staticmethod
@@ -234,11 +236,6 @@ class FolderImages:
         if len(last) > LONGEST_FILE_NAME:
             last = last[: LONGEST_FILE_NAME - 40].decode("utf-8", "ignore").encode() + b"-%09d" % position
         return os.fsdecode(folder + slash + last)
-
-
-def _is_file(entry: os.DirEntry) -> bool:
-    """Accept files and broken links, which are reported as unreadable images, but not pipes or devices."""
-    return entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path))
 
 
 class DatasetImages:

@@ -277,6 +277,20 @@ class DataArguments:
         default=True,
         metadata={"help": "Whether defects that vanish at the size of the model keep at least one pixel."},
     )
+    normal_labels: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Names of folders, or labels in tables, that mean normal. Not used for benchmarks.",
+            "aliases": ["--normal-label"],
+        },
+    )
+    anomalous_labels: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Names of folders, or labels in tables, that mean anomalous. Not used for benchmarks.",
+            "aliases": ["--anomalous-label"],
+        },
+    )
     adapters_only: bool = field(
         default=False,
         metadata={

@@ -62,9 +62,8 @@ def run_training(
     """
     if not data_arguments.train_data:
         raise ValueError("--train_data is missing; expected one or more datasets to train on.")
-    options = MaskOptions.named(vars(data_arguments))
-    train_sources, train_sets = _read_sources(data_arguments.train_data, data_arguments.train_split, options)
-    eval_sources, eval_sets = _read_sources(data_arguments.eval_data, data_arguments.eval_split, options)
+    train_sources, train_sets = _read_sources(data_arguments, data_arguments.train_data, data_arguments.train_split)
+    eval_sources, eval_sets = _read_sources(data_arguments, data_arguments.eval_data, data_arguments.eval_split)
     folder = check_target(arguments.output_dir)
     if before_training is not None:
         before_training()
@@ -120,10 +119,12 @@ def run_training(
 
 
 def _read_sources(
-    texts: Sequence[str] | None, split: str, mask_options: MaskOptions
+    arguments: DataArguments, texts: Sequence[str] | None, split: str
 ) -> tuple[list[DataSource], list["Dataset"]]:
     """Parse and load datasets."""
-    sources = [DataSource.parse(text, split, mask_options=mask_options) for text in texts or []]
+    labels = {"normal_labels": arguments.normal_labels, "anomalous_labels": arguments.anomalous_labels}
+    options = MaskOptions.named(vars(arguments))
+    sources = [DataSource.parse(text, split, mask_options=options, **labels) for text in texts or []]
     names = [source.name for source in sources]
     if len(set(names)) < len(names):
         raise ValueError(

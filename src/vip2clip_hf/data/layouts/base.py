@@ -6,11 +6,10 @@ from typing import Any
 
 from ..benchmarks.benchmark import Benchmark
 from ..listing import Listing
+from .words import ClassNames
 
 
-NORMAL_NAMES = frozenset({"good", "ok", "normal", "nominal"})
-ANOMALOUS_NAMES = frozenset({"anomalous", "anomaly", "abnormal", "bad", "ko", "ng", "defect", "defective", "damaged"})
-SPLITS = ("train", "test")
+SPLITS = ("train", "test", "validation")
 # Reasons why a file is ignored, as shown in the report.
 NO_CATEGORY = "files outside the categories of the benchmark"
 ANOTHER_COPY = "files in another copy of the dataset"
@@ -18,6 +17,8 @@ UNKNOWN_TYPE = "files outside the class folders"
 NO_TYPE = "images directly in train/ or test/"
 NO_LABEL = "images without a label"
 NOT_USED = "files not used by the benchmark"
+SEVERAL_MASKS = "masks of images with several masks"
+NO_CLASS = "images in folders for caches, results or unsorted images"
 
 
 @dataclass
@@ -50,20 +51,28 @@ class Reading:
     Args:
         listing (`Listing`): files of the dataset.
         benchmark (`Benchmark`, *optional*): benchmark to read the dataset as.
+        names (`ClassNames`): names of normal and anomalous folders and labels.
         rows (`list[Row]`): images found, of all splits.
         warnings (`dict[str, list[str]]`): affected paths, grouped by problem.
         notes (`list[str]`): remarks for the report.
         has_splits (`bool`, defaults to `True`): whether the layout has splits.
         empty (`list[str]`): categories without images.
+        classes (`set[str]`): names of the class folders that were read, in lower case.
+        labels_from_masks (`bool`, defaults to `False`): whether labels come from the contents of the masks.
+        beside (`list[str]`): images in the folder passed by the user that are not in the folder of the dataset.
     """
 
     listing: Listing
     benchmark: Benchmark | None = None
+    names: ClassNames = field(default_factory=ClassNames)
     rows: list[Row] = field(default_factory=list)
     warnings: dict[str, list[str]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     has_splits: bool = True
     empty: list[str] = field(default_factory=list)
+    classes: set[str] = field(default_factory=set)
+    labels_from_masks: bool = False
+    beside: list[str] = field(default_factory=list)
 
     def warn(self, kind: str, *examples: str) -> None:
         """Record a problem and the affected paths."""
@@ -87,7 +96,7 @@ class Reading:
         masks = masks or []
         if len(masks) > 1:
             self.warn("images with several masks, none used", f"{image}: {', '.join(masks)}")
-            self.listing.mark(masks, "masks of images with several masks")
+            self.listing.mark(masks, SEVERAL_MASKS)
         self.rows.append(Row(image, label, category, masks[0] if len(masks) == 1 else None, **fields))
 
 
@@ -99,36 +108,29 @@ class Layout:
     Args:
         name (`str`): value of the `layout` argument.
         title (`str`): short description.
-        matches (`Callable[[Listing, Benchmark | None], bool]`): decides from file names whether a folder has this
-            layout.
+        matches (`Callable[[Reading], bool]`): decides from file names whether a folder has this layout.
         read (`Callable[[Reading], None]`): adds the images of the dataset to a reading.
         expected (`str`): files of the layout, for error messages.
     """
 
     name: str
     title: str
-    matches: Callable[[Listing, Benchmark | None], bool]
+    matches: Callable[[Reading], bool]
     read: Callable[[Reading], None]
     expected: str
 
 
-def is_normal_name(name: str) -> bool:
-    """Whether a folder with this name contains normal images."""
-    return name.lower() in NORMAL_NAMES
-
-
 __all__ = [
-    "ANOMALOUS_NAMES",
     "ANOTHER_COPY",
-    "NORMAL_NAMES",
     "NOT_USED",
     "NO_CATEGORY",
+    "NO_CLASS",
     "NO_LABEL",
     "NO_TYPE",
+    "SEVERAL_MASKS",
     "SPLITS",
     "UNKNOWN_TYPE",
     "Layout",
     "Reading",
     "Row",
-    "is_normal_name",
 ]

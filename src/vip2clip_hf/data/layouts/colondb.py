@@ -2,7 +2,6 @@
 
 import re
 
-from ..benchmarks.benchmark import Benchmark
 from ..listing import Listing, stem
 from .base import NOT_USED, Layout, Reading
 from .masks import MaskFinder
@@ -17,8 +16,8 @@ def _colondb_folder(listing: Listing) -> str | None:
     return None
 
 
-def colondb_matches(listing: Listing, benchmark: Benchmark | None) -> bool:
-    return _colondb_folder(listing) is not None
+def colondb_matches(reading: Reading) -> bool:
+    return _colondb_folder(reading.listing) is not None
 
 
 def read_colondb(reading: Reading) -> None:

@@ -1,6 +1,5 @@
 """Official DAGM 2007 release: `ClassN/{Train,Test}/NNNN.PNG`, `Label/NNNN_label.PNG` and `Label/Labels.txt`."""
 
-from ..benchmarks.benchmark import Benchmark
 from ..listing import LAYOUT_FILE, Listing, stem
 from .base import ANOTHER_COPY, NO_CATEGORY, SPLITS, Layout, Reading
 from .masks import MaskFinder
@@ -15,7 +14,8 @@ def _label_folder(listing: Listing, folder: str) -> str | None:
     return None
 
 
-def dagm_matches(listing: Listing, benchmark: Benchmark | None) -> bool:
+def dagm_matches(reading: Reading) -> bool:
+    listing = reading.listing
     return any(_label_folder(listing, folder) is not None for folder in listing.subfolders(""))
 
 

@@ -1,20 +1,18 @@
 """Layout of a folder of images without labels."""
 
-from ..benchmarks.benchmark import Benchmark
-from ..listing import Listing
 from .base import Layout, Reading
+from .masks import MaskIndex, images_below
 
 
-def flat_matches(listing: Listing, benchmark: Benchmark | None) -> bool:
-    return bool(listing.images(""))
+def flat_matches(reading: Reading) -> bool:
+    return bool(reading.listing.images(""))
 
 
 def read_flat(reading: Reading) -> None:
-    listing, reading.has_splits = reading.listing, False
-    for image in listing.images(""):
+    reading.has_splits = False
+    masks = MaskIndex(reading)
+    for image, _ in images_below(reading, masks, "", None):
         reading.add(image, None, reading.category_of())
-    for folder in listing.subfolders(""):
-        listing.mark(listing.below(folder), "files in subfolders")
 
 
 FLAT = Layout(
@@ -22,7 +20,7 @@ FLAT = Layout(
     title="images without labels",
     matches=flat_matches,
     read=read_flat,
-    expected="*.png",
+    expected="*.png, also in subfolders",
 )
 
 

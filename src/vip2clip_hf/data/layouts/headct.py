@@ -4,7 +4,6 @@ import csv
 import os
 from pathlib import Path
 
-from ..benchmarks.benchmark import Benchmark
 from ..listing import LAYOUT_FILE, Listing, stem
 from .base import NO_LABEL, Layout, Reading
 
@@ -29,8 +28,8 @@ def _headct_images(listing: Listing, folder: str = "", depth: int = 2) -> list[s
     return [path for inner in listing.subfolders(folder) for path in _headct_images(listing, inner, depth - 1)]
 
 
-def headct_matches(listing: Listing, benchmark: Benchmark | None) -> bool:
-    return _headct_csv(listing) is not None and bool(_headct_images(listing))
+def headct_matches(reading: Reading) -> bool:
+    return _headct_csv(reading.listing) is not None and bool(_headct_images(reading.listing))
 
 
 def read_headct(reading: Reading) -> None:

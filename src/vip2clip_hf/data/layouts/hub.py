@@ -10,7 +10,7 @@ def read_hub(reading: Reading) -> None:
 HUB = Layout(
     name="hub",
     title="Hub dataset",
-    matches=lambda listing, benchmark: False,
+    matches=lambda reading: False,
     read=read_hub,
     expected="org/name",
 )

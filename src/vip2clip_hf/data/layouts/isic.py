@@ -1,6 +1,5 @@
 """Official ISIC 2016 release: an image folder and a mask folder per split."""
 
-from ..benchmarks.benchmark import Benchmark
 from ..listing import Listing
 from .base import Layout, Reading
 from .image_mask_pairs import read_paired
@@ -18,8 +17,8 @@ def _isic_folders(listing: Listing) -> dict[str, tuple[str, str]]:
     return found
 
 
-def isic_matches(listing: Listing, benchmark: Benchmark | None) -> bool:
-    return "test" in _isic_folders(listing)
+def isic_matches(reading: Reading) -> bool:
+    return "test" in _isic_folders(reading.listing)
 
 
 def read_isic(reading: Reading) -> None:

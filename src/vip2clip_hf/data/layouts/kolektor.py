@@ -6,7 +6,6 @@ This is the only layout that opens images, because the labels are only in the ma
 import re
 
 from ...models.vip2clip.mask_loading_vip2clip import load_mask
-from ..benchmarks.benchmark import Benchmark
 from ..listing import LAYOUT_FILE, Listing, stem
 from .base import NO_LABEL, Layout, Reading
 from .masks import MaskFinder
@@ -16,8 +15,8 @@ def _kolektor_folders(listing: Listing) -> list[str]:
     return [folder for folder in listing.subfolders("") if re.fullmatch(r"kos\d+", folder.lower())]
 
 
-def kolektor_matches(listing: Listing, benchmark: Benchmark | None) -> bool:
-    return bool(_kolektor_folders(listing))
+def kolektor_matches(reading: Reading) -> bool:
+    return bool(_kolektor_folders(reading.listing))
 
 
 def read_kolektor(reading: Reading) -> None:

@@ -10,6 +10,7 @@ from ..listing import LAYOUT_FILE, Listing, stem
 from .base import SPLITS, Layout, Reading
 from .columns import to_label
 from .paths import PathResolver, find_listed_mask
+from .words import split_name
 
 
 def find_meta(listing: Listing, benchmark: Benchmark | None) -> tuple[str, dict[str, dict[str, list]]] | None:
@@ -52,7 +53,7 @@ def read_meta_file(path: Path) -> dict[str, dict[str, list]] | None:
         return None
     if not isinstance(content, dict):
         return None
-    by_split = {str(name).lower(): part for name, part in content.items()}
+    by_split = {split_name(str(name)) or str(name).lower(): part for name, part in content.items()}
     if not any(split in by_split for split in SPLITS):
         return None
     parts = {split: by_split[split] for split in SPLITS if by_split.get(split)}
@@ -61,11 +62,10 @@ def read_meta_file(path: Path) -> dict[str, dict[str, list]] | None:
     return parts
 
 
-def meta_matches(listing: Listing, benchmark: Benchmark | None) -> bool:
-    found = find_meta(listing, benchmark)
+def meta_matches(reading: Reading) -> bool:
+    found = find_meta(reading.listing, reading.benchmark)
     if found is None:
         return False
-    reading = Reading(listing, benchmark)
     return any(reading.category(name) is not None for part in found[1].values() for name in part)
 
 
@@ -108,7 +108,7 @@ def _names_match(image: str, mask: str) -> bool:
 def _read_meta_entry(
     reading: Reading, resolve: PathResolver, entry: Any, category: str, split: str, taken: dict[str, str]
 ) -> None:
-    if not isinstance(entry, dict) or to_label(entry.get("anomaly")) is None:
+    if not isinstance(entry, dict) or to_label(entry.get("anomaly"), "anomaly") is None:
         reading.warn("meta entries without anomaly 0 or 1, left out", str(entry)[:120])
         return
     path = entry.get("img_path")
@@ -121,7 +121,7 @@ def _read_meta_entry(
     if taken.setdefault(image, str(path)) != str(path):
         reading.warn("meta entries for an image that another entry already has, left out", str(path))
         return
-    label = to_label(entry["anomaly"])
+    label = to_label(entry["anomaly"], "anomaly")
     masks = find_listed_mask(reading, resolve, entry.get("mask_path")) if label else []
     kind = str(entry.get("specie_name") or "")  # some files have the name of the image here
     defect = kind if label and kind != image.rsplit("/", 1)[-1] else ""

@@ -1,17 +1,32 @@
 """MVTec AD folder tree: `<category>/{train,test}/<type>/` and `<category>/ground_truth/<type>/`."""
 
-from ..benchmarks.benchmark import Benchmark
+from collections.abc import Iterator
+
+from ...models.vip2clip.image_listing_vip2clip import is_image_folder_name
 from ..listing import Listing
-from .base import NO_CATEGORY, NO_TYPE, SPLITS, Layout, Reading, is_normal_name
-from .masks import MaskFinder, mask_folder
+from .base import NO_CATEGORY, NO_CLASS, NO_TYPE, SPLITS, UNKNOWN_TYPE, Layout, Reading
+from .class_folders import SIMILAR
+from .masks import MaskIndex, images_below, mask_part
+from .words import is_no_class, simplify, split_name
+
+
+NO_NORMAL = "types of splits without a folder of normal images, all read as kinds of defects"
+SEVERAL_NORMAL = "folders of several names read as normal"
+
+
+def _split_folders(listing: Listing, folder: str) -> Iterator[tuple[str, str]]:
+    """Path and split of each folder called train, test, validation or similar."""
+    for path in listing.subfolders(folder):
+        split = split_name(listing.folder_name(path))
+        if split is not None:
+            yield path, split
 
 
 def _category_folders(listing: Listing) -> list[str]:
     """Folders with train/ or test/ inside: the root, or one folder per category."""
-    if any(listing.find_folder("", split) for split in SPLITS):
+    if any(_split_folders(listing, "")):
         return [""]
-    folders = listing.subfolders("")
-    return [folder for folder in folders if any(listing.find_folder(folder, split) for split in SPLITS)]
+    return [folder for folder in listing.subfolders("") if any(_split_folders(listing, folder))]
 
 
 def _select_categories(reading: Reading) -> list[str]:
@@ -24,52 +39,63 @@ def _select_categories(reading: Reading) -> list[str]:
     return known if len(known) == 1 else []
 
 
-def tree_matches(listing: Listing, benchmark: Benchmark | None) -> bool:
-    reading = Reading(listing, benchmark)
+def tree_matches(reading: Reading) -> bool:
+    listing = reading.listing
     for folder in _select_categories(reading):
-        splits = [found for split in SPLITS if (found := listing.find_folder(folder, split)) is not None]
-        typed = any(listing.subfolders(split) for split in splits)
-        if typed and reading.category(listing.folder_name(folder)) is not None:
+        types = [inner for path, _ in _split_folders(listing, folder) for inner in listing.subfolders(path)]
+        if reading.benchmark is None:  # train/images and train/masks are pairs
+            types = [path for path in types if not is_image_folder_name(listing.folder_name(path))]
+            types = [path for path in types if mask_part(listing, path) is None]
+        if types and reading.category(listing.folder_name(folder)) is not None:
             return True
     return False
 
 
 def read_tree(reading: Reading) -> None:
     listing, selected = reading.listing, _select_categories(reading)
+    masks = MaskIndex(reading)
     for folder in _category_folders(listing):
         category = reading.category(listing.folder_name(folder)) if folder in selected else None
         if category is None:
             listing.mark(listing.below(folder), NO_CATEGORY)
             continue
         before = len(reading.rows)
-        masks_root = mask_folder(listing, folder)
-        for split in SPLITS:
-            split_folder = listing.find_folder(folder, split)
-            if split_folder is None:
-                continue
-            listing.mark(listing.images(split_folder), NO_TYPE)
-            for type_folder in listing.subfolders(split_folder):
-                kind = type_folder.rsplit("/", 1)[-1]
-                normal = is_normal_name(kind)
-                masks = MaskFinder(listing, _typed_mask_folder(listing, masks_root, kind, split, normal))
-                for image in listing.images(type_folder):
-                    defect = "" if normal else kind
-                    reading.add(image, int(not normal), category, masks(image), defect=defect, split=split)
+        for path, split in sorted(_split_folders(listing, folder), key=lambda found: SPLITS.index(found[1])):
+            _read_split(reading, masks, path, split, category)
         if len(reading.rows) == before:
             reading.empty.append(category)
+    masks.add_masks_of_normal_images(reading.rows)
 
 
-def _typed_mask_folder(listing: Listing, masks_root: str | None, kind: str, split: str, normal: bool) -> str | None:
-    """Mask folder of a type: ground_truth/<type> or ground_truth/<split>/<type>. Defects fall back to ground_truth/
-    itself if it has no subfolders."""
-    if masks_root is None:
-        return None
-    found = listing.find_folder(masks_root, kind)
-    if found is None and (inner := listing.find_folder(masks_root, split)) is not None:
-        found = listing.find_folder(inner, kind)
-    if found is None and not normal and not listing.subfolders(masks_root):
-        found = masks_root
-    return found
+def _read_split(reading: Reading, masks: MaskIndex, folder: str, split: str, category: str) -> None:
+    listing, own = reading.listing, reading.benchmark is None
+    listing.mark(listing.images(folder), NO_TYPE)
+    normal: dict[str, list[str]] = {}
+    unknown = []
+    for path in listing.subfolders(folder):
+        kind = listing.folder_name(path)
+        label, is_guess = reading.names.label(kind)
+        if masks.is_mask_folder(path) or not listing.has_images(path):
+            continue
+        if label is None and own and (is_no_class(kind) or reading.names.normal is not None):
+            listing.mark(listing.below(path), NO_CLASS if is_no_class(kind) else UNKNOWN_TYPE)
+            continue
+        if label is None:
+            label = 1
+            unknown.append(path)
+        elif is_guess and own:
+            reading.warn(SIMILAR, f"{path} ({'anomalous' if label else 'normal'})")
+        if label == 0:
+            normal.setdefault(simplify(kind).strip("0123456789 "), []).append(path)
+        reading.classes.add(kind.strip().casefold())
+        defect = kind.strip() if label else ""
+        for image, _ in images_below(reading, masks, path, label):
+            reading.add(image, label, category, masks(image, label, kind), defect=defect, split=split)
+    if own and not reading.names.given:
+        if unknown and not normal and split == "test":
+            reading.warn(NO_NORMAL, *unknown)
+        if len(normal) > 1:
+            reading.warn(SEVERAL_NORMAL, *(path for paths in normal.values() for path in paths))
 
 
 TREE = Layout(

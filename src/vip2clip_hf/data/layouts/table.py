@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ...utils.extras import extra
-from ..benchmarks.benchmark import Benchmark
 from ..listing import LAYOUT_FILE, Listing
 from .base import Layout, Reading
 from .columns import choose_columns, describe_labels, is_missing, to_labels, to_split
@@ -24,6 +23,11 @@ def metadata_file(listing: Listing) -> str | None:
     return listing.find_file("", *(f"metadata{extension}" for extension in TABLE_EXTENSIONS))
 
 
+def find_tables(listing: Listing) -> list[str]:
+    """Names of the tables directly in a folder."""
+    return [name for name in listing.files("") if os.path.splitext(name)[1].lower() in TABLE_EXTENSIONS]
+
+
 def find_table(listing: Listing) -> str:
     """
     Name of the table in a folder: `metadata.*`, or the only table.
@@ -33,20 +37,26 @@ def find_table(listing: Listing) -> str:
     """
     if (found := metadata_file(listing)) is not None:
         return found
-    tables = [name for name in listing.files("") if os.path.splitext(name)[1].lower() in TABLE_EXTENSIONS]
+    tables = find_tables(listing)
     if len(tables) != 1:
         found_text = f"several tables ({', '.join(tables)})" if tables else "no table"
         raise ValueError(f"Folder {str(listing.root)!r} contains {found_text}; expected one, or the path of a table.")
     return tables[0]
 
 
-def table_matches(listing: Listing, benchmark: Benchmark | None) -> bool:
+def table_matches(reading: Reading) -> bool:
+    return find_tables(reading.listing) != [] and why_not_used(reading.listing) is None
+
+
+def why_not_used(listing: Listing) -> str | None:
+    """Reason why the tables directly in a folder cannot be used. None if there is a usable table or none at all."""
     try:
-        table = listing.root / find_table(listing)
-        choose_columns(list(read_table_file(table, head=True)), None, str(table))
-    except (OSError, ValueError):
-        return False
-    return True
+        if find_tables(listing):
+            table = listing.root / find_table(listing)
+            choose_columns(list(read_table_file(table, head=True)), None, str(table))
+    except (OSError, ValueError, ImportError) as error:
+        return str(error)
+    return None
 
 
 def read_table_file(path: Path, head: bool = False) -> dict[str, list[Any]]:
@@ -129,7 +139,11 @@ def _read_json_lines(file: TextIO, path: Path) -> list[dict[str, Any]]:
 
 
 def read_table(
-    reading: Reading, table: str, columns: Mapping[str, str] | None, normal_labels: Sequence[str] | None
+    reading: Reading,
+    table: str,
+    columns: Mapping[str, str] | None,
+    normal_labels: Sequence[str] | None,
+    anomalous_labels: Sequence[str] | None = None,
 ) -> None:
     """
     Read the images listed in a table. Paths are relative to the folder of the table.
@@ -138,7 +152,8 @@ def read_table(
         reading (`Reading`): receives the rows.
         table (`str`): path of the table below the data root.
         columns (`Mapping[str, str]`, *optional*): column names by field, see [`choose_columns`].
-        normal_labels (`Sequence[str]`, *optional*): labels that mean normal, see [`to_labels`].
+        normal_labels, anomalous_labels (`Sequence[str]`, *optional*): labels that mean normal and anomalous, see
+            [`to_labels`].
 
     Raises:
         ImportError: if the table is a Parquet file and `pyarrow` is not installed.
@@ -154,9 +169,20 @@ def read_table(
     labels: list[int | None] = [None] * count
     defect_types = [""] * count
     if "label" in chosen:
-        what = f"Column {chosen['label']!r} of {str(path)!r}"
-        labels, defect_types, meaning = to_labels(content[chosen["label"]], normal_labels, what)
-        reading.notes.append(describe_labels(chosen["label"], meaning))
+        found_labels = to_labels(content[chosen["label"]], normal_labels, anomalous_labels, chosen["label"], str(path))
+        labels, defect_types = found_labels.labels, found_labels.defects
+        for kind, values in found_labels.warnings.items():
+            reading.warn(kind, *map(repr, values))
+        reading.notes.append(describe_labels(chosen["label"], found_labels.meaning))
+    else:
+        if normal_labels is not None or anomalous_labels is not None:
+            raise ValueError(
+                f"{str(path)!r} has no label column for normal_labels and anomalous_labels; expected one such as "
+                f"'label'. Its columns are {', '.join(map(str, content))}; set one with columns={{'label': ...}}."
+            )
+        reading.notes.append(
+            f"The images have no labels, because {path.name} has no label column (columns: {', '.join(content)})."
+        )
     reading.has_splits = "split" in chosen
     default_category = path.absolute().parent.name
 
@@ -203,4 +229,4 @@ TABLE = Layout(
 )
 
 
-__all__ = ["TABLE", "TABLE_EXTENSIONS", "find_table", "metadata_file", "read_table", "read_table_file"]
+__all__ = ["TABLE", "TABLE_EXTENSIONS", "find_table", "metadata_file", "read_table", "read_table_file", "why_not_used"]

@@ -2,7 +2,6 @@
 
 import csv
 
-from ..benchmarks.benchmark import Benchmark
 from ..listing import LAYOUT_FILE, Listing
 from .base import SPLITS, Layout, Reading
 from .paths import PathResolver
@@ -13,7 +12,8 @@ def _visa_csv(listing: Listing) -> str | None:
     return None if folder is None else listing.find_file(folder, "1cls.csv")
 
 
-def visa_matches(listing: Listing, benchmark: Benchmark | None) -> bool:
+def visa_matches(reading: Reading) -> bool:
+    listing = reading.listing
     return any(listing.find_folder(folder, "Data") is not None for folder in listing.subfolders("")) or (
         _visa_csv(listing) is not None
     )

@@ -10,14 +10,12 @@ from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # public,
 from PIL import Image, ImageOps, UnidentifiedImageError
 from transformers.image_utils import ChannelDimension
 
+from .image_listing_vip2clip import list_images
+
 
 DEFAULT_TIMEOUT = 60.0
 # Tolerance for floats outside [0, 1].
 ROUNDING = 1e-3
-IMAGE_EXTENSIONS = frozenset(
-    {".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga"}
-    | {".tif", ".tiff", ".webp"}
-)
 
 
 def _describe(array: np.ndarray) -> str:
@@ -224,29 +222,4 @@ def _from_array(
     return (image.convert("RGB") if convert_rgb else image), is_float
 
 
-def list_images(folder: str | os.PathLike[str]) -> list[str]:
-    """
-    List the image files in a folder, without subfolders and hidden files.
-
-    Args:
-        folder (`str` or `os.PathLike`): the folder.
-
-    Returns:
-        `list[str]`: paths of the images, sorted by name.
-
-    Raises:
-        OSError: if the folder cannot be read.
-        ValueError: if the folder contains no images.
-    """
-    with os.scandir(folder) as entries:
-        files = sorted(entry.path for entry in entries if entry.is_file() and not entry.name.startswith("."))
-    found = [path for path in files if os.path.splitext(path)[1].lower() in IMAGE_EXTENSIONS]
-    if not found:
-        raise ValueError(
-            f"Folder {os.fspath(folder)!r} contains no images; expected files such as .png or .jpg directly in the "
-            "folder."
-        )
-    return found
-
-
-__all__ = ["DEFAULT_TIMEOUT", "IMAGE_EXTENSIONS", "list_images", "load_image", "read_image"]
+__all__ = ["DEFAULT_TIMEOUT", "list_images", "load_image", "read_image"]
