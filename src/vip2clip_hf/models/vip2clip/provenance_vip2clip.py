@@ -53,7 +53,7 @@ class Provenance(_BackboneOrigin):
             Hub id and commit of the CLIP checkpoint the model was built from. Never a local path.
         training_sets (`list[dict[str, Any]]`, *optional*, defaults to an empty list):
             Datasets the adapters were trained on, as returned by [`vip2clip_hf.data.describe_training_set`]: name,
-            benchmark, split, categories, counts, and hashes of some images. Evaluating on one of them logs a warning.
+            benchmark, split, categories, counts, and hashes of all images. Evaluating on one of them logs a warning.
 
     Raises:
         ValueError: if a value is not allowed.
