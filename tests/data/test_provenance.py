@@ -153,7 +153,7 @@ def test_hashes_that_cannot_be_read(packed, root):
 
 
 def old_entry(folder) -> dict:
-    """An entry as version 0.2 wrote it."""
+    """An entry as earlier versions wrote it."""
     found = set()
     for path in folder.rglob("*.*"):
         content = path.read_bytes()
