@@ -65,10 +65,11 @@ def _just_below(value: float, lower: float) -> float:
     """Largest number below `value` in float32, in which decisions are made. In float64 if there are values in between,
     of which `lower` is the largest."""
     with np.errstate(over="ignore"):
-        single = float(np.float32(value))
-    if single >= value:
-        single = float(np.nextafter(np.float32(single), np.float32(-np.inf)))
-    return single if math.isfinite(single) and single >= lower else float(np.nextafter(value, -np.inf))
+        single = np.float32(value)
+        if float(single) >= value:  # as Python numbers, because numpy would round `value` to float32
+            single = np.nextafter(single, np.float32(-np.inf))
+    found = float(single)
+    return found if math.isfinite(found) and found >= lower else float(np.nextafter(value, -np.inf))
 
 
 def aupro(counts: np.ndarray, fpr_limit: float = 0.3) -> float:

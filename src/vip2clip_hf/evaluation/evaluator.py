@@ -60,7 +60,8 @@ def evaluate_model(
             Keeps scores and anomaly maps, and saves the progress to resume after an interruption.
 
     Returns:
-        `dict`: the result of [`AnomalyMetrics.compute`], with the categories in the order of the dataset.
+        `dict`: the result of [`AnomalyMetrics.compute`], with the categories in the order of the dataset, and
+        `settings`: `fpr_limit`, `aupro_convention`, `dtype`, `image_size` and `mask_threshold`.
 
     Raises:
         ImportError: if datasets or scipy is not installed.
@@ -119,6 +120,13 @@ def evaluate_model(
     result = metrics.compute()
     order = {name: position for position, name in enumerate(dict.fromkeys(dataset["category"]))}
     result["categories"] = dict(sorted(result["categories"].items(), key=lambda item: order[item[0]]))
+    result["settings"] = {
+        "fpr_limit": metrics.fpr_limit,
+        "aupro_convention": aupro_convention,
+        "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+        "image_size": getattr(getattr(model, "config", None), "image_size", None),
+        "mask_threshold": image_processor.mask_threshold if mask_threshold is None else mask_threshold,
+    }
     return result
 
 

@@ -17,23 +17,25 @@ import numpy as np
 import torch
 from transformers.utils import logging
 
-from ..data.provenance import find_training_overlap
+from ..data.provenance import find_training_overlap, zero_shot_claim
 from ..data.sources import DataSource
 from ..models.loading import load_checkpoint, model_checksum, name_of
 from ..models.vip2clip.arguments_vip2clip import LABELS
 from ..models.vip2clip.image_processing_vip2clip import ViP2ClipImageProcessor
 from ..models.vip2clip.modeling_vip2clip import ViP2ClipForAnomalyDetection
+from ..utils.csv_cells import safe_cell
 from ..utils.distributed import from_all, from_first, world
 from ..utils.extras import require
 from ..utils.files import file_names, write_atomically
 from ..utils.serialization import to_json, without_nan
 from ..utils.versions import versions
+from .category_metrics import AUPROS, METRICS, THRESHOLDS
 from .evaluator import evaluate_model
 from .map_writer import MapWriter
-from .metrics import METRICS, AnomalyMetrics
+from .metrics import AnomalyMetrics
 from .recorder import EvaluationRecorder
+from .reports import csv_report, latex_report, markdown_report, not_compared
 from .sheets import write_sheets
-from .tables import THRESHOLDS, csv_report, latex_report, markdown_report
 
 
 if TYPE_CHECKING:
@@ -194,7 +196,7 @@ def evaluate_sets(
                     value_range=sheet_range,
                 )
             from_all(None)  # wait until all processes have written their sheets
-            result = without_nan({**asdict(source), "trained_on": trained_on, **result})
+            result = without_nan({**asdict(source), **_about(model, source, dataset, trained_on), **result})
             if world()[0] == 0:
                 write_atomically(folder / "scores.csv", _scores_csv(dataset, scores))
                 # Written last, because it marks the dataset as finished.
@@ -204,10 +206,11 @@ def evaluate_sets(
         if on_result is not None and world()[0] == 0:
             on_result(results[-1])
     if world()[0] == 0:
-        written = {"settings": settings, "versions": versions(), "results": without_nan(results)}
+        compared = [{**result, "not_compared": not_compared(result)} for result in results]
+        written = {"settings": settings, "versions": versions(), "results": without_nan(compared)}
         write_atomically(output / "results.json", to_json(written))
         write_atomically(output / "results.csv", csv_report(results))
-        write_atomically(output / "tables.md", markdown_report(results, name, [_describe_aupro(settings)]))
+        write_atomically(output / "tables.md", markdown_report(results, name))
         write_atomically(output / "tables.tex", latex_report(results, name))
     return results
 
@@ -342,16 +345,23 @@ def _scores_csv(dataset: "Dataset", scores: np.ndarray) -> str:
     writer.writerow(["image_id", "category", "label", "defect", "score"])
     columns = [dataset[name] for name in ("image_id", "category", "label", "defect")]
     for image_id, category, label, defect, score in zip(*columns, scores):
-        writer.writerow([image_id, category, LABELS[label], defect, f"{score:.6f}"])
+        # All digits, so that metrics and decisions of the file are those of the evaluation.
+        writer.writerow([*map(safe_cell, (image_id, category, LABELS[label], defect)), repr(float(score))])
     return text.getvalue()
 
 
-def _describe_aupro(settings: dict[str, Any]) -> str:
-    release = settings["aupro_convention"] == "release"
-    thresholds = (
-        "with the 200 thresholds of the authors' released code" if release else "with every value as a threshold"
-    )
-    return f"AUPRO is integrated up to a false positive rate of {settings['fpr_limit']:g}, {thresholds}."
+def _about(
+    model: ViP2ClipForAnomalyDetection, source: DataSource, dataset: "Dataset", trained_on: list[str]
+) -> dict[str, Any]:
+    """Fields of a result about its dataset."""
+    sets = model.provenance.training_sets if getattr(model.provenance, "training_recorded", True) else []
+    remark = dataset.info.description if source.benchmark is not None else ""
+    return {
+        "trained_on": trained_on,
+        "zero_shot": zero_shot_claim(sets, trained_on),
+        "licence": dataset.info.license or None,
+        "remarks": [remark] if remark else [],
+    }
 
 
 def with_nan(result: dict[str, Any]) -> dict[str, Any]:
@@ -364,7 +374,7 @@ def with_nan(result: dict[str, Any]) -> dict[str, Any]:
     Returns:
         `dict`: copy of the result with NaN for undefined metrics.
     """
-    measured = {*METRICS, *THRESHOLDS}
+    measured = {*METRICS, *AUPROS.values(), *THRESHOLDS}
 
     def restored(found: dict[str, Any]) -> dict[str, Any]:
         return {key: math.nan if value is None and key in measured else value for key, value in found.items()}
