@@ -115,12 +115,25 @@ def test_pictures_with_a_uniform_border_differ(tmp_path):
     assert find_training_overlap([entry], one) == ["trained on mine (10 of 10 evaluated images)"]
 
 
-def test_uniform_pictures_differ():
-    sizes = ((32, 32), (32, 48))
-    grey = np.array([picture_hash(Image.new("RGB", size, (v, v, v))) for v in range(0, 256, 5) for size in sizes])
-    for number in range(len(grey)):
-        assert not among(grey[number : number + 1], np.delete(grey[:, 0], number, axis=0)).any()
-    assert among(grey, grey[:, 0]).all()
+def test_pictures_without_structure(tmp_path, caplog):
+    """A uniform picture does not identify an image. Others with little structure are compared by their pixels."""
+    assert picture_hash(Image.new("RGB", (32, 32), (7, 8, 9))) is None
+    faint = []
+    for number in range(60):
+        picture = Image.new("RGB", (32, 32 + number % 2), (100, 100, 100))
+        picture.putpixel((number // 2, 5), (104, 100, 100))
+        faint.append(picture)
+    hashes = np.array([picture_hash(picture) for picture in faint])
+    for number in range(len(hashes)):
+        assert not among(hashes[number : number + 1], np.delete(hashes[:, 0], number, axis=0)).any()
+    assert among(hashes, hashes[:, 0]).all()
+    pictures = [*(Image.new("RGB", (32, 32), (v, v, v)) for v in range(10)), *faint[:5]]
+    dataset = write_photos(tmp_path / "one", pictures)
+    entry = describe_training_set(dataset, "mine")
+    assert find_training_overlap([entry], dataset) == ["trained on mine (5 of 5 evaluated images)"]
+    assert "10 of 15 images are uniform and are not compared with training images." in caplog.text
+    uniform = write_photos(tmp_path / "two", pictures[:10])
+    assert find_training_overlap([describe_training_set(uniform, "uniform")], uniform) == []
 
 
 @pytest.mark.parametrize("old_numpy", [False, True])

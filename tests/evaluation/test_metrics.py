@@ -245,7 +245,9 @@ def test_threshold_of_the_best_f1():
 
 @given(
     st.lists(
-        st.tuples(st.sampled_from([-3.0, 0.0, 0.1, 0.6, 0.6 + 1e-12, 0.60000002, 1.0, 1e30, 1e300]), st.integers(0, 1)),
+        st.tuples(
+            st.sampled_from([-3.0, 0.0, 0.1, 0.6, 0.6 + 1e-12, 0.60000002, 1.0, 1e30, 1e300]), st.integers(0, 1)
+        ),
         min_size=2,
         max_size=30,
     ),
@@ -269,7 +271,7 @@ def test_applying_the_threshold_reproduces_the_f1(pairs, dtype):
 
 
 def test_thresholds_are_finite():
-    for value in (-1e300, -np.finfo(np.float32).max, 0.0):
+    for value in (-1e300, float(-np.finfo(np.float32).max), 0.0):
         f1, threshold = f1_max(np.array([1.0, value]), np.array([[0.0, 0], [0, 1], [0, 1]]))
         assert f1 == 1
         assert -math.inf < threshold < value
@@ -416,7 +418,7 @@ def test_state_dict(tmp_path):
     for cut in (0, 10, -1):
         state = first.state_dict()
         state["0.histogram"] = state["0.histogram"][:cut]
-        with pytest.raises(ValueError, match="not a complete state.*damaged"):
+        with pytest.raises(ValueError, match=r"not a complete state.*damaged"):
             loaded.load_state_dict(state)
     with pytest.raises(ValueError, match="not a complete state"):
         loaded.load_state_dict({})

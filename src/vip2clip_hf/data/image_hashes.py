@@ -10,8 +10,8 @@ Measured on three sets of photos of one product each (51 hazelnuts, 77 cookies, 
     the same photo as JPEG of quality 50                       found in 98 to 100 %
     another photo of the product                               the same for 19 of 814: shots of one tile, not moved
 
-With 64 bits, 177 of the 686 photos of tiles equal another one. A picture without enough structure, such as a uniform
-one, has the hash of its exact pixels instead.
+With 64 bits, 177 of the 686 photos of tiles equal another one. A picture without enough structure has the hash of its
+exact pixels instead. A uniform picture has no hash, because it does not identify an image.
 """
 
 import base64
@@ -63,7 +63,7 @@ def _frequencies() -> tuple[np.ndarray, np.ndarray]:
     return rows, order[1 : BITS + 1]
 
 
-def picture_hash(picture: Image.Image) -> np.ndarray:
+def picture_hash(picture: Image.Image) -> np.ndarray | None:
     """
     Compute the hash of a picture.
 
@@ -71,8 +71,11 @@ def picture_hash(picture: Image.Image) -> np.ndarray:
         picture (`PIL.Image.Image`): picture in mode RGB.
 
     Returns:
-        `np.ndarray` of shape `(2, 4)`, uint64: 256 bits, and which of them do not change with compression.
+        `np.ndarray` of shape `(2, 4)`, uint64, *optional*: 256 bits, and which of them do not change with compression.
+        `None` for a uniform picture.
     """
+    if all(low == high for low, high in picture.getextrema()):
+        return None
     small = np.asarray(picture.convert("F").resize((SIDE, SIDE), Image.Resampling.BOX), dtype=np.float64)
     rows, order = _frequencies()
     amplitudes = (rows @ small @ rows.T).ravel()[order]
@@ -88,13 +91,14 @@ def picture_hash(picture: Image.Image) -> np.ndarray:
 
 def image_hashes(dataset: "Dataset") -> np.ndarray:
     """
-    Compute the hash of every image. All images are opened; images that cannot be read are left out with a warning.
+    Compute the hash of every image. All images are opened. Uniform images and images that cannot be read are left out
+    with a warning.
 
     Args:
         dataset (`datasets.Dataset`): dataset returned by [`load_folder`] or [`load_benchmark`].
 
     Returns:
-        `np.ndarray` of shape `(num_images, 2, 4)`, uint64: results of `picture_hash`, of the images that can be read.
+        `np.ndarray` of shape `(num_images, 2, 4)`, uint64: results of `picture_hash`, of the images that have one.
 
     Raises:
         ImportError: if `datasets` is not installed.
@@ -119,6 +123,8 @@ def image_hashes(dataset: "Dataset") -> np.ndarray:
             chunk = images[start : start + _CHUNK]["image"]
             found += [one for one in pool.map(hash_of, chunk) if one is not None]
             bar.update(len(chunk))
+    if uniform := len(images) - len(found) - len(unreadable):
+        logger.warning(f"{uniform} of {len(images)} images are uniform and are not compared with training images.")
     if unreadable:
         logger.warning(
             f"{len(unreadable)} of {len(images)} images cannot be read and are not compared with training images: "

@@ -120,12 +120,12 @@ def metric_differences(result: dict[str, Any], level: str) -> dict[str, str]:
     return found
 
 
-def mask_threshold(result: dict[str, Any]) -> float | None:
+def mask_threshold(result: dict[str, Any]) -> int | float | None:
     """Threshold of the masks of a result, or `None` if it is not recorded."""
     for name, key in (("mask_options", "threshold"), ("settings", "mask_threshold")):
         value = (result.get(name) or {}).get(key)
         if value is not None:
-            return float(value)
+            return value  # type: ignore[no-any-return]
     return None
 
 
