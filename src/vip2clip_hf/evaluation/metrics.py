@@ -100,9 +100,9 @@ class AnomalyMetrics:
     """
 
     def __init__(self, fpr_limit: float = 0.3, aupro_convention: str = "exact") -> None:
-        if not isinstance(fpr_limit, (int, float)) or not 0 < fpr_limit <= 1:
+        if isinstance(fpr_limit, bool) or not isinstance(fpr_limit, (int, float)) or not 0 < fpr_limit <= 1:
             raise ValueError(f"fpr_limit is {fpr_limit!r}; expected a number in (0, 1].")
-        if aupro_convention not in AUPROS:
+        if not isinstance(aupro_convention, str) or aupro_convention not in AUPROS:
             raise ValueError(f"aupro_convention is {aupro_convention!r}; expected one of {tuple(AUPROS)}.")
         self.fpr_limit, self.aupro_convention = float(fpr_limit), aupro_convention
         self._categories: dict[str, _Category] = {}
@@ -188,7 +188,8 @@ class AnomalyMetrics:
             if not valid[index]:
                 pairs.append(None)
                 continue
-            values = _to_numpy(anomaly_maps[index], "anomaly_maps").astype(np.float32)
+            with np.errstate(over="ignore"):  # infinite values are refused below
+                values = _to_numpy(anomaly_maps[index], "anomaly_maps").astype(np.float32)
             mask = _to_numpy(masks[index], "masks")
             if values.ndim != 2 or mask.shape != values.shape or not values.size:
                 raise ValueError(
@@ -337,7 +338,10 @@ def _to_numpy(values: Any, name: str) -> np.ndarray:
         # numpy does not have all types with fewer than 32 bits.
         small = values.is_floating_point() and values.element_size() < 4
         values = (values.float() if small else values).cpu().numpy()
-    array = np.asarray(values)
+    try:
+        array = np.asarray(values)
+    except ValueError as error:
+        raise ValueError(f"{name} has rows of different lengths; expected a tensor or an array of numbers.") from error
     if array.dtype.kind not in "biuf":
         raise ValueError(f"{name} has dtype {array.dtype}; expected a tensor or an array of numbers.")
     return array
