@@ -415,7 +415,13 @@ def test_datasets_of_a_report():
         "mvtec: zero-shot: none of the evaluated images was found. Licence: CC BY-NC-SA 4.0, no commercial use "
         "(official readme). Cite: Bergmann"
     )
-    assert lines[0].endswith(" The paper evaluates the official test split. Masks are coarse.")
+    assert lines[0].endswith(" [2] Masks are coarse.")
+    (line,) = dataset_lines([{**results[0], "remarks": []}])
+    assert line.endswith(" The paper evaluates the official test split.")
+    (note,) = notes(
+        [{**results[1], "zero_shot": "not verified: the checkpoint does not record its training datasets"}]
+    )
+    assert note == "mine: zero-shot is not verified: the checkpoint does not record its training datasets."
     assert lines[1:] == ["mine: zero-shot: not known. Licence: mit.", "x: not zero-shot: trained on y."]
     for report in (markdown_report(results, "m"), latex_report(results, "m")):
         assert "Masks are coarse." in report

@@ -74,7 +74,8 @@ def picture_hash(picture: Image.Image) -> np.ndarray | None:
         `np.ndarray` of shape `(2, 4)`, uint64, *optional*: 256 bits, and which of them do not change with compression.
         `None` for a uniform picture.
     """
-    if all(low == high for low, high in picture.getextrema()):
+    pixels = np.asarray(picture)
+    if (pixels == pixels[0, 0]).all():
         return None
     small = np.asarray(picture.convert("F").resize((SIDE, SIDE), Image.Resampling.BOX), dtype=np.float64)
     rows, order = _frequencies()

@@ -125,7 +125,7 @@ def mask_threshold(result: dict[str, Any]) -> int | float | None:
     for name, key in (("mask_options", "threshold"), ("settings", "mask_threshold")):
         value = (result.get(name) or {}).get(key)
         if value is not None:
-            return value  # type: ignore[no-any-return]
+            return value
     return None
 
 

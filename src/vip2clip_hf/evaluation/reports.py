@@ -101,7 +101,7 @@ def dataset_lines(results: Sequence[dict[str, Any]]) -> list[str]:
         if result["benchmark"] is not None:
             benchmark = BENCHMARKS[result["benchmark"]]
             parts.append(f"Licence: {benchmark.licence or 'not established'}. Cite: {benchmark.citation}")
-            if result.get("split") == "test":
+            if not result.get("remarks"):
                 parts.append(f"The paper evaluates {benchmark.evaluated}.")
         elif result.get("licence"):
             parts.append(f"Licence: {shown(result['licence'])}.")

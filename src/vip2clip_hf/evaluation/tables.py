@@ -182,7 +182,7 @@ def _tabulate(rows: Sequence[Sequence[object]], headers: list[str], tablefmt: st
 def notes(results: Sequence[dict[str, Any]], with_average: bool = True) -> list[str]:
     """
     Explain the marks in the tables: datasets the checkpoint was trained on, results that are not compared with
-    published ones, and undefined metrics.
+    published ones, results that are not known to be zero-shot, and undefined metrics.
 
     Args:
         results (`Sequence[dict]`): results as described in the module.
@@ -198,7 +198,9 @@ def notes(results: Sequence[dict[str, Any]], with_average: bool = True) -> list[
     for result in results if with_average else ():
         found += [f"{NOT_COMPARED} {shown(result['name'])}, {reason}." for reason in comparison_notes(result)]
     for result in results:
-        name = shown(result["name"])
+        name, claim = shown(result["name"]), result.get("zero_shot") or ""
+        if claim.startswith("not verified"):
+            found.append(f"{name}: zero-shot is {shown(claim)}.")
         for metric, reason in result["mean"]["undefined"].items():
             if metric not in TITLES:  # AUPRO in the other convention
                 continue
