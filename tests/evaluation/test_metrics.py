@@ -12,8 +12,10 @@ from scipy import ndimage
 from helpers.reference_metrics import exact_aupro, exact_metrics, sweep_aupro
 from helpers.tiny import FIXTURES
 from vip2clip_hf.evaluation import metrics as metrics_module
+from vip2clip_hf.evaluation.curves import aupro, f1_max
 from vip2clip_hf.evaluation.histogram import PixelHistogram
 from vip2clip_hf.evaluation.histogram_counts import to_keys, to_values
+from vip2clip_hf.evaluation.histogram_state import pack_state, unpack_state
 from vip2clip_hf.evaluation.metrics import METRICS, AnomalyMetrics
 
 
@@ -96,15 +98,15 @@ def test_images_by_hand():
     assert result["image_auroc"] == pytest.approx(3.5 / 4)
     assert result["image_ap"] == pytest.approx((1 + 2 / 3) / 2)
     assert result["image_f1"] == pytest.approx(0.8)
-    assert result["image_f1_threshold"] == 0.5
+    assert result["image_f1_threshold"] == np.nextafter(np.float32(0.5), np.float32(0))
     assert (result["num_images"], result["num_anomalous_images"]) == (4, 2)
 
 
 def test_aupro_is_cut_at_the_limit_exactly():
     counts = np.array([[0.0, 4, 4], [1, 1, 0], [1, 1, 0]])  # FPR 0, 1/2, 1; PRO 1/2, 1, 1
-    assert metrics_module.aupro(counts, 0.3) == pytest.approx((0.5 + (0.5 + 0.5 * 0.6)) / 2)
-    assert metrics_module.aupro(counts, 0.5) == pytest.approx(0.75)
-    assert metrics_module.aupro(counts, 1.0) == pytest.approx(0.875)
+    assert aupro(counts, 0.3) == pytest.approx((0.5 + (0.5 + 0.5 * 0.6)) / 2)
+    assert aupro(counts, 0.5) == pytest.approx(0.75)
+    assert aupro(counts, 1.0) == pytest.approx(0.875)
 
 
 # Compared with metrics of individual pixels
@@ -236,9 +238,54 @@ def test_random_images(pairs):
 def test_threshold_of_the_best_f1():
     maps, masks = smooth_maps()
     result = computed(maps, masks)
-    found = maps >= np.float32(result["pixel_f1_threshold"])
+    found = maps > result["pixel_f1_threshold"]
     true = (found & masks).sum()
     assert 2 * true / (found.sum() + masks.sum()) == pytest.approx(result["pixel_f1"], abs=1e-4)
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([-3.0, 0.0, 0.1, 0.6, 0.6 + 1e-12, 0.60000002, 1.0, 1e30, 1e300]), st.integers(0, 1)
+        ),
+        min_size=2,
+        max_size=30,
+    ),
+    st.sampled_from([np.float32, np.float64]),
+)
+@settings(max_examples=100, deadline=None)
+def test_applying_the_threshold_reproduces_the_f1(pairs, dtype):
+    """The threshold was for "greater than or equal", but the pipeline decides by "greater than"."""
+    scores, labels = np.array([p[0] for p in pairs]), np.array([p[1] for p in pairs])
+    scores = np.clip(scores, -1e37, 1e37).astype(np.float32) if dtype is np.float32 else scores
+    labels[0], labels[-1] = 0, 1
+    metrics = AnomalyMetrics()
+    metrics.update(scores, labels)
+    result = metrics.compute()["categories"]["all"]
+    threshold = float(repr(result["image_f1_threshold"]))  # as written to results.csv and results.json
+    for found in (scores > threshold, (torch.from_numpy(scores) > threshold).numpy()):
+        f1 = 2 * (found & (labels == 1)).sum() / (found.sum() + labels.sum())
+        assert f1 == pytest.approx(result["image_f1"], abs=1e-12)
+    # The F1 itself is the one of scikit-learn's curve.
+    assert result["image_f1"] == pytest.approx(exact_metrics(labels, scores)["f1"], abs=1e-12)
+
+
+def test_thresholds_are_finite():
+    for value in (-1e300, float(-np.finfo(np.float32).max), 0.0):
+        f1, threshold = f1_max(np.array([1.0, value]), np.array([[0.0, 0], [0, 1], [0, 1]]))
+        assert f1 == 1
+        assert -math.inf < threshold < value
+
+
+def test_float64_scores_keep_their_order():
+    """Scores of torch were rounded to float32, so these were equal."""
+    scores = np.array([0.5, 0.5 + 1e-12])
+    for values in (scores, torch.from_numpy(scores), scores.tolist()):
+        metrics = AnomalyMetrics()
+        metrics.update(values, [0, 1])
+        result = metrics.compute()["categories"]["all"]
+        assert result["image_auroc"] == 1
+        assert (torch.from_numpy(scores) > result["image_f1_threshold"]).tolist() == [False, True]
 
 
 # Compared with the released code
@@ -315,9 +362,11 @@ def assert_same(one: dict, two: dict, tolerance: float = 1e-6):
     for name, category in one["categories"].items():
         for metric, value in category.items():
             if isinstance(value, (int, float)):
-                assert two["categories"][name][metric] == pytest.approx(value, abs=tolerance), (name, metric)
+                found = two["categories"][name][metric]
+                assert found == pytest.approx(value, abs=tolerance, nan_ok=True), (name, metric)
+        assert two["categories"][name]["undefined"] == category["undefined"]
     for metric in METRICS:
-        assert two["mean"][metric] == pytest.approx(one["mean"][metric], abs=tolerance)
+        assert two["mean"][metric] == pytest.approx(one["mean"][metric], abs=tolerance, nan_ok=True)
 
 
 @pytest.mark.parametrize("change", [lambda x: x, lambda x: np.round(30 * x) / 30, lambda x: 0.5 + 1e-6 * x])
@@ -361,10 +410,16 @@ def test_state_dict(tmp_path):
         ValueError, match=r"other metrics have fpr_limit 0\.3 and aupro_convention 'exact'; expected 0\.1"
     ):
         AnomalyMetrics(fpr_limit=0.1).load_state_dict(first.state_dict())
-    state = first.state_dict()
-    del state["0.leaf_keys"]
-    with pytest.raises(ValueError, match="not a complete state"):
-        loaded.load_state_dict(state)
+    for name in ("0.histogram", "0.scores", "settings"):
+        state = first.state_dict()
+        del state[name]
+        with pytest.raises(ValueError, match="not a complete state"):
+            loaded.load_state_dict(state)
+    for cut in (0, 10, -1):
+        state = first.state_dict()
+        state["0.histogram"] = state["0.histogram"][:cut]
+        with pytest.raises(ValueError, match=r"not a complete state.*damaged"):
+            loaded.load_state_dict(state)
     with pytest.raises(ValueError, match="not a complete state"):
         loaded.load_state_dict({})
     assert loaded.num_images == 10  # not changed
@@ -372,6 +427,49 @@ def test_state_dict(tmp_path):
         ValueError, match=r"have fpr_limit 0\.3 and aupro_convention 'release'; expected 0\.3 and 'exact'"
     ):
         loaded.merge(AnomalyMetrics(aupro_convention="release"))
+
+
+def test_states_of_earlier_versions(tmp_path):
+    """They contain the arrays of the histogram one by one."""
+    first = halves(*smooth_maps(10))[1]
+    state = first.state_dict()
+    for number in range(2):
+        packed = state.pop(f"{number}.histogram")
+        state.update({f"{number}.{name}": array for name, array in unpack_state(packed).items()})
+    loaded = AnomalyMetrics()
+    loaded.load_state_dict(state)
+    assert_same(first.compute(), loaded.compute(), 0)
+
+
+def test_states_are_small():
+    """A category of 100 maps of 518 x 518 had 18 MB, saved every minute; it has 0.8 MB."""
+    metrics = AnomalyMetrics()
+    maps, masks = smooth_maps(20, 256)
+    metrics.update(np.arange(20), masks.any(axis=(1, 2)), maps, masks)
+    state = metrics.state_dict()
+    histogram = metrics._categories["all"].histogram
+    arrays = histogram.state()
+    packed = state["0.histogram"]
+    assert packed.nbytes < sum(array.nbytes for array in arrays.values()) / 10
+    restored = PixelHistogram()
+    restored.add_state(unpack_state(packed))
+    for one, two in zip(histogram.cells(), restored.cells()):
+        np.testing.assert_array_equal(one, two)  # without loss
+    assert metrics.state_dict()["0.histogram"] is packed  # not packed again before there are new pixels
+    metrics.update([1], [1], maps[:1], masks[:1])
+    assert metrics.state_dict()["0.histogram"] is not packed
+    empty = PixelHistogram()
+    empty.add_state(unpack_state(pack_state(PixelHistogram().state())))
+    assert empty.totals.sum() == 0
+
+
+def test_both_conventions_are_computed():
+    maps, masks = smooth_maps()
+    exact, release = computed(maps, masks), computed(maps, masks, aupro_convention="release")
+    for result in (exact, release):
+        assert result["pixel_aupro_exact"] == exact["pixel_aupro"]
+        assert result["pixel_aupro_release"] == release["pixel_aupro"]
+    assert exact["pixel_aupro"] != release["pixel_aupro"]
 
 
 def test_order_of_keys():
@@ -452,12 +550,14 @@ def test_undefined_metrics_are_nan_with_a_reason():
     metrics.update([0.1, 0.2], [0, 1], values, [zeros[0], np.eye(4, dtype=int)], ["whole"] * 2)
     result = metrics.compute()
     categories, mean = result["categories"], result["mean"]
+    # Any score has an AP and an F1 of 1 among anomalous images alone; they raised the mean.
+    names = {"image": ("auroc", "ap", "f1"), "pixel": ("auroc", "ap", "f1", "aupro", "aupro_exact", "aupro_release")}
     assert categories["anomalous"]["undefined"] == {
-        "image_auroc": "no normal images",
-        "pixel_auroc": "no normal pixels",
-        "pixel_aupro": "no normal pixels",
+        f"{level}_{name}": f"no normal {level}s" for level, found in names.items() for name in found
     }
-    assert categories["anomalous"]["image_ap"] == 1
+    assert math.isnan(categories["anomalous"]["image_f1_threshold"])
+    for metric in METRICS:
+        assert mean["undefined"][metric]
     assert categories["normal"]["undefined"]["image_f1"] == "no anomalous images"
     assert categories["normal"]["undefined"]["pixel_aupro"] == "no anomalous pixels"
     assert set(categories["images"]["undefined"].values()) == {"no image has a mask"}
@@ -476,7 +576,9 @@ def test_release_aupro_undefined():
     result = computed(maps, masks.astype(bool), aupro_convention="release")
     assert math.isnan(result["pixel_aupro"])
     assert result["undefined"]["pixel_aupro"] == "fewer than two different false positive rates below the limit"
-    assert computed(maps, masks.astype(bool))["pixel_aupro"] == 1
+    exact = computed(maps, masks.astype(bool))
+    assert exact["pixel_aupro"] == 1
+    assert {name for name in exact["undefined"] if "pixel" in name} == {"pixel_aupro_release"}
     flat = computed(np.full((1, 2, 2), 0.5, np.float32), masks.astype(bool), aupro_convention="release")
     assert math.isnan(flat["pixel_aupro"])
 

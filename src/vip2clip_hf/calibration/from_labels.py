@@ -100,9 +100,9 @@ def calibrate_labelled(
     pixel_threshold = detector.decision.pixel_threshold
     if recall is None:
         best = metrics.compute()["categories"]["all"]
-        image_threshold = _just_below(best["image_f1_threshold"])
+        image_threshold = max(0.0, best["image_f1_threshold"])
         if np.isfinite(best["pixel_f1_threshold"]):
-            pixel_threshold = _just_below(best["pixel_f1_threshold"])
+            pixel_threshold = max(0.0, best["pixel_f1_threshold"])
     else:
         anomalous = np.sort(np.asarray(scores)[labels == 1])[::-1]
         image_threshold = _just_below(anomalous[_needed(recall, len(anomalous)) - 1])

@@ -212,11 +212,13 @@ def _describe_data(entry: Mapping[str, Any]) -> str:
 
 def _describe_results(results: list[dict[str, Any]]) -> str:
     """One table per dataset, with notes."""
+    from ..evaluation.reports import settings_lines
     from ..evaluation.tables import SEEN, category_table, notes
 
     parts = [
         "Metrics are in percent: AUROC, average precision (AP) and largest F1 over all thresholds, for images and for "
-        "pixels, and the area under the per-region overlap curve (AUPRO) up to a false positive rate of 0.3."
+        "pixels, and the area under the per-region overlap curve (AUPRO).",
+        *settings_lines([result for result in results if result.get("settings")]),
     ]
     for result in results:
         mark = SEEN if result["trained_on"] else ""

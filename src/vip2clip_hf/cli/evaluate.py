@@ -85,6 +85,7 @@ def evaluate(
       vip2clip evaluate photos --model org/vip2clip --output results --save-maps
     """
     from ..data.sources import DataSource
+    from ..evaluation.reports import settings_lines
     from ..evaluation.runner import evaluate_checkpoint
     from ..evaluation.tables import category_table, comparison_tables, notes
     from ..models.loading import name_of
@@ -122,7 +123,7 @@ def evaluate(
     else:
         for table in comparison_tables(results, name, "simple", methods=("ViP²-CLIP",)).values():
             typer.echo(f"\n{table}")
-        for line in notes(results):
+        for line in [*settings_lines(results), *notes(results)]:
             typer.echo(line)
         typer.echo(f"\nWritten to {output}: results.json, results.csv, tables.md (all six methods), tables.tex")
 

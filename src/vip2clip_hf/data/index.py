@@ -199,7 +199,10 @@ class DataIndex:
         table = pa.table(dict(zip(COLUMNS, columns)), schema=schema.arrow_schema)
         info = datasets.DatasetInfo(features=schema)
         if self.benchmark is not None:
-            info.description = f"{self.benchmark.title}; the paper evaluates {self.benchmark.evaluated}."
+            remark = self.benchmark.notes.get(self.layout.name, "")
+            info.description = (
+                f"{self.benchmark.title}; the paper evaluates {self.benchmark.evaluated}. {remark}".strip()
+            )
             info.homepage, info.citation = self.benchmark.source, self.benchmark.citation
             info.license = self.benchmark.licence or ""
         self._name(info)

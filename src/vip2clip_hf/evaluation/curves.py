@@ -51,14 +51,25 @@ def f1_max(values: np.ndarray, counts: np.ndarray) -> tuple[float, float]:
         counts (`np.ndarray` of shape `(3, cells)`): see the module; at least one positive.
 
     Returns:
-        `tuple[float, float]`: the F1, in [0, 1], and its threshold. Values greater than or equal to the threshold are
-        positive.
+        `tuple[float, float]`: the F1, in [0, 1], and its threshold. Values greater than the threshold are positive, as
+        in the decisions of the pipeline: it is the number just below the lowest positive value.
     """
     true, found = np.cumsum(counts[POSITIVE]), np.cumsum(counts[NEGATIVE] + counts[POSITIVE])
     f1 = 2 * true / (found + true[-1])
     # Of several best thresholds the lowest, as the released code chooses it from scikit-learn's curve.
     best = len(f1) - 1 - int(f1[::-1].argmax())
-    return float(f1[best]), float(values[best])
+    return float(f1[best]), _just_below(float(values[best]), float(values[best + 1 : best + 2].max(initial=-math.inf)))
+
+
+def _just_below(value: float, lower: float) -> float:
+    """Largest number below `value` in float32, in which decisions are made. In float64 if there are values in between,
+    of which `lower` is the largest."""
+    with np.errstate(over="ignore"):
+        single = np.float32(value)
+        if float(single) >= value:  # as Python numbers, because numpy would round `value` to float32
+            single = np.nextafter(single, np.float32(-np.inf))
+    found = float(single)
+    return found if math.isfinite(found) and found >= lower else float(np.nextafter(value, -np.inf))
 
 
 def aupro(counts: np.ndarray, fpr_limit: float = 0.3) -> float:

@@ -74,7 +74,8 @@ def evaluate_model(
         `dict`: the result of [`AnomalyMetrics.compute`], with the categories in the order of the dataset, and
         `mask_options` as used. Categories also contain `num_original_regions` (regions of the masks at the size of the
         images), `num_small_regions` (those without a pixel at the size of the model), `num_lost_regions` (those of
-        them that are not kept, see [`MaskOptions`]) and `num_empty_masks`.
+        them that are not kept, see [`MaskOptions`]) and `num_empty_masks`. `settings` contains `fpr_limit`,
+        `aupro_convention`, `dtype`, `image_size` and `mask_threshold`.
 
     Raises:
         ImportError: if datasets or scipy is not installed.
@@ -151,6 +152,13 @@ def evaluate_model(
             f"are kept there with at least one pixel, {lost} are lost and count as normal, as in the authors' code "
             "(see keep_small_regions)."
         )
+    result["settings"] = {
+        "fpr_limit": metrics.fpr_limit,
+        "aupro_convention": aupro_convention,
+        "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+        "image_size": getattr(getattr(model, "config", None), "image_size", None),
+        "mask_threshold": options.threshold,
+    }
     return result
 
 

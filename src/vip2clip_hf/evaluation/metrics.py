@@ -12,15 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from .curves import aupro, auroc, average_precision, f1_max, region_weights, release_aupro
+from .category_metrics import AUPROS, METRICS, compute_category
+from .curves import region_weights
 from .histogram import PixelHistogram
-from .histogram_counts import NEGATIVE, POSITIVE, to_keys
+from .histogram_counts import to_keys
+from .histogram_state import pack_state, unpack_state
 
 
-IMAGE_METRICS = ("image_auroc", "image_ap", "image_f1")
-PIXEL_METRICS = ("pixel_auroc", "pixel_ap", "pixel_aupro", "pixel_f1")
-METRICS = (*IMAGE_METRICS, *PIXEL_METRICS)
-AUPRO_CONVENTIONS = ("exact", "release")
 # Number of pixels that are collected before they are added to the histogram, because adding has a fixed cost.
 PENDING_PIXELS = 3 << 21
 # Maps with fewer pixels on average are concatenated before they are counted.
@@ -38,6 +36,8 @@ class _Category:
         self.num_pending = 0
         self.num_regions = 0
         self.num_maps = 0
+        # Packed state of the histogram, for categories that do not change between two saves.
+        self.packed: np.ndarray | None = None
 
     def add_map(self, values: np.ndarray, mask: np.ndarray) -> None:
         keys, weights = to_keys(values), np.zeros(0)
@@ -56,7 +56,7 @@ class _Category:
             if self.num_pending < len(blocks) * SMALL_MAP:
                 blocks = [np.concatenate(blocks)]
             self.histogram.add(blocks, np.concatenate(positive), np.concatenate(weights))
-            self.pending, self.num_pending = [], 0
+            self.pending, self.num_pending, self.packed = [], 0, None
 
     def images(self) -> tuple[np.ndarray, np.ndarray]:
         """Scores (float64) and labels (int64) of all images."""
@@ -74,8 +74,8 @@ class AnomalyMetrics:
     are guaranteed for these maps. They are 0 if every value is counted separately, as for up to ten thousand pixels.
     Maps are compared in float32.
 
-    An undefined metric, such as the AUROC of a category without normal images, is NaN. The reason is in `undefined`,
-    and the mean excludes this category.
+    An undefined metric is NaN: image metrics without normal or without anomalous images, and pixel metrics without
+    masks. The reason is in `undefined`, and the mean excludes this category.
 
     Args:
         fpr_limit (`float`, defaults to 0.3):
@@ -83,7 +83,7 @@ class AnomalyMetrics:
         aupro_convention (`"exact"` or `"release"`, defaults to `"exact"`):
             `"exact"` uses every value as a threshold, ends the curve exactly at the limit, and divides the area by the
             limit. `"release"` uses 200 thresholds like the authors' released code, and rescales the false positive
-            rates below the limit to [0, 1]. docs/evaluation.md compares the two.
+            rates below the limit to [0, 1]. docs/evaluation.md compares the two. The result contains both.
 
     Raises:
         ValueError: if an argument is invalid.
@@ -100,10 +100,10 @@ class AnomalyMetrics:
     """
 
     def __init__(self, fpr_limit: float = 0.3, aupro_convention: str = "exact") -> None:
-        if not isinstance(fpr_limit, (int, float)) or not 0 < fpr_limit <= 1:
+        if isinstance(fpr_limit, bool) or not isinstance(fpr_limit, (int, float)) or not 0 < fpr_limit <= 1:
             raise ValueError(f"fpr_limit is {fpr_limit!r}; expected a number in (0, 1].")
-        if aupro_convention not in AUPRO_CONVENTIONS:
-            raise ValueError(f"aupro_convention is {aupro_convention!r}; expected one of {AUPRO_CONVENTIONS}.")
+        if not isinstance(aupro_convention, str) or aupro_convention not in AUPROS:
+            raise ValueError(f"aupro_convention is {aupro_convention!r}; expected one of {tuple(AUPROS)}.")
         self.fpr_limit, self.aupro_convention = float(fpr_limit), aupro_convention
         self._categories: dict[str, _Category] = {}
 
@@ -188,7 +188,8 @@ class AnomalyMetrics:
             if not valid[index]:
                 pairs.append(None)
                 continue
-            values = _to_numpy(anomaly_maps[index], "anomaly_maps").astype(np.float32)
+            with np.errstate(over="ignore"):  # infinite values are refused below
+                values = _to_numpy(anomaly_maps[index], "anomaly_maps").astype(np.float32)
             mask = _to_numpy(masks[index], "masks")
             if values.ndim != 2 or mask.shape != values.shape or not values.size:
                 raise ValueError(
@@ -226,6 +227,7 @@ class AnomalyMetrics:
             ours.num_regions += theirs.num_regions
             ours.num_maps += theirs.num_maps
             ours.histogram.add_state(theirs.histogram.state())
+            ours.packed = None
 
     def _check_settings(self, fpr_limit: float, aupro_convention: str) -> None:
         if (fpr_limit, aupro_convention) != (self.fpr_limit, self.aupro_convention):
@@ -239,7 +241,8 @@ class AnomalyMetrics:
         Save all images added so far.
 
         Returns:
-            `dict[str, np.ndarray]`: flat dict of arrays, for `np.savez` or `safetensors`.
+            `dict[str, np.ndarray]`: flat dict of arrays, for `np.savez` or `safetensors`. The counts of the pixels are
+            compressed.
         """
         state: dict[str, np.ndarray] = {}
         for number, category in enumerate(self._categories.values()):
@@ -247,7 +250,9 @@ class AnomalyMetrics:
             scores, labels = category.images()
             state[f"{number}.scores"], state[f"{number}.labels"] = scores, labels
             state[f"{number}.numbers"] = np.array([category.num_regions, category.num_maps])
-            state.update({f"{number}.{key}": array for key, array in category.histogram.state().items()})
+            if category.packed is None:
+                category.packed = pack_state(category.histogram.state())
+            state[f"{number}.histogram"] = category.packed
         names = list(self._categories)
         settings = {"categories": names, "fpr_limit": self.fpr_limit, "aupro_convention": self.aupro_convention}
         state["settings"] = np.frombuffer(json.dumps(settings).encode(), dtype=np.uint8)
@@ -271,7 +276,8 @@ class AnomalyMetrics:
                 category = categories[name] = _Category(self.fpr_limit)
                 category.scores, category.labels = [part["scores"]], [part["labels"]]
                 category.num_regions, category.num_maps = (int(value) for value in part["numbers"])
-                category.histogram.add_state(part)
+                # Earlier versions store the arrays one by one.
+                category.histogram.add_state(unpack_state(part["histogram"]) if "histogram" in part else part)
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise ValueError(
                 f"The state is not a complete state of AnomalyMetrics ({error}); expected the result of state_dict()."
@@ -288,12 +294,13 @@ class AnomalyMetrics:
 
             - `image_auroc`, `image_ap`, `image_f1`, `pixel_auroc`, `pixel_ap`, `pixel_aupro`, `pixel_f1`: metrics in
               [0, 1], or NaN if undefined,
+            - `pixel_aupro_exact`, `pixel_aupro_release`: AUPRO in both conventions. `pixel_aupro` is one of them,
             - `undefined`: reason by undefined metric. In the mean, it also lists the excluded categories.
 
             Categories also contain:
 
-            - `image_f1_threshold`, `pixel_f1_threshold`: thresholds with the largest F1. Values greater than or equal
-              to the threshold are anomalous,
+            - `image_f1_threshold`, `pixel_f1_threshold`: thresholds with the largest F1. Values greater than the
+              threshold are anomalous, as in the decisions of the pipeline,
             - `num_images`, `num_anomalous_images`, `num_maps`, `num_pixels`, `num_anomalous_pixels`, `num_regions`,
             - `error_bounds`: upper bounds of the errors of the pixel metrics.
 
@@ -302,9 +309,19 @@ class AnomalyMetrics:
         """
         if not self._categories:
             raise ValueError("Nothing to compute: no images have been added; expected at least one.")
-        categories = {name: self._compute_category(category) for name, category in self._categories.items()}
+        categories = {}
+        for name, category in self._categories.items():
+            category.flush()
+            categories[name] = compute_category(
+                *category.images(),
+                category.histogram,
+                category.num_maps,
+                category.num_regions,
+                self.fpr_limit,
+                self.aupro_convention,
+            )
         mean: dict[str, Any] = {"undefined": {}}
-        for metric in METRICS:
+        for metric in (*METRICS, *AUPROS.values()):
             values = {name: result[metric] for name, result in categories.items()}
             defined = [value for value in values.values() if not math.isnan(value)]
             mean[metric] = float(np.mean(defined)) if defined else math.nan
@@ -314,69 +331,17 @@ class AnomalyMetrics:
                 mean["undefined"][metric] = f"{'; '.join(reasons)} ({', '.join(left_out)})"
         return {"mean": mean, "categories": categories}
 
-    def _compute_category(self, category: _Category) -> dict[str, Any]:
-        category.flush()
-        result: dict[str, Any] = dict.fromkeys((*METRICS, "image_f1_threshold", "pixel_f1_threshold"), math.nan)
-        undefined: dict[str, str] = {}
-        scores, labels = category.images()
-        result.update(num_images=len(labels), num_anomalous_images=int(labels.sum()))
-        values, inverse = np.unique(-scores, return_inverse=True)
-        counts = np.zeros((3, len(values)))
-        counts[NEGATIVE] = np.bincount(inverse, weights=1 - labels, minlength=len(values))
-        counts[POSITIVE] = np.bincount(inverse, weights=labels, minlength=len(values))
-        self._curves(result, undefined, "image", -values, counts)
-
-        histogram = category.histogram
-        values, counts = histogram.cells()
-        totals = histogram.totals
-        result.update(
-            num_maps=category.num_maps,
-            num_pixels=int(totals[NEGATIVE] + totals[POSITIVE]),
-            num_anomalous_pixels=int(totals[POSITIVE]),
-            num_regions=category.num_regions,
-        )
-        bounds = {}
-        if not category.num_maps:
-            undefined.update(dict.fromkeys(PIXEL_METRICS, "no image has a mask"))
-        else:
-            self._curves(result, undefined, "pixel", values, counts)
-            if totals[NEGATIVE] and totals[POSITIVE]:
-                if self.aupro_convention == "exact":
-                    result["pixel_aupro"] = aupro(counts, self.fpr_limit)
-                else:
-                    result["pixel_aupro"] = release_aupro(
-                        values, counts, histogram.minimum, histogram.maximum, self.fpr_limit
-                    )
-                    if math.isnan(result["pixel_aupro"]):
-                        undefined["pixel_aupro"] = "fewer than two different false positive rates below the limit"
-            else:
-                undefined["pixel_aupro"] = undefined["pixel_auroc"]
-            found = histogram.bounds()
-            bounds = {f"pixel_{name}": bound for name, bound in found.items() if f"pixel_{name}" not in undefined}
-        return {**result, "undefined": undefined, "error_bounds": bounds}
-
-    @staticmethod
-    def _curves(
-        result: dict[str, Any], undefined: dict[str, str], level: str, values: np.ndarray, counts: np.ndarray
-    ) -> None:
-        """Add AUROC, AP and F1 of a level, `"image"` or `"pixel"`, to `result`."""
-        negatives, positives = counts[NEGATIVE].sum(), counts[POSITIVE].sum()
-        if not positives:
-            undefined.update(dict.fromkeys((f"{level}_auroc", f"{level}_ap", f"{level}_f1"), f"no anomalous {level}s"))
-            return
-        if negatives:
-            result[f"{level}_auroc"] = auroc(counts)
-        else:
-            undefined[f"{level}_auroc"] = f"no normal {level}s"
-        result[f"{level}_ap"] = average_precision(counts)
-        result[f"{level}_f1"], result[f"{level}_f1_threshold"] = f1_max(values, counts)
-
 
 def _to_numpy(values: Any, name: str) -> np.ndarray:
     if hasattr(values, "detach"):  # a torch tensor
         values = values.detach()
-        values = (values.float() if values.is_floating_point() else values).cpu().numpy()
-    array = np.asarray(values)
+        # numpy does not have all types with fewer than 32 bits.
+        small = values.is_floating_point() and values.element_size() < 4
+        values = (values.float() if small else values).cpu().numpy()
+    try:
+        array = np.asarray(values)
+    except ValueError as error:
+        raise ValueError(f"{name} has rows of different lengths; expected a tensor or an array of numbers.") from error
     if array.dtype.kind not in "biuf":
         raise ValueError(f"{name} has dtype {array.dtype}; expected a tensor or an array of numbers.")
     return array

@@ -13,24 +13,26 @@ import numpy as np
 import torch
 from transformers.utils import logging
 
-from ..data.provenance import find_training_overlap
+from ..data.provenance import find_training_overlap, zero_shot_claim
 from ..data.sources import DataSource
 from ..models.loading import load_checkpoint, model_checksum, name_of, processor_settings
 from ..models.vip2clip.arguments_vip2clip import LABELS
 from ..models.vip2clip.image_processing_vip2clip import ViP2ClipImageProcessor
 from ..models.vip2clip.modeling_vip2clip import ViP2ClipForAnomalyDetection
+from ..utils.csv_cells import safe_cell
 from ..utils.distributed import from_all, from_first, world
 from ..utils.extras import require
 from ..utils.files import write_atomically
 from ..utils.serialization import to_json, without_nan
 from ..utils.versions import versions
+from .category_metrics import AUPROS, METRICS, THRESHOLDS
 from .evaluator import evaluate_model
 from .map_writer import MapWriter
-from .metrics import METRICS, AnomalyMetrics
+from .metrics import AnomalyMetrics
 from .output import SCORES_FILE, SETTINGS_FILE, EvaluationFolder, SetKey
 from .recorder import EvaluationRecorder
+from .reports import csv_report, latex_report, markdown_report, not_compared
 from .sheets import write_sheets
-from .tables import THRESHOLDS, csv_report, latex_report, markdown_report
 
 
 if TYPE_CHECKING:
@@ -177,7 +179,7 @@ def evaluate_sets(
                     progress=source.name if progress else False,
                     recorder=recorder,
                 )
-                result = without_nan({**asdict(source), "trained_on": trained_on, **result})
+                result = without_nan({**asdict(source), **_about(model, source, dataset, trained_on), **result})
             if action in ("evaluate", "draw") and sheets:
                 write_sheets(
                     model,
@@ -210,12 +212,13 @@ def evaluate_sets(
         if rank == 0:
             written = {"model": name, **settings, "sheets": sheets, "sheet_range": list(sheet_range)}
             written |= {"save_maps": save_maps, "data": {one: key.digest for one, key in keys.items()}}
-            found = {"settings": written, "versions": _versions_of(results), "results": without_nan(results)}
+            compared = [{**result, "not_compared": not_compared(result)} for result in results]
+            found = {"settings": written, "versions": _versions_of(results), "results": without_nan(compared)}
             files = {
                 SETTINGS_FILE: to_json(written),
                 "results.json": to_json(found),
                 "results.csv": csv_report(results),
-                "tables.md": markdown_report(results, name, [_describe_aupro(settings)]),
+                "tables.md": markdown_report(results, name),
                 "tables.tex": latex_report(results, name),
             }
             folder.finish(files, overwrite)
@@ -296,16 +299,23 @@ def _scores_csv(dataset: "Dataset", scores: np.ndarray) -> str:
     writer.writerow(["image_id", "category", "label", "defect", "score"])
     columns = [dataset[name] for name in ("image_id", "category", "label", "defect")]
     for image_id, category, label, defect, score in zip(*columns, scores):
-        writer.writerow([image_id, category, LABELS[label], defect, f"{score:.6f}"])
+        # All digits, so that metrics and decisions of the file are those of the evaluation.
+        writer.writerow([*map(safe_cell, (image_id, category, LABELS[label], defect)), repr(float(score))])
     return text.getvalue()
 
 
-def _describe_aupro(settings: dict[str, Any]) -> str:
-    release = settings["aupro_convention"] == "release"
-    thresholds = (
-        "with the 200 thresholds of the authors' released code" if release else "with every value as a threshold"
-    )
-    return f"AUPRO is integrated up to a false positive rate of {settings['fpr_limit']:g}, {thresholds}."
+def _about(
+    model: ViP2ClipForAnomalyDetection, source: DataSource, dataset: "Dataset", trained_on: list[str]
+) -> dict[str, Any]:
+    """Fields of a result about its dataset."""
+    sets = model.provenance.training_sets if getattr(model.provenance, "training_recorded", True) else []
+    remark = dataset.info.description if source.benchmark is not None else ""
+    return {
+        "trained_on": trained_on,
+        "zero_shot": zero_shot_claim(sets, trained_on),
+        "licence": dataset.info.license or None,
+        "remarks": [remark] if remark else [],
+    }
 
 
 def with_nan(result: dict[str, Any]) -> dict[str, Any]:
@@ -318,7 +328,7 @@ def with_nan(result: dict[str, Any]) -> dict[str, Any]:
     Returns:
         `dict`: copy of the result with NaN for undefined metrics.
     """
-    measured = {*METRICS, *THRESHOLDS}
+    measured = {*METRICS, *AUPROS.values(), *THRESHOLDS}
 
     def restored(found: dict[str, Any]) -> dict[str, Any]:
         return {key: math.nan if value is None and key in measured else value for key, value in found.items()}

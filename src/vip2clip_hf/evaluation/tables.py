@@ -1,19 +1,20 @@
 """Tables and reports of results: per category, and in the form of the paper's Tables 1 and 2.
 
-A result is a dict returned by [`evaluate_model`], with three more keys: `name` of the dataset, `benchmark` (name or
-`None`) and `trained_on` (list of reasons from [`find_training_overlap`], usually empty).
+A result is a dict returned by [`evaluate_model`], with more keys: `name` of the dataset, `benchmark` (name or `None`),
+`trained_on` (list of reasons from [`find_training_overlap`], usually empty) and, to compare it with published results,
+`split`.
 """
 
-import csv
-import io
 import math
 from collections.abc import Sequence
 from typing import Any
 
 from ..data.benchmarks.registry import BENCHMARKS
 from ..utils.extras import extra
-from .metrics import METRICS
-from .published import METHODS, TAKEN_OVER, TRIPLES, published, published_average, published_sets
+from ..utils.text import shown
+from .category_metrics import METRICS
+from .comparison import average, compared, comparison_notes, has_metrics, triple
+from .published import METHODS, PUBLISHED, TAKEN_OVER, TRIPLES, published
 
 
 TITLES = {
@@ -25,20 +26,9 @@ TITLES = {
     "pixel_aupro": "AUPRO",
     "pixel_f1": "pixel F1",
 }
-COUNTS = ("num_images", "num_anomalous_images", "num_maps", "num_pixels", "num_anomalous_pixels", "num_regions")
-THRESHOLDS = ("image_f1_threshold", "pixel_f1_threshold")
 LEVEL_TITLES = {"image": "Image-level (AUROC, AP, F1)", "pixel": "Pixel-level (AUROC, PRO, F1)"}
 NUMBERS = {"industrial": "Table 1", "medical": "Table 2"}
-SEEN = "†"
-LEGEND = (
-    "Metrics are in percent; a dash marks an undefined metric. AP is average precision, F1 is the largest F1 over all "
-    "thresholds, and PRO (AUPRO) is the area under the per-region overlap curve. C is the number of categories. "
-    "AVERAGE is the mean over the datasets of a table."
-)
-PUBLISHED_NOTE = (
-    "The last column contains the results of this evaluation. The other results are from the paper "
-    "(arXiv:2505.17692). Those marked with * are from the publication of the method, as in the paper."
-)
+SEEN, NOT_COMPARED = "†", "‡"
 
 
 def _percent(value: float) -> str:
@@ -47,26 +37,10 @@ def _percent(value: float) -> str:
 
 
 def _cell(values: Sequence[float]) -> str:
-    """Format a cell of the paper's tables: three percentages in parentheses."""
+    """Format a cell of the paper's tables: three percentages in parentheses, or a dash if there are none."""
+    if all(math.isnan(value) for value in values):
+        return "-"
     return "(" + ", ".join("-" if math.isnan(value) else f"{value:.1f}" for value in values) + ")"
-
-
-def _triple(metrics: dict[str, Any], level: str) -> list[float]:
-    return [100 * metrics[metric] for metric in TRIPLES[level]]
-
-
-def _has_metrics(result: dict[str, Any], level: str) -> bool:
-    """Whether at least one metric of the level is defined."""
-    return not all(math.isnan(value) for value in _triple(result["mean"], level))
-
-
-def _mean(triples: Sequence[Sequence[float]]) -> list[float]:
-    """Mean of each position, without undefined values."""
-    means = []
-    for values in zip(*triples):
-        defined = [value for value in values if not math.isnan(value)]
-        means.append(sum(defined) / len(defined) if defined else math.nan)
-    return means
 
 
 def category_table(result: dict[str, Any], tablefmt: str = "simple") -> str:
@@ -99,9 +73,11 @@ def comparison_rows(results: Sequence[dict[str, Any]], methods: Sequence[str] = 
     Create the rows of tables in the form of the paper's Tables 1 and 2.
 
     A row contains task, dataset, number of categories, the published results of each method, and the results of this
-    checkpoint. The row AVERAGE is the mean over the datasets shown, without those the checkpoint was trained on. For
-    the published methods it is the mean over the same datasets, or the printed average if these are all datasets of
-    the table.
+    checkpoint. Published results are shown only if they can be compared, see `comparison_notes`.
+
+    The row AVERAGE is the mean of each metric over the datasets for which all columns have it, without those the
+    checkpoint was trained on. It contains the number of these datasets and of all datasets shown. If these are all
+    datasets of the table, the average printed in the paper is shown.
 
     Args:
         results (`Sequence[dict]`): results as described in the module.
@@ -115,56 +91,56 @@ def comparison_rows(results: Sequence[dict[str, Any]], methods: Sequence[str] = 
         ValueError: if a method is not in the paper.
     """
     tables: dict[str, list[list[str]]] = {}
-    by_benchmark = {result["benchmark"]: result for result in results if result["benchmark"] is not None}
-    for domain in NUMBERS:
+    names = [result["benchmark"] for result in results]
+    for domain in (*NUMBERS, "own"):
         for level in TRIPLES:
-            names = [
-                name
-                for name in published_sets(domain, level)
-                if name in by_benchmark and _has_metrics(by_benchmark[name], level)
+            shown_results = [
+                result for result in results if has_metrics(result, level) and _domain(result["benchmark"]) == domain
             ]
-            rows = []
-            for name in names:
-                result, benchmark = by_benchmark[name], BENCHMARKS[name]
-                count, total = len(result["categories"]), len(benchmark.categories)
-                rows.append(
-                    [
-                        benchmark.title + (SEEN if result["trained_on"] else ""),
-                        str(count) if count == total else f"{count} of {total}",
-                        *(
-                            _cell(published(name, level, method)) + "*" * ((method, name) in TAKEN_OVER)
-                            for method in methods
-                        ),
-                        _cell(_triple(result["mean"], level)),
-                    ]
-                )
-            unseen = [name for name in names if not by_benchmark[name]["trained_on"]]
-            if unseen:
-                means = [_cell(published_average(unseen, domain, level, method)) for method in methods]
-                ours = _mean([_triple(by_benchmark[name]["mean"], level) for name in unseen])
-                rows.append(["AVERAGE", "-", *means, _cell(ours)])
-            _append(tables, domain, level, rows)
-    own = [result for result in results if result["benchmark"] is None]
-    for level in TRIPLES:
-        shown = [result for result in own if _has_metrics(result, level)]
-        rows = [
-            [
-                result["name"] + (SEEN if result["trained_on"] else ""),
-                str(len(result["categories"])),
-                _cell(_triple(result["mean"], level)),
-            ]
-            for result in shown
-        ]
-        own_unseen = [result for result in shown if not result["trained_on"]]
-        if len(own_unseen) > 1:
-            rows.append(["AVERAGE", "-", _cell(_mean([_triple(result["mean"], level) for result in own_unseen]))])
-        _append(tables, "own", level, rows)
+            order = [*PUBLISHED[level], *BENCHMARKS]
+            if domain != "own":
+                shown_results.sort(key=lambda result: order.index(result["benchmark"]))
+            rows: list[list[str]] = []
+            counted: dict[str, dict[str, Any]] = {}
+            for result in shown_results:
+                repeated = names.count(result["benchmark"]) > 1
+                allowed = [True] * 3 if domain == "own" else compared(result, level)
+                rows.append(_row(result, level, () if domain == "own" else methods, allowed, repeated))
+                if any(allowed) and not result["trained_on"]:
+                    # A benchmark counts once.
+                    counted.setdefault(result["benchmark"] or result["name"], result)
+            columns, numbers = average(
+                list(counted.values()), level, () if domain == "own" else methods, as_published=domain != "own"
+            )
+            if any(numbers) and (domain != "own" or len(counted) > 1):
+                each = numbers[:1] if len(set(numbers)) == 1 else numbers
+                of = f"{', '.join(map(str, each))} of {len(shown_results)}"
+                rows.append(["AVERAGE", of, *map(_cell, columns)])
+            for number, row in enumerate(rows):
+                tables.setdefault(domain, []).append([LEVEL_TITLES[level] if number == 0 else "", *row])
     return tables
 
 
-def _append(tables: dict[str, list[list[str]]], domain: str, level: str, rows: list[list[str]]) -> None:
-    for number, row in enumerate(rows):
-        tables.setdefault(domain, []).append([LEVEL_TITLES[level] if number == 0 else "", *row])
+def _domain(benchmark: str | None) -> str:
+    return "own" if benchmark is None else BENCHMARKS[benchmark].domain
+
+
+def _row(
+    result: dict[str, Any], level: str, methods: Sequence[str], allowed: Sequence[bool], repeated: bool
+) -> list[str]:
+    """Dataset, categories, and a cell for each method and for the result."""
+    name, benchmark = result["name"], result["benchmark"]
+    title, count, cells = shown(name), str(len(result["categories"])), []
+    if benchmark is not None:
+        title = BENCHMARKS[benchmark].title + (f" ({shown(name)})" if repeated else "")
+        total = len(BENCHMARKS[benchmark].categories)
+        count = count if count == str(total) else f"{count} of {total}"
+        for method in methods:
+            known = published(benchmark, level, method) if any(allowed) else [math.nan] * 3
+            cell = _cell([value if use else math.nan for value, use in zip(known, allowed)])
+            cells.append(cell + "*" * ((method, benchmark) in TAKEN_OVER and any(allowed)))
+    marks = SEEN * bool(result["trained_on"]) + NOT_COMPARED * (not all(allowed))
+    return [title + marks, count, *cells, _cell(triple(result["mean"], level, as_published=benchmark is not None))]
 
 
 def comparison_tables(
@@ -198,102 +174,41 @@ def _tabulate(rows: Sequence[Sequence[object]], headers: list[str], tablefmt: st
         from tabulate import tabulate
 
     align = ["right" if column in right else "left" for column in range(len(headers))]
+    rows = [[shown(cell) if isinstance(cell, str) else cell for cell in row] for row in rows]
+    headers = list(map(shown, headers))
     return tabulate(rows, headers, tablefmt=tablefmt, disable_numparse=True, colalign=align)
 
 
 def notes(results: Sequence[dict[str, Any]], with_average: bool = True) -> list[str]:
     """
-    Explain the marks in the tables: datasets the checkpoint was trained on, and undefined metrics.
+    Explain the marks in the tables: datasets the checkpoint was trained on, results that are not compared with
+    published ones, results that are not known to be zero-shot, and undefined metrics.
 
     Args:
         results (`Sequence[dict]`): results as described in the module.
-        with_average (`bool`, defaults to `True`): whether the tables contain the row AVERAGE.
+        with_average (`bool`, defaults to `True`): whether the tables contain published results and the row AVERAGE.
 
     Returns:
         `list[str]`: the notes.
     """
-    found = [f"{SEEN} {result['name']}: {reason}." for result in results for reason in result["trained_on"]]
+    found = [f"{SEEN} {shown(result['name'])}: {reason}." for result in results for reason in result["trained_on"]]
     if found:
-        average = " AVERAGE excludes these datasets for all methods." if with_average else ""
-        found.append(f"{SEEN} These results are not zero-shot.{average}")
+        average_note = " AVERAGE excludes these datasets for all methods." if with_average else ""
+        found.append(f"{SEEN} These results are not zero-shot.{average_note}")
+    for result in results if with_average else ():
+        found += [f"{NOT_COMPARED} {shown(result['name'])}, {reason}." for reason in comparison_notes(result)]
     for result in results:
+        name, claim = shown(result["name"]), result.get("zero_shot") or ""
+        if claim.startswith("not verified"):
+            found.append(f"{name}: zero-shot is {shown(claim)}.")
         for metric, reason in result["mean"]["undefined"].items():
+            if metric not in TITLES:  # AUPRO in the other convention
+                continue
             if math.isnan(result["mean"][metric]):
-                found.append(f"{result['name']}: {TITLES[metric]} is undefined: {reason}.")
+                found.append(f"{name}: {TITLES[metric]} is undefined: {reason}.")
             else:
-                found.append(f"{result['name']}: the mean {TITLES[metric]} excludes some categories: {reason}.")
+                found.append(f"{name}: the mean {TITLES[metric]} excludes some categories: {reason}.")
     return found
 
 
-def markdown_report(results: Sequence[dict[str, Any]], name: str, settings: Sequence[str] = ()) -> str:
-    """
-    Write all tables as a Markdown page.
-
-    Args:
-        results (`Sequence[dict]`): results as described in the module.
-        name (`str`): name of the checkpoint.
-        settings (`Sequence[str]`, *optional*): paragraphs about the evaluation, at the start of the page.
-
-    Returns:
-        `str`: the page.
-
-    Raises:
-        ImportError: if tabulate is not installed.
-    """
-    parts = [f"# Evaluation of {name}", LEGEND, *settings]
-    for domain, table in comparison_tables(results, name).items():
-        if domain == "own":
-            parts += ["## Other datasets", table]
-        else:
-            title = f"## {domain.capitalize()} datasets, as in {NUMBERS[domain]} of the paper"
-            parts += [title, PUBLISHED_NOTE, table]
-    for result in results:
-        parts += [f"## Categories of {result['name']}", category_table(result, "github")]
-    if lines := notes(results):
-        parts += ["## Notes", "\n".join(f"- {line}" for line in lines)]
-    return "\n\n".join(parts) + "\n"
-
-
-def latex_report(results: Sequence[dict[str, Any]], name: str) -> str:
-    """
-    Write the comparison with the published results as LaTeX tables, for the package booktabs.
-
-    Args:
-        results (`Sequence[dict]`): results as described in the module.
-        name (`str`): name of the checkpoint.
-
-    Returns:
-        `str`: the tables, with notes as comments.
-
-    Raises:
-        ImportError: if tabulate is not installed.
-    """
-    parts = [f"% {line}" for line in notes(results)]
-    for domain, table in comparison_tables(results, name, "latex_booktabs").items():
-        parts += [f"% {NUMBERS.get(domain, 'Other datasets')}", table]
-    return "\n".join(parts) + "\n"
-
-
-def csv_report(results: Sequence[dict[str, Any]]) -> str:
-    """
-    Write the metrics, thresholds and counts as CSV.
-
-    Args:
-        results (`Sequence[dict]`): results as described in the module.
-
-    Returns:
-        `str`: CSV with one row per category, and one row `MEAN` per dataset. Metrics are in [0, 1], and empty if
-        undefined.
-    """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["dataset", "category", *METRICS, *THRESHOLDS, *COUNTS, "trained_on"])
-    for result in results:
-        for category, found in [*result["categories"].items(), ("MEAN", result["mean"])]:
-            values = [found.get(key, "") for key in (*METRICS, *THRESHOLDS, *COUNTS)]
-            values = ["" if isinstance(value, float) and math.isnan(value) else value for value in values]
-            writer.writerow([result["name"], category, *values, "; ".join(result["trained_on"])])
-    return text.getvalue()
-
-
-__all__ = ["category_table", "comparison_rows", "comparison_tables", "csv_report", "latex_report", "markdown_report"]
+__all__ = ["category_table", "comparison_rows", "comparison_tables", "notes"]

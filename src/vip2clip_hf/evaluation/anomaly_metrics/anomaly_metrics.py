@@ -1,7 +1,7 @@
 """Anomaly detection metrics as a module of the evaluate library, see docs/evaluation.md.
 
-Maps are counted in histograms as soon as they are added. The library only caches the state of the histograms, and
-gathers it from several processes: a few megabytes for any number of images.
+Maps are counted in histograms as soon as they are added. The library only caches the compressed state of the
+histograms, and gathers it from several processes: about a megabyte per category, for any number of images.
 """
 
 import io
@@ -11,7 +11,8 @@ import datasets
 import evaluate
 import numpy as np
 
-from vip2clip_hf.evaluation.metrics import METRICS, AnomalyMetrics
+from vip2clip_hf.evaluation.category_metrics import AUPROS, METRICS
+from vip2clip_hf.evaluation.metrics import AnomalyMetrics
 
 
 _DESCRIPTION = (
@@ -28,8 +29,8 @@ Args of add_batch and compute:
 With evaluate.load(path, config_name="release"), AUPRO is computed as in the authors' released code.
 Returns:
     dict: image_auroc, image_ap, image_f1, pixel_auroc, pixel_ap, pixel_aupro and pixel_f1, means over the categories
-    in [0, 1], or NaN if undefined; "undefined", the reason by undefined metric; "categories", metrics and counts by
-    category.
+    in [0, 1], or NaN if undefined; pixel_aupro_exact and pixel_aupro_release, AUPRO in both conventions; "undefined",
+    the reason by undefined metric; "categories", metrics and counts by category.
 """
 _CITATION = ""
 
@@ -131,7 +132,7 @@ class AnomalyMetricsModule(evaluate.Metric):
         result = merged.compute()
         mean = result["mean"]
         return {
-            **{name: mean[name] for name in METRICS},
+            **{name: mean[name] for name in (*METRICS, *AUPROS.values())},
             "undefined": mean["undefined"],
             "categories": result["categories"],
         }

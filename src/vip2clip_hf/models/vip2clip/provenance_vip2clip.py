@@ -53,7 +53,7 @@ class Provenance(_BackboneOrigin):
             Hub id and commit of the CLIP checkpoint the model was built from. Never a local path.
         training_sets (`list[dict[str, Any]]`, *optional*, defaults to an empty list):
             Datasets the adapters were trained on, as returned by [`vip2clip_hf.data.describe_training_set`]: name,
-            benchmark, split, categories, counts, and hashes of some images. Evaluating on one of them logs a warning.
+            benchmark, split, categories, counts, and hashes of all images. Evaluating on one of them logs a warning.
         training_recorded (`bool`, defaults to `True`):
             Whether `training_sets` contains all training data. False if the weights were changed without adding to
             it, for example by a plain `Trainer`, and for converted checkpoints: results are then not known to be
