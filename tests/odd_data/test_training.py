@@ -126,6 +126,14 @@ def changed_rate(folder: Path) -> ViP2ClipTrainer:
     return resume(prepare(folder), learning_rate=0.5, weight_decay=0.2, allow_changed_recipe=True)
 
 
+def with_a_schedule(folder: Path) -> ViP2ClipTrainer:
+    """The rate depends on the length of the training."""
+    prepare(folder)
+    options = {"lr_scheduler_type": "cosine", "output_dir": str(folder / "cosine")}
+    train_again(folder, num_train_epochs=2, **options)
+    return resume(folder, max_steps=3, **options)
+
+
 def has_the_new_rate(trainer: ViP2ClipTrainer) -> None:
     reaches(3)(trainer)
     groups = trainer.optimizer.param_groups
@@ -161,6 +169,7 @@ SETTINGS = [
           learning_rate=0.1, seed=5),
     Case("resume with frozen weights", frozen, r"frozen_weights \(was \[\], now \['prompt_learner\.normal_context'"),
     Case("resume with another optimizer", with_another_optimizer, r"optimizer \(was Adam, now SGD\)"),
+    Case("resume with another length of a schedule", with_a_schedule, r"length \(was 2 epochs, now 3 steps\)"),
     same("number of epochs", num_train_epochs=3),
     same("logging", logging_strategy="steps", logging_steps=1),
     same("limit of checkpoints", save_total_limit=1),
