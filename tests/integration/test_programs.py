@@ -52,7 +52,7 @@ def test_publishing(clip_folder, tmp_path):
         assert len(hub.commits) == 1
         published = hub.repositories["org/detector"]
         assert {"README.md", "config.json", "model.safetensors", "modeling_vip2clip.py"} <= set(published)
-        assert not any("checkpoint" in name or name == "results.json" for name in published)
+        assert not any(name.startswith("checkpoint-") or name == "results.json" for name in published)
         assert b"### eval" in published["README.md"]
         for name, content in published.items():
             assert (tmp_path / "out" / name).read_bytes() == content
