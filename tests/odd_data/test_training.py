@@ -126,6 +126,14 @@ def changed_rate(folder: Path) -> ViP2ClipTrainer:
     return resume(prepare(folder), learning_rate=0.5, weight_decay=0.2, allow_changed_recipe=True)
 
 
+def with_a_schedule(folder: Path) -> ViP2ClipTrainer:
+    """The rate depends on the length of the training."""
+    prepare(folder)
+    options = {"lr_scheduler_type": "cosine", "output_dir": str(folder / "cosine")}
+    train_again(folder, num_train_epochs=2, **options)
+    return resume(folder, max_steps=3, **options)
+
+
 def has_the_new_rate(trainer: ViP2ClipTrainer) -> None:
     reaches(3)(trainer)
     groups = trainer.optimizer.param_groups
@@ -152,7 +160,7 @@ SETTINGS = [
     other("number of views", "augmentation_views", augmentation=["flip"], augmentation_views=2),
     other("way to skip data", ignore_data_skip=True),
     other("storage of features", r"features \(was computed, now cached\)", cache_features="/dev/null/cache"),
-    other("mask threshold of the trainer", r"training data: mask_threshold \(was None, now 127\)", mask_threshold=127),
+    other("mask threshold of the trainer", r"training data: mask_threshold \(was [\w.]+, now 127", mask_threshold=127),
     other("mean of the image processor", r"image_processor\.image_mean \(was", processor=ViP2ClipImageProcessor(
         size=48, image_mean=[0.5, 0.5, 0.5])),
     other("resampling", r"image_processor\.resample \(was 3, now 2\)", processor=ViP2ClipImageProcessor(
@@ -161,6 +169,7 @@ SETTINGS = [
           learning_rate=0.1, seed=5),
     Case("resume with frozen weights", frozen, r"frozen_weights \(was \[\], now \['prompt_learner\.normal_context'"),
     Case("resume with another optimizer", with_another_optimizer, r"optimizer \(was Adam, now SGD\)"),
+    Case("resume with another length of a schedule", with_a_schedule, r"length \(was 2 epochs, now 3 steps\)"),
     same("number of epochs", num_train_epochs=3),
     same("logging", logging_strategy="steps", logging_steps=1),
     same("limit of checkpoints", save_total_limit=1),
@@ -250,7 +259,7 @@ DATA = [
     other_data("an image added", add_image, r"images \(was 7 \(.*, now 8 \("),
     other_data("another order", reorder, r"images \(was 7 \("),
     other_data("another label", relabel, r"labels \(was 3 normal, 4 anomalous"),
-    other_data("a mask threshold per row", mask_threshold_column, r"mask_threshold \(was None, now 127\)"),
+    other_data("a mask threshold per row", mask_threshold_column, r"mask_threshold \(was [\w.]+, now 127"),
     Case("resume after the dataset was moved", renamed, reaches(3)),
     Case("resume with other data that is allowed", with_allowed_data, was_trained_on_both,
          says="Resuming with other settings: training data: images"),
@@ -420,7 +429,12 @@ def damaged(
 
     def act(folder: Path) -> ViP2ClipTrainer:
         change(prepare(folder) / "run")
-        return resume(folder, str(folder / "run" / checkpoint) if isinstance(checkpoint, str) else checkpoint, **more)
+        return resume(
+            folder,
+            str(folder / "run" / checkpoint) if isinstance(checkpoint, str) else checkpoint,
+            num_train_epochs=2,
+            **more,
+        )
 
     return Case(f"resume with {name}", act, expected, says)
 
@@ -453,7 +467,7 @@ def of_two_runs(folder: Path) -> Path:
 
 
 LAST = "checkpoint-2"
-EARLIER = reaches(3, "checkpoint-2", "checkpoint-3")
+EARLIER = reaches(2, "checkpoint-1", "checkpoint-2")
 IGNORES = "Ignoring checkpoint-2: not written completely, or damaged"
 DAMAGED = [
     damaged("a truncated state", cut(f"{LAST}/trainer_state.json"), EARLIER, says=r"Resuming from .*checkpoint-1"),
@@ -476,7 +490,7 @@ DAMAGED = [
     damaged("a file of the user as record", another_kind, r"training_run\.json' is not the record of a training run"),
     damaged("a damaged record of the checkpoint", put(f"{LAST}/{RECORD_FILE}", "{"),
             r"checkpoint-2/training_run\.json' is damaged.*settings cannot be compared", checkpoint=LAST),
-    damaged("a damaged record of the checkpoint, allowed", put(f"{LAST}/{RECORD_FILE}", "{"), reaches(3),
+    damaged("a damaged record of the checkpoint, allowed", put(f"{LAST}/{RECORD_FILE}", "{"), reaches(2),
             says="is damaged.*Its settings are not compared", checkpoint=LAST, allow_changed_recipe=True),
     damaged("a checkpoint that does not exist", lambda folder: None, "checkpoint-9' is not a complete checkpoint",
             checkpoint="checkpoint-9"),

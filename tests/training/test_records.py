@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from datasets import Dataset, Features, Image as ImageFeature, Value
 from transformers import Trainer, TrainingArguments
 
 from helpers.benchmark_trees import mvtec_official
@@ -16,6 +17,7 @@ from vip2clip_hf.data.collator import ViP2ClipCollator
 from vip2clip_hf.data.loading import load_benchmark, load_folder
 from vip2clip_hf.data.provenance import describe_training_set, find_training_overlap
 from vip2clip_hf.data.synthetic.dataset import write_dataset
+from vip2clip_hf.training.contents import content_hash, describe_contents
 from vip2clip_hf.training.parsing import parse_arguments
 from vip2clip_hf.training.recipe import describe_recipe
 from vip2clip_hf.training.run import run_training
@@ -231,6 +233,18 @@ def test_an_undefined_value_of_the_metric_stops_the_training():
     ):
         check_selection_value("eval_pixel_auroc", float("nan"), results)
     check_selection_value("pixel_auroc", 0.0, results)
+
+
+def test_contents_of_images_at_urls():
+    """They are not downloaded, and cannot be cached."""
+    images = [{"bytes": None, "path": f"https://host/{number}.png"} for number in range(2)]
+    features = Features({"image": ImageFeature(), "label": Value("int64")})
+    found = describe_contents(Dataset.from_dict({"image": images, "label": [0, 1]}, features))
+    assert found["images"].startswith("2 (")
+    other = describe_contents(Dataset.from_dict({"image": images[::-1], "label": [0, 1]}, features))
+    assert other["images"] != found["images"]
+    with pytest.raises(OSError, match="is a URL, whose contents can change; expected a file"):
+        content_hash(images[0])
 
 
 # The command

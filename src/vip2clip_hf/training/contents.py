@@ -41,11 +41,17 @@ def content_hash(image: dict[str, Any] | None) -> str | None:
         return None
     if image.get("bytes") is not None:
         return hashlib.sha256(image["bytes"]).hexdigest()
+    if _is_url(image):
+        raise OSError(f"{image['path']!r} is a URL, whose contents can change; expected a file. Download the images.")
     try:
         with open(Path(image["path"]), "rb") as file:
             return _hash_file(file)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"Image file {image['path']!r} not found; check the path.") from error
+
+
+def _is_url(image: Mapping[str, Any]) -> bool:
+    return image.get("bytes") is None and str(image.get("path")).lower().startswith(("http://", "https://"))
 
 
 def _hash_file(file: Any) -> str:
@@ -72,7 +78,8 @@ def describe_contents(dataset: "Dataset", mask_settings: Mapping[str, Any] | Non
     Describe what a model is trained on: the contents of all images and masks, in order, and their labels.
 
     Args:
-        dataset (`datasets.Dataset`): dataset to train on. Names of files do not matter.
+        dataset (`datasets.Dataset`): dataset to train on. Names of files do not matter. Of images at URLs, only the
+            URLs are compared.
         mask_settings (`Mapping[str, Any]`, *optional*): how the trainer reads masks, such as `mask_threshold`. Columns
             of the dataset with these names replace them.
 
@@ -85,8 +92,8 @@ def describe_contents(dataset: "Dataset", mask_settings: Mapping[str, Any] | Non
     """
     dataset = undecoded(dataset)
     labels = list(dataset["label"])
-    images = [content_hash(image) for image in dataset["image"]]
-    masks = [content_hash(mask) for mask in dataset["mask"]] if "mask" in dataset.column_names else []
+    images = [_identify(image) for image in dataset["image"]]
+    masks = [_identify(mask) for mask in dataset["mask"]] if "mask" in dataset.column_names else []
     settings: dict[str, Any] = {name: value for name, value in (mask_settings or {}).items() if value is not None}
     for name in sorted(set(dataset.column_names) & MASK_COLUMNS):
         values = list(dataset[name])
@@ -98,6 +105,11 @@ def describe_contents(dataset: "Dataset", mask_settings: Mapping[str, Any] | Non
         "labels": f"{labels.count(0)} normal, {labels.count(1)} anomalous ({_digest(labels)})",
         **{name: str(value) for name, value in sorted(settings.items())},
     }
+
+
+def _identify(image: dict[str, Any] | None) -> str | None:
+    """Hash a file. An image at a URL is not downloaded."""
+    return str(image["path"]) if image is not None and _is_url(image) else content_hash(image)
 
 
 def _digest(values: Iterable[Any]) -> str:

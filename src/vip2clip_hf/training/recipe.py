@@ -66,10 +66,9 @@ def recipe_of(trainer: Any) -> dict[str, Any]:
     found = {name: value for name, value in _arguments(trainer).items() if name not in ROUNDING}
     found["images_per_step"] = _images_per_step(trainer)
     found["data_seed"] = args.seed if args.data_seed is None else args.data_seed
-    if _schedule(trainer) in _ENDLESS and not 0 < args.warmup_steps < 1:
-        found = {name: value for name, value in found.items() if name not in _LENGTH}
-    else:
-        found.pop("num_train_epochs" if args.max_steps > 0 else "max_steps", None)
+    found = {name: value for name, value in found.items() if name not in _LENGTH}
+    if _schedule(trainer) not in _ENDLESS or 0 < args.warmup_steps < 1:
+        found["length"] = f"{args.max_steps} steps" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs"
     if args.cache_features is None:
         del found["cache_dtype"]
     found["features"] = "computed" if args.cache_features is None else "cached"
