@@ -23,6 +23,7 @@ from ..models.loading import load_checkpoint, model_checksum, name_of
 from ..models.vip2clip.arguments_vip2clip import LABELS
 from ..models.vip2clip.image_processing_vip2clip import ViP2ClipImageProcessor
 from ..models.vip2clip.modeling_vip2clip import ViP2ClipForAnomalyDetection
+from ..utils.csv_cells import safe_cell
 from ..utils.distributed import from_all, from_first, world
 from ..utils.extras import require
 from ..utils.files import file_names, write_atomically
@@ -342,7 +343,8 @@ def _scores_csv(dataset: "Dataset", scores: np.ndarray) -> str:
     writer.writerow(["image_id", "category", "label", "defect", "score"])
     columns = [dataset[name] for name in ("image_id", "category", "label", "defect")]
     for image_id, category, label, defect, score in zip(*columns, scores):
-        writer.writerow([image_id, category, LABELS[label], defect, f"{score:.6f}"])
+        names = map(safe_cell, (image_id, category, LABELS[label], defect))
+        writer.writerow([*names, f"{score:.6f}"])
     return text.getvalue()
 
 

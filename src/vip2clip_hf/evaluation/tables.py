@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..data.benchmarks.registry import BENCHMARKS
+from ..utils.csv_cells import safe_cell
 from ..utils.extras import extra
 from .metrics import METRICS
 from .published import METHODS, TAKEN_OVER, TRIPLES, published, published_average, published_sets
@@ -292,7 +293,8 @@ def csv_report(results: Sequence[dict[str, Any]]) -> str:
         for category, found in [*result["categories"].items(), ("MEAN", result["mean"])]:
             values = [found.get(key, "") for key in (*METRICS, *THRESHOLDS, *COUNTS)]
             values = ["" if isinstance(value, float) and math.isnan(value) else value for value in values]
-            writer.writerow([result["name"], category, *values, "; ".join(result["trained_on"])])
+            names, trained_on = (result["name"], category), "; ".join(result["trained_on"])
+            writer.writerow([*map(safe_cell, names), *values, safe_cell(trained_on)])
     return text.getvalue()
 
 

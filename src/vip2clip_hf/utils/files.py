@@ -8,6 +8,8 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from .text import encodable
+
 
 def umask() -> int:
     """
@@ -71,14 +73,14 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
     Args:
         path (`pathlib.Path`): file to write; an existing file is replaced.
-        content (`str` or `bytes`): text is encoded as UTF-8.
+        content (`str` or `bytes`): text is encoded as UTF-8, see [`encodable`].
 
     Raises:
         OSError: if the file cannot be written.
     """
     staged = path.with_name(f".{path.name}.tmp")
     try:
-        staged.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
+        staged.write_bytes(content if isinstance(content, bytes) else encodable(content).encode("utf-8"))
         os.replace(staged, path)
     except BaseException:
         staged.unlink(missing_ok=True)

@@ -224,12 +224,13 @@ def _from_array(
     return (image.convert("RGB") if convert_rgb else image), is_float
 
 
-def list_images(folder: str | os.PathLike[str]) -> list[str]:
+def list_images(folder: str | os.PathLike[str], recursive: bool = True) -> list[str]:
     """
-    List the image files in a folder, without subfolders and hidden files.
+    List the image files in a folder and its subfolders, without hidden ones.
 
     Args:
         folder (`str` or `os.PathLike`): the folder.
+        recursive (`bool`, defaults to `True`): whether to list subfolders.
 
     Returns:
         `list[str]`: paths of the images, sorted by name.
@@ -238,12 +239,16 @@ def list_images(folder: str | os.PathLike[str]) -> list[str]:
         OSError: if the folder cannot be read.
         ValueError: if the folder contains no images.
     """
-    with os.scandir(folder) as entries:
-        files = sorted(entry.path for entry in entries if entry.is_file() and not entry.name.startswith("."))
-    found = [path for path in files if os.path.splitext(path)[1].lower() in IMAGE_EXTENSIONS]
+    os.scandir(folder).close()  # raises if the folder cannot be read
+    found = []
+    for path, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if recursive and not name.startswith(".")]
+        images = (name for name in files if not name.startswith("."))
+        found += [os.path.join(path, name) for name in images if os.path.splitext(name)[1].lower() in IMAGE_EXTENSIONS]
+    found.sort()
     if not found:
         raise ValueError(
-            f"Folder {os.fspath(folder)!r} contains no images; expected files such as .png or .jpg directly in the "
+            f"Folder {os.fspath(folder)!r} contains no images; expected files such as .png or .jpg in the "
             "folder."
         )
     return found
