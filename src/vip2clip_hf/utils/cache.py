@@ -23,6 +23,18 @@ def can_write(folder: str | os.PathLike[str]) -> bool:
         return False
 
 
+def datasets_cache() -> str:
+    """
+    Cache folder of `datasets`.
+
+    Returns:
+        `str`: the path.
+    """
+    from huggingface_hub import constants
+
+    return os.environ.get("HF_DATASETS_CACHE", os.path.join(constants.HF_HOME, "datasets"))
+
+
 def cache_folders() -> list[str]:
     """
     Cache folders that libraries write to, set by `HF_HOME` and more special variables.
@@ -32,10 +44,8 @@ def cache_folders() -> list[str]:
     """
     from huggingface_hub import constants
 
-    home = constants.HF_HOME
-    datasets = os.environ.get("HF_DATASETS_CACHE", os.path.join(home, "datasets"))
-    modules = os.environ.get("HF_MODULES_CACHE", os.path.join(home, "modules"))
-    return [home, constants.HF_HUB_CACHE, datasets, modules]
+    modules = os.environ.get("HF_MODULES_CACHE", os.path.join(constants.HF_HOME, "modules"))
+    return [constants.HF_HOME, constants.HF_HUB_CACHE, datasets_cache(), modules]
 
 
 def unwritable_cache(path: str | os.PathLike[str]) -> str | None:
@@ -55,4 +65,4 @@ def unwritable_cache(path: str | os.PathLike[str]) -> str | None:
     return None
 
 
-__all__ = ["cache_folders", "can_write", "unwritable_cache"]
+__all__ = ["cache_folders", "can_write", "datasets_cache", "unwritable_cache"]

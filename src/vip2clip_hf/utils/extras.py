@@ -48,7 +48,12 @@ def require(name: str, what: str, *modules: str) -> None:
     """
     with extra(name, what):
         for module in modules:
-            importlib.import_module(module)
+            try:
+                importlib.import_module(module)
+            except ImportError:
+                raise
+            except Exception as error:  # such as an OSError for a missing library of the system
+                raise ImportError(f"{module}: {error}", name=module) from error
 
 
 __all__ = ["extra", "require"]

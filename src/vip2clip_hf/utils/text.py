@@ -25,6 +25,19 @@ def encodable(text: str) -> str:
     return _SURROGATE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
+def is_utf8(text: str) -> bool:
+    """
+    Whether UTF-8 can encode a text.
+
+    Args:
+        text (`str`): text, such as a path.
+
+    Returns:
+        `bool`: False if a file name in it is not valid UTF-8.
+    """
+    return _SURROGATE.search(text) is None
+
+
 def shown(name: str) -> str:
     """
     Write a name in one line of text, for a terminal or a table.
@@ -43,4 +56,4 @@ def _escaped(character: str) -> str:
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
 
-__all__ = ["encodable", "shown"]
+__all__ = ["encodable", "is_utf8", "shown"]
