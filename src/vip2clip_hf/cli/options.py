@@ -158,6 +158,7 @@ def shows_progress() -> bool:
     """
     if sys.stderr.isatty():
         return True
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # read when datasets is imported
     from transformers.utils import logging
 
     logging.disable_progress_bar()

@@ -70,7 +70,7 @@ def find_source(
     return DataSource.parse(text, "test" if split is None else split, categories)
 
 
-def as_images(source: Any, output: Path) -> "FolderImages | DatasetImages":
+def as_images(source: Any, output: Path, recursive: bool = True) -> "FolderImages | DatasetImages":
     """
     Open a source of images.
 
@@ -79,6 +79,8 @@ def as_images(source: Any, output: Path) -> "FolderImages | DatasetImages":
             Source in a form that [`find_source`] accepts, or a dataset with a column `image`.
         output (`pathlib.Path`):
             Output folder. It is skipped if it is inside the source folder.
+        recursive (`bool`, defaults to `True`):
+            Whether to read the subfolders of a folder of images.
 
     Returns:
         [`FolderImages`] or [`DatasetImages`]: the images.
@@ -90,7 +92,7 @@ def as_images(source: Any, output: Path) -> "FolderImages | DatasetImages":
     if isinstance(source, (str, os.PathLike)):
         source = find_source(source)
     if isinstance(source, Path):
-        return FolderImages(source, output)
+        return FolderImages(source, output, recursive)
     if isinstance(source, DataSource):
         description = {
             "data": os.path.realpath(source.root) if os.path.exists(source.root) else source.root,
@@ -117,12 +119,14 @@ class FolderImages:
     Args:
         root (`pathlib.Path`): the folder.
         leave_out (`pathlib.Path`): folder to skip.
+        recursive (`bool`, defaults to `True`): whether to read subfolders.
     """
 
-    def __init__(self, root: Path, leave_out: Path) -> None:
+    def __init__(self, root: Path, leave_out: Path, recursive: bool = True) -> None:
         self.root = os.path.realpath(root)
         self.description: dict[str, Any] = {"folder": self.root}
         self._leave_out = os.path.realpath(leave_out)
+        self._recursive = recursive
 
     def is_here(self, count: int) -> bool:
         """
@@ -178,7 +182,7 @@ class FolderImages:
         with os.scandir(path) as found:
             for entry in found:
                 if entry.is_dir(follow_symlinks=False):
-                    if entry.name != leave_out and not is_system_path(f"{entry.name}/x"):
+                    if self._recursive and entry.name != leave_out and not is_system_path(f"{entry.name}/x"):
                         yield os.fsencode(entry.name) + b"/"
                 elif has_image_extension(entry.name) and not is_system_path(entry.name) and _is_file(entry):
                     yield os.fsencode(entry.name)
