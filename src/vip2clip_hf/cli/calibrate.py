@@ -86,7 +86,11 @@ def calibrate(
     )
     if normal is not None:
         found = calibrate_normal(
-            detector, list_images(normal, recursive), false_alarm_rate, min_region_area=min_region_area, progress=progress
+            detector,
+            list_images(normal, recursive),
+            false_alarm_rate,
+            min_region_area=min_region_area,
+            progress=progress,
         )
     elif labelled is not None:
         from ..data.sources import DataSource

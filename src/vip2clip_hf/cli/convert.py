@@ -68,7 +68,9 @@ def _check_replaced(output: Path, overwrite: bool) -> None:
     with contextlib.suppress(OSError, ValueError, AttributeError):
         model_type = json.loads((output / "config.json").read_text(encoding="utf-8")).get("model_type")
     if model_type != ViP2ClipConfig.model_type:
-        raise OSError(f"{str(output)!r} is not empty and does not contain a checkpoint of this model; expected a new folder.")
+        raise OSError(
+            f"{str(output)!r} is not empty and does not contain a checkpoint of this model; expected a new folder."
+        )
     if not overwrite:
         raise OSError(f"{str(output)!r} contains a checkpoint; choose a new folder, or replace it with --overwrite.")
 

@@ -27,18 +27,22 @@ def explain(error: BaseException) -> str:
     damaged = (EOFError, zipfile.BadZipFile, zlib.error, pickle.UnpicklingError)
     text = str(error).strip()
     if isinstance(error, MemoryError):
-        return f"Out of memory{f' ({text})' if text else ''}; use smaller images, a smaller --batch-size or --tile-size."
+        return (
+            f"Out of memory{f' ({text})' if text else ''}; use smaller images, a smaller --batch-size or --tile-size."
+        )
     if isinstance(error, RecursionError):
         return f"The input is nested too deeply ({text or 'recursion limit'})."
     if isinstance(error, UnicodeDecodeError):
-        return f"A file is not valid {error.encoding} text ({error.reason} at position {error.start}); save it as UTF-8."
+        return (
+            f"A file is not valid {error.encoding} text ({error.reason} at position {error.start}); save it as UTF-8."
+        )
     if isinstance(error, damaged):
         return f"A file is damaged ({text or type(error).__name__}); remove it or create it again."
     if isinstance(error, expected):
         return (text or type(error).__name__) + _cache_hint(error)
     return (
-        f"{type(error).__name__}{f': {text}' if text else ''}. This is not expected; set {TRACEBACK}=1 to see where it "
-        "happens, and report it."
+        f"{type(error).__name__}{f': {text}' if text else ''}. This is not expected; set {TRACEBACK}=1 to see where "
+        "it happens, and report it."
     )
 
 

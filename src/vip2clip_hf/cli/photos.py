@@ -131,7 +131,9 @@ def heatmap_files(photos: Photos, heatmap: Path, overwrite: bool) -> dict[str, P
         raise OSError(f"{str(heatmap)!r} is a file; expected a folder for the heatmaps of several photos.")
     parents = [os.path.dirname(photo.source) or "." for photo in photos.photos if photo.is_file] if several else []
     inside = any(is_inside(heatmap, folder) for folder in photos.folders)
-    if inside or any(heatmap.exists() and os.path.samefile(heatmap, one) for one in set(parents) if os.path.exists(one)):
+    if inside or any(
+        heatmap.exists() and os.path.samefile(heatmap, one) for one in set(parents) if os.path.exists(one)
+    ):
         raise OSError(
             f"--heatmap {str(heatmap)!r} is inside the folder of the photos, where the heatmaps would be read as "
             "photos the next time; expected another folder."
@@ -141,7 +143,9 @@ def heatmap_files(photos: Photos, heatmap: Path, overwrite: bool) -> dict[str, P
     else:
         targets = {photos.photos[0].source: heatmap}
         if heatmap.suffix.lower() not in HEATMAP_FORMATS:
-            raise OSError(f"{str(heatmap)!r} has an unknown format; expected a name with {', '.join(HEATMAP_FORMATS)}.")
+            raise OSError(
+                f"{str(heatmap)!r} has an unknown format; expected a name with {', '.join(HEATMAP_FORMATS)}."
+            )
     existing = [file for file in targets.values() if os.path.lexists(file)]
     paths = [photo.source for photo in photos.photos if photo.is_file and os.path.exists(photo.source)]
     inputs = {(found.st_dev, found.st_ino) for found in map(os.stat, paths)}

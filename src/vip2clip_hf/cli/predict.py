@@ -26,8 +26,8 @@ def predict(
         list[str],
         typer.Argument(
             metavar="SOURCE...",
-            help="Photos, folders of photos, patterns, URLs, or - to read a list of paths from the standard input. With "
-            "--output, one folder, table, meta.json, Hub id or NAME=ROOT.",
+            help="Photos, folders of photos, patterns, URLs, or - to read a list of paths from the standard input. "
+            "With --output, one folder, table, meta.json, Hub id or NAME=ROOT.",
         ),
     ],
     model: Model = None,

@@ -148,7 +148,9 @@ def find_photos(sources: Sequence[str], recursive: bool = True) -> Photos:
     if len(missing) == len(photos):
         more = f" {len(missing) - 1} more paths are not found." if len(missing) > 1 else ""
         raise OSError(f"{photos[0].error}{more}")
-    unique = {photo.source if not photo.is_file else os.path.abspath(photo.source): photo for photo in reversed(photos)}
+    unique = {
+        photo.source if not photo.is_file else os.path.abspath(photo.source): photo for photo in reversed(photos)
+    }
     kept = list(reversed(unique.values()))
     if len(kept) < len(photos):
         say_error(f"{len(photos) - len(kept)} photos are named twice and scored once.")

@@ -66,8 +66,8 @@ def _cache_folder(path: str) -> str | None:
     if can_write(cache):
         return None
     logger.warning_once(
-        f"The cache folder {cache!r} cannot be written, so {path!r} is converted into a temporary folder, again in each "
-        "run; to keep the converted copy, set HF_HOME to a folder that can be written."
+        f"The cache folder {cache!r} cannot be written, so {path!r} is converted into a temporary folder, again in "
+        "each run; to keep the converted copy, set HF_HOME to a folder that can be written."
     )
     folder = tempfile.mkdtemp(prefix="vip2clip-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)

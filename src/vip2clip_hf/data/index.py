@@ -154,8 +154,8 @@ class DataIndex:
         odd = [path for row in rows for path in (row.image, row.mask) if path is not None and not is_utf8(path)]
         if odd:
             logger.warning(
-                f"{len(odd)} file names in {listing.root} are not valid UTF-8, such as '{encodable(odd[0])}'; they are "
-                "shown with escapes, and the files are kept in memory."
+                f"{len(odd)} file names in {listing.root} are not valid UTF-8, such as '{encodable(odd[0])}'; they "
+                "are shown with escapes, and the files are kept in memory."
             )
 
         columns = [

@@ -19,9 +19,9 @@ def safe_cell(text: str) -> str:
         text (`str`): text, such as a file name.
 
     Returns:
-        `str`: the text in one line, see [`shown`]. If it begins with `=`, `+`, `-`, `@`, a tab or a line break, it gets
-        an apostrophe in front. Text that begins with apostrophes and one of these gets one more, so removing the first
-        apostrophe restores it.
+        `str`: the text in one line, see [`shown`]. If it begins with `=`, `+`, `-`, `@`, a tab or a line break, it
+        gets an apostrophe in front. Text that begins with apostrophes and one of these gets one more, so removing the
+        first apostrophe restores it.
     """
     return f"'{shown(text)}" if _FORMULA.match(text) else shown(text)
 

@@ -13,8 +13,8 @@ def to_json(content: Any, indent: int | None = 2) -> str:
     """
     Format the content of a JSON file: indented, with non-ASCII characters as they are and a final line break.
 
-    A byte of a file name that is not valid UTF-8 is written as an escape such as `\\udcff`. The text is therefore always
-    valid UTF-8, and `os.fsencode(name)` of a name read from the JSON returns the bytes of the file name.
+    A byte of a file name that is not valid UTF-8 is written as an escape such as `\\udcff`. The text is therefore
+    always valid UTF-8, and `os.fsencode(name)` of a name read from the JSON returns the bytes of the file name.
 
     Args:
         content: JSON-serializable content.

@@ -248,8 +248,7 @@ def list_images(folder: str | os.PathLike[str], recursive: bool = True) -> list[
     found.sort()
     if not found:
         raise ValueError(
-            f"Folder {os.fspath(folder)!r} contains no images; expected files such as .png or .jpg in the "
-            "folder."
+            f"Folder {os.fspath(folder)!r} contains no images; expected files such as .png or .jpg in the folder."
         )
     return found
 
