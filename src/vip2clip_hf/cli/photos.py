@@ -28,7 +28,6 @@ def predict_photos(
     as_json: bool,
     overwrite: bool,
     recursive: bool,
-    reading: dict[str, Any],
     options: dict[str, Any],
 ) -> None:
     """
@@ -41,7 +40,6 @@ def predict_photos(
         as_json (`bool`): whether to print a JSON list of records, also for one photo.
         overwrite (`bool`): whether to replace existing heatmaps.
         recursive (`bool`): whether to include subfolders.
-        reading (`dict[str, Any]`): arguments of [`load_image`].
         options (`dict[str, Any]`): arguments of [`AnomalyDetectionPipeline.from_pretrained`].
 
     Raises:
@@ -67,7 +65,7 @@ def predict_photos(
     entries = []
     # A progress bar would overwrite lines that are printed to the same terminal.
     bar = progress and photos.several and (as_json or not sys.stdout.isatty())
-    for entry in _entries(detector, photos.photos, targets, reading, bar):
+    for entry in _entries(detector, photos.photos, targets, bar):
         entries.append(entry)
         if not as_json and ("error" not in entry or photos.several):
             print_entry(entry)
@@ -83,20 +81,19 @@ def predict_photos(
         raise typer.Exit(3)
 
 
-def _entries(
-    detector: Any, photos: list[Photo], targets: dict[str, Path], reading: dict[str, Any], bar: bool
-) -> Iterator[dict[str, Any]]:
+def _entries(detector: Any, photos: list[Photo], targets: dict[str, Path], bar: bool) -> Iterator[dict[str, Any]]:
     """The result of each photo, or why it cannot be read."""
     from tqdm.auto import tqdm
 
     from ..models.vip2clip.image_loading_vip2clip import load_image
 
+    load = getattr(detector, "load", load_image)  # with the options of the pipeline for reading
     for photo in tqdm(photos, disable=not bar):
         entry: dict[str, Any] = {"image": photo.source}
         try:
             if photo.error is not None:
                 raise OSError(photo.error)
-            image = load_image(photo.source, **reading)
+            image = load(photo.source)
         except (OSError, ValueError, MemoryError) as error:
             yield {**entry, "error": str(error) or type(error).__name__}
             continue
@@ -126,7 +123,9 @@ def heatmap_files(photos: Photos, heatmap: Path, overwrite: bool) -> dict[str, P
     """
     from ..utils.outputs import is_inside
 
-    several = photos.several or heatmap.is_dir()
+    several = photos.several
+    if not several and heatmap.is_dir():
+        raise OSError(f"{str(heatmap)!r} is a folder; expected a file for the heatmap of one photo.")
     if several and heatmap.is_file():
         raise OSError(f"{str(heatmap)!r} is a file; expected a folder for the heatmaps of several photos.")
     parents = [os.path.dirname(photo.source) or "." for photo in photos.photos if photo.is_file] if several else []

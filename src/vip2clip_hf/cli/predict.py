@@ -158,7 +158,7 @@ def predict(
         from .photos import predict_photos
 
         options.update(regions=regions)
-        predict_photos(source, model, heatmap, as_json, overwrite, recursive, {}, options)
+        predict_photos(source, model, heatmap, as_json, overwrite, recursive, options)
 
 
 def _predict_to_folder(
