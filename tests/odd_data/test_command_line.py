@@ -24,8 +24,10 @@ from vip2clip_hf.app.results import _csv
 from vip2clip_hf.checkpoints.bundled import bundled_checkpoint
 from vip2clip_hf.cli import entry
 from vip2clip_hf.cli.evaluate import problems_of
+from vip2clip_hf.data.loading import load_folder
 from vip2clip_hf.evaluation import runner
 from vip2clip_hf.evaluation.metrics import METRICS
+from vip2clip_hf.evaluation.sheets import draw_sheet
 from vip2clip_hf.utils.csv_cells import safe_cell
 from vip2clip_hf.utils.outputs import is_inside
 from vip2clip_hf.utils.serialization import to_json
@@ -612,6 +614,28 @@ def test_another_model_is_refused_in_one_sentence(image_processor, tmp_path):
     ):
         with pytest.raises(ValueError, match=rf"expected a ViP2ClipForAnomalyDetection\. {hint}"):
             runner.evaluate_sets(model, image_processor, [], tmp_path / "out")
+
+
+@pytest.mark.skipif(not POSIX or sys.platform == "darwin", reason="names are valid text there")
+def test_a_dataset_with_undecodable_names(tmp_path, caplog):
+    """It was a UnicodeEncodeError, after the listing."""
+    for folder in (b"good", b"bad"):
+        photos(tmp_path / "set", os.path.join(folder, b"caf\xe9.png"), os.path.join(folder, b"a.png"))
+    dataset = load_folder(tmp_path / "set")
+    assert sorted(dataset["image_id"]) == ["bad/a.png", "bad/caf\\xe9.png", "good/a.png", "good/caf\\xe9.png"]
+    assert [row["image"].size for row in dataset] == [(9, 8)] * 4
+    assert "2 file names in" in caplog.text
+    assert "are not valid UTF-8, such as" in caplog.text
+    done = vip2clip("data", tmp_path / "set", "--check", "--json")
+    assert done.code == 0, done
+
+
+def test_formulas_in_the_titles_of_sheets():
+    """A name with $ ended an evaluation after all images had run: it was read as a formula."""
+    picture, values = Image.new("RGB", (9, 8)), np.zeros((8, 9), np.float32)
+    rows = [{"image": picture, "mask": None, "anomaly_map": values, "caption": "$\\frac$\nx"}]
+    figure = draw_sheet(rows, "$_{$ caf\udce9")
+    figure.savefig(io.BytesIO(), format="png")
 
 
 # Processes
