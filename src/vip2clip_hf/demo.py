@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,6 +28,7 @@ from .models.vip2clip.modeling_vip2clip import ViP2ClipForAnomalyDetection
 from .models.vip2clip.pipeline_anomaly_detection import AnomalyDetectionPipeline
 from .training.arguments import ViP2ClipTrainingArguments
 from .training.trainer import ViP2ClipTrainer
+from .utils.files import write_atomically
 
 
 # The checkpoint was not trained on this surface.
@@ -73,7 +75,10 @@ def draw_sheet(rows: list[list[Image.Image]]) -> Image.Image:
 
 
 def run_demo(
-    output: str | os.PathLike = "demo_output", seed: int = 0, say: Callable[[str], None] = print
+    output: str | os.PathLike = "demo_output",
+    seed: int = 0,
+    say: Callable[[str], None] = print,
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """
     Run the demo and write `sheet.png` and the fine-tuned `checkpoint` to a folder.
@@ -82,17 +87,21 @@ def run_demo(
         output (`str` or `os.PathLike`, defaults to `"demo_output"`): folder to write; created if it does not exist.
         seed (`int`, defaults to 0): seed of the synthetic images and of training.
         say (`Callable[[str], None]`, defaults to `print`): called with each line of the report.
+        overwrite (`bool`, defaults to `False`): whether to replace `sheet.png` and `checkpoint` in the folder.
 
     Returns:
         `dict`: `scores` (`score` and `label` by image name), `before` and `after` (metrics before and after
         fine-tuning), `sheet` and `checkpoint` (paths).
 
     Raises:
-        OSError: if the folder is a file or cannot be written.
+        OSError: if the folder is a file, contains `sheet.png` or `checkpoint` already, or cannot be written.
     """
     output = Path(output)
     if output.exists() and not output.is_dir():
         raise OSError(f"{str(output)!r} is a file; expected a folder, or a path that does not exist.")
+    existing = [path for path in (output / "sheet.png", output / "checkpoint") if os.path.lexists(path)]
+    if existing and not overwrite:
+        raise OSError(f"{str(existing[0])!r} exists; choose another folder, or replace it with --overwrite.")
     output.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
 
@@ -108,7 +117,9 @@ def run_demo(
         anomaly_map = Image.fromarray(np.rint(result["anomaly_map"] * 255).astype(np.uint8))
         rows.append([image, anomaly_map, result["heatmap"], mask or Image.new("L", image.size)])
     sheet = output / "sheet.png"
-    draw_sheet(rows).save(sheet)
+    content = BytesIO()
+    draw_sheet(rows).save(content, format="PNG")
+    write_atomically(sheet, content.getvalue())
     say(f"Wrote {sheet}. Columns: image, anomaly map, heatmap, true mask.")
 
     with tempfile.TemporaryDirectory() as folder:

@@ -20,6 +20,7 @@ from helpers.predictions import ids_of, rows_of, table_bytes, write_photos
 from helpers.tiny import change_weights
 from vip2clip_hf import AnomalyDetectionPipeline, ViP2ClipForAnomalyDetection, cli
 from vip2clip_hf.calibration.from_normal import calibrate
+from vip2clip_hf.cli import photos as photo_module
 from vip2clip_hf.data.loading import load_folder
 from vip2clip_hf.data.sources import DataSource
 from vip2clip_hf.data.synthetic.dataset import write_dataset
@@ -452,7 +453,7 @@ def test_conflicting_options(checkpoint, photos, tmp_path, monkeypatch):
     assert done.exit_code == 2
     assert "--dtype is 'int8'; expected float32, bfloat16, float16." in " ".join(done.stderr.split())
     assert not (tmp_path / "out").exists()
-    monkeypatch.setattr(sys.modules["vip2clip_hf.cli.predict"], "MANY_PHOTOS", 1)
+    monkeypatch.setattr(photo_module, "MANY_PHOTOS", 1)
     done = command(photos / "x", "--model", checkpoint, "--top-k", 2, "--dtype", "bfloat16")
     assert "photos: with --output FOLDER" in done.stderr
     assert done.exit_code == 3

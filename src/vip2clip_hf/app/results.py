@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import os
 import re
 import zipfile
@@ -20,6 +19,8 @@ from ..models.vip2clip.heatmap_vip2clip import draw_heatmap
 from ..models.vip2clip.image_loading_vip2clip import load_image
 from ..models.vip2clip.modeling_vip2clip import ViP2ClipForAnomalyDetection
 from ..models.vip2clip.pipeline_anomaly_detection import AnomalyDetectionPipeline
+from ..utils.csv_cells import safe_cell
+from ..utils.serialization import to_json
 
 
 MAX_IMAGES = 50
@@ -296,8 +297,7 @@ class PhotoInspector:
                 entries.append(entry)
             entries += [{"image": name, "error": reason} for name, reason in problems]
             content = {"model": model_name, "image_threshold": thresholds[0], "pixel_threshold": thresholds[1]}
-            text = json.dumps({**content, "results": entries}, indent=2, ensure_ascii=False)
-            archive.writestr("results.json", text, zipfile.ZIP_DEFLATED)
+            archive.writestr("results.json", to_json({**content, "results": entries}), zipfile.ZIP_DEFLATED)
             archive.writestr("results.csv", _csv(entries), zipfile.ZIP_DEFLATED)
 
 
@@ -335,7 +335,10 @@ def _csv(entries: list[dict[str, Any]]) -> str:
     columns = ["image", "score", "label", "p_value", "anomalous_pixels", "error"]
     writer = csv.DictWriter(stream, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
-    writer.writerows(entries)
+    writer.writerows(
+        {name: safe_cell(value) if isinstance(value, str) else value for name, value in entry.items()}
+        for entry in entries
+    )
     return stream.getvalue()
 
 

@@ -17,6 +17,7 @@ from ..models.vip2clip.modeling_vip2clip import ViP2ClipForAnomalyDetection
 from ..models.vip2clip.pretrained_vip2clip import CUSTOM_PIPELINES
 from ..models.vip2clip.provenance_vip2clip import BackboneReference, Provenance
 from ..utils.files import umask
+from ..utils.text import encodable
 from .card import is_generated, model_card
 from .weights import check_unwrapped
 
@@ -193,7 +194,7 @@ def _write(
     for path in folder.iterdir():  # some libraries write files that only their owner can read
         path.chmod(0o666 & ~umask())
     card = model_card(model.config, run, model.decision, model.provenance, adapters_only=adapters_only)
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    (folder / "README.md").write_text(encodable(card), encoding="utf-8")
 
 
 def _add_to_json(path: Path, entries: dict[str, Any]) -> None:

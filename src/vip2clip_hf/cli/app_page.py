@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from ..utils.extras import require
 from .options import Device, Model, shows_progress
 
 
@@ -36,6 +37,8 @@ def app_page(
       vip2clip app
       vip2clip app --model org/vip2clip --port 8000 --no-browser
     """
+    # Not imported here: gradio reads its temporary folder on import.
+    require("app", "The web app", "gradio", "scipy", load=False)
     from ..app.server import launch
 
     shows_progress()

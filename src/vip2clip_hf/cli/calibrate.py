@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from ..utils.extras import require
 from .options import (
     AnomalousLabel,
     Device,
@@ -16,12 +17,14 @@ from .options import (
     MaskThreshold,
     Model,
     NormalLabel,
+    Recursive,
     checkpoint_or_bundled,
     mask_options,
     print_json,
     shows_progress,
     usage_error,
 )
+from .streams import say
 
 
 def calibrate(
@@ -60,6 +63,7 @@ def calibrate(
     mask_invert: MaskInvert = None,
     mask_orientation: MaskOrientation = None,
     keep_small_regions: KeepSmallRegions = None,
+    recursive: Recursive = True,
     device: Device = None,
     as_json: Json = False,
 ) -> None:  # fmt: skip
@@ -75,11 +79,17 @@ def calibrate(
       vip2clip calibrate --model checkpoint --normal photos/good --false-alarm-rate 0.01
       vip2clip calibrate --model checkpoint --labelled photos --recall 0.95 --output calibrated
     """
+    if labelled is not None:
+        require("data", "Calibration with --labelled", "datasets", "scipy")
+    elif min_region_area > 0:
+        require("data", "Calibration with --min-region-area", "scipy")
     from ..calibration.from_labels import calibrate_labelled
     from ..calibration.from_normal import calibrate as calibrate_normal
     from ..calibration.saving import save_calibration
     from ..models.vip2clip import AnomalyDetectionPipeline
+    from ..models.vip2clip.image_loading_vip2clip import list_images
     from ..utils.files import check_new_folder
+    from ..utils.outputs import check_output
 
     if (normal is None) == (labelled is None):
         raise usage_error("Pass either --normal (a folder of normal images) or --labelled (a labelled dataset).")
@@ -94,6 +104,7 @@ def calibrate(
         raise usage_error("--mask-... options need masks: pass --labelled instead of --normal.")
     if output is not None:
         check_new_folder(output)
+        check_output("--output", output, [model or "", normal or "", (labelled or "").rpartition("=")[2]])
     checkpoint = checkpoint_or_bundled(model)
     if output is None and (model is None or not Path(checkpoint).is_dir()):
         what = "The bundled checkpoint" if model is None else f"Checkpoint {model!r} on the Hub"
@@ -104,7 +115,11 @@ def calibrate(
     )
     if normal is not None:
         found = calibrate_normal(
-            detector, normal, false_alarm_rate, min_region_area=min_region_area, progress=progress
+            detector,
+            list_images(normal, recursive),
+            false_alarm_rate,
+            min_region_area=min_region_area,
+            progress=progress,
         )
     elif labelled is not None:
         from ..data.sources import DataSource
@@ -127,8 +142,8 @@ def calibrate(
         print_json(summary)
     else:
         count = (found.decision.calibration or {})["num_images"]
-        typer.echo(f"image threshold {found.image_threshold:.6f}, pixel threshold {found.pixel_threshold:.6f}")
-        typer.echo(f"from {count} images; written to {folder}: decision.json, README.md")
+        say(f"image threshold {found.image_threshold:.6f}, pixel threshold {found.pixel_threshold:.6f}")
+        say(f"from {count} images; written to {folder}: decision.json, README.md")
     if found.suspicious or found.unreadable:
         raise typer.Exit(3)
 

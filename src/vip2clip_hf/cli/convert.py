@@ -1,11 +1,14 @@
 """`vip2clip convert`."""
 
+import contextlib
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from .options import Json, parse_settings, print_json, shows_progress
+from .streams import say
 
 
 def convert(
@@ -25,6 +28,9 @@ def convert(
             "--set", metavar="NAME=VALUE", help="Set a field of the configuration, such as top_k=100. Repeatable."
         ),
     ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the ViP²-CLIP checkpoint in OUTPUT. Other files are kept.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Convert a checkpoint of the authors' code.
@@ -37,15 +43,36 @@ def convert(
     """
     from ..checkpoints.saving import check_target, write_checkpoint
     from ..models.vip2clip import ViP2ClipImageProcessor, convert_release_checkpoint
+    from ..utils.outputs import check_output
 
+    check_output("--output", output, [clip])
     check_target(output)
+    _check_replaced(output, overwrite)
     shows_progress()
     model = convert_release_checkpoint(checkpoint, clip, **parse_settings(setting or []))
     write_checkpoint(model, ViP2ClipImageProcessor(size=model.config.image_size), output, adapters_only=adapters_only)
     if as_json:
         print_json({"checkpoint": str(output), "adapters_only": adapters_only})
     else:
-        typer.echo(f"Wrote {output}")
+        say(f"Wrote {output}")
+
+
+def _check_replaced(output: Path, overwrite: bool) -> None:
+    """Keep a folder that contains something else than a checkpoint of this model, and a checkpoint unless it may be
+    replaced."""
+    from ..models.vip2clip import ViP2ClipConfig
+
+    if not output.is_dir() or not any(output.iterdir()):
+        return
+    model_type = None
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        model_type = json.loads((output / "config.json").read_text(encoding="utf-8")).get("model_type")
+    if model_type != ViP2ClipConfig.model_type:
+        raise OSError(
+            f"{str(output)!r} is not empty and does not contain a checkpoint of this model; expected a new folder."
+        )
+    if not overwrite:
+        raise OSError(f"{str(output)!r} contains a checkpoint; choose a new folder, or replace it with --overwrite.")
 
 
 __all__ = ["convert"]

@@ -5,7 +5,9 @@ from typing import Annotated
 
 import typer
 
+from ..utils.extras import require
 from .options import Json, print_json, shows_progress
+from .streams import say
 
 
 def demo(
@@ -13,6 +15,7 @@ def demo(
         Path, typer.Option(help="Folder for the sheet of results and the fine-tuned checkpoint.")
     ] = Path("demo_output"),
     seed: Annotated[int, typer.Option(help="Seed of the synthetic images and of training.")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the files of an earlier demo.")] = False,
     as_json: Json = False,
 ) -> None:
     """Try the bundled checkpoint: find defects, fine-tune.
@@ -24,14 +27,15 @@ def demo(
     Example:
       vip2clip demo --output demo_output
     """
+    require("train", "The demo", "accelerate", "datasets", "scipy")
     from ..demo import run_demo
     from ..utils.serialization import without_nan
 
     shows_progress()
     if as_json:
-        print_json(without_nan(run_demo(output, seed, say=lambda line: None)))
+        print_json(without_nan(run_demo(output, seed, say=lambda line: None, overwrite=overwrite)))
     else:
-        run_demo(output, seed)
+        run_demo(output, seed, say=say, overwrite=overwrite)
 
 
 __all__ = ["demo"]

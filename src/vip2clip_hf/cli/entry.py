@@ -1,5 +1,6 @@
 """Entry point of the `vip2clip` command: command groups and error handling."""
 
+import os
 import sys
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -8,13 +9,16 @@ import typer
 from typer.core import TyperGroup
 
 from .._version import __version__
+from . import streams
 from .app_page import app_page
 from .calibrate import calibrate
 from .convert import convert
 from .data import data
 from .demo import demo
+from .errors import TRACEBACK, explain
 from .evaluate import evaluate
 from .export import export
+from .options import expand_user
 from .predict import predict
 from .train import TRAIN_SETTINGS, train
 
@@ -26,11 +30,30 @@ COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
     "Evaluate": {"evaluate": evaluate},
     "Ship": {"convert": convert, "export": export},
 }
-EXIT_CODES = "Exit codes: 0 success, 1 error, 2 wrong usage, 3 success, but some images or checks failed."
+EXIT_CODES = (
+    "Exit codes: 0 success, 1 error, 2 wrong usage, 3 success, but some images or checks failed, 130 interrupted, 141 "
+    "the reader of the results has closed the pipe."
+)
+INTERRUPTED = 130
 
 
 class CommandGroups(TyperGroup):
-    """List the commands in groups in the help."""
+    """List the commands in groups in the help, and prepare arguments and errors of all commands."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> Any:
+        """Replace `~` also where the shell does not."""
+        return super().parse_args(ctx, [expand_user(argument) for argument in args])
+
+    def invoke(self, ctx: Any) -> Any:
+        """Keep the library from handling these errors, which it does without a message."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise streams.Interrupted from error
+        except BrokenPipeError as error:
+            raise streams.PipeClosed from error
+        except EOFError as error:
+            raise OSError(f"A file ends too early ({error or 'no more data'}); it may be damaged.") from error
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Write each group of `COMMANDS` as a section of the help."""
@@ -60,7 +83,7 @@ for _commands in COMMANDS.values():
 
 def _show_version(show: bool) -> None:
     if show:
-        typer.echo(__version__)
+        streams.say(__version__)
         raise typer.Exit
 
 
@@ -74,22 +97,38 @@ def _options(
 
 
 def main() -> None:
-    """Run the command. Print expected errors to stderr without a traceback and exit with code 1."""
+    """Run the command. Every error is one line on stderr, without a traceback, and an exit code other than 0."""
+    code: Any = 0
     try:
+        streams.prepare()
         app(prog_name="vip2clip")
+    except SystemExit as stop:
+        code = stop.code or 0
+    except (KeyboardInterrupt, streams.Interrupted):
+        streams.say_error(f"Interrupted. {_how_to_resume(sys.argv[1:])}")
+        code = INTERRUPTED
+    except (BrokenPipeError, streams.PipeClosed):
+        streams.discard()
+        code = streams.CLOSED_PIPE
     except Exception as error:
-        if not _is_expected(error):
+        if os.environ.get(TRACEBACK):
             raise
-        typer.echo(f"Error: {error}", err=True)
-        sys.exit(1)
+        streams.say_error(f"Error: {explain(error)}")
+        code = 1
+    sys.exit(streams.finish(code) if isinstance(code, int) else code)
 
 
-def _is_expected(error: Exception) -> bool:
-    """Check whether the message of an error is enough for the user, without a traceback."""
-    from huggingface_hub.errors import HfHubHTTPError, StrictDataclassError
-
-    expected = (ImportError, OSError, RuntimeError, TypeError, ValueError, HfHubHTTPError, StrictDataclassError)
-    return isinstance(error, expected)
+def _how_to_resume(arguments: list[str]) -> str:
+    """What to do after an interruption of a command with these arguments."""
+    command = next((name for name in arguments if not name.startswith("-")), "")
+    to_folder = any(argument.partition("=")[0] == "--output" for argument in arguments)
+    if command == "evaluate" or (command == "predict" and to_folder):
+        return "To resume, run the same command again."
+    if command == "train":
+        return "To resume from the last checkpoint, run the same command again with --resume_from_checkpoint true."
+    if command == "predict":
+        return "Run the command again to start over; with --output FOLDER, an interrupted prediction resumes."
+    return "Run the command again to start over."
 
 
 __all__ = ["COMMANDS", "app", "main"]

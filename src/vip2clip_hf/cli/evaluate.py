@@ -1,5 +1,6 @@
 """`vip2clip evaluate`."""
 
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,6 +23,7 @@ from .options import (
     print_json,
     shows_progress,
 )
+from .streams import say, say_error
 
 
 def evaluate(
@@ -79,6 +81,9 @@ def evaluate(
     tables.md, tables.tex, the score of each image, and sheets of example images. If interrupted, run the same command
     again to resume. To use several processes, run accelerate launch training/evaluate.py with the same arguments.
 
+    Exit codes: 0 success, 1 error, 2 wrong usage, 3 success, but all image metrics or all pixel metrics of a dataset
+    are undefined, or images could not be read.
+
     \b
     Examples:
       vip2clip evaluate mvtec=MVTec visa=VisA --model checkpoint --output results
@@ -90,16 +95,19 @@ def evaluate(
     from ..evaluation.tables import category_table, comparison_tables, notes
     from ..models.loading import name_of
     from ..utils.distributed import world
+    from ..utils.outputs import check_output
     from ..utils.serialization import without_nan
 
     def show(result: dict[str, Any]) -> None:
-        typer.echo(f"\n{result['name']}, in percent\n{category_table(result)}")
+        say(f"\n{result['name']}, in percent\n{category_table(result)}")
 
     options = mask_options(mask_threshold, mask_channel, mask_invert, mask_orientation, keep_small_regions)
     name = name_of(model) if name is None else name
+    sources = [DataSource.parse(text, split, category, options, normal_label, anomalous_label) for text in sets]
+    check_output("--output", output, [source.root for source in sources])
     results = evaluate_checkpoint(
         model,
-        [DataSource.parse(text, split, category, options, normal_label, anomalous_label) for text in sets],
+        sources,
         output,
         device=device,
         dtype=dtype,
@@ -122,10 +130,44 @@ def evaluate(
         print_json(without_nan(results))
     else:
         for table in comparison_tables(results, name, "simple", methods=("ViP²-CLIP",)).values():
-            typer.echo(f"\n{table}")
+            say(f"\n{table}")
         for line in [*settings_lines(results), *notes(results)]:
-            typer.echo(line)
-        typer.echo(f"\nWritten to {output}: results.json, results.csv, tables.md (all six methods), tables.tex")
+            say(line)
+        say(f"\nWritten to {output}: results.json, results.csv, tables.md (all six methods), tables.tex")
+    problems = [line for result in results for line in problems_of(result)]
+    for line in problems:
+        say_error(line)
+    if problems:
+        raise typer.Exit(3)
+
+
+def problems_of(result: dict[str, Any]) -> list[str]:
+    """
+    Find what makes a result incomplete.
+
+    Args:
+        result (`dict`): result of a dataset. For a benchmark of the paper, the metrics that its images cannot have are
+            not a problem.
+
+    Returns:
+        `list[str]`: a sentence for each level without metrics, and one if images could not be read.
+    """
+    from ..data.benchmarks.registry import BENCHMARKS
+    from ..evaluation.category_metrics import METRICS
+
+    benchmark = BENCHMARKS.get(result.get("benchmark") or "")
+    absent = set()
+    if benchmark is not None:
+        absent = {level for level, has in (("image", benchmark.normal), ("pixel", benchmark.has_masks)) if not has}
+    found = []
+    for level in ("image", "pixel"):
+        names = [metric for metric in METRICS if metric.startswith(f"{level}_")]
+        if level not in absent and all(math.isnan(result["mean"][metric]) for metric in names):
+            reasons = dict.fromkeys(result["mean"]["undefined"].get(metric, "no images") for metric in names)
+            found.append(f"{result['name']}: all {level} metrics are undefined: {'; '.join(reasons)}.")
+    if result.get("unreadable"):
+        found.append(f"{result['name']}: {len(result['unreadable'])} images could not be read.")
+    return found
 
 
 __all__ = ["evaluate"]

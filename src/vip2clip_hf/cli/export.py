@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from .options import Backbone, Json, Model, checkpoint_or_bundled, one_of, print_json, shows_progress, usage_error
+from .streams import say
 
 
 def export(
@@ -59,11 +60,11 @@ def export(
     if as_json:
         print_json(report)
         return
-    typer.echo(f"Wrote {output}")
+    say(f"Wrote {output}")
     for name, size in report["files"].items():
-        typer.echo(f"  {name}: {f'{size / 1e6:.1f} MB' if size >= 1e5 else f'{size} bytes'}")
+        say(f"  {name}: {f'{size / 1e6:.1f} MB' if size >= 1e5 else f'{size} bytes'}")
     found = ", ".join(f"{name} {value:.1e}" for name, value in report["largest_deviation"].items())
-    typer.echo(f"Largest deviation from PyTorch: {found} (allowed: {report['tolerance']:g})")
+    say(f"Largest deviation from PyTorch: {found} (allowed: {report['tolerance']:g})")
 
 
 __all__ = ["export"]

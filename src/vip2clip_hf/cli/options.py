@@ -2,11 +2,14 @@
 
 import json
 import os
+import re
 import sys
 from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
+
+from .streams import say_error
 
 
 def one_of(option: str, *allowed: str) -> Callable[[str], str]:
@@ -107,6 +110,7 @@ AnomalousLabel = Annotated[
     typer.Option(help="Name of a folder, or label in a table, that means anomalous. Repeatable.", show_default=False),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Recursive = Annotated[bool, typer.Option("--recursive/--no-recursive", help="Include the subfolders of a folder.")]
 
 
 def mask_options(
@@ -179,6 +183,23 @@ def parse_settings(settings: list[str]) -> dict[str, Any]:
     return parsed
 
 
+def expand_user(text: str) -> str:
+    """
+    Replace `~` at the start of a path, where a shell does not: in quotes, after `NAME=` and after `--option=`.
+
+    Args:
+        text (`str`): argument of the command line, or a path.
+
+    Returns:
+        `str`: the argument with the home folder. A path that exists is not changed.
+    """
+    start = text.find("=") + 1 if re.match(r"(--)?[\w.-]+=~", text) else 0
+    path = text[start:]
+    if not path.startswith("~") or os.path.lexists(path) or os.path.lexists(text):
+        return text
+    return text[:start] + os.path.expanduser(path)
+
+
 def checkpoint_or_bundled(model: str | None) -> str:
     """
     Use the bundled checkpoint if no checkpoint is set, and print a note to stderr.
@@ -194,10 +215,9 @@ def checkpoint_or_bundled(model: str | None) -> str:
     from ..checkpoints.bundled import bundled_checkpoint
 
     if os.environ.get("RANK", "0") == "0":  # print once
-        typer.echo(
+        say_error(
             "Using the small bundled checkpoint, intended for trying things out. For real work, pass a ViT-L/14 "
-            "checkpoint with --model: convert the authors' checkpoint or train your own, see docs/quickstart.md.",
-            err=True,
+            "checkpoint with --model: convert the authors' checkpoint or train your own, see docs/quickstart.md."
         )
     return str(bundled_checkpoint())
 
@@ -211,6 +231,7 @@ def shows_progress() -> bool:
     """
     if sys.stderr.isatty():
         return True
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # read when datasets is imported
     from transformers.utils import logging
 
     logging.disable_progress_bar()
@@ -219,7 +240,7 @@ def shows_progress() -> bool:
 
 def print_json(content: Any) -> None:
     """
-    Print a result to stdout as JSON.
+    Print a result to stdout as JSON in UTF-8, whatever the encoding of the console is.
 
     Args:
         content: JSON-serializable content without NaN and infinite numbers, see [`without_nan`].
@@ -228,8 +249,9 @@ def print_json(content: Any) -> None:
         ValueError: if a number is not finite, which JSON cannot represent.
     """
     from ..utils.serialization import to_json
+    from .streams import say_bytes
 
-    typer.echo(to_json(content), nl=False)
+    say_bytes(to_json(content).encode("utf-8"))
 
 
 __all__ = [
@@ -245,7 +267,9 @@ __all__ = [
     "MaskThreshold",
     "Model",
     "NormalLabel",
+    "Recursive",
     "checkpoint_or_bundled",
+    "expand_user",
     "mask_options",
     "one_of",
     "parse_pair",

@@ -1,45 +1,40 @@
 """`vip2clip predict`."""
 
-import os
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 import typer
 
+from ..utils.extras import require
 from .options import (
     Backbone,
     Device,
     Dtype,
     Json,
     Model,
+    Recursive,
     checkpoint_or_bundled,
     print_json,
     shows_progress,
     usage_error,
 )
-
-
-# For more photos than this, recommend --output.
-MANY_PHOTOS = 1000
-# Formats of a heatmap, by the ending of its name.
-HEATMAP_FORMATS = {
-    ".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".bmp": "BMP", ".tif": "TIFF", ".tiff": "TIFF",
-}  # fmt: skip
+from .streams import say
 
 
 def predict(
     source: Annotated[
-        str,
+        list[str],
         typer.Argument(
-            metavar="SOURCE",
-            help="Photo or folder of photos. With --output, also a table, meta.json, Hub id or NAME=ROOT.",
+            metavar="SOURCE...",
+            help="Photos, folders of photos, patterns, URLs, or - to read a list of paths from the standard input. "
+            "With --output, one folder, table, meta.json, Hub id or NAME=ROOT.",
         ),
     ],
     model: Model = None,
     heatmap: Annotated[
         Path | None,
         typer.Option(
-            metavar="OUT", help="Save the heatmap: an image file, or a folder outside SOURCE if SOURCE is a folder."
+            metavar="OUT", help="Save the heatmap: an image file, or a folder outside SOURCE for several photos."
         ),
     ] = None,
     threshold: Annotated[
@@ -72,6 +67,7 @@ def predict(
     max_pixels: Annotated[
         int | None, typer.Option(min=1, help="Refuse photos with more pixels than this.", show_default="89 million")
     ] = None,
+    recursive: Recursive = True,
     as_json: Json = False,
     output: Annotated[
         Path | None,
@@ -109,9 +105,10 @@ def predict(
 ) -> None:  # fmt: skip
     """Score photos and locate defects.
 
-    Prints one line per photo. With --output, predicts any number of photos and writes OUTPUT/predictions.parquet. If
-    interrupted, run the same command again to resume. To use several processes, run accelerate launch --module
-    vip2clip_hf predict with the same arguments.
+    Prints one line per photo, or with --json a list of records in UTF-8; a photo that could not be read has an error.
+    With --output, predicts any number of photos and writes OUTPUT/predictions.parquet. If interrupted, run the same
+    command again to resume. To use several processes, run accelerate launch --module vip2clip_hf predict with the same
+    arguments.
 
     Exit codes: 0 success, 1 error, 2 wrong usage, 3 some photos could not be read.
 
@@ -119,6 +116,7 @@ def predict(
     Examples:
       vip2clip predict photo.jpg --heatmap heatmap.png
       vip2clip predict photos --model org/vip2clip --heatmap heatmaps --json
+      find . -name "*.jpg" -print0 | vip2clip predict - --model org/vip2clip
       vip2clip predict photos --model org/vip2clip --output predictions --heatmaps --num-workers 4
     """
     bulk: dict[str, Any] = {"heatmaps": heatmaps, "maps": maps, "batch_size": batch_size, "num_workers": num_workers}
@@ -134,20 +132,33 @@ def predict(
         )
     if output is not None and regions:
         raise usage_error("--regions cannot be used with --output: the table has no column for regions.")
+    if output is not None and (len(source) > 1 or source[0] == "-"):
+        raise usage_error(
+            f"--output is used with {'a list' if source[0] == '-' else f'{len(source)} sources'}; expected one folder "
+            "or dataset. To predict a list, write it to a CSV file with the column image."
+        )
     if max_pixels is not None:
         from PIL import Image
 
         Image.MAX_IMAGE_PIXELS = max_pixels
+    if output is not None:
+        require("data", "Prediction with --output", "accelerate", "datasets", "pyarrow")
+    if regions:
+        require("data", "A list of regions", "scipy")
     model = checkpoint_or_bundled(model)
     options: dict[str, Any] = {"device": device, "dtype": dtype, "backbone": backbone, "top_k": top_k}
     options.update(tile_size=tile_size, tile_overlap=tile_overlap)
     if threshold is not None:
         options["threshold"] = (threshold, threshold)
     if output is not None:
-        _predict_to_folder(source, model, output, as_json, bulk, options)
+        if not recursive:
+            options["recursive"] = False
+        _predict_to_folder(source[0], model, output, as_json, bulk, options)
     else:
+        from .photos import predict_photos
+
         options.update(regions=regions)
-        _predict_photos(Path(source), model, heatmap, as_json, overwrite, options)
+        predict_photos(source, model, heatmap, as_json, overwrite, recursive, options)
 
 
 def _predict_to_folder(
@@ -157,7 +168,9 @@ def _predict_to_folder(
     from ..inference.images import find_source
     from ..inference.prediction import predict_checkpoint
     from ..utils.distributed import world
+    from ..utils.outputs import check_output
 
+    check_output("--output", output, [source, source.partition("=")[2]])
     images = find_source(source, bulk.pop("split"), bulk.pop("category"))
     options.update((name, value) for name, value in bulk.items() if value is not None)
     found = predict_checkpoint(model, images, output, progress=shows_progress(), **options)
@@ -167,8 +180,8 @@ def _predict_to_folder(
         print_json(found)
     else:
         if found["num_done_before"] == found["num_images"]:
-            typer.echo("All images were already predicted.")
-        typer.echo(
+            say("All images were already predicted.")
+        say(
             f"{found['num_images']} images: {found['num_normal']} normal, {found['num_anomalous']} anomalous, "
             f"{found['num_unreadable']} unreadable. Written to {found['table']}"
         )
@@ -176,101 +189,6 @@ def _predict_to_folder(
         raise OSError(f"None of the images in {source!r} could be read; see column 'error' of the table.")
     if found["num_unreadable"]:
         raise typer.Exit(3)
-
-
-def _heatmap_files(source: Path, photos: list[Path], heatmap: Path, overwrite: bool) -> dict[Path, Path]:
-    """Return the file of the heatmap of each photo, after checking that no photo and no other file is replaced."""
-    several = source.is_dir()
-    if several and heatmap.is_file():
-        raise OSError(f"{str(heatmap)!r} is a file; expected a folder for the heatmaps of several photos.")
-    if not several and heatmap.is_dir():
-        raise OSError(f"{str(heatmap)!r} is a folder; expected a file for the heatmap of one photo.")
-    if several and heatmap.resolve().is_relative_to(source.resolve()):
-        raise OSError(
-            f"--heatmap {str(heatmap)!r} is inside the folder of the photos, where the heatmaps would be read as "
-            "photos the next time; expected another folder."
-        )
-    files = {photo: heatmap / f"{photo.name}.png" for photo in photos} if several else {source: heatmap}
-    if not several and heatmap.suffix.lower() not in HEATMAP_FORMATS:
-        raise OSError(f"{str(heatmap)!r} has an unknown format; expected a name with {', '.join(HEATMAP_FORMATS)}.")
-    existing = [file for file in files.values() if os.path.lexists(file)]
-    inputs = {(found.st_dev, found.st_ino) for found in map(os.stat, filter(os.path.exists, photos))}
-    for file in filter(os.path.exists, existing):
-        found = os.stat(file)
-        if (found.st_dev, found.st_ino) in inputs:
-            raise OSError(f"The heatmap {str(file)!r} would replace a photo; expected another file.")
-    if existing and not overwrite:
-        raise OSError(
-            f"{str(existing[0])!r} already exists{f', and {len(existing) - 1} more' if len(existing) > 1 else ''}; "
-            "choose another path, or replace existing heatmaps with --overwrite."
-        )
-    return files
-
-
-def _predict_photos(
-    source: Path, model: str, heatmap: Path | None, as_json: bool, overwrite: bool, options: dict[str, Any]
-) -> None:
-    """Score one photo or a folder of photos and print the results."""
-    from tqdm.auto import tqdm
-
-    from ..models.loading import check_dtype
-    from ..models.vip2clip import AnomalyDetectionPipeline
-    from ..models.vip2clip.image_loading_vip2clip import list_images, load_image
-
-    if not source.exists():
-        raise OSError(f"{str(source)!r} not found; expected a photo or a folder of photos.")
-    several = source.is_dir()
-    photos = [Path(path) for path in list_images(source)] if several else [source]
-    files = {} if heatmap is None else _heatmap_files(source, photos, heatmap, overwrite)
-    if len(photos) > MANY_PHOTOS:
-        typer.echo(
-            f"{len(photos)} photos: with --output FOLDER, prediction is batched and an interrupted run resumes.",
-            err=True,
-        )
-    options["dtype"] = check_dtype(options["dtype"])
-    progress = shows_progress()
-    detector = AnomalyDetectionPipeline.from_pretrained(model, **options)
-    results = []
-    for photo in tqdm(photos, disable=not (several and progress)):
-        entry: dict[str, Any] = {"image": str(photo)}
-        try:
-            image = load_image(photo)
-        except (OSError, ValueError) as error:
-            if not several:
-                raise OSError(str(error) if str(photo) in str(error) else f"{photo}: {error}") from error
-            results.append({**entry, "error": str(error)})
-            continue
-        found = cast(dict[str, Any], detector(image, heatmap=heatmap is not None))
-        entry.update(score=found["score"], label=found["label"], anomalous_pixels=int(found["mask"].sum()))
-        entry.update((name, found[name]) for name in ("p_value", "regions") if name in found)
-        if heatmap is not None:
-            target = files[photo]
-            target.parent.mkdir(parents=True, exist_ok=True)
-            staged = target.with_name(f".{target.name}.tmp")
-            found["heatmap"].save(staged, format=HEATMAP_FORMATS[target.suffix.lower()])
-            os.replace(staged, target)
-            entry["heatmap"] = str(target)
-        results.append(entry)
-    if as_json:
-        print_json(results if several else results[0])
-    else:
-        for entry in results:
-            _print_result(entry)
-    if any("error" in entry for entry in results):
-        raise typer.Exit(3)
-
-
-def _print_result(entry: dict[str, Any]) -> None:
-    text = entry.get("error") or f"{entry['score']:.3f} {entry['label']}"
-    if entry.get("p_value") is not None:
-        text += f", p-value {entry['p_value']:.3g}"
-    typer.echo(f"{entry['image']}: {text}")
-    for region in entry.get("regions", ()):
-        left, top, right, bottom = region["box"]
-        typer.echo(
-            f"  {left}, {top} to {right}, {bottom}: {region['area']} pixels, "
-            f"mean {region['mean_score']:.3f}, peak {region['peak_score']:.3f}"
-        )
 
 
 __all__ = ["predict"]

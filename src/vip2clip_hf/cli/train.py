@@ -7,6 +7,7 @@ import typer
 
 from ..utils.extras import require
 from .options import print_json, shows_progress, usage_error
+from .streams import say
 
 
 def train(
@@ -18,7 +19,7 @@ def train(
     from ..training.parsing import make_parser, parse_arguments
 
     if wants_help:
-        typer.echo(make_parser(show_all="--help-all" in argv).format_help(), nl=False)
+        say(make_parser(show_all="--help-all" in argv).format_help(), end="")
         raise typer.Exit(0 if argv else 2)
     require("train", "Training", "accelerate", "datasets", "scipy", "tabulate")
     logging.basicConfig(level=logging.INFO, format="%(message)s")  # to stderr
@@ -55,9 +56,9 @@ def train(
         return
     for result in report["results"]:
         _print_result(result)
-    typer.echo(f"Wrote the model and the results to {folder}")
+    say(f"Wrote the model and the results to {folder}")
     if "published" in report:
-        typer.echo(f"Published as {report['published']}")
+        say(f"Published as {report['published']}")
 
 
 # Pass all options to the parser of transformers, which also prints the help.
@@ -70,13 +71,13 @@ TRAIN_SETTINGS: dict[str, Any] = {
 def _print_result(result: dict[str, Any]) -> None:
     mean = result["mean"]
     names = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "pixel_aupro": "AUPRO"}
-    typer.echo(f"{result['name']}: " + "   ".join(f"{title} {mean[name]:.3f}" for name, title in names.items()))
+    say(f"{result['name']}: " + "   ".join(f"{title} {mean[name]:.3f}" for name, title in names.items()))
     for name, reason in mean["undefined"].items():
-        typer.echo(f"  {name} is undefined: {reason}")
+        say(f"  {name} is undefined: {reason}")
     for reason in result["trained_on"]:
-        typer.echo(f"  not zero-shot: {reason}")
+        say(f"  not zero-shot: {reason}")
     for reason in result.get("chosen_on", ()):
-        typer.echo(f"  {reason}")
+        say(f"  {reason}")
 
 
 __all__ = ["TRAIN_SETTINGS", "train"]

@@ -1,12 +1,18 @@
 """Index datasets that contain the image data: Hub datasets and Parquet files."""
 
+import atexit
 import os
 import re
+import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from transformers.utils import logging
+
+from ..utils.cache import cache_folders, can_write, datasets_cache
 from ..utils.extras import extra
 from .index import COLUMNS, DataIndex, check_categories, check_split, features
 from .layouts.base import Layout, Reading, Row
@@ -17,6 +23,9 @@ from .listing import Listing
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+
+logger = logging.get_logger(__name__)
 
 
 def read_parquet_images(path: Path, columns: Mapping[str, str] | None) -> "Dataset | None":
@@ -46,8 +55,23 @@ def read_parquet_images(path: Path, columns: Mapping[str, str] | None) -> "Datas
     column = choose_columns(schema.names, columns, str(path))["image"]
     if pa.types.is_string(schema.field(column).type) or pa.types.is_large_string(schema.field(column).type):
         return None
-    dataset = datasets.Dataset.from_parquet(str(path))
+    dataset = datasets.Dataset.from_parquet(str(path), cache_dir=_cache_folder(str(path)))
     return dataset.cast_column(column, datasets.Image())
+
+
+def _cache_folder(path: str) -> str | None:
+    """Folder for the converted copy of a Parquet file: None for that of `datasets`, if it can be written, or else a
+    temporary one, which is deleted at the end of the program."""
+    cache = datasets_cache()
+    if can_write(cache):
+        return None
+    logger.warning_once(
+        f"The cache folder {cache!r} cannot be written, so {path!r} is converted into a temporary folder, again in "
+        "each run; to keep the converted copy, set HF_HOME to a folder that can be written."
+    )
+    folder = tempfile.mkdtemp(prefix="vip2clip-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def is_hub_id(root: str | os.PathLike) -> bool:
@@ -84,6 +108,12 @@ def index_hub(
     except ValueError as error:  # an unknown split or configuration
         raise ValueError(f"Dataset {hub_id!r} could not be loaded with split {split!r}: {error}") from error
     except (OSError, RuntimeError) as error:
+        unwritable = [folder for folder in cache_folders() if not can_write(folder)]
+        if unwritable:
+            raise OSError(
+                f"Hub dataset {hub_id!r} could not be loaded, because the cache folder {unwritable[0]!r} cannot be "
+                "written; set HF_HOME to a folder that can be written."
+            ) from error
         raise OSError(
             f"{hub_id!r} is not a folder on this machine and could not be loaded as a Hub dataset: {error}"
         ) from error

@@ -5,11 +5,15 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from transformers.utils import logging
 
 from ..models.vip2clip.arguments_vip2clip import LABELS
 from ..models.vip2clip.image_listing_vip2clip import NO_EXTENSION, UNREADABLE, UNSUPPORTED, mask_folder_part
 from ..utils.extras import extra
+from ..utils.text import encodable, is_utf8
 from .benchmarks.benchmark import Benchmark
 from .layouts.base import NO_LABEL, NOT_USED, SEVERAL_MASKS, Layout, Reading, Row
 from .layouts.words import split_name
@@ -21,6 +25,7 @@ if TYPE_CHECKING:
     from datasets import Dataset, Features
 
 
+logger = logging.get_logger(__name__)
 COLUMNS = ("image", "mask", "label", "category", "defect", "image_id")
 NO_MASK = "anomalous images without a mask, used for image metrics and image loss only"
 EMPTY_CATEGORY = "categories without images"
@@ -186,15 +191,27 @@ class DataIndex:
         listing, rows = self.reading.listing, self.rows
 
         def images(paths: list[str | None]) -> pa.Array:
-            absolute = pa.array([None if p is None else listing.absolute(p) for p in paths], pa.string())
-            empty = pa.nulls(len(paths), pa.binary())
-            return pa.StructArray.from_arrays([empty, absolute], ["bytes", "path"], mask=absolute.is_null())
+            found = [None if path is None else listing.absolute(path) for path in paths]
+            # A path that is not UTF-8 cannot be stored as text, so the content of the file is stored.
+            content = pa.array([None if p is None or is_utf8(p) else _content(p) for p in found], pa.binary())
+            absolute = pa.array([None if path is None else encodable(path) for path in found], pa.string())
+            return pa.StructArray.from_arrays([content, absolute], ["bytes", "path"], mask=absolute.is_null())
+
+        odd = [path for row in rows for path in (row.image, row.mask) if path is not None and not is_utf8(path)]
+        if odd:
+            logger.warning(
+                f"{len(odd)} file names in {listing.root} are not valid UTF-8, such as '{encodable(odd[0])}'; they "
+                "are shown with escapes, and the files are kept in memory."
+            )
 
         columns = [
             images([row.image for row in rows]),
             images([row.mask for row in rows]),
             pa.array([row.label for row in rows], pa.int64()),
-            *(pa.array([getattr(row, name) for row in rows], pa.string()) for name in ("category", "defect", "image")),
+            *(
+                pa.array([encodable(getattr(row, name)) for row in rows], pa.string())
+                for name in ("category", "defect", "image")
+            ),
         ]
         table = pa.table(dict(zip(COLUMNS, columns)), schema=schema.arrow_schema)
         info = datasets.DatasetInfo(features=schema)
@@ -222,6 +239,13 @@ def _masks_above(listing: Listing) -> str | None:
     except OSError:
         return None
     return next((f"../{name}/" for name in names if mask_folder_part(name) == ""), None)
+
+
+def _content(path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError:  # reported when the image is opened, like other damaged files
+        return b""
 
 
 def make_index(reading: Reading, layout: Layout, split: str, categories: Sequence[str] | None) -> DataIndex:

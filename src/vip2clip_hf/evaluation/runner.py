@@ -15,7 +15,7 @@ from transformers.utils import logging
 
 from ..data.provenance import find_training_overlap, zero_shot_claim
 from ..data.sources import DataSource
-from ..models.loading import load_checkpoint, model_checksum, name_of, processor_settings
+from ..models.loading import check_model, load_checkpoint, model_checksum, name_of, processor_settings
 from ..models.vip2clip.arguments_vip2clip import LABELS
 from ..models.vip2clip.image_processing_vip2clip import ViP2ClipImageProcessor
 from ..models.vip2clip.modeling_vip2clip import ViP2ClipForAnomalyDetection
@@ -119,6 +119,7 @@ def evaluate_sets(
             or scores or maps are not finite.
     """
     _check_packages(sheets)
+    check_model(model)
     if not sets:
         raise ValueError("There are no datasets to evaluate; expected at least one.")
     if not 0 <= sheet_range[0] < sheet_range[1] <= 1:

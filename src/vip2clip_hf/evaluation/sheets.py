@@ -18,6 +18,7 @@ from ..models.vip2clip.modeling_vip2clip import ViP2ClipForAnomalyDetection
 from ..utils.distributed import world
 from ..utils.figures import new_figure, save_figure
 from ..utils.files import file_names
+from ..utils.text import shown
 
 
 if TYPE_CHECKING:
@@ -91,14 +92,14 @@ def draw_sheet(rows: Sequence[dict[str, Any]], title: str, value_range: tuple[fl
             truth.imshow(row["mask"], cmap="gray", vmin=0, vmax=1, interpolation="nearest", extent=extent)
         values = np.asarray(row["anomaly_map"])
         drawn = heatmap.imshow(values, cmap="inferno", vmin=low, vmax=high, extent=extent)
-        photo.set_title(row["caption"], fontsize=6, loc="left")
+        photo.set_title(row["caption"], fontsize=6, loc="left", parse_math=False)
         heatmap.set_title(f"{values.min():.3f} to {values.max():.3f}", fontsize=6, loc="left")
     for axis, name in zip(axes[0], ("image", "ground truth", "anomaly map")):
         axis.annotate(name, (0.5, 1.22), xycoords="axes fraction", ha="center", fontsize=8)
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
     figure.colorbar(drawn, ax=axes, location="bottom", shrink=0.5, aspect=40, fraction=0.02, pad=0.01)
-    figure.suptitle(title, fontsize=9)
+    figure.suptitle(shown(title), fontsize=9, parse_math=False)  # names may contain $
     return figure
 
 
@@ -168,7 +169,7 @@ def write_sheets(
             with torch.inference_mode():
                 outputs = model(image_processor(image, return_tensors="pt")["pixel_values"].to(model.device))
             score = outputs.scores.item()
-            caption = f"{_shorten(row['image_id'])}\n{LABELS[row['label']]}, score {score:.3f}"
+            caption = f"{_shorten(shown(row['image_id']))}\n{LABELS[row['label']]}, score {score:.3f}"
             mask = None
             if row["mask"] is not None:
                 mask = marked_pixels(row["mask"], MaskOptions.named(row).over(options), row["image"])

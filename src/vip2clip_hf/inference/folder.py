@@ -197,7 +197,7 @@ class PredictionFolder:
                 "expected a folder that all processes and machines share. Run the same prediction again to resume."
             )
         content = json.loads((self.progress / SETTINGS_FILE).read_text(encoding="utf-8"))
-        schema = SCHEMA.with_metadata({"vip2clip_hf": json.dumps(content, ensure_ascii=False)})
+        schema = SCHEMA.with_metadata({"vip2clip_hf": to_json(content, indent=None).rstrip()})
         self.new.mkdir(exist_ok=True)
         parts = [self._part(chunk) for chunk in range(self.num_chunks)]
         step = max(1, ROWS_PER_GROUP // self.chunk_size)

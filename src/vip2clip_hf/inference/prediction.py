@@ -36,6 +36,7 @@ def predict_to_folder(
     maps: bool = False,
     chunk_size: int = 256,
     overwrite: bool = False,
+    recursive: bool = True,
     progress: bool = False,
 ) -> dict[str, Any]:
     """
@@ -83,6 +84,8 @@ def predict_to_folder(
             Number of images per chunk. After an interruption, each process repeats at most one chunk.
         overwrite (`bool`, defaults to `False`):
             Whether to delete the files of an existing prediction in the folder. Other files are kept.
+        recursive (`bool`, defaults to `True`):
+            Whether to read the subfolders of a folder of images.
         progress (`bool`, defaults to `False`):
             Whether the first process shows a progress bar.
 
@@ -119,7 +122,7 @@ def predict_to_folder(
     threshold = threshold_pair(threshold, (decision.image_threshold, decision.pixel_threshold))
 
     folder = PredictionFolder(Path(output), chunk_size)
-    images = as_images(source, folder.path)
+    images = as_images(source, folder.path, recursive)
     settings = {
         "kind": "prediction",
         "model_checksum": model_checksum(model),

@@ -116,6 +116,24 @@ def name_of(checkpoint: str | os.PathLike) -> str:
     return path.resolve().name if path.exists() else str(checkpoint)
 
 
+def check_model(model: object) -> None:
+    """
+    Check that a model is one of this package, and not wrapped or another one.
+
+    Args:
+        model (`object`): the model.
+
+    Raises:
+        ValueError: if the model has no configuration, decision or provenance.
+    """
+    if not all(hasattr(model, name) for name in ("config", "decision", "provenance")):
+        hint = "Pass model.module." if isinstance(getattr(model, "module", None), torch.nn.Module) else ""
+        raise ValueError(
+            f"model is a {type(model).__name__}; expected a ViP2ClipForAnomalyDetection. "
+            f"{hint or 'Evaluate other models with evaluate_model.'}"
+        )
+
+
 def model_checksum(model: ViP2ClipForAnomalyDetection) -> str:
     """
     Compute a checksum of everything in a model that determines scores and anomaly maps.
@@ -178,4 +196,12 @@ def processor_settings(image_processor: ViP2ClipImageProcessor) -> dict[str, Any
     return {key: value for key, value in settings.items() if key not in ("auto_map", "image_processor_type")}
 
 
-__all__ = ["DTYPES", "check_dtype", "load_checkpoint", "model_checksum", "name_of", "processor_settings"]
+__all__ = [
+    "DTYPES",
+    "check_dtype",
+    "check_model",
+    "load_checkpoint",
+    "model_checksum",
+    "name_of",
+    "processor_settings",
+]

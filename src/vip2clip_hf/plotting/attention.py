@@ -133,7 +133,7 @@ def attention_figure(detector: AnomalyDetectionPipeline, image: Any) -> "Figure"
         "Attention of the prompts, in multiples of uniform attention\n"
         f"(1/{patches} per patch; each panel has its own scale)"
     )
-    figure.suptitle(title + _tile_note(detector, photo), fontsize=9)
+    figure.suptitle(title + _tile_note(detector, photo), fontsize=9, parse_math=False)
     return figure
 
 

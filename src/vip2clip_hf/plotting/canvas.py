@@ -137,7 +137,7 @@ class PhotoCanvas:
 def bare(axis: "Axes", title: str) -> None:
     """Set the title of an axis and remove its ticks."""
     axis.set(xticks=[], yticks=[])
-    axis.set_title(title, fontsize=7)
+    axis.set_title(title, fontsize=7, parse_math=False)
 
 
 def color_bar(figure: "Figure", axis: "Axes", drawn: "AxesImage", width: float, **options: Any) -> "Colorbar":

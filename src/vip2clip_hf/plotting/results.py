@@ -91,7 +91,7 @@ def result_figure(
         bar.ax.axhline(pixel_threshold, color=MASK_COLOR, linewidth=1.5)
         handles[0].set_label(f"{handles[0].get_label()}, threshold {pixel_threshold:.3f}")
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=7, frameon=False)
-    figure.suptitle("\n".join(line for line in (title, _summary(result)) if line), fontsize=9)
+    figure.suptitle("\n".join(line for line in (title, _summary(result)) if line), fontsize=9, parse_math=False)
     return figure
 
 

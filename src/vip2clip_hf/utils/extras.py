@@ -2,6 +2,8 @@
 
 import contextlib
 import importlib
+import importlib.util
+import sys
 from collections.abc import Iterator
 
 
@@ -35,20 +37,45 @@ def extra(name: str, what: str) -> Iterator[None]:
         raise ImportError(f"{problem}: pip install 'vip2clip_hf[{name}]'.", name=error.name) from error
 
 
-def require(name: str, what: str, *modules: str) -> None:
+def require(name: str, what: str, *modules: str, load: bool = True) -> None:
     """
     Check that optional packages are installed, before long work that needs them at its end.
 
     Args:
         name, what (`str`): see [`extra`].
         modules (`str`): names of the packages.
+        load (`bool`, defaults to `True`): whether to import the packages, which also finds broken ones.
 
     Raises:
         ImportError: if a package is missing. The message names the package and the extra.
     """
     with extra(name, what):
         for module in modules:
-            importlib.import_module(module)
+            if not load:
+                if not is_installed(module):
+                    raise ModuleNotFoundError(f"No module named {module!r}", name=module)
+                continue
+            try:
+                importlib.import_module(module)
+            except ImportError:
+                raise
+            except Exception as error:  # such as an OSError for a missing library of the system
+                raise ImportError(f"{module}: {error}", name=module) from error
 
 
-__all__ = ["extra", "require"]
+def is_installed(module: str) -> bool:
+    """
+    Whether a package is installed. It is not imported.
+
+    Args:
+        module (`str`): name of the package.
+
+    Returns:
+        `bool`: True if the package is found.
+    """
+    if module in sys.modules:
+        return sys.modules[module] is not None
+    return importlib.util.find_spec(module) is not None
+
+
+__all__ = ["extra", "is_installed", "require"]

@@ -9,6 +9,8 @@ import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from .text import encodable
+
 
 def umask() -> int:
     """
@@ -72,8 +74,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
     Args:
         path (`pathlib.Path`): file to write; an existing file is replaced.
-        content (`str` or `bytes`): text is encoded as UTF-8; characters that UTF-8 cannot encode are
-            escaped.
+        content (`str` or `bytes`): text is encoded as UTF-8, see [`encodable`].
 
     Raises:
         OSError: if the file cannot be written.
@@ -82,7 +83,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     staged = path.with_name(f".{uuid.uuid4().hex[:12]}.vip2clip-tmp")
     try:
         with open(staged, "wb") as file:
-            file.write(content if isinstance(content, bytes) else content.encode("utf-8", "backslashreplace"))
+            file.write(content if isinstance(content, bytes) else encodable(content).encode("utf-8"))
             file.flush()
             os.fsync(file.fileno())
         os.replace(staged, path)
