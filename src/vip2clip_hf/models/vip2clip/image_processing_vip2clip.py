@@ -13,12 +13,13 @@ from transformers.image_utils import ImageInput, PILImageResampling
 from transformers.processing_utils import ImagesKwargs, Unpack  # type: ignore[attr-defined]  # typing: from 3.11
 from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from .arguments_vip2clip import PROCESSOR_ARGUMENTS, label_names, threshold_pair
+from .arguments_vip2clip import PROCESSOR_ARGUMENTS, READING_ARGUMENTS, label_names, threshold_pair
 from .backbone_vip2clip import HUB_KWARGS
 from .decision_config_vip2clip import DecisionConfig
 from .decision_vip2clip import decide
 from .fingerprint_vip2clip import is_plain_call
 from .image_loading_vip2clip import load_mask, read_image
+from .image_values_vip2clip import warn_unclear_stack
 
 
 # Entries of preprocessor_config.json that are not options.
@@ -29,9 +30,18 @@ class ViP2ClipImageProcessorKwargs(ImagesKwargs, total=False):
     """
     mask_threshold (`int` or `float`, *optional*, defaults to 0):
         Mask pixels with a value greater than this are anomalous. Use 127 for lossy masks (JPEG).
+    bit_depth (`int`, *optional*):
+        Bits per value, from 8 to 16, of images that store more than 8, see [`load_image`].
+    page (`int`, *optional*):
+        Page of files with several pages, from 1, see [`load_image`].
+    channel_order (`"rgb"` or `"bgr"`, *optional*, defaults to `"rgb"`):
+        Order of the channels of arrays.
     """
 
     mask_threshold: int | float
+    bit_depth: int
+    page: int
+    channel_order: str
 
 
 class ViP2ClipImageProcessor(PilBackend):
@@ -73,6 +83,13 @@ class ViP2ClipImageProcessor(PilBackend):
             Type of the returned tensors. By default, lists of arrays.
         mask_threshold (`int` or `float`, *optional*, defaults to 0):
             Mask pixels with a value greater than this are anomalous. Use 127 for lossy masks (JPEG).
+        bit_depth (`int`, *optional*):
+            Bits per value, from 8 to 16, of images that store more than 8. By default, it is detected, and unclear
+            images are refused, see [`load_image`].
+        page (`int`, *optional*):
+            Page of files with several pages, from 1. By default, such files are refused, see [`load_image`].
+        channel_order (`"rgb"` or `"bgr"`, *optional*, defaults to `"rgb"`):
+            Order of the channels of arrays. Arrays of OpenCV are `"bgr"`.
         kwargs:
             Other arguments of transformers' image processors are allowed if they change nothing, such as
             `do_pad=False`, `default_to_square=True`, `data_format="channels_first"` and `device="cpu"`. Cropping,
@@ -106,6 +123,9 @@ class ViP2ClipImageProcessor(PilBackend):
     image_mean = OPENAI_CLIP_MEAN
     image_std = OPENAI_CLIP_STD
     mask_threshold = 0
+    bit_depth: int | None = None
+    page: int | None = None
+    channel_order = "rgb"
 
     def __init__(self, **kwargs: Unpack[ViP2ClipImageProcessorKwargs]) -> None:
         given: dict[str, Any] = {name: value for name, value in kwargs.items() if value is not None}
@@ -218,8 +238,11 @@ class ViP2ClipImageProcessor(PilBackend):
         self, images: ImageInput, segmentation_maps: ImageInput | None = None, **kwargs: Any
     ) -> BatchFeature:
         convert_rgb, input_data_format = kwargs["do_convert_rgb"], kwargs["input_data_format"]
+        reading = {name: kwargs.pop(name, None) for name in READING_ARGUMENTS}
+        if input_data_format is None:
+            warn_unclear_stack(images)
         loaded = [
-            read_image(image, convert_rgb=convert_rgb, input_data_format=input_data_format)
+            read_image(image, convert_rgb=convert_rgb, input_data_format=input_data_format, **reading)
             for image in _flatten(images)
         ]
         if not loaded:
@@ -344,6 +367,20 @@ class ViP2ClipImageProcessor(PilBackend):
         return results
 
 
+def reading_options(image_processor: Any) -> dict[str, Any]:
+    """
+    Return how an image processor reads images, for [`load_image`].
+
+    Args:
+        image_processor ([`ViP2ClipImageProcessor`]): the image processor.
+
+    Returns:
+        `dict[str, Any]`: those of `bit_depth`, `page` and `channel_order` that are set.
+    """
+    found = {name: getattr(image_processor, name, None) for name in READING_ARGUMENTS}
+    return {name: value for name, value in found.items() if value is not None}
+
+
 def check_image_processor(image_processor: Any, image_size: int) -> None:
     """
     Check that an image processor produces images of the size a model expects.
@@ -386,7 +423,9 @@ def _flatten(images: Any) -> list:
         return list(images)
     if isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == 4:
         return list(images)
+    if isinstance(images, np.ndarray) and images.ndim == 1 and images.dtype.kind in "OSU":  # paths
+        return images.tolist()
     return [images]
 
 
-__all__ = ["ViP2ClipImageProcessor", "check_image_processor"]
+__all__ = ["ViP2ClipImageProcessor", "check_image_processor", "reading_options"]
