@@ -12,7 +12,7 @@ from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # public,
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from transformers.image_utils import ChannelDimension
 
-from .arguments_vip2clip import reading_arguments
+from .arguments_vip2clip import READING_ARGUMENTS, reading_arguments
 from .image_sources_vip2clip import choose_page, content_of_file, content_of_text, shorten
 from .image_values_vip2clip import (
     STATED_BITS,
@@ -122,7 +122,7 @@ def read_image(
         ValueError: as [`load_image`]. Also if an image has another mode and is not converted, or if
             `input_data_format` is set for an image that is not an array.
     """
-    given = {"bit_depth": bit_depth, "page": page, "channel_order": channel_order}
+    given: dict[str, Any] = {"bit_depth": bit_depth, "page": page, "channel_order": channel_order}
     reading_arguments({name: value for name, value in given.items() if value is not None})
     if isinstance(image, torch.Tensor):
         image = image.detach().cpu()
@@ -165,7 +165,9 @@ def _choose_page_of_opened(image: ImageFile.ImageFile, name: str, page: int | No
     try:
         choose_page(image, name, page)
     except (OSError, EOFError, AttributeError, SyntaxError) as error:
-        raise OSError(f"{name} could not be decoded ({error}); the file may be truncated, damaged or closed.") from error
+        raise OSError(
+            f"{name} could not be decoded ({error}); the file may be truncated, damaged or closed."
+        ) from error
 
 
 def _open_undecoded(image: dict[str, Any], timeout: float | None, pick: Pick | None = None) -> Image.Image:
@@ -272,6 +274,20 @@ def _upright(image: Image.Image, name: str, convert_rgb: bool, bit_depth: int | 
         raise ValueError(f"{name}: {error}") from error
 
 
+def reading_options(image_processor: Any) -> dict[str, Any]:
+    """
+    Return how an image processor reads images, for [`load_image`].
+
+    Args:
+        image_processor ([`ViP2ClipImageProcessor`]): the image processor.
+
+    Returns:
+        `dict[str, Any]`: those of `bit_depth`, `page` and `channel_order` that are set.
+    """
+    found = {name: getattr(image_processor, name, None) for name in READING_ARGUMENTS}
+    return {name: value for name, value in found.items() if value is not None}
+
+
 def list_images(folder: str | os.PathLike[str]) -> list[str]:
     """
     List the image files in a folder, without subfolders and hidden files.
@@ -336,4 +352,12 @@ def load_mask(mask: Any) -> np.ndarray:
     return mask
 
 
-__all__ = ["DEFAULT_TIMEOUT", "IMAGE_EXTENSIONS", "list_images", "load_image", "load_mask", "read_image"]
+__all__ = [
+    "DEFAULT_TIMEOUT",
+    "IMAGE_EXTENSIONS",
+    "list_images",
+    "load_image",
+    "load_mask",
+    "read_image",
+    "reading_options",
+]

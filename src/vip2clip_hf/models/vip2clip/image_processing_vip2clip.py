@@ -19,7 +19,7 @@ from .decision_config_vip2clip import DecisionConfig
 from .decision_vip2clip import decide
 from .fingerprint_vip2clip import is_plain_call
 from .image_loading_vip2clip import load_mask, read_image
-from .image_values_vip2clip import warn_unclear_stack
+from .image_values_vip2clip import as_channels_first, as_list, warn_unclear_stack
 
 
 # Entries of preprocessor_config.json that are not options.
@@ -243,14 +243,14 @@ class ViP2ClipImageProcessor(PilBackend):
             warn_unclear_stack(images)
         loaded = [
             read_image(image, convert_rgb=convert_rgb, input_data_format=input_data_format, **reading)
-            for image in _flatten(images)
+            for image in as_list(images)
         ]
         if not loaded:
             raise ValueError("Expected at least one image, found an empty list.")
         size = (kwargs["size"].height, kwargs["size"].width) if kwargs["do_resize"] else None
         arrays = []
         for image, is_float in loaded:
-            array = _as_array(image, size, kwargs["resample"])  # (channels, height, width), uint8
+            array = as_channels_first(image, size, kwargs["resample"])  # (channels, height, width), uint8
             if is_float and not kwargs["do_rescale"]:
                 array = self.rescale(array, 1 / 255)
             arrays.append(array)
@@ -265,7 +265,7 @@ class ViP2ClipImageProcessor(PilBackend):
                     "values. Check rescale_factor, image_mean and image_std."
                 )
         if segmentation_maps is not None:
-            maps = _flatten(segmentation_maps)
+            maps = as_list(segmentation_maps)
             if len(loaded) > 1 and len(maps) == 1 and getattr(maps[0], "ndim", 0) == 3:
                 maps = list(maps[0])  # (batch, height, width)
             if len(maps) != len(loaded):
@@ -367,20 +367,6 @@ class ViP2ClipImageProcessor(PilBackend):
         return results
 
 
-def reading_options(image_processor: Any) -> dict[str, Any]:
-    """
-    Return how an image processor reads images, for [`load_image`].
-
-    Args:
-        image_processor ([`ViP2ClipImageProcessor`]): the image processor.
-
-    Returns:
-        `dict[str, Any]`: those of `bit_depth`, `page` and `channel_order` that are set.
-    """
-    found = {name: getattr(image_processor, name, None) for name in READING_ARGUMENTS}
-    return {name: value for name, value in found.items() if value is not None}
-
-
 def check_image_processor(image_processor: Any, image_size: int) -> None:
     """
     Check that an image processor produces images of the size a model expects.
@@ -406,26 +392,4 @@ def check_image_processor(image_processor: Any, image_size: int) -> None:
         )
 
 
-def _as_array(image: Image.Image, size: tuple[int, int] | None, resample: PILImageResampling) -> np.ndarray:
-    """Resize an 8-bit image to (height, width) and return it as an array of shape (channels, height, width)."""
-    if size is not None:
-        # Pillow would multiply the colors by the fourth channel. Resize every channel on its own.
-        bands = image.split() if image.mode == "RGBA" else (image,)
-        bands = tuple(band.resize((size[1], size[0]), resample) for band in bands)
-        image = Image.merge("RGBA", bands) if len(bands) > 1 else bands[0]
-    array = np.asarray(image)
-    return array[None] if array.ndim == 2 else np.moveaxis(array, -1, 0)
-
-
-def _flatten(images: Any) -> list:
-    """Return an image, a list of images or a batch array as a list."""
-    if isinstance(images, (list, tuple)):
-        return list(images)
-    if isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == 4:
-        return list(images)
-    if isinstance(images, np.ndarray) and images.ndim == 1 and images.dtype.kind in "OSU":  # paths
-        return images.tolist()
-    return [images]
-
-
-__all__ = ["ViP2ClipImageProcessor", "check_image_processor", "reading_options"]
+__all__ = ["ViP2ClipImageProcessor", "check_image_processor"]

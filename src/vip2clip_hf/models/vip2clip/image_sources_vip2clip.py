@@ -85,7 +85,9 @@ def _data_url(text: str) -> bytes:
 def _base64(text: str) -> bytes | None:
     text = re.sub(r"\s", "", text).translate(str.maketrans("-_", "+/"))
     if len(text) > MAX_BYTES * 4 // 3:
-        raise OSError(f"The base64 text has {len(text):,} characters; expected an image of at most {MAX_BYTES:,} bytes.")
+        raise OSError(
+            f"The base64 text has {len(text):,} characters; expected an image of at most {MAX_BYTES:,} bytes."
+        )
     try:
         return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
     except (binascii.Error, ValueError):
@@ -167,8 +169,8 @@ def choose_page(image: Image.Image, shown: str, page: int | None) -> None:
     elif areas.count(areas[largest]) > 1:
         width, height = sizes[largest]
         raise ValueError(
-            f"{shown} has {count} pages, {areas.count(areas[largest])} of them with {width} x {height} pixels; expected "
-            f"one photo. Choose a page from 1 to {count} with page (--page on the command line)."
+            f"{shown} has {count} pages, {areas.count(areas[largest])} of them with {width} x {height} pixels; "
+            f"expected one photo. Choose a page from 1 to {count} with page (--page on the command line)."
         )
     else:
         logger.warning_once("Some files have pages of different sizes. The largest page is read.")

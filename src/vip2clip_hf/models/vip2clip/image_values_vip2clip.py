@@ -1,8 +1,9 @@
 """Convert pixel values of any range to 8 bits: arrays, photos with more than 8 bits per value, and transparency."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from PIL import Image
 from transformers.image_utils import ChannelDimension
 from transformers.utils import logging
@@ -77,8 +78,8 @@ def check_upper_bits(image: Image.Image, stated: Bits, bit_depth: int | None) ->
     if not stated.upper_only or bit_depth == 16:
         return
     bands = image.getbands()
-    extrema = image.getextrema() if len(bands) > 1 else (image.getextrema(),)
-    high = max(top for band, (_, top) in zip(bands, extrema) if band != "A")
+    extrema: Any = image.getextrema() if len(bands) > 1 else (image.getextrema(),)
+    high = max(int(top) for band, (_, top) in zip(bands, extrema) if band != "A")
     if bit_depth is not None or high < CERTAINLY_16_BITS >> 8:
         raise ValueError(
             "Expected colors that use 16 bits, because only the upper 8 bits of such files can be read, found values "
@@ -100,7 +101,7 @@ def describe(array: np.ndarray) -> str:
     return f"an array of type {array.dtype} and shape {array.shape}"
 
 
-def is_unclear_stack(array: object) -> bool:
+def is_unclear_stack(array: Any) -> bool:
     """
     Check whether an array can be a stack of gray photos as well as a color photo with channels first.
 
@@ -118,7 +119,7 @@ def is_unclear_stack(array: object) -> bool:
     )
 
 
-def warn_unclear_stack(array: object) -> None:
+def warn_unclear_stack(array: Any) -> None:
     """
     Say once that an array is read as one color photo, if it could be a stack of gray photos.
 
@@ -209,14 +210,16 @@ def to_8_bits(array: np.ndarray, bit_depth: int | None = None, wide: bool = Fals
                 "[0, 1] by 255 before you convert them to uint8."
             )
         return array.astype(np.uint8), False
-    if array.dtype.kind == "u" and array.dtype.itemsize == 2 or wide or bit_depth is not None:
+    if (array.dtype.kind == "u" and array.dtype.itemsize == 2) or wide or bit_depth is not None:
         return _scaled(array, low, high, _depth(low, high, bit_depth, found), found), False
     if low < 0 or high > 255:
         raise ValueError(
             f"Expected 8-bit values, 0 to 255, found {found} with values from {low} to {high}; convert 16-bit images "
             "to uint16, or pass bit_depth."
         )
-    logger.warning_once(f"Values of type {array.dtype} up to 255 are read as 8 bits. If they have more, pass bit_depth.")
+    logger.warning_once(
+        f"Values of type {array.dtype} up to 255 are read as 8 bits. If they have more, pass bit_depth."
+    )
     return array.astype(np.uint8), False
 
 
@@ -289,16 +292,58 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if layers.getchannel("A").getextrema()[0] == 255:
         return layers.convert("RGB")
     logger.warning_once(
-        f"A photo has transparent pixels, which are shown on {BACKGROUND}. What lies below them is not used. To choose "
-        "another background, convert photos to RGB."
+        f"A photo has transparent pixels, which are shown on {BACKGROUND}. What lies below them is not used. For "
+        "another background, convert the photo to RGB."
     )
     background = Image.new("RGBA", layers.size, BACKGROUND)
     return Image.alpha_composite(background, layers).convert("RGB")
 
 
+def as_channels_first(image: Image.Image, size: tuple[int, int] | None, resample: int) -> np.ndarray:
+    """
+    Resize an 8-bit image and return it as an array.
+
+    Args:
+        image (`PIL.Image.Image`): the image, in mode L, RGB or RGBA.
+        size (`tuple[int, int]`, *optional*): height and width. By default, the size is kept.
+        resample (`int`): a `PIL.Image.Resampling`.
+
+    Returns:
+        `np.ndarray` of shape `(channels, height, width)`: the values as `uint8`.
+    """
+    if size is not None:
+        # Pillow would multiply the colors by the fourth channel. Resize every channel on its own.
+        bands = image.split() if image.mode == "RGBA" else (image,)
+        bands = tuple(band.resize((size[1], size[0]), resample) for band in bands)
+        image = Image.merge("RGBA", bands) if len(bands) > 1 else bands[0]
+    array = np.asarray(image)
+    return array[None] if array.ndim == 2 else np.moveaxis(array, -1, 0)
+
+
+def as_list(images: Any) -> list:
+    """
+    Return an image, a list of images or a batch array as a list.
+
+    Args:
+        images: the images.
+
+    Returns:
+        `list`: one item per image.
+    """
+    if isinstance(images, (list, tuple)):
+        return list(images)
+    if isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == 4:
+        return list(images)
+    if isinstance(images, np.ndarray) and images.ndim == 1 and images.dtype.kind in "OSU":  # paths
+        return images.tolist()
+    return [images]
+
+
 __all__ = [
     "STATED_BITS",
     "Bits",
+    "as_channels_first",
+    "as_list",
     "check_upper_bits",
     "describe",
     "from_array",
