@@ -17,6 +17,7 @@ from vip2clip_hf.calibration import from_normal, saving
 from vip2clip_hf.cli import app, entry, options
 from vip2clip_hf.cli.options import print_json
 from vip2clip_hf.data.synthetic.dataset import write_dataset
+from vip2clip_hf.models.vip2clip import load_image
 
 
 COMMANDS = {name: function for group in entry.COMMANDS.values() for name, function in group.items()}
@@ -56,6 +57,8 @@ def detector(monkeypatch) -> list:
     def detect(photo, heatmap):
         photo.load()  # an image that was read by the command
         return {"score": 0.25, "label": "normal", "mask": np.zeros((20, 30), bool), "p_value": None}
+
+    detect.load = load_image
 
     def from_pretrained(model, **settings):
         created.append((model, settings))

@@ -125,9 +125,7 @@ def calibrate_labelled(
         "settings": detector.score_settings(),
         "fingerprint": model_fingerprint(detector.model),
     }
-    decision = DecisionConfig(
-        image_threshold, pixel_threshold, calibration=calibration, **decision_settings(detector)
-    )
+    decision = DecisionConfig(image_threshold, pixel_threshold, calibration=calibration, **decision_settings(detector))
     return Calibration(decision, unreadable=unreadable)
 
 

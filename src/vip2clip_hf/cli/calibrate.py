@@ -5,7 +5,18 @@ from typing import Annotated
 
 import typer
 
-from .options import Device, Json, Model, checkpoint_or_bundled, print_json, shows_progress, usage_error
+from .options import (
+    BitDepth,
+    Device,
+    Json,
+    Model,
+    Page,
+    SkipUnreadable,
+    checkpoint_or_bundled,
+    print_json,
+    shows_progress,
+    usage_error,
+)
 
 
 def calibrate(
@@ -37,6 +48,9 @@ def calibrate(
     tile_overlap: Annotated[
         float, typer.Option(help="Overlap of neighbouring tiles, as a fraction of the tile size.")
     ] = 0.25,
+    bit_depth: BitDepth = None,
+    page: Page = None,
+    skip_unreadable: SkipUnreadable = False,
     device: Device = None,
     as_json: Json = False,
 ) -> None:  # fmt: skip
@@ -72,7 +86,7 @@ def calibrate(
         raise usage_error(f"{what} is not changed: pass --output with a new folder for a calibrated copy.")
     progress = shows_progress()
     detector = AnomalyDetectionPipeline.from_pretrained(
-        checkpoint, device=device, tile_size=tile_size, tile_overlap=tile_overlap
+        checkpoint, device=device, tile_size=tile_size, tile_overlap=tile_overlap, bit_depth=bit_depth, page=page
     )
     if normal is not None:
         found = calibrate_normal(
@@ -83,7 +97,12 @@ def calibrate(
 
         source = DataSource.parse(labelled)
         found = calibrate_labelled(
-            detector, source.load(), recall=recall, mask_threshold=source.mask_threshold, progress=progress
+            detector,
+            source.load(),
+            recall=recall,
+            mask_threshold=source.mask_threshold,
+            skip_unreadable=skip_unreadable,
+            progress=progress,
         )
     if not Path(checkpoint).is_dir():  # a Hub id: save_calibration needs a local folder
         from huggingface_hub import snapshot_download

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .options import Json, parse_pair, print_json, shows_progress, usage_error
+from .options import BitDepth, Json, Page, parse_pair, print_json, shows_progress, usage_error
 
 
 def data(
@@ -36,6 +36,8 @@ def data(
         bool,
         typer.Option("--check", help="Open all images and masks to find damaged files, wrong sizes and empty masks."),
     ] = False,
+    bit_depth: BitDepth = None,
+    page: Page = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with code 3 if there are warnings.")] = False,
     as_json: Json = False,
     synthetic: Annotated[
@@ -87,7 +89,7 @@ def data(
     if check:
         from ..data.checks import check_data
 
-        found = check_data(index, progress=progress)
+        found = check_data(index, progress=progress, bit_depth=bit_depth, page=page)
     if as_json:
         content = index.report.to_dict()
         if found is not None:

@@ -5,7 +5,18 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import Backbone, Device, Dtype, Json, one_of, print_json, shows_progress
+from .options import (
+    Backbone,
+    BitDepth,
+    Device,
+    Dtype,
+    Json,
+    Page,
+    SkipUnreadable,
+    one_of,
+    print_json,
+    shows_progress,
+)
 
 
 def evaluate(
@@ -45,6 +56,9 @@ def evaluate(
         tuple[float, float], typer.Option(help="Anomaly map values at the ends of the colour scale in the sheets.")
     ] = (0.0, 1.0),
     save_maps: Annotated[bool, typer.Option("--save-maps", help="Save all anomaly maps as float16.")] = False,
+    bit_depth: BitDepth = None,
+    page: Page = None,
+    skip_unreadable: SkipUnreadable = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Delete an earlier evaluation in OUTPUT.")
     ] = False,
@@ -55,6 +69,8 @@ def evaluate(
     Prints the tables of the paper with your results next to the published ones. Writes results.json, results.csv,
     tables.md, tables.tex, the score of each image, and sheets of example images. If interrupted, run the same command
     again to resume. To use several processes, run accelerate launch training/evaluate.py with the same arguments.
+
+    Exit codes: 0 success, 1 error, 2 wrong usage, 3 success, but --skip-unreadable left out images.
 
     \b
     Examples:
@@ -88,6 +104,9 @@ def evaluate(
         sheet_range=sheet_range,
         save_maps=save_maps,
         overwrite=overwrite,
+        bit_depth=bit_depth,
+        page=page,
+        skip_unreadable=skip_unreadable,
         progress=shows_progress(),
         on_result=None if as_json else show,
     )
@@ -101,6 +120,8 @@ def evaluate(
         for line in notes(results):
             typer.echo(line)
         typer.echo(f"\nWritten to {output}: results.json, results.csv, tables.md (all six methods), tables.tex")
+    if any(result.get("unreadable") for result in results):
+        raise typer.Exit(3)
 
 
 __all__ = ["evaluate"]

@@ -60,6 +60,20 @@ Dtype = Annotated[
         help="Precision: float32, bfloat16 or float16.", callback=one_of("--dtype", "float32", "bfloat16", "float16")
     ),
 ]
+BitDepth = Annotated[
+    int | None,
+    typer.Option(
+        min=8, max=16, help="Bits per value of photos that store more than 8, such as 12.",
+        show_default="detected; unclear photos are errors",
+    ),
+]  # fmt: skip
+Page = Annotated[
+    int | None,
+    typer.Option(min=1, help="Page or frame of photos with several.", show_default="several are an error"),
+]
+SkipUnreadable = Annotated[
+    bool, typer.Option("--skip-unreadable", help="Leave out images and masks that cannot be read.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
@@ -161,10 +175,13 @@ def print_json(content: Any) -> None:
 
 __all__ = [
     "Backbone",
+    "BitDepth",
     "Device",
     "Dtype",
     "Json",
     "Model",
+    "Page",
+    "SkipUnreadable",
     "checkpoint_or_bundled",
     "one_of",
     "parse_pair",

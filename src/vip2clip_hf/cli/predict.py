@@ -8,10 +8,12 @@ import typer
 
 from .options import (
     Backbone,
+    BitDepth,
     Device,
     Dtype,
     Json,
     Model,
+    Page,
     checkpoint_or_bundled,
     print_json,
     shows_progress,
@@ -72,6 +74,8 @@ def predict(
     max_pixels: Annotated[
         int | None, typer.Option(min=1, help="Refuse photos with more pixels than this.", show_default="89 million")
     ] = None,
+    bit_depth: BitDepth = None,
+    page: Page = None,
     as_json: Json = False,
     output: Annotated[
         Path | None,
@@ -140,7 +144,7 @@ def predict(
         Image.MAX_IMAGE_PIXELS = max_pixels
     model = checkpoint_or_bundled(model)
     options: dict[str, Any] = {"device": device, "dtype": dtype, "backbone": backbone, "top_k": top_k}
-    options.update(tile_size=tile_size, tile_overlap=tile_overlap)
+    options.update(tile_size=tile_size, tile_overlap=tile_overlap, bit_depth=bit_depth, page=page)
     if threshold is not None:
         options["threshold"] = (threshold, threshold)
     if output is not None:
@@ -215,7 +219,7 @@ def _predict_photos(
 
     from ..models.loading import check_dtype
     from ..models.vip2clip import AnomalyDetectionPipeline
-    from ..models.vip2clip.image_loading_vip2clip import list_images, load_image
+    from ..models.vip2clip.image_loading_vip2clip import list_images
 
     if not source.exists():
         raise OSError(f"{str(source)!r} not found; expected a photo or a folder of photos.")
@@ -234,7 +238,7 @@ def _predict_photos(
     for photo in tqdm(photos, disable=not (several and progress)):
         entry: dict[str, Any] = {"image": str(photo)}
         try:
-            image = load_image(photo)
+            image = detector.load(photo)
         except (OSError, ValueError) as error:
             if not several:
                 raise OSError(str(error) if str(photo) in str(error) else f"{photo}: {error}") from error

@@ -71,7 +71,12 @@ class _Result:
 
 
 def check_data(
-    index: DataIndex, mask_threshold: int | float | None = None, num_workers: int = 4, progress: bool = False
+    index: DataIndex,
+    mask_threshold: int | float | None = None,
+    num_workers: int = 4,
+    progress: bool = False,
+    bit_depth: int | None = None,
+    page: int | None = None,
 ) -> DataCheck:
     """
     Open every image and mask of an index and compare them.
@@ -85,6 +90,8 @@ def check_data(
             Number of threads.
         progress (`bool`, defaults to `False`):
             Whether to show a progress bar.
+        bit_depth, page (*optional*):
+            How to read images, see [`load_image`].
 
     Returns:
         `DataCheck`: problems and notes. `check.usable.to_dataset()` is the dataset without unusable images and masks.
@@ -94,13 +101,13 @@ def check_data(
     """
     if mask_threshold is None:
         mask_threshold = index.benchmark.mask_threshold if index.benchmark is not None else 0
-    read = _reader(index)
+    read, reading = _reader(index), {"bit_depth": bit_depth, "page": page}
     check = DataCheck(len(index.rows), index)
     bad_images: set[str] = set()
     bad_masks: set[str] = set()
     first_names: dict[bytes, str] = {}
     with ThreadPoolExecutor(num_workers) as pool:
-        results = pool.map(lambda number: _check_one(*read(number), mask_threshold), range(len(index.rows)))
+        results = pool.map(lambda number: _check_one(*read(number), mask_threshold, reading), range(len(index.rows)))
         for row, result in zip(index.rows, tqdm(results, total=len(index.rows), disable=not progress, unit="image")):
             if result.problem is not None:
                 check.problems.setdefault(result.problem, []).append(f"{row.image} ({result.detail})")
@@ -142,12 +149,12 @@ def _reader(index: DataIndex) -> Callable[[int], tuple[Any, Any]]:
     return read_stored
 
 
-def _check_one(image: Any, mask: Any, mask_threshold: float) -> _Result:
+def _check_one(image: Any, mask: Any, mask_threshold: float, reading: dict[str, Any]) -> _Result:
     try:
         if not isinstance(image, dict) or image.get("bytes") is None:
             path = image["path"] if isinstance(image, dict) else image
             image = {"bytes": Path(path).read_bytes(), "path": path}
-        width, height = load_image(image).size
+        width, height = load_image(image, **reading).size
         digest = hashlib.sha256(image["bytes"]).digest()
     except (OSError, ValueError) as error:
         return _Result(BAD_IMAGE, str(error))

@@ -61,6 +61,7 @@ def evaluate_sets(
     overwrite: bool = False,
     progress: bool = False,
     save_every: float = 60.0,
+    skip_unreadable: bool = False,
     on_result: Callable[[dict[str, Any]], None] | None = None,
 ) -> list[dict[str, Any]]:
     """
@@ -108,6 +109,8 @@ def evaluate_sets(
             Whether to show a progress bar for each dataset.
         save_every (`float`, defaults to 60):
             Seconds between saves of the progress.
+        skip_unreadable (`bool`, defaults to `False`):
+            Whether to leave out images whose file or mask cannot be read, see [`evaluate_model`].
         on_result (`Callable`, *optional*):
             Function called by the first process with the result of each dataset as soon as it is available.
 
@@ -122,6 +125,8 @@ def evaluate_sets(
             or scores or maps are not finite.
     """
     _check_packages(sheets)
+    if not hasattr(model, "config") or not hasattr(model, "provenance"):
+        raise ValueError(f"model is a {type(model).__name__}; expected a ViP2ClipForAnomalyDetection.")
     if not sets:
         raise ValueError("There are no datasets to evaluate; expected at least one.")
     if not 0 <= sheet_range[0] < sheet_range[1] <= 1:
@@ -180,8 +185,12 @@ def evaluate_sets(
                 num_workers=num_workers,
                 progress=source.name if progress else False,
                 recorder=recorder,
+                skip_unreadable=skip_unreadable,
             )
             scores = recorder.scores()
+            if result.get("unreadable"):
+                kept = [number for number, one in enumerate(dataset["image_id"]) if one not in result["unreadable"]]
+                dataset, scores = dataset.select(kept), scores[kept]
             if sheets:
                 write_sheets(
                     model,
@@ -221,6 +230,8 @@ def evaluate_checkpoint(
     dtype: torch.dtype | str = "float32",
     backbone: str | os.PathLike | None = None,
     name: str | None = None,
+    bit_depth: int | None = None,
+    page: int | None = None,
     **options: Any,
 ) -> list[dict[str, Any]]:
     """
@@ -243,6 +254,8 @@ def evaluate_checkpoint(
             Folder or Hub id of the CLIP backbone, for an adapters-only checkpoint.
         name (`str`, *optional*):
             Name of the model in the tables. Defaults to the name of the checkpoint.
+        bit_depth, page (*optional*):
+            How to read images, see [`load_image`]. They default to those of the image processor.
         options:
             Further arguments of [`evaluate_sets`].
 
@@ -259,6 +272,8 @@ def evaluate_checkpoint(
     """
     _check_packages(options.get("sheets", 8))  # before the checkpoint is loaded
     model, image_processor = load_checkpoint(checkpoint, device=device, dtype=dtype, backbone=backbone)
+    image_processor.bit_depth = image_processor.bit_depth if bit_depth is None else bit_depth
+    image_processor.page = image_processor.page if page is None else page
     if name is None:
         name = name_of(checkpoint)
     return evaluate_sets(model, image_processor, sets, output, name=name, **options)

@@ -125,7 +125,7 @@ class ViP2ClipImageProcessor(PilBackend):
     mask_threshold = 0
     bit_depth: int | None = None
     page: int | None = None
-    channel_order = "rgb"
+    channel_order: str | None = None
 
     def __init__(self, **kwargs: Unpack[ViP2ClipImageProcessorKwargs]) -> None:
         given: dict[str, Any] = {name: value for name, value in kwargs.items() if value is not None}
