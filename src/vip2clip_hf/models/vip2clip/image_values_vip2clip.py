@@ -45,12 +45,12 @@ def stated_bits(image: Image.Image) -> Bits:
     Returns:
         [`Bits`]: bits per value.
     """
-    tiles = [getattr(tile, "args", None) or (tile[3] if len(tile) > 3 else ()) for tile in getattr(image, "tile", ())]
-    raw = str(tiles)
+    tiles = getattr(image, "tile", None) or ()
+    raw = str([tile[3] for tile in tiles if len(tile) > 3])
     if not image.mode.startswith(("I", "F")):
         # Pillow scales the values of PPM files with other maxima itself.
         return Bits(upper_only=";16" in raw or (image.format == "PPM" and "65535" in raw))
-    if image.format == "PPM" and tiles and "65535" not in raw:
+    if image.format == "PPM" and any(tile[0].startswith("ppm") for tile in tiles):
         return Bits(16)
     tags = getattr(image, "tag_v2", None) or {}
     for bits in tags.get(_BITS_PER_SAMPLE, ()):
