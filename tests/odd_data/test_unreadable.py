@@ -59,11 +59,11 @@ def detector() -> AnomalyDetectionPipeline:
 
 @pytest.fixture
 def root(tmp_path) -> Path:
-    """Four normal images, three of which are readable, and three anomalous ones, next to all bad files."""
-    for name in ("good", "bad"):
+    """Three normal and three anomalous images, and all bad files among the normal ones."""
+    for seed, name in enumerate(("good", "bad")):
         (tmp_path / "set" / name).mkdir(parents=True)
         for number in range(3):
-            pixels = np.random.default_rng(number).integers(0, 256, (24, 20, 3), dtype=np.uint8)
+            pixels = np.random.default_rng([seed, number]).integers(0, 256, (24, 20, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(tmp_path / "set" / name / f"{number}.png")
     write_bad(tmp_path / "set" / "good")
     return tmp_path / "set"
