@@ -7,12 +7,15 @@ import io
 import itertools
 import struct
 import warnings
+from collections import deque
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
+from datasets import Dataset
 from PIL import Image, ImageCms
 
 from helpers.odd_data import Case, parametrize, run
@@ -715,6 +718,25 @@ for bad in (3, None, 1.5, object()):
         rf"position 1 is of type {type(bad).__name__}",
     )
     add(f"one {type(bad).__name__}", lambda folder, b=bad: detector()(b), f"found {type(bad).__name__}")
+for name, rows in (("range", range(3)), ("column of numbers", pd.Series([1.5, 2.5])), ("deque", deque([None]))):
+    add(f"a {name}", lambda folder, r=rows: detector()(r), "position 0 is of type .*; expected a path")
+add("an empty column", lambda folder: detector()(pd.Series([], dtype=object)), "at least one image")
+add(
+    "a dataset without images",
+    lambda folder: detector()(Dataset.from_dict({"photo": ["a.png"]})),
+    r"column 'image', found the columns \['photo'\]",
+)
+add("a table of pyarrow", lambda folder: detector()(pa.table({"image": ["a"]})), r"Table .*inputs\['image'\]")
+add(
+    "a column of pyarrow",
+    lambda folder: detector()(pa.table({"image": paths(folder)})["image"], batch_size=2),
+    scores_like(*PHOTOS),
+)
+add(
+    "a dataset of paths",
+    lambda folder: detector()(Dataset.from_dict({"image": paths(folder)})),
+    scores_like(*PHOTOS),
+)
 add("an empty tuple", lambda folder: detector()(()), "at least one image")
 add("an empty batch", lambda folder: detector()(np.zeros((0, 5, 5, 3), np.uint8)), "at least one image")
 add("a dict of paths", lambda folder: detector()({"a": "1.png"}), "column 'image', found the columns")
