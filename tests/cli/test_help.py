@@ -18,6 +18,7 @@ from vip2clip_hf.cli import app, entry, options, photos as photo_module
 from vip2clip_hf.cli.errors import explain
 from vip2clip_hf.cli.options import print_json
 from vip2clip_hf.data.synthetic.dataset import write_dataset
+from vip2clip_hf.models.vip2clip import load_image
 
 
 COMMANDS = {name: function for group in entry.COMMANDS.values() for name, function in group.items()}
@@ -57,6 +58,8 @@ def detector(monkeypatch) -> list:
     def detect(photo, heatmap):
         photo.load()  # an image that was read by the command
         return {"score": 0.25, "label": "normal", "mask": np.zeros((20, 30), bool), "p_value": None}
+
+    detect.load = load_image
 
     def from_pretrained(model, **settings):
         created.append((model, settings))

@@ -30,7 +30,6 @@ from vip2clip_hf.inference import (
     folder as folder_module,
     image_files,
     images as images_module,
-    loop,
     names as names_module,
     prediction,
     writer,
@@ -39,6 +38,7 @@ from vip2clip_hf.inference.folder import PredictionFolder
 from vip2clip_hf.inference.images import FolderImages, as_images, find_source
 from vip2clip_hf.inference.names import Names, checksum
 from vip2clip_hf.inference.prediction import predict_to_folder
+from vip2clip_hf.models.vip2clip import image_loading_vip2clip, pipeline_inputs_vip2clip
 
 
 @pytest.fixture
@@ -358,16 +358,17 @@ def test_few_photos_in_memory(model, image_processor, tmp_path, monkeypatch):
     photos.mkdir()
     for number in range(80):
         Image.new("RGB", (64, 64), (number, 0, 0)).save(photos / f"{number}.png")
-    alive, most, load = weakref.WeakValueDictionary(), [], loop.load_image
+    alive, most, read = weakref.WeakValueDictionary(), [], image_loading_vip2clip.read_image
 
-    def counted(source):
-        photo = load(source)
-        alive[id(photo)] = photo
-        most.append(len(alive))
-        return photo
+    def counted(*args, **kwargs):
+        photo, is_float = read(*args, **kwargs)
+        if isinstance(args[0], str):  # not a photo that is already in memory
+            alive[id(photo)] = photo
+            most.append(len(alive))
+        return photo, is_float
 
-    monkeypatch.setattr(loop, "load_image", counted)
-    monkeypatch.setattr(writer, "load_image", counted)
+    monkeypatch.setattr(image_loading_vip2clip, "read_image", counted)  # called by the writer
+    monkeypatch.setattr(pipeline_inputs_vip2clip, "read_image", counted)  # called by the loop
     found = predict_to_folder(model, image_processor, photos, tmp_path / "out", heatmaps=True, chunk_size=40)
     assert found["num_images"] == 80
     assert len(most) == 160

@@ -90,8 +90,10 @@ def test_arrays_of_other_types():
     deep = gray_ramp(np.uint16, 65535)
     for same in (deep.astype(">u2"), deep[:, ::-1][:, ::-1], np.asfortranarray(deep)):
         assert np.array_equal(np.asarray(load_image(same)), np.asarray(load_image(deep)))
-    with_alpha = np.dstack([gray_ramp(np.uint8, 255)] * 3 + [np.zeros((40, 60), np.uint8)])
-    assert np.array_equal(np.asarray(load_image(with_alpha)), expected)
+    opaque = np.dstack([gray_ramp(np.uint8, 255)] * 3 + [np.full((40, 60), 255, np.uint8)])
+    assert np.array_equal(np.asarray(load_image(opaque)), expected)
+    transparent = opaque * np.array([1, 1, 1, 0], np.uint8)
+    assert np.asarray(load_image(transparent)).min() == 255  # shown on white
 
 
 def test_undecoded_images_of_datasets(photo, tmp_path, image_processor):

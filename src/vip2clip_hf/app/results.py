@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from PIL import Image
 
 from ..models.vip2clip.heatmap_vip2clip import draw_heatmap
-from ..models.vip2clip.image_loading_vip2clip import load_image
 from ..models.vip2clip.modeling_vip2clip import ViP2ClipForAnomalyDetection
 from ..models.vip2clip.pipeline_anomaly_detection import AnomalyDetectionPipeline
 from ..utils.csv_cells import safe_cell
@@ -124,7 +123,7 @@ class PhotoInspector:
                 f"{name!r} is no longer available; uploads are kept for one hour. Add the photo again."
             ) from error
         # Pass the content: error messages then contain the file name, not the path on the server.
-        return load_image({"bytes": content, "path": name})
+        return self.detector.load({"bytes": content, "path": name})
 
     def analyse(
         self,

@@ -2,6 +2,7 @@
 
 import datetime
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from ..models.vip2clip.fingerprint_vip2clip import model_fingerprint
 from ..models.vip2clip.mask_loading_vip2clip import mask_labels
 from ..models.vip2clip.mask_options_vip2clip import MaskOptions
 from ..models.vip2clip.pipeline_anomaly_detection import AnomalyDetectionPipeline
+from ..utils.unreadable import check_unreadable
 from .calibration import Calibration
 from .scores import decision_maps, decision_settings
 
@@ -26,6 +28,7 @@ def calibrate_labelled(
     recall: float | None = None,
     mask_threshold: int | float | None = None,
     mask_options: MaskOptions | None = None,
+    skip_unreadable: bool = False,
     progress: bool = False,
 ) -> Calibration:
     """
@@ -44,6 +47,9 @@ def calibrate_labelled(
             Mask values greater than this are anomalous. Defaults to the value of the image processor (0).
         mask_options ([`MaskOptions`], *optional*):
             How to read masks. Options that are not set are those of the image processor.
+        skip_unreadable (`bool`, defaults to `False`):
+            Whether to leave out images and masks that cannot be read, with a warning. By default, they are an error
+            that lists all of them.
         progress (`bool`, defaults to `False`):
             Whether to show a progress bar.
 
@@ -53,7 +59,7 @@ def calibrate_labelled(
 
     Raises:
         ImportError: if scipy or `datasets` are not installed.
-        OSError: if an image or mask cannot be read.
+        OSError: if images or masks cannot be read. The message lists them.
         ValueError: if a label is missing, if all labels are the same, if the recall is outside (0, 1], or if a mask is
             not valid or differs in size from its image.
     """
@@ -76,27 +82,37 @@ def calibrate_labelled(
     scores: list[float] = []
     unreadable: dict[str, str] = {}
     marked_values = np.zeros(_BINS, dtype=np.int64)
-    found = decision_maps(detector, (rows[number]["image"] for number in range(len(rows))), unreadable, progress)
-    for number, (_, result) in enumerate(found):
-        if unreadable:
-            break
-        anomaly_map, row = result["anomaly_map"], rows[number]
+    used: list[int] = []
+    current = -1
+
+    def images() -> Iterator[Any]:
+        nonlocal current
+        for current in range(len(rows)):
+            yield rows[current]["image"]
+
+    for name, result in decision_maps(detector, images(), unreadable, progress):
+        anomaly_map, row, label = result["anomaly_map"], rows[current], labels[current]
         mask = row["mask"]
-        marked = mask_labels(
-            mask, MaskOptions.named(row).over(options), row["image"], size=anomaly_map.shape, position=number
-        ).labels.astype(bool)
-        has_mask = mask is not None or not labels[number]
+        try:
+            marked = mask_labels(
+                mask, MaskOptions.named(row).over(options), row["image"], size=anomaly_map.shape, position=current
+            ).labels.astype(bool)
+        except OSError as error:
+            unreadable[f"mask of {name}"] = str(error)
+            continue
         metrics.update(
-            np.array([result["score"]]), labels[number : number + 1], anomaly_map[None], marked[None],
-            has_mask=np.array([has_mask]),
+            np.array([result["score"]]), labels[current : current + 1], anomaly_map[None], marked[None],
+            has_mask=np.array([mask is not None or not label]),
         )  # fmt: skip
         scores.append(result["score"])
+        used.append(current)
         # In float64 the product is exact, so no value is rounded up into a higher bin.
         steps = anomaly_map[marked].astype(np.float64) * (_BINS - 1)
         marked_values += np.bincount(steps.astype(np.int64), minlength=_BINS)
-    if unreadable:
-        name, reason = next(iter(unreadable.items()))
-        raise OSError(f"{name} could not be read: {reason}")
+    check_unreadable(unreadable, len(rows), skip_unreadable)
+    labels = labels[used]
+    if set(labels.tolist()) != {0, 1}:
+        raise ValueError("All readable images have the same label; expected normal and anomalous images.")
     pixel_threshold = detector.decision.pixel_threshold
     if recall is None:
         best = metrics.compute()["categories"]["all"]
@@ -119,9 +135,8 @@ def calibrate_labelled(
         "settings": detector.score_settings(),
         "fingerprint": model_fingerprint(detector.model),
     }
-    return Calibration(
-        DecisionConfig(image_threshold, pixel_threshold, calibration=calibration, **decision_settings(detector))
-    )
+    decision = DecisionConfig(image_threshold, pixel_threshold, calibration=calibration, **decision_settings(detector))
+    return Calibration(decision, unreadable=unreadable)
 
 
 def _just_below(value: float) -> float:

@@ -11,7 +11,7 @@ def decision_maps(
     detector: AnomalyDetectionPipeline, images: Iterable[Any], unreadable: dict[str, str], progress: bool
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """
-    Compute the score and the anomaly map of each image. Images that cannot be read are skipped.
+    Compute the score and the anomaly map of each image. Images that cannot be read are skipped, whatever the reason.
 
     Args:
         detector ([`AnomalyDetectionPipeline`]): the pipeline.
@@ -26,11 +26,14 @@ def decision_maps(
     from tqdm.auto import tqdm
 
     for number, image in enumerate(tqdm(images, desc="calibrating", disable=not progress)):
-        name = str(image) if isinstance(image, (str, os.PathLike)) else f"image {number}"
+        path = image.get("path") if isinstance(image, dict) else image
+        name = os.fspath(path) if isinstance(path, (str, os.PathLike)) else f"image {number}"
         try:
-            yield name, detector.decision_map(image)
-        except OSError as error:
+            loaded = detector.load(image)
+        except (OSError, ValueError) as error:
             unreadable[name] = str(error)
+        else:
+            yield name, detector.decision_map(loaded)
 
 
 def decision_settings(detector: AnomalyDetectionPipeline) -> dict[str, Any]:

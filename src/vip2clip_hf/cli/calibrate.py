@@ -8,6 +8,7 @@ import typer
 from ..utils.extras import require
 from .options import (
     AnomalousLabel,
+    BitDepth,
     Device,
     Json,
     KeepSmallRegions,
@@ -17,7 +18,9 @@ from .options import (
     MaskThreshold,
     Model,
     NormalLabel,
+    Page,
     Recursive,
+    SkipUnreadable,
     checkpoint_or_bundled,
     mask_options,
     print_json,
@@ -64,6 +67,9 @@ def calibrate(
     mask_orientation: MaskOrientation = None,
     keep_small_regions: KeepSmallRegions = None,
     recursive: Recursive = True,
+    bit_depth: BitDepth = None,
+    page: Page = None,
+    skip_unreadable: SkipUnreadable = False,
     device: Device = None,
     as_json: Json = False,
 ) -> None:  # fmt: skip
@@ -111,7 +117,7 @@ def calibrate(
         raise usage_error(f"{what} is not changed: pass --output with a new folder for a calibrated copy.")
     progress = shows_progress()
     detector = AnomalyDetectionPipeline.from_pretrained(
-        checkpoint, device=device, tile_size=tile_size, tile_overlap=tile_overlap
+        checkpoint, device=device, tile_size=tile_size, tile_overlap=tile_overlap, bit_depth=bit_depth, page=page
     )
     if normal is not None:
         found = calibrate_normal(
@@ -128,7 +134,12 @@ def calibrate(
             labelled, mask_options=options, normal_labels=normal_label, anomalous_labels=anomalous_label
         )
         found = calibrate_labelled(
-            detector, source.load(), recall=recall, mask_options=source.mask_options, progress=progress
+            detector,
+            source.load(),
+            recall=recall,
+            mask_options=source.mask_options,
+            skip_unreadable=skip_unreadable,
+            progress=progress,
         )
     if not Path(checkpoint).is_dir():  # a Hub id: save_calibration needs a local folder
         from huggingface_hub import snapshot_download

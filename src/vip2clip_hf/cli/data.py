@@ -7,12 +7,14 @@ import typer
 
 from .options import (
     AnomalousLabel,
+    BitDepth,
     Json,
     MaskChannel,
     MaskInvert,
     MaskOrientation,
     MaskThreshold,
     NormalLabel,
+    Page,
     mask_options,
     parse_pair,
     print_json,
@@ -63,6 +65,8 @@ def data(
     mask_channel: MaskChannel = None,
     mask_invert: MaskInvert = None,
     mask_orientation: MaskOrientation = None,
+    bit_depth: BitDepth = None,
+    page: Page = None,
     as_json: Json = False,
     synthetic: Annotated[
         bool,
@@ -120,7 +124,7 @@ def data(
     if check:
         from ..data.checks import check_data
 
-        found = check_data(index, progress=progress, mask_options=options)
+        found = check_data(index, progress=progress, mask_options=options, bit_depth=bit_depth, page=page)
     if as_json:
         content = index.report.to_dict()
         if found is not None:

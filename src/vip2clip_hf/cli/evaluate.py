@@ -9,6 +9,7 @@ import typer
 from .options import (
     AnomalousLabel,
     Backbone,
+    BitDepth,
     Device,
     Dtype,
     Json,
@@ -18,6 +19,8 @@ from .options import (
     MaskOrientation,
     MaskThreshold,
     NormalLabel,
+    Page,
+    SkipUnreadable,
     mask_options,
     one_of,
     print_json,
@@ -70,6 +73,9 @@ def evaluate(
         tuple[float, float], typer.Option(help="Anomaly map values at the ends of the colour scale in the sheets.")
     ] = (0.0, 1.0),
     save_maps: Annotated[bool, typer.Option("--save-maps", help="Save all anomaly maps as float16.")] = False,
+    bit_depth: BitDepth = None,
+    page: Page = None,
+    skip_unreadable: SkipUnreadable = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Delete an earlier evaluation in OUTPUT.")
     ] = False,
@@ -121,6 +127,9 @@ def evaluate(
         sheet_range=sheet_range,
         save_maps=save_maps,
         overwrite=overwrite,
+        bit_depth=bit_depth,
+        page=page,
+        skip_unreadable=skip_unreadable,
         progress=shows_progress(),
         on_result=None if as_json else show,
     )

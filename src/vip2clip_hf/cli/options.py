@@ -109,6 +109,20 @@ AnomalousLabel = Annotated[
     list[str] | None,
     typer.Option(help="Name of a folder, or label in a table, that means anomalous. Repeatable.", show_default=False),
 ]
+BitDepth = Annotated[
+    int | None,
+    typer.Option(
+        min=8, max=16, help="Bits per value of photos that store more than 8, such as 12.",
+        show_default="detected; unclear photos are errors",
+    ),
+]  # fmt: skip
+Page = Annotated[
+    int | None,
+    typer.Option(min=1, help="Page or frame of photos with several.", show_default="several are an error"),
+]
+SkipUnreadable = Annotated[
+    bool, typer.Option("--skip-unreadable", help="Leave out images and masks that cannot be read.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Recursive = Annotated[bool, typer.Option("--recursive/--no-recursive", help="Include the subfolders of a folder.")]
 
@@ -257,6 +271,7 @@ def print_json(content: Any) -> None:
 __all__ = [
     "AnomalousLabel",
     "Backbone",
+    "BitDepth",
     "Device",
     "Dtype",
     "Json",
@@ -267,7 +282,9 @@ __all__ = [
     "MaskThreshold",
     "Model",
     "NormalLabel",
+    "Page",
     "Recursive",
+    "SkipUnreadable",
     "checkpoint_or_bundled",
     "expand_user",
     "mask_options",

@@ -8,10 +8,12 @@ import typer
 from ..utils.extras import require
 from .options import (
     Backbone,
+    BitDepth,
     Device,
     Dtype,
     Json,
     Model,
+    Page,
     Recursive,
     checkpoint_or_bundled,
     print_json,
@@ -68,6 +70,8 @@ def predict(
         int | None, typer.Option(min=1, help="Refuse photos with more pixels than this.", show_default="89 million")
     ] = None,
     recursive: Recursive = True,
+    bit_depth: BitDepth = None,
+    page: Page = None,
     as_json: Json = False,
     output: Annotated[
         Path | None,
@@ -147,7 +151,7 @@ def predict(
         require("data", "A list of regions", "scipy")
     model = checkpoint_or_bundled(model)
     options: dict[str, Any] = {"device": device, "dtype": dtype, "backbone": backbone, "top_k": top_k}
-    options.update(tile_size=tile_size, tile_overlap=tile_overlap)
+    options.update(tile_size=tile_size, tile_overlap=tile_overlap, bit_depth=bit_depth, page=page)
     if threshold is not None:
         options["threshold"] = (threshold, threshold)
     if output is not None:

@@ -94,6 +94,8 @@ def check_data(
     num_workers: int = 4,
     progress: bool = False,
     mask_options: MaskOptions | None = None,
+    bit_depth: int | None = None,
+    page: int | None = None,
 ) -> DataCheck:
     """
     Open every image and mask of an index and compare them.
@@ -109,6 +111,8 @@ def check_data(
             Whether to show a progress bar.
         mask_options ([`MaskOptions`], *optional*):
             How to read masks.
+        bit_depth, page (*optional*):
+            How to read images, see [`load_image`].
 
     Returns:
         `DataCheck`: problems, warnings and notes. `check.usable.to_dataset()` is the dataset without unusable images
@@ -120,14 +124,14 @@ def check_data(
     options = MaskOptions(threshold=mask_threshold).over(mask_options or MaskOptions())
     if index.benchmark is not None:
         options = options.over(MaskOptions(threshold=index.benchmark.mask_threshold))
-    read = _reader(index)
+    read, reading = _reader(index), {"bit_depth": bit_depth, "page": page}
     check = DataCheck(len(index.rows), index)
     bad_images: set[str] = set()
     bad_masks: set[str] = set()
     first_names: dict[bytes, str] = {}
     anomalous: dict[str, float] = {}
     with ThreadPoolExecutor(num_workers) as pool:
-        results = pool.map(lambda number: _check_one(*read(number), options), range(len(index.rows)))
+        results = pool.map(lambda number: _check_one(*read(number), options, reading), range(len(index.rows)))
         for row, result in zip(index.rows, tqdm(results, total=len(index.rows), disable=not progress, unit="image")):
             if result.problem is not None:
                 check.problems.setdefault(result.problem, []).append(f"{row.image} ({result.detail})")
@@ -174,12 +178,12 @@ def _reader(index: DataIndex) -> Callable[[int], tuple[Any, Any]]:
     return read_stored
 
 
-def _check_one(image: Any, mask: Any, options: MaskOptions) -> _Result:
+def _check_one(image: Any, mask: Any, options: MaskOptions, reading: dict[str, Any]) -> _Result:
     try:
         if not isinstance(image, dict) or image.get("bytes") is None:
             path = image["path"] if isinstance(image, dict) else image
             image = {"bytes": Path(path).read_bytes(), "path": path}
-        width, height = load_image(image).size
+        width, height = load_image(image, **reading).size
         digest = hashlib.sha256(image["bytes"]).digest()
     except (OSError, ValueError) as error:
         return _Result(BAD_IMAGE, str(error))

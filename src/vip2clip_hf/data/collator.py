@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..models.vip2clip.image_loading_vip2clip import load_image, reading_options
 from ..models.vip2clip.image_processing_vip2clip import ViP2ClipImageProcessor
-from ..models.vip2clip.mask_loading_vip2clip import mask_labels
+from ..models.vip2clip.mask_loading_vip2clip import load_mask, mask_labels
 from ..models.vip2clip.mask_options_vip2clip import MASK_OPTIONS, MaskOptions
 from ..models.vip2clip.mask_regions_vip2clip import ReducedMask
 from ..utils.extras import extra
@@ -222,4 +223,47 @@ class ViP2ClipCollator:
         return batch
 
 
-__all__ = ["ViP2ClipCollator", "count_masks", "resolve_mask_options", "shared_mask_options", "undecoded"]
+class ReadableRows:
+    """
+    Collate the rows whose image and mask can be read.
+
+    Args:
+        collator ([`ViP2ClipCollator`]): collates them.
+
+    Returns:
+        `tuple[dict, list[int], dict[str, str]]`: the batch, the numbers of its rows, and the reason by `image_id` of
+        each other row.
+
+    Raises:
+        ValueError: if all can be read, but not collated, see [`ViP2ClipCollator`].
+    """
+
+    def __init__(self, collator: ViP2ClipCollator) -> None:
+        self.collator = collator
+
+    def __call__(self, rows: Iterable[dict[str, Any]]) -> tuple[dict[str, Any], list[int], dict[str, str]]:
+        rows = list(rows)
+        try:
+            return self.collator(rows), list(range(len(rows))), {}
+        except (OSError, ValueError):
+            failed = {number: reason for number, row in enumerate(rows) if (reason := self._problem(row))}
+            if not failed:
+                raise
+        kept = [number for number in range(len(rows)) if number not in failed]
+        named = {str(rows[number].get("image_id") or number): reason for number, reason in failed.items()}
+        return self.collator([rows[number] for number in kept]) if kept else {}, kept, named
+
+    def _problem(self, row: dict[str, Any]) -> str | None:
+        """Return why the image or the mask of a row cannot be read."""
+        try:
+            load_image(row["image"], **reading_options(self.collator.image_processor))
+            if row.get("mask") is not None:
+                load_mask(row["mask"])
+        except (OSError, ValueError) as error:
+            return str(error)
+        return None
+
+
+__all__ = [
+    "ReadableRows", "ViP2ClipCollator", "count_masks", "resolve_mask_options", "shared_mask_options", "undecoded",
+]  # fmt: skip

@@ -7,12 +7,13 @@ import torch
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from ..data.collator import ViP2ClipCollator, resolve_mask_options, shared_mask_options, undecoded
+from ..data.collator import ReadableRows, ViP2ClipCollator, resolve_mask_options, shared_mask_options, undecoded
 from ..data.mask_checks import warn_about_masks
 from ..models.vip2clip.image_processing_vip2clip import ViP2ClipImageProcessor
 from ..models.vip2clip.mask_options_vip2clip import MaskOptions
 from ..models.vip2clip.modeling_vip2clip import ViP2ClipForAnomalyDetection
 from ..utils.distributed import from_all, world
+from ..utils.unreadable import check_unreadable
 from .recorder import EvaluationRecorder
 from .regions import EvaluationMetrics
 
@@ -37,6 +38,7 @@ def evaluate_model(
     progress: bool | str = False,
     recorder: EvaluationRecorder | None = None,
     mask_options: MaskOptions | None = None,
+    skip_unreadable: bool = False,
 ) -> dict[str, Any]:
     """
     Compute image and pixel metrics of a model per category, and their mean.
@@ -69,17 +71,21 @@ def evaluate_model(
         mask_options ([`MaskOptions`], *optional*):
             How to read masks. Options that are not set are those of the image processor. With
             `aupro_convention="release"`, small regions are not kept unless you set it, as in the authors' code.
+        skip_unreadable (`bool`, defaults to `False`):
+            Whether to leave out images whose file or mask cannot be read, with a warning. By default, they are an
+            error at the end that lists all of them.
 
     Returns:
         `dict`: the result of [`AnomalyMetrics.compute`], with the categories in the order of the dataset, and
         `mask_options` as used. Categories also contain `num_original_regions` (regions of the masks at the size of the
         images), `num_small_regions` (those without a pixel at the size of the model), `num_lost_regions` (those of
         them that are not kept, see [`MaskOptions`]) and `num_empty_masks`. `settings` contains `fpr_limit`,
-        `aupro_convention`, `dtype`, `image_size` and `mask_threshold`.
+        `aupro_convention`, `dtype`, `image_size` and `mask_threshold`. If images were left out, `unreadable` contains
+        the reason by image id.
 
     Raises:
         ImportError: if datasets or scipy is not installed.
-        OSError: if an image cannot be read.
+        OSError: if images or masks cannot be read. The message lists them.
         ValueError: if there are no images, an image has no label, a mask is invalid or differs in size from its
             image, or scores or maps are not finite. The message contains the ids of the images.
     """
@@ -102,14 +108,21 @@ def evaluate_model(
     share = recorder.remaining()[rank::world_size]
     batches = [share[start : start + batch_size] for start in range(0, len(share), batch_size)]
     loader = torch.utils.data.DataLoader(
-        undecoded(dataset), batch_sampler=batches, collate_fn=collator, num_workers=num_workers
+        undecoded(dataset), batch_sampler=batches, collate_fn=ReadableRows(collator), num_workers=num_workers
     )
+    unreadable: dict[str, str] = {}
     title = progress if isinstance(progress, str) else "evaluating"
     was_training = model.training
     model.eval()
     try:
         with torch.inference_mode():
-            for positions, batch in zip(batches, tqdm(loader, desc=title, disable=not progress or rank > 0)):
+            for rows, (batch, kept, failed) in zip(
+                batches, tqdm(loader, desc=title, disable=not progress or rank > 0)
+            ):
+                unreadable.update(failed)
+                if not kept:
+                    continue
+                positions = [rows[number] for number in kept]
                 outputs = model(pixel_values=batch["pixel_values"].to(model.device))
                 maps = {}
                 if "mask_labels" in batch:
@@ -130,6 +143,8 @@ def evaluate_model(
         # Also after an error or an interrupt, to resume from here.
         recorder.save(metrics, now=True)
         model.train(was_training)
+    unreadable = {name: reason for failed in from_all(unreadable) for name, reason in failed.items()}
+    check_unreadable(unreadable, len(dataset), skip_unreadable)
     states = [*recorder.earlier, metrics.state_dict()]
     metrics = EvaluationMetrics(fpr_limit, aupro_convention)
     for process_states in from_all(states):
@@ -139,6 +154,8 @@ def evaluate_model(
             metrics.merge(part)
     result = metrics.compute()
     order = {name: position for position, name in enumerate(dict.fromkeys(dataset["category"]))}
+    if unreadable:
+        result["unreadable"] = unreadable
     result["categories"] = dict(sorted(result["categories"].items(), key=lambda item: order[item[0]]))
     result["mask_options"] = asdict(options)
     small, lost = (

@@ -58,6 +58,7 @@ def evaluate_sets(
     overwrite: bool = False,
     progress: bool = False,
     save_every: float = 60.0,
+    skip_unreadable: bool = False,
     on_result: Callable[[dict[str, Any]], None] | None = None,
 ) -> list[dict[str, Any]]:
     """
@@ -105,6 +106,8 @@ def evaluate_sets(
             Whether to show a progress bar for each dataset.
         save_every (`float`, defaults to 60):
             Seconds between saves of the progress.
+        skip_unreadable (`bool`, defaults to `False`):
+            Whether to leave out images whose file or mask cannot be read, see [`evaluate_model`].
         on_result (`Callable`, *optional*):
             Function called by the first process with the result of each dataset as soon as it is available.
 
@@ -179,8 +182,13 @@ def evaluate_sets(
                     num_workers=num_workers,
                     progress=source.name if progress else False,
                     recorder=recorder,
+                    skip_unreadable=skip_unreadable,
                 )
                 result = without_nan({**asdict(source), **_about(model, source, dataset, trained_on), **result})
+            left_out = (result or {}).get("unreadable") or {}
+            readable = [number for number, one in enumerate(dataset["image_id"]) if one not in left_out]
+            if left_out:
+                dataset = dataset.select(readable)
             if action in ("evaluate", "draw") and sheets:
                 write_sheets(
                     model,
@@ -198,7 +206,7 @@ def evaluate_sets(
                 kept: list[str] = []
                 if scores is not None:
                     new.mkdir(parents=True, exist_ok=True)
-                    write_atomically(new / SCORES_FILE, _scores_csv(dataset, scores))
+                    write_atomically(new / SCORES_FILE, _scores_csv(dataset, scores[readable]))
                     result["run"] = {"versions": versions()}
                 else:
                     kept = [file for file in result["run"]["files"] if not file.startswith("sheets/")]
@@ -244,6 +252,8 @@ def evaluate_checkpoint(
     dtype: torch.dtype | str = "float32",
     backbone: str | os.PathLike | None = None,
     name: str | None = None,
+    bit_depth: int | None = None,
+    page: int | None = None,
     **options: Any,
 ) -> list[dict[str, Any]]:
     """
@@ -266,6 +276,8 @@ def evaluate_checkpoint(
             Folder or Hub id of the CLIP backbone, for an adapters-only checkpoint.
         name (`str`, *optional*):
             Name of the model in the tables. Defaults to the name of the checkpoint.
+        bit_depth, page (*optional*):
+            How to read images, see [`load_image`]. They default to those of the image processor.
         options:
             Further arguments of [`evaluate_sets`].
 
@@ -282,6 +294,8 @@ def evaluate_checkpoint(
     """
     _check_packages(options.get("sheets", 8))  # before the checkpoint is loaded
     model, image_processor = load_checkpoint(checkpoint, device=device, dtype=dtype, backbone=backbone)
+    image_processor.bit_depth = image_processor.bit_depth if bit_depth is None else bit_depth
+    image_processor.page = image_processor.page if page is None else page
     if name is None:
         name = name_of(checkpoint)
     return evaluate_sets(model, image_processor, sets, output, name=name, **options)

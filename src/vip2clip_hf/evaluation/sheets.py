@@ -10,7 +10,7 @@ import torch
 
 from ..data.collator import resolve_mask_options, undecoded
 from ..models.vip2clip.arguments_vip2clip import LABELS
-from ..models.vip2clip.image_loading_vip2clip import load_image
+from ..models.vip2clip.image_loading_vip2clip import load_image, reading_options
 from ..models.vip2clip.image_processing_vip2clip import ViP2ClipImageProcessor
 from ..models.vip2clip.mask_loading_vip2clip import marked_pixels
 from ..models.vip2clip.mask_options_vip2clip import MaskOptions
@@ -165,7 +165,7 @@ def write_sheets(
         rows = []
         for position in (members[i] for i in chosen):
             row = dataset[position]
-            image = load_image(row["image"])
+            image = load_image(row["image"], **reading_options(image_processor))
             with torch.inference_mode():
                 outputs = model(image_processor(image, return_tensors="pt")["pixel_values"].to(model.device))
             score = outputs.scores.item()

@@ -8,9 +8,10 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ..models.vip2clip.fingerprint_vip2clip import is_calibrated
-from ..models.vip2clip.image_loading_vip2clip import load_image
+from ..models.vip2clip.image_loading_vip2clip import DEFAULT_TIMEOUT
 from ..models.vip2clip.image_processing_vip2clip import ViP2ClipImageProcessor
 from ..models.vip2clip.pipeline_anomaly_detection import AnomalyDetectionPipeline
+from ..models.vip2clip.pipeline_inputs_vip2clip import load_with_tiles
 from ..utils.contents import UNREADABLE, FileState, read_image_bytes
 from ..utils.distributed import world
 from .folder import PredictionFolder
@@ -53,9 +54,10 @@ def predict_chunks(
     """
     model, image_processor, settings = detector.model, detector.image_processor, detector.score_settings()
     names, tiled, calibrated = folder.names, bool(settings["tile_size"]), is_calibrated(model, settings)
+    reading = detector.reading_options()
     batches = _Batches(folder, chunks, batch_size)
     loader = torch.utils.data.DataLoader(
-        _Images(images, names, None if tiled else image_processor),
+        _Images(images, names, None if tiled else image_processor, reading, settings),
         batch_sampler=batches,
         collate_fn=_collate,
         num_workers=num_workers,
@@ -71,7 +73,7 @@ def predict_chunks(
         with (
             torch.inference_mode(),
             bar,
-            ImageWriter(images, names, image_processor, folder.new, heatmaps, maps) as writer,
+            ImageWriter(images, names, image_processor, folder.new, heatmaps, maps, reading) as writer,
         ):
             rows: dict[int, dict[str, Any]] = {}
             states: dict[int, FileState] = {}
@@ -149,9 +151,15 @@ class _Images(torch.utils.data.Dataset):
     """
 
     def __init__(
-        self, images: FolderImages | DatasetImages, names: Names, image_processor: ViP2ClipImageProcessor | None
+        self,
+        images: FolderImages | DatasetImages,
+        names: Names,
+        image_processor: ViP2ClipImageProcessor | None,
+        reading: dict[str, Any],
+        settings: dict[str, Any],
     ) -> None:
         self.images, self.names, self.image_processor = images, names, image_processor
+        self.reading, self.settings = reading, settings
         self.max_pixels = Image.MAX_IMAGE_PIXELS  # spawned workers start with the default of Pillow
 
     def __getitem__(self, position: int) -> Item:
@@ -160,7 +168,7 @@ class _Images(torch.utils.data.Dataset):
         try:
             # The same bytes are hashed and scored.
             source, state = read_image_bytes(self.images.image(position, self.names[position]))
-            image = load_image(source)
+            image, _ = load_with_tiles(source, DEFAULT_TIMEOUT, self.reading, self.settings)
         except (OSError, ValueError) as error:
             return position, None, reason_of(error), state
         if self.image_processor is None:

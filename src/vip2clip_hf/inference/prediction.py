@@ -32,6 +32,8 @@ def predict_to_folder(
     top_k: int | None = None,
     tile_size: int | None = None,
     tile_overlap: float | None = None,
+    bit_depth: int | None = None,
+    page: int | None = None,
     heatmaps: bool = False,
     maps: bool = False,
     chunk_size: int = 256,
@@ -75,6 +77,8 @@ def predict_to_folder(
             Number of worker processes that read images, for each predicting process.
         threshold, top_k, tile_size, tile_overlap (*optional*):
             See [`AnomalyDetectionPipeline`]. With tiles, a batch of decoded images is kept in memory.
+        bit_depth, page (*optional*):
+            How to read images, see [`load_image`]. They default to those of the image processor.
         heatmaps (`bool`, defaults to `False`):
             Whether to save heatmaps in `heatmaps/`, at the size of the image.
         maps (`bool`, defaults to `False`):
@@ -112,6 +116,8 @@ def predict_to_folder(
         tile_size=tile_size,
         tile_overlap=tile_overlap,
         top_k=top_k,
+        bit_depth=bit_depth,
+        page=page,
     )
     model.train(was_training)  # the pipeline switched to eval mode
     scored_with = detector.score_settings()
@@ -135,6 +141,7 @@ def predict_to_folder(
         "min_region_area": decision.min_region_area,
         "calibration": decision.checksum() if decision.calibration is not None else None,
         **scored_with,
+        **detector.reading_options(),
         "heatmaps": heatmaps,
         "maps": maps,
         "chunk_size": chunk_size,

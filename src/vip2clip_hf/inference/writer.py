@@ -36,6 +36,7 @@ class ImageWriter:
         folder (`pathlib.Path`): output folder.
         heatmaps (`bool`): whether to write heatmaps.
         maps (`bool`): whether to write anomaly maps.
+        reading (`dict[str, Any]`, *optional*): how to read images, see [`load_image`].
     """
 
     def __init__(
@@ -46,7 +47,9 @@ class ImageWriter:
         folder: Path,
         heatmaps: bool,
         maps: bool,
+        reading: dict[str, Any] | None = None,
     ) -> None:
+        self.reading = reading or {}
         self.images, self.names, self.image_processor = images, names, image_processor
         self.folder, self.heatmaps, self.maps = folder, heatmaps, maps
         self._pool = ThreadPoolExecutor(WRITERS)
@@ -100,7 +103,7 @@ class ImageWriter:
         name = self.names[position]
         if self.heatmaps:
             try:
-                image = load_image(self.images.image(position, name))
+                image = load_image(self.images.image(position, name), **self.reading)
             except (OSError, ValueError) as error:
                 return reason_of(error)
             (result,) = self.image_processor.post_process_anomaly_detection(

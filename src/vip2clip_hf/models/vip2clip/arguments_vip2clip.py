@@ -140,6 +140,52 @@ def check_tiling(tile_size: Any, tile_overlap: Any) -> tuple[int, float]:
     return side, float(tile_overlap)
 
 
+# Arguments of reading
+
+
+def reading_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    Check the arguments that say how to read images, see [`load_image`].
+
+    Args:
+        arguments (`Mapping[str, Any]`): `bit_depth`, `page` and `channel_order`, none of them `None`.
+
+    Returns:
+        `dict[str, Any]`: the arguments with Python's types.
+
+    Raises:
+        ValueError: if an argument is out of range.
+    """
+    return {name: READING_ARGUMENTS[name](name, value) for name, value in arguments.items()}
+
+
+def _bit_depth(name: str, value: Any) -> int:
+    try:
+        bits = as_integer(name, value, least=8)
+        if bits > 16:
+            raise ValueError
+    except ValueError as error:
+        raise ValueError(f"{name} is {value!r}; expected an integer from 8 to 16.") from error
+    return bits
+
+
+def _page(name: str, value: Any) -> int:
+    return as_integer(name, value, least=1)
+
+
+def _channel_order(name: str, value: Any) -> str:
+    if value not in ("rgb", "bgr"):
+        raise ValueError(f"{name} is {value!r}; expected 'rgb' or 'bgr'.")
+    return str(value)
+
+
+READING_ARGUMENTS: dict[str, Callable[[str, Any], Any]] = {
+    "bit_depth": _bit_depth,
+    "page": _page,
+    "channel_order": _channel_order,
+}
+
+
 # Arguments of the pipeline
 
 
@@ -176,13 +222,14 @@ def call_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
         TypeError: if an argument is unknown.
         ValueError: if an argument is out of range.
     """
-    known = ("heatmap", "regions", "threshold", "tile_overlap", "tile_size", "timeout", "top_k")
+    known = ("heatmap", "regions", "threshold", "tile_overlap", "tile_size", "timeout", "top_k", *READING_ARGUMENTS)
     if unknown := sorted(set(arguments) - set(known)):
         expected = ", ".join(sorted((*known, "batch_size", "num_workers")))
         raise TypeError(f"Unknown arguments {', '.join(unknown)}; expected {expected}.")
     checked = {name: value for name, value in arguments.items() if value is not None}
     if "timeout" in arguments:
         checked["timeout"] = as_timeout(arguments["timeout"])
+    checked.update(reading_arguments({name: checked[name] for name in READING_ARGUMENTS if name in checked}))
     if "top_k" in checked:
         checked["top_k"] = as_integer("top_k", checked["top_k"])
     if "tile_overlap" in checked:
@@ -297,6 +344,7 @@ PROCESSOR_ARGUMENTS: dict[str, Callable[[str, Any], Any]] = {
     "do_normalize": _flag,
     "image_mean": _per_channel,
     "image_std": _per_channel,
+    **READING_ARGUMENTS,
     "input_data_format": _input_data_format,
     "return_tensors": _return_tensors,
     "data_format": _data_format,
@@ -308,11 +356,13 @@ PROCESSOR_ARGUMENTS: dict[str, Callable[[str, Any], Any]] = {
 __all__ = [
     "LABELS",
     "PROCESSOR_ARGUMENTS",
+    "READING_ARGUMENTS",
     "as_integer",
     "call_arguments",
     "check_tiling",
     "is_finite",
     "label_names",
     "loading_arguments",
+    "reading_arguments",
     "threshold_pair",
 ]

@@ -1,59 +1,89 @@
 """Load images and masks from files, URLs, PIL images and arrays."""
 
 import os
+import stat
+from collections.abc import Callable
 from io import BytesIO
 from typing import Any
 
 import numpy as np
 import torch
 from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # public, but exported lazily
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from transformers.image_utils import ChannelDimension
 
+from .arguments_vip2clip import READING_ARGUMENTS, reading_arguments
 from .image_listing_vip2clip import list_images
+from .image_sources_vip2clip import choose_page, content_of_file, content_of_text, shorten
+from .image_values_vip2clip import (
+    STATED_BITS,
+    check_upper_bits,
+    describe,
+    from_array,
+    stated_bits,
+    to_8_bits,
+    to_rgb,
+    warn_unclear_stack,
+)
 
 
 DEFAULT_TIMEOUT = 60.0
-# Tolerance for floats outside [0, 1].
-ROUNDING = 1e-3
+# Moves an opened image to the page to read. Gets the image and its name.
+Pick = Callable[[Image.Image, str], None]
 
 
-def _describe(array: np.ndarray) -> str:
-    return f"an array of type {array.dtype} and shape {array.shape}"
+_describe = describe
 
 
-def _describe_format(input_data_format: ChannelDimension | None) -> str:
-    return "" if input_data_format is None else f" with input_data_format {input_data_format.value!r}"
-
-
-def load_image(image: Any, timeout: float | None = DEFAULT_TIMEOUT) -> Image.Image:
+def load_image(
+    image: Any,
+    timeout: float | None = DEFAULT_TIMEOUT,
+    *,
+    bit_depth: int | None = None,
+    page: int | None = None,
+    channel_order: str = "rgb",
+) -> Image.Image:
     """
     Load an image as upright 8-bit RGB.
 
-    The EXIF orientation is applied and transparency is dropped. Floats and images with more than 8 bits per channel
-    are scaled and rounded to 8 bits, not clipped.
+    The EXIF orientation of files and PIL images is applied. An array made from a PIL image has no EXIF data, so it is
+    not rotated: call `PIL.ImageOps.exif_transpose` first. Transparent pixels are shown on white, with a warning.
+    Floats and images with more than 8 bits per channel are scaled and rounded to 8 bits, not clipped.
 
     Args:
-        image (`str`, `os.PathLike`, `PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or `dict`):
+        image (`str`, `os.PathLike`, `bytes`, `PIL.Image.Image`, `np.ndarray`, `torch.Tensor`, `dict` or file object):
             The image, in one of these forms:
 
-            - a path or an http(s) URL,
+            - a path, an http(s), file or data URL, or the base64 text of an image file,
+            - the content of an image file as `bytes`, `bytearray` or `memoryview`, or a file opened in binary mode,
             - a PIL image. Mode "I" is read as 16-bit, because Pillow opens 16-bit files in this mode,
             - an array of shape (height, width), (height, width, channels) or (channels, height, width) with 1, 3 or 4
-              channels, and 8-bit values in any integer type, 16-bit values in uint16, booleans, or floats in [0, 1],
+              channels, and 8-bit values in any integer type, 16-bit values in uint16, booleans, or floats in [0, 1].
+              The fourth channel is transparency,
             - an undecoded image of `datasets`, a dict with `bytes` or `path`.
         timeout (`float`, *optional*, defaults to 60):
             Seconds to wait for a response from the server of a URL. `None` waits forever.
+        bit_depth (`int`, *optional*):
+            Bits per value, from 8 to 16, of images that store more than 8. By default, the bits that the file states.
+            Otherwise 16, if a value is at least 16,384; images without such values are refused, because they could
+            have 8, 10, 12 or 14 bits. Images of type uint8 and booleans are not changed. Floats above 1 are refused
+            without it.
+        page (`int`, *optional*):
+            Page of a TIFF or frame of an animation, from 1. By default, the largest page, and several of this size are
+            refused. Not used for arrays.
+        channel_order (`"rgb"` or `"bgr"`, defaults to `"rgb"`):
+            Order of the channels of arrays. It cannot be detected: arrays of OpenCV are `"bgr"`.
 
     Returns:
         `PIL.Image.Image`: the image, in mode RGB.
 
     Raises:
         OSError: if a file is missing, damaged or not an image, or a URL cannot be downloaded.
-        ValueError: if the input is of another type, an array has another shape or range, an image has no pixels, or a
-            value is not finite.
+        ValueError: if the input is of another type, an array has another shape or range, the range of the values is
+            not clear, a file has several pages, an image has no pixels, or a value is not finite.
     """
-    return read_image(image, timeout)[0]
+    warn_unclear_stack(image)
+    return read_image(image, timeout, bit_depth=bit_depth, page=page, channel_order=channel_order)[0]
 
 
 def read_image(
@@ -61,6 +91,10 @@ def read_image(
     timeout: float | None = DEFAULT_TIMEOUT,
     convert_rgb: bool = True,
     input_data_format: ChannelDimension | None = None,
+    *,
+    bit_depth: int | None = None,
+    page: int | None = None,
+    channel_order: str = "rgb",
 ) -> tuple[Image.Image, bool]:
     """
     Load an image as [`load_image`] does, with more options.
@@ -73,6 +107,8 @@ def read_image(
             Whether to convert the image to RGB. `False` keeps its 1, 3 or 4 channels.
         input_data_format (`ChannelDimension`, *optional*):
             Axis of the channels of an array. By default, it is inferred from the shape.
+        bit_depth, page, channel_order:
+            See [`load_image`].
 
     Returns:
         `tuple[PIL.Image.Image, bool]`: the upright image with 8 bits per channel, in mode RGB (without conversion L,
@@ -83,38 +119,69 @@ def read_image(
         ValueError: as [`load_image`]. Also if an image has another mode and is not converted, or if
             `input_data_format` is set for an image that is not an array.
     """
+    given: dict[str, Any] = {"bit_depth": bit_depth, "page": page, "channel_order": channel_order}
+    reading_arguments({name: value for name, value in given.items() if value is not None})
     if isinstance(image, torch.Tensor):
         image = image.detach().cpu()
         image = (image.float() if image.dtype in (torch.bfloat16, torch.float16) else image).numpy()
+    if isinstance(image, np.ndarray) and image.dtype.kind not in "OSU":
+        return from_array(image, convert_rgb, input_data_format, bit_depth, channel_order)
     if isinstance(image, np.ndarray):
-        return _from_array(image, convert_rgb, input_data_format)
+        if image.size != 1:
+            raise ValueError(f"Expected one image, found {_describe(image)}; pass several images as a list.")
+        return read_image(image.item(), timeout, convert_rgb, input_data_format, **given)
+
+    def pick(opened: Image.Image, shown: str) -> None:
+        choose_page(opened, shown, page)
+
     if isinstance(image, (str, os.PathLike)):
-        opened, name = _open(os.fspath(image), timeout), repr(os.fspath(image))
+        path = os.fsdecode(image)
+        opened, name = _open(path, timeout, pick), shorten(path)
+    elif isinstance(image, (bytes, bytearray, memoryview)):
+        opened, name = _decode(BytesIO(image), "<bytes>", pick), "<bytes>"
     elif isinstance(image, dict) and (image.get("bytes") is not None or image.get("path") is not None):
-        opened, name = _open_undecoded(image, timeout), repr(image.get("path") or "<bytes>")
+        opened, name = _open_undecoded(image, timeout, pick), repr(image.get("path") or "<bytes>")
     elif isinstance(image, Image.Image):
         opened, name = image, "The image"
+        if isinstance(image, ImageFile.ImageFile):
+            name = repr(image.filename) if getattr(image, "filename", "") else name
+            _choose_page_of_opened(image, name, page)
+    elif callable(getattr(image, "read", None)):
+        content, name = content_of_file(image)
+        opened = _decode(BytesIO(content), name, pick)
     else:
         raise ValueError(f"Expected a path, a URL, a PIL image or an array, found {type(image).__name__}.")
     if input_data_format is not None:
         raise ValueError(
             f"input_data_format is {input_data_format.value!r}, but the image is not an array; remove the argument."
         )
-    return _upright(opened, name, convert_rgb)
+    return _upright(opened, name, convert_rgb, bit_depth)
 
 
-def _open_undecoded(image: dict[str, Any], timeout: float | None) -> Image.Image:
+def _choose_page_of_opened(image: ImageFile.ImageFile, name: str, page: int | None) -> None:
+    try:
+        choose_page(image, name, page)
+    except (OSError, EOFError, AttributeError, SyntaxError) as error:
+        raise OSError(
+            f"{name} could not be decoded ({error}); the file may be truncated, damaged or closed."
+        ) from error
+
+
+def _open_undecoded(image: dict[str, Any], timeout: float | None, pick: Pick | None = None) -> Image.Image:
     """Open an image as `datasets` stores it."""
     content, path = image.get("bytes"), image.get("path")
     if content is not None:
-        return _decode(BytesIO(content), repr(path or "<bytes>"))
+        return _decode(BytesIO(content), repr(path or "<bytes>"), pick)
     if path is None:
         raise ValueError(f"Expected a dict with 'bytes' or 'path', found the keys {sorted(image)}.")
-    return _open(os.fspath(path), timeout)
+    return _open(os.fspath(path), timeout, pick)
 
 
-def _open(source: str, timeout: float | None) -> Image.Image:
-    shown = repr(source if len(source) <= 200 else f"{source[:100]}...")
+def _open(source: str, timeout: float | None, pick: Pick | None = None) -> Image.Image:
+    shown, content = shorten(source), content_of_text(source)
+    if isinstance(content, bytes):
+        return _decode(BytesIO(content), shown, pick)
+    source = content
     if source.lower().startswith(("http://", "https://")):
         try:
             response = httpx.get(source, timeout=timeout, follow_redirects=True)
@@ -122,21 +189,38 @@ def _open(source: str, timeout: float | None) -> Image.Image:
         except Exception as error:  # errors of the HTTP client are not subclasses of OSError
             reason = str(error).partition("\n")[0]
             raise OSError(f"{shown} could not be downloaded ({reason}); check the URL and the connection.") from error
-        return _decode(BytesIO(response.content), shown)
-    if os.path.isdir(source):
-        raise OSError(f"{shown} is a folder; expected an image file.")
-    return _decode(source, shown)
+        return _decode(BytesIO(response.content), shown, pick)
+    try:
+        kind = os.stat(source).st_mode
+        if stat.S_ISDIR(kind):
+            raise OSError(f"{shown} is a folder; expected an image file.")
+        if not stat.S_ISREG(kind):
+            raise OSError(f"{shown} is not a regular file; expected an image file.")
+        # The file is closed before decoding, so that it can be moved or deleted whatever happens.
+        with open(source, "rb") as file:
+            return _decode(BytesIO(file.read()), shown, pick)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"Image file {shown} not found; check the path.") from error
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(f"{shown} cannot be read ({error.strerror}); check the path and its permissions.") from error
 
 
-def _decode(source: str | BytesIO, shown: str) -> Image.Image:
+def _decode(source: BytesIO, shown: str, pick: Pick | None = None) -> Image.Image:
+    """Decode an image. `pick` moves it to the page to read."""
+    if source.getbuffer().nbytes == 0:
+        raise OSError(f"{shown} is empty; expected an image file.")
     try:
         image = Image.open(source)
+        if pick is not None:
+            pick(image, shown)
         # Pillow only warns up to twice the limit, and most programs do not show the warning.
         if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
             raise Image.DecompressionBombError
+        # What the file states about its values, before Pillow forgets it.
+        image.info[STATED_BITS] = stated_bits(image)
         image.load()
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"Image file {shown} not found; check the path.") from error
     except UnidentifiedImageError as error:
         raise OSError(f"{shown} cannot be read as an image; expected a format Pillow supports.") from error
     except Image.DecompressionBombError as error:
@@ -144,22 +228,34 @@ def _decode(source: str | BytesIO, shown: str) -> Image.Image:
             f"{shown} is too large; expected at most {Image.MAX_IMAGE_PIXELS:,} pixels. To read it, raise "
             "PIL.Image.MAX_IMAGE_PIXELS, or --max-pixels on the command line."
         ) from error
+    except ValueError as error:
+        if str(error).startswith(shown):  # from `pick`
+            raise
+        raise OSError(f"{shown} could not be decoded ({error}); the file may be truncated or damaged.") from error
     except Exception as error:  # Pillow's decoders raise various errors for damaged files
         raise OSError(f"{shown} could not be decoded ({error}); the file may be truncated or damaged.") from error
     return image
 
 
-def _upright(image: Image.Image, name: str, convert_rgb: bool) -> tuple[Image.Image, bool]:
+def _upright(image: Image.Image, name: str, convert_rgb: bool, bit_depth: int | None) -> tuple[Image.Image, bool]:
     if 0 in image.size:
         raise ValueError(f"{name} has {image.width} x {image.height} pixels; expected at least 1 x 1.")
     try:
+        stated = image.info[STATED_BITS] if STATED_BITS in image.info else stated_bits(image)
         image = ImageOps.exif_transpose(image)  # always a copy
+        image.info.pop(STATED_BITS, None)
         if image.mode.startswith("I") or image.mode == "F":
             # Pillow would clip the values at 255. It can open 16-bit files in mode "I".
-            array = np.asarray(image)
-            return _from_array(array if image.mode == "F" else _as_uint16(array, name), convert_rgb)
+            array, is_float = to_8_bits(np.asarray(image), bit_depth or stated.bits, wide=True)
+            if isinstance(key := image.info.get("transparency"), int):
+                array = np.dstack([array, np.where(np.asarray(image) == key, 0, 255).astype(np.uint8)])
+            image = Image.fromarray(array)
+            return (to_rgb(image) if convert_rgb else image.convert("L")), is_float
+        check_upper_bits(image, stated, bit_depth)
+        if image.mode == "L" and image.getextrema() == (0, 1):
+            to_8_bits(np.asarray(image))  # says that it is almost black
         if convert_rgb:
-            return (image if image.mode == "RGB" else image.convert("RGB")), False
+            return to_rgb(image), False
         if image.mode not in ("1", "L", "RGB", "RGBA"):
             raise ValueError(
                 f"{name} has mode {image.mode!r}; expected 1, L, RGB or RGBA. Other modes need do_convert_rgb=True."
@@ -167,59 +263,26 @@ def _upright(image: Image.Image, name: str, convert_rgb: bool) -> tuple[Image.Im
         return (image.convert("L") if image.mode == "1" else image), False
     except (OSError, SyntaxError) as error:
         raise OSError(f"{name} could not be decoded ({error}); the file may be truncated or damaged.") from error
+    except ValueError as error:
+        if str(error).startswith(name):
+            raise
+        if "closed" in str(error):
+            raise OSError(f"{name} is closed; expected an open PIL image. Open it again.") from error
+        raise ValueError(f"{name}: {error}") from error
 
 
-def _as_uint16(array: np.ndarray, name: str) -> np.ndarray:
-    if array.min() < 0 or array.max() > 65535:
-        raise ValueError(f"{name} has values from {array.min()} to {array.max()}; expected 16-bit values, 0 to 65535.")
-    return array.astype(np.uint16)
+def reading_options(image_processor: Any) -> dict[str, Any]:
+    """
+    Return how an image processor reads images, for [`load_image`].
+
+    Args:
+        image_processor ([`ViP2ClipImageProcessor`]): the image processor.
+
+    Returns:
+        `dict[str, Any]`: those of `bit_depth`, `page` and `channel_order` that are set.
+    """
+    found = {name: getattr(image_processor, name, None) for name in READING_ARGUMENTS}
+    return {name: value for name, value in found.items() if value is not None}
 
 
-def _from_array(
-    array: np.ndarray, convert_rgb: bool, input_data_format: ChannelDimension | None = None
-) -> tuple[Image.Image, bool]:
-    found, is_float = _describe(array), np.issubdtype(array.dtype, np.floating)
-    if array.ndim == 3:
-        first = array.shape[-1] not in (1, 3, 4) and array.shape[0] in (1, 3, 4)
-        if input_data_format is not None:
-            first = input_data_format == ChannelDimension.FIRST
-        array = np.moveaxis(array, 0, -1) if first else array
-    if array.ndim == 3 and array.shape[-1] == 1:
-        array = array[..., 0]
-    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[-1] not in (3, 4)):
-        raise ValueError(
-            "Expected an array of shape (height, width), (height, width, channels) or (channels, height, width) with "
-            f"1, 3 or 4 channels, found {found}{_describe_format(input_data_format)}."
-        )
-    if array.size == 0:
-        raise ValueError(f"Expected an image with at least one pixel, found {found}.")
-
-    if array.dtype == np.bool_:
-        array = array.astype(np.uint8) * 255
-    elif array.dtype.kind == "u" and array.dtype.itemsize == 2:  # in any byte order
-        array = np.rint(array / 257.0).astype(np.uint8)
-    elif np.issubdtype(array.dtype, np.integer):
-        if array.min() < 0 or array.max() > 255:
-            raise ValueError(
-                f"Expected 8-bit values, 0 to 255, found {found} with values from {array.min()} to {array.max()}; "
-                "convert 16-bit images to uint16."
-            )
-        array = array.astype(np.uint8)
-    elif is_float:
-        if not np.isfinite(array).all():
-            raise ValueError(f"Expected finite pixel values, found NaN or infinity in {found}.")
-        if array.min() < -ROUNDING or array.max() > 1 + ROUNDING:
-            raise ValueError(
-                f"Expected floats in [0, 1], found {found} with values from {array.min():g} to {array.max():g}; "
-                "convert 8-bit values to uint8."
-            )
-        array = np.rint(array.clip(0, 1) * 255.0).astype(np.uint8)
-    else:
-        raise ValueError(f"Expected numbers, found {found}.")
-    if convert_rgb and array.ndim == 3:
-        array = array[..., :3]
-    image = Image.fromarray(np.ascontiguousarray(array))
-    return (image.convert("RGB") if convert_rgb else image), is_float
-
-
-__all__ = ["DEFAULT_TIMEOUT", "list_images", "load_image", "read_image"]
+__all__ = ["DEFAULT_TIMEOUT", "list_images", "load_image", "read_image", "reading_options"]

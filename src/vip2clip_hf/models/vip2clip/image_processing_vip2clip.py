@@ -6,19 +6,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_base import BatchFeature
 from transformers.image_utils import ImageInput, PILImageResampling
 from transformers.processing_utils import ImagesKwargs, Unpack  # type: ignore[attr-defined]  # typing: from 3.11
 from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from .arguments_vip2clip import PROCESSOR_ARGUMENTS, label_names, threshold_pair
+from .arguments_vip2clip import PROCESSOR_ARGUMENTS, READING_ARGUMENTS, label_names, threshold_pair
 from .backbone_vip2clip import HUB_KWARGS
 from .decision_config_vip2clip import DecisionConfig
 from .decision_vip2clip import decide
 from .fingerprint_vip2clip import is_plain_call
 from .image_loading_vip2clip import read_image
+from .image_values_vip2clip import as_channels_first, as_list, warn_unclear_stack
 from .mask_loading_vip2clip import mask_labels
 from .mask_options_vip2clip import DEFAULT_MASK_OPTIONS, MASK_OPTIONS, MaskOptions, check_mask_option
 
@@ -40,6 +40,12 @@ class ViP2ClipImageProcessorKwargs(ImagesKwargs, total=False):
         EXIF orientation of masks without one of their own.
     keep_small_regions (`bool`, *optional*, defaults to `True`):
         Whether regions that vanish at the size of the model keep at least one pixel.
+    bit_depth (`int`, *optional*):
+        Bits per value, from 8 to 16, of images that store more than 8, see [`load_image`].
+    page (`int`, *optional*):
+        Page of files with several pages, from 1, see [`load_image`].
+    channel_order (`"rgb"` or `"bgr"`, *optional*, defaults to `"rgb"`):
+        Order of the channels of arrays.
     """
 
     mask_threshold: int | float
@@ -47,6 +53,9 @@ class ViP2ClipImageProcessorKwargs(ImagesKwargs, total=False):
     mask_invert: bool
     mask_orientation: str
     keep_small_regions: bool
+    bit_depth: int
+    page: int
+    channel_order: str
 
 
 class ViP2ClipImageProcessor(PilBackend):
@@ -90,6 +99,13 @@ class ViP2ClipImageProcessor(PilBackend):
             Mask pixels with a value greater than this are anomalous. Use 127 for lossy masks (JPEG).
         mask_channel, mask_invert, mask_orientation, keep_small_regions (*optional*):
             How masks are read and resized, see [`MaskOptions`].
+        bit_depth (`int`, *optional*):
+            Bits per value, from 8 to 16, of images that store more than 8. By default, it is detected, and unclear
+            images are refused, see [`load_image`].
+        page (`int`, *optional*):
+            Page of files with several pages, from 1. By default, such files are refused, see [`load_image`].
+        channel_order (`"rgb"` or `"bgr"`, *optional*, defaults to `"rgb"`):
+            Order of the channels of arrays. Arrays of OpenCV are `"bgr"`.
         kwargs:
             Other arguments of transformers' image processors are allowed if they change nothing, such as
             `do_pad=False`, `default_to_square=True`, `data_format="channels_first"` and `device="cpu"`. Cropping,
@@ -127,6 +143,9 @@ class ViP2ClipImageProcessor(PilBackend):
     mask_invert = False
     mask_orientation = "auto"
     keep_small_regions = True
+    bit_depth: int | None = None
+    page: int | None = None
+    channel_order: str | None = None
 
     def __init__(self, **kwargs: Unpack[ViP2ClipImageProcessorKwargs]) -> None:
         given: dict[str, Any] = {name: value for name, value in kwargs.items() if value is not None}
@@ -243,14 +262,20 @@ class ViP2ClipImageProcessor(PilBackend):
         self, images: ImageInput, segmentation_maps: ImageInput | None = None, **kwargs: Any
     ) -> BatchFeature:
         convert_rgb, input_data_format = kwargs["do_convert_rgb"], kwargs["input_data_format"]
-        given = _flatten(images)
-        loaded = [read_image(image, convert_rgb=convert_rgb, input_data_format=input_data_format) for image in given]
+        reading = {name: kwargs.pop(name, None) for name in READING_ARGUMENTS}
+        if input_data_format is None:
+            warn_unclear_stack(images)
+        given = as_list(images)
+        loaded = [
+            read_image(image, convert_rgb=convert_rgb, input_data_format=input_data_format, **reading)
+            for image in given
+        ]
         if not loaded:
             raise ValueError("Expected at least one image, found an empty list.")
         size = (kwargs["size"].height, kwargs["size"].width) if kwargs["do_resize"] else None
         arrays = []
         for image, is_float in loaded:
-            array = _as_array(image, size, kwargs["resample"])  # (channels, height, width), uint8
+            array = as_channels_first(image, size, kwargs["resample"])  # (channels, height, width), uint8
             if is_float and not kwargs["do_rescale"]:
                 array = self.rescale(array, 1 / 255)
             arrays.append(array)
@@ -266,7 +291,7 @@ class ViP2ClipImageProcessor(PilBackend):
                     "values. Check rescale_factor, image_mean and image_std."
                 )
         if segmentation_maps is not None:
-            maps = _flatten(segmentation_maps)
+            maps = as_list(segmentation_maps)
             if len(loaded) > 1 and len(maps) == 1 and getattr(maps[0], "ndim", 0) == 3:
                 maps = list(maps[0])  # (batch, height, width)
             if len(maps) != len(loaded):
@@ -374,26 +399,6 @@ def check_image_processor(image_processor: Any, image_size: int) -> None:
             f"The image processor {problem}, but the model takes {image_size} x {image_size}; use "
             f"ViP2ClipImageProcessor(size={image_size})."
         )
-
-
-def _as_array(image: Image.Image, size: tuple[int, int] | None, resample: PILImageResampling) -> np.ndarray:
-    """Resize an 8-bit image to (height, width) and return it as an array of shape (channels, height, width)."""
-    if size is not None:
-        # Pillow would multiply the colors by the fourth channel. Resize every channel on its own.
-        bands = image.split() if image.mode == "RGBA" else (image,)
-        bands = tuple(band.resize((size[1], size[0]), resample) for band in bands)
-        image = Image.merge("RGBA", bands) if len(bands) > 1 else bands[0]
-    array = np.asarray(image)
-    return array[None] if array.ndim == 2 else np.moveaxis(array, -1, 0)
-
-
-def _flatten(images: Any) -> list:
-    """Return an image, a list of images or a batch array as a list."""
-    if isinstance(images, (list, tuple)):
-        return list(images)
-    if isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == 4:
-        return list(images)
-    return [images]
 
 
 __all__ = ["ViP2ClipImageProcessor", "check_image_processor"]

@@ -1,31 +1,32 @@
 """The "anomaly-detection" pipeline."""
 
 import os
+import types
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModel, PreTrainedConfig
 from transformers.pipelines.base import Pipeline
 from transformers.utils import logging
 
-from .arguments_vip2clip import call_arguments, label_names, loading_arguments
+from .arguments_vip2clip import READING_ARGUMENTS, call_arguments, label_names, loading_arguments
 from .backbone_vip2clip import HUB_KWARGS, check_device, naming
 from .decision_config_vip2clip import DecisionConfig
 from .decision_vip2clip import find_regions
 from .fingerprint_vip2clip import is_calibrated
 from .heatmap_vip2clip import draw_heatmap
-from .image_loading_vip2clip import DEFAULT_TIMEOUT, list_images, load_image
+from .image_loading_vip2clip import DEFAULT_TIMEOUT, reading_options
 from .image_processing_vip2clip import ViP2ClipImageProcessor, check_image_processor
-from .tiling_vip2clip import Box, TileBlender, tile_boxes
+from .pipeline_inputs_vip2clip import as_inputs, load_with_tiles
+from .tiling_vip2clip import Box, TileBlender
 
 
 logger = logging.get_logger(__name__)
 # Number of tiles in a batch.
 TILES_AT_ONCE = 4
 # Call arguments by the step that uses them.
-PREPROCESS = ("timeout", "heatmap", "tile_size", "tile_overlap")
+PREPROCESS = ("timeout", "heatmap", "tile_size", "tile_overlap", *READING_ARGUMENTS)
 FORWARD = ("top_k",)
 POSTPROCESS = ("threshold", "regions", "tile_size", "tile_overlap", "top_k")
 
@@ -62,6 +63,8 @@ class AnomalyDetectionPipeline(Pipeline):
       in [0, 0.9].
     - `timeout` (`float`, *optional*, defaults to 60): seconds to wait for a response from the server of a URL. `None`
       waits forever.
+    - `bit_depth` (`int`), `page` (`int`) and `channel_order` (`"rgb"` or `"bgr"`), which default to those of the image
+      processor: how to read images, see [`load_image`].
 
     Except for `timeout`, `None` stands for the default.
     """
@@ -88,6 +91,9 @@ class AnomalyDetectionPipeline(Pipeline):
         tile_size: int | None = None,
         tile_overlap: float | None = None,
         timeout: float | None = DEFAULT_TIMEOUT,
+        bit_depth: int | None = None,
+        page: int | None = None,
+        channel_order: str | None = None,
         **kwargs: Any,
     ) -> "AnomalyDetectionPipeline":
         """
@@ -100,6 +106,8 @@ class AnomalyDetectionPipeline(Pipeline):
                 Device of the model. By default, the first accelerator if available, otherwise the CPU.
             batch_size, threshold, top_k, heatmap, regions, tile_size, tile_overlap, timeout (*optional*):
                 Defaults of the call arguments, see [`AnomalyDetectionPipeline`].
+            bit_depth, page, channel_order (*optional*):
+                How to read images, see [`load_image`]. They default to those of the image processor.
             kwargs:
                 Arguments of [`ViP2ClipForAnomalyDetection.from_pretrained`], such as `dtype`, `revision`, `token` and
                 `backbone`.
@@ -116,6 +124,7 @@ class AnomalyDetectionPipeline(Pipeline):
         check_device(device)
         options: dict[str, Any] = {"threshold": threshold, "top_k": top_k, "heatmap": heatmap, "regions": regions}
         options.update(tile_size=tile_size, tile_overlap=tile_overlap, timeout=timeout)
+        options.update(bit_depth=bit_depth, page=page, channel_order=channel_order)
         call_arguments(options)  # refuse them before loading weights
         options = loading_arguments({**options, "batch_size": batch_size})
         hub_kwargs = {name: kwargs[name] for name in HUB_KWARGS if name in kwargs}
@@ -135,7 +144,9 @@ class AnomalyDetectionPipeline(Pipeline):
         # Compare names, not classes: remote code is loaded as separate copies of the classes.
         _check_model_type(getattr(self.model.config, "model_type", None))
         if self.image_processor is None:
-            raise ValueError("image_processor is None; expected a ViP2ClipImageProcessor.")
+            raise ValueError(
+                "image_processor is None; expected a ViP2ClipImageProcessor, of the image_size of the model."
+            )
         check_image_processor(self.image_processor, self.model.config.image_size)
         label_names(self.model.config.id2label)
         self.model.eval()  # after training, a model is still in training mode
@@ -160,9 +171,10 @@ class AnomalyDetectionPipeline(Pipeline):
 
         Args:
             inputs:
-                An image (path, http(s) URL, PIL image or array, see [`load_image`]), or several images: a list, a
-                folder, an array with four axes, a generator or a dataset. From a dataset, the column `"image"` is
-                used.
+                An image (path, URL, bytes, PIL image or array, see [`load_image`]), or several images: a list, a
+                folder, an array with four axes, a column of pandas, a generator or a dataset. From a dataset, the
+                column `"image"` is used; from pairs of image and label, the image. Rows are read by position. An array
+                of shape (3 or 4, height, width) is refused, because it can also be a stack of gray photos.
             kwargs:
                 Call arguments, see [`AnomalyDetectionPipeline`].
 
@@ -188,23 +200,11 @@ class AnomalyDetectionPipeline(Pipeline):
             ValueError: if the input is of another kind, a folder or list contains no images, or a call argument is out
                 of range.
         """
-        if isinstance(inputs, (str, os.PathLike)) and os.path.isdir(inputs):
-            inputs = list_images(inputs)
-        elif isinstance(inputs, tuple) or (isinstance(inputs, (np.ndarray, torch.Tensor)) and inputs.ndim == 4):
-            inputs = list(inputs)
-        elif not isinstance(
-            inputs, (str, os.PathLike, Image.Image, np.ndarray, torch.Tensor, dict, list, torch.utils.data.Dataset)
-        ):
-            # The base class only streams generators and datasets of torch.
-            if hasattr(inputs, "__len__") and hasattr(inputs, "__getitem__"):
-                inputs = _Rows(inputs)
-            elif hasattr(inputs, "__iter__"):
-                inputs = (row for row in inputs)
-            else:
-                raise ValueError(f"Expected one or more images, found {type(inputs).__name__}.")
-        if isinstance(inputs, list) and not inputs:
-            raise ValueError("Expected at least one image, found an empty list.")
-        return super().__call__(inputs, **loading_arguments(kwargs))
+        kwargs, inputs = loading_arguments(kwargs), as_inputs(inputs)
+        if isinstance(inputs, types.GeneratorType) and (kwargs.get("num_workers") or self._num_workers):
+            logger.warning_once("num_workers is not used for generators, which one process has to read in order.")
+            kwargs["num_workers"] = 0
+        return super().__call__(inputs, **kwargs)
 
     def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         options = call_arguments(kwargs)
@@ -228,6 +228,33 @@ class AnomalyDetectionPipeline(Pipeline):
         """
         options = self._preprocess_params
         return self._settings(options.get("tile_size"), options.get("tile_overlap"), self._forward_params.get("top_k"))
+
+    def reading_options(self) -> dict[str, Any]:
+        """
+        Return how the pipeline reads images.
+
+        Returns:
+            `dict[str, Any]`: `bit_depth`, `page` and `channel_order`, without defaults.
+        """
+        found = {**reading_options(self.image_processor), **self._preprocess_params}
+        return {name: found[name] for name in READING_ARGUMENTS if found.get(name, "rgb") != "rgb"}
+
+    def load(self, image: Any) -> Image.Image:
+        """
+        Load an image as a call does, and check that it can be split into tiles.
+
+        Args:
+            image: an image, as in a call.
+
+        Returns:
+            `PIL.Image.Image`: the upright image, in mode RGB. A call with it has the same result.
+
+        Raises:
+            OSError: if the image cannot be read.
+            ValueError: if the image is of another kind or has too many tiles.
+        """
+        timeout = self._preprocess_params.get("timeout", DEFAULT_TIMEOUT)
+        return load_with_tiles(image, timeout, self.reading_options(), self.score_settings())[0]
 
     def decision_map(self, image: Any) -> dict[str, Any]:
         """
@@ -279,16 +306,11 @@ class AnomalyDetectionPipeline(Pipeline):
         heatmap: bool = False,
         tile_size: int | None = None,
         tile_overlap: float | None = None,
+        **reading: Any,
     ) -> dict[str, Any]:
         """Load an image, or the image of a row of a dataset, and prepare it and its tiles for the model."""
-        if isinstance(image, dict) and not {"bytes", "path"} & set(image):
-            if "image" not in image:
-                raise ValueError(f"Expected rows with the column 'image', found the columns {sorted(image)}.")
-            image = image["image"]
-        image = load_image(image, timeout=timeout)
-        settings, boxes = self._settings(tile_size, tile_overlap, None), []
-        if settings["tile_size"]:
-            boxes = tile_boxes(image.height, image.width, settings["tile_size"], settings["tile_overlap"])
+        settings = self._settings(tile_size, tile_overlap, None)
+        image, boxes = load_with_tiles(image, timeout, {**self.reading_options(), **reading}, settings)
         # The processor resizes every tile in _forward. There is nothing to do for the whole photo.
         side, channels = self.model.config.image_size, self.model.config.clip_vision_config.num_channels
         pixel_values = torch.zeros(0, channels, side, side) if boxes else self._pixel_values([image])
@@ -366,19 +388,6 @@ class AnomalyDetectionPipeline(Pipeline):
         if model_outputs["image"] is not None:
             result["heatmap"] = draw_heatmap(model_outputs["image"], result["anomaly_map"])
         return result
-
-
-class _Rows(torch.utils.data.Dataset):
-    """A dataset of another library as a dataset of torch. Unlike a generator, it has a length and can be pickled."""
-
-    def __init__(self, rows: Any) -> None:
-        self.rows = rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> Any:
-        return self.rows[index]
 
 
 def _check_model_type(found: str | None) -> None:

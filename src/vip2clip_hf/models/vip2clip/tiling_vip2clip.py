@@ -4,16 +4,41 @@ import math
 
 import torch
 import torch.nn.functional as F
+from transformers.utils import logging
 
 from .arguments_vip2clip import check_tiling
 
 
+logger = logging.get_logger(__name__)
 Box = tuple[int, int, int, int]
+# Longest side of a photo divided by its shortest.
+MAX_ASPECT_RATIO = 50
+# Most tiles of a photo.
+MAX_TILES = 4096
+
+
+def check_elongation(height: int, width: int) -> None:
+    """
+    Say once that a photo without tiles is much longer than wide, because it is resized to a square.
+
+    Args:
+        height, width (`int`): size of the image in pixels.
+    """
+    if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
+        logger.warning_once(
+            f"A photo is more than {MAX_ASPECT_RATIO} times as long as it is wide. It is resized to a square, in "
+            "which defects can disappear; cut it into shorter pieces."
+        )
+
+
+def _count(length: int, side: int, overlap: float) -> int:
+    """Return the number of tiles along an axis."""
+    return max(1, math.ceil((length - side) / max(1.0, side * (1 - overlap))) + 1)
 
 
 def _starts(length: int, side: int, overlap: float) -> list[int]:
     """Return the evenly spaced starts of tiles along an axis. The first and last tile touch the edges."""
-    count = max(1, math.ceil((length - side) / max(1.0, side * (1 - overlap))) + 1)
+    count = _count(length, side, overlap)
     return [round(index * (length - side) / max(1, count - 1)) for index in range(count)]
 
 
@@ -31,12 +56,24 @@ def tile_boxes(height: int, width: int, tile_size: int, tile_overlap: float = 0.
         fits into one tile and needs no tiling.
 
     Raises:
-        ValueError: if `tile_size` or `tile_overlap` is out of range.
+        ValueError: if `tile_size` or `tile_overlap` is out of range, if the image is more than 50 times as long as it
+            is wide, or if it has more than 4,096 tiles.
     """
     tile_size, tile_overlap = check_tiling(tile_size, tile_overlap)
     if tile_size >= max(height, width):
         return []
     side = min(tile_size, height, width)
+    if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
+        raise ValueError(
+            f"The photo has {width} x {height} pixels, so one side is more than {MAX_ASPECT_RATIO} times the other; "
+            "expected a photo that is less elongated. Cut it into shorter pieces, or set tile_size=0."
+        )
+    count = _count(height, side, tile_overlap) * _count(width, side, tile_overlap)
+    if count > MAX_TILES:
+        raise ValueError(
+            f"tile_size is {tile_size} with tile_overlap {tile_overlap:g}, which gives {count:,} tiles for a photo of "
+            f"{width} x {height} pixels; expected at most {MAX_TILES:,}. Use larger tiles or less overlap."
+        )
     tops, lefts = _starts(height, side, tile_overlap), _starts(width, side, tile_overlap)
     return [(left, top, left + side, top + side) for top in tops for left in lefts]
 
@@ -90,4 +127,4 @@ class TileBlender:
         return self._sum.div_(self._rows[:, None]).div_(self._columns).clamp_(0, 1)
 
 
-__all__ = ["TileBlender", "tile_boxes"]
+__all__ = ["MAX_ASPECT_RATIO", "MAX_TILES", "TileBlender", "check_elongation", "tile_boxes"]
