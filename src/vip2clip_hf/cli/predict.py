@@ -190,7 +190,9 @@ def _heatmap_files(source: Path, photos: list[Path], heatmap: Path, overwrite: b
             f"--heatmap {str(heatmap)!r} is inside the folder of the photos, where the heatmaps would be read as "
             "photos the next time; expected another folder."
         )
-    files = {photo: heatmap / f"{photo.name}.png" for photo in photos} if several else {source: heatmap}
+    files = {source: heatmap}
+    if several:  # photos in subfolders can have the same name
+        files = {photo: heatmap / f"{photo.relative_to(source).as_posix()}.png" for photo in photos}
     if not several and heatmap.suffix.lower() not in HEATMAP_FORMATS:
         raise OSError(f"{str(heatmap)!r} has an unknown format; expected a name with {', '.join(HEATMAP_FORMATS)}.")
     existing = [file for file in files.values() if os.path.lexists(file)]
