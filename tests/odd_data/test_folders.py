@@ -911,6 +911,15 @@ CASES += [
         read("mask/test/good/1.png", "bolt/test/good/1.png"),
         "'mask' .* holds phot",
     ),
+    *(
+        Case(
+            f"drawing {name} beside its image",
+            read("good/5.png", "bad/1.png", f"bad/{name}"),
+            rows({"good/5.png": (0, None), "bad/1.png": (1, None)}),
+            says="drawings beside their images, left out",
+        )
+        for name in ("1_overlay.png", "1_heatmap.png", "1-anomaly_map.png", "1.png.png", "1_thumb.jpg", "1_Pred.png")
+    ),
     Case("photos in masks beside good", read("good/1.png", "masks/9.png"), "'masks' .* holds photos"),
     Case("a defect called mask", read("test/good/1.png", "test/mask/1.png"), "'test/mask' .* holds photos; .*Rename"),
     Case(
