@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from helpers.odd_data import Case, parametrize, run
+from vip2clip_hf.cli.predict import _heatmap_files
 from vip2clip_hf.data.index import DataIndex
 from vip2clip_hf.data.loading import _report_warnings, index_folder, load_folder
 from vip2clip_hf.data.sources import DataSource
@@ -910,6 +911,15 @@ CASES += [
         read("mask/test/good/1.png", "bolt/test/good/1.png"),
         "'mask' .* holds phot",
     ),
+    *(
+        Case(
+            f"drawing {name} beside its image",
+            read("good/5.png", "bad/1.png", f"bad/{name}"),
+            rows({"good/5.png": (0, None), "bad/1.png": (1, None)}),
+            says="drawings beside their images, left out",
+        )
+        for name in ("1_overlay.png", "1_heatmap.png", "1-anomaly_map.png", "1.png.png", "1_thumb.jpg", "1_Pred.png")
+    ),
     Case("photos in masks beside good", read("good/1.png", "masks/9.png"), "'masks' .* holds photos"),
     Case("a defect called mask", read("test/good/1.png", "test/mask/1.png"), "'test/mask' .* holds photos; .*Rename"),
     Case(
@@ -947,3 +957,14 @@ def test_a_looping_link_loses_only_itself(tmp_path, number):
     index = index_folder(root)
     assert [row.label for row in index.rows] == [0] * number + [1] * number
     assert index.warnings["links that lead nowhere or to a folder above them, left out"] == ["loop", "normal/self"]
+
+
+def test_heatmaps_of_photos_with_the_same_name(tmp_path):
+    root = write(tmp_path / "photos", "1.png", "a/1.png", "b/1.png")
+    photos = [Path(path) for path in list_images(root)]
+    files = _heatmap_files(root, photos, tmp_path / "out", False)
+    assert {path.relative_to(tmp_path / "out").as_posix() for path in files.values()} == {
+        "1.png.png",
+        "a/1.png.png",
+        "b/1.png.png",
+    }

@@ -89,21 +89,24 @@ def load_folder(
     **hub_kwargs: Any,
 ) -> "Dataset":
     """
-    Load your own images from a folder, a table or the Hub. No image is opened.
+    Load your own images from a folder, a table or the Hub. No image is opened, except where only the content of a mask
+    tells the label.
 
     The layout is detected:
 
     - `"meta"`: a `meta.json` written by research code. Paths from another machine are matched by their last parts.
     - `"tree"`: `<category>/test/good/`, `<category>/test/<defect>/` and `<category>/ground_truth/<defect>/`, as in
       MVTec AD.
-    - `"classes"`: `normal/` and `anomalous/` (also good, ok, bad, defect, ...), optionally with a subfolder per defect
-      type and masks in `masks/`. Each category can have its own folder with these subfolders.
-    - `"pairs"`: `images/` and `masks/`. Images with a mask are anomalous, images without a mask are normal.
+    - `"classes"`: `normal/` and `anomalous/` (also good, ok, pass, bad, nok, defect, ...), optionally with a
+      subfolder per defect type and masks in `masks/`. Beside a single folder of normal images, folders of unknown
+      names are defect types. Each category can have its own folder with these subfolders.
+    - `"pairs"`: `images/` and `masks/`. Images are anomalous if their mask marks a pixel, so all masks are opened.
+      Images without a mask are normal.
     - `"table"`: a CSV, TSV, JSONL or Parquet file, passed as `root` or the only table in the folder.
-    - `"flat"`: images without labels, for prediction.
+    - `"flat"`: images without labels, for prediction, also in subfolders.
     - `"hub"`: the id of a Hub dataset, if no folder has this name.
 
-    A mask has the stem of its image, with or without the suffix `_mask`, `_label` or `_Segmentation`.
+    A mask has the stem of its image, or a name such as `1_mask`, `1_gt` or `mask_1`. docs/odd-data.md lists all rules.
 
     Args:
         root (`str` or `os.PathLike`):

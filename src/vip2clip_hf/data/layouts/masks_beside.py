@@ -1,6 +1,7 @@
 """Masks beside images: divide the image files of a folder into images and masks, by names and colors."""
 
 import os
+import re
 
 from PIL import Image
 
@@ -15,6 +16,11 @@ _LOSSY = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".webp"})
 _MOST_COLORS = 16
 SAME_STEM = "masks with the name of their image and another extension, recognized by their few colors"
 SAME_STEM_IMAGES = "images with the name of another image and another extension, read as separate images"
+RESULT = "drawings beside their images, left out"
+_RESULT = re.compile(
+    r"[ _.\-](?:overlays?|heat[ _\-]?maps?|anomaly[ _\-]?maps?|pred|predictions?|vis|visualization|thumb|thumbnail)$",
+    re.IGNORECASE,
+)
 WEAK_SUFFIX = "files read as the mask beside an image, by their name"
 LOOKS_LIKE_MASK = "images whose names look like masks, read as images"
 
@@ -49,6 +55,7 @@ def split_masks(reading: Reading, paths: list[str]) -> tuple[list[str], dict[str
     """
     by_stem: dict[str, list[str]] = {}
     keys = {}
+    paths = _without_results(reading, paths)
     for path in paths:
         name = stem(path)
         by_stem.setdefault(name.lower(), []).append(path)
@@ -90,6 +97,25 @@ def split_masks(reading: Reading, paths: list[str]) -> tuple[list[str], dict[str
         if strong:
             reading.warn(LOOKS_LIKE_MASK, *strong)
     return [path for path in paths if path not in taken], masks
+
+
+def _without_results(reading: Reading, paths: list[str]) -> list[str]:
+    """Leave out drawings beside their images: 1_overlay.png, and 1.png.png if it is no mask."""
+    results = {}
+    for path in paths:
+        name = stem(path)
+        if (found := _RESULT.search(name)) is not None:
+            results[path] = name[: found.start()].lower()
+        elif has_image_extension(name) and _looks_like_photo(reading.listing.absolute(path)):
+            results[path] = stem(name).lower()
+    if not results:
+        return paths
+    stems = {stem(path).lower() for path in paths if path not in results}
+    left_out = [path for path, image in results.items() if image in stems]
+    if left_out:
+        reading.warn(RESULT, *left_out)
+        reading.listing.mark(left_out, RESULT)
+    return [path for path in paths if path not in left_out]
 
 
 def _pair_by_extension(
