@@ -141,8 +141,8 @@ def find_photos(sources: Sequence[str], recursive: bool = True) -> Photos:
             photos += [Photo(path, os.path.relpath(path, source)) for path in paths]
         elif not os.path.lexists(source):
             missing.append(source)
-            error = f"{source!r} not found; expected a photo or a folder of photos."
-            photos.append(Photo(source, os.path.basename(source), error))
+            reason = f"{source!r} not found; expected a photo or a folder of photos."
+            photos.append(Photo(source, os.path.basename(source), reason))
         else:
             photos.append(Photo(source, os.path.basename(source)))
     if len(missing) == len(photos):
