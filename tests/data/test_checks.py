@@ -95,6 +95,40 @@ def test_class_ids_are_not_noise(writer):
     assert (check.notes, check.warnings) == ({}, {})
 
 
+def test_masks_read_by_a_rule_are_warnings(tmp_path):
+    """Alpha, palettes, pages and orientation: each is said with its images, and `--strict` fails."""
+    root, defect = tmp_path / "data", np.zeros((8, 8), dtype=np.uint8)
+    defect[1:3, 2:5] = 255
+    mask, exif = Image.fromarray(defect), Image.Exif()
+    exif[0x0112] = 3
+    palette = Image.fromarray((defect > 0).astype(np.uint8)).convert("L")
+    palette.putpalette([255, 255, 255, 0, 0, 0])
+    alpha = Image.new("RGBA", (8, 8), (255, 255, 255, 0))
+    alpha.putalpha(mask)
+    for folder in ("good", "bad", "masks"):
+        (root / folder).mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(root / "good" / "0.png")
+    for number, (name, options, saved, saving) in enumerate(
+        (
+            ("alpha.png", {}, alpha, {}),
+            ("orientation.png", {"exif": exif}, mask, {}),
+            ("pages.png", {}, mask, {"save_all": True, "append_images": [mask]}),
+            ("palette.png", {}, palette, {}),
+        )
+    ):
+        Image.new("RGB", (8, 8), (number, 9, 9)).save(root / "bad" / name, **options)
+        saved.save(root / "masks" / name.replace("pages.png", "pages.tif"), **saving)
+    check = check_data(index_folder(root))
+    assert (check.problems, check.notes) == ({}, {})
+    found = {" ".join(kind.split()[:4]): names for kind, names in check.warnings.items()}
+    assert found == {
+        "masks read from their": ["bad/alpha.png"],
+        "masks rotated by the": ["bad/orientation.png"],
+        "masks with several pages,": ["bad/pages.png"],
+        "masks with a palette": ["bad/palette.png"],
+    }
+
+
 def test_mask_threshold_of_a_benchmark(tmp_path):
     check = check_data(index_benchmark("kvasir", kvasir_official(tmp_path / "k").root))
     assert (check.notes, check.warnings) == ({}, {})

@@ -120,7 +120,7 @@ def test_another_threshold_is_another_evaluation(noisy, model, image_processor, 
                 evaluate_sets(model, image_processor, [source], tmp_path / "out", sheets=0)
 
 
-def test_all_views_have_the_threshold_of_the_trainer(noisy, clip, image_processor, tmp_path):
+def test_all_views_have_the_threshold_of_the_trainer(noisy, clip, image_processor, tmp_path, caplog):
     trainer = build_trainer(
         clip, image_processor, tmp_path / "run", noisy, {"mask_threshold": 127}, augmentation=["flip", "rotate"]
     )
@@ -130,6 +130,10 @@ def test_all_views_have_the_threshold_of_the_trainer(noisy, clip, image_processo
         sums.add(int(trainer.data_collator(rows)["mask_labels"].sum()))
     assert len(sums) == 1
     assert 0 < sums.pop() < 0.1 * 4 * 48 * 48
+    assert "noise" not in caplog.text
+    trainer = build_trainer(clip, image_processor, tmp_path / "run", noisy, augmentation=["flip"])
+    trainer.data_collator([trainer.train_dataset[position] for position in range(4, 8)])
+    assert "noise near 0 counted as anomalous" in caplog.text
 
 
 def test_all_views_of_the_feature_cache_have_one_threshold(noisy, model, image_processor, tmp_path):
@@ -308,6 +312,9 @@ def test_commands_pass_the_options(noisy, tmp_path, monkeypatch):
     assert sources[3].mask_options == MaskOptions(threshold=0, keep_small_regions=False)  # of the benchmark
     done = CliRunner().invoke(app, [*arguments, "--mask-channel", "gray"])
     assert done.exit_code == 2
+    done = CliRunner().invoke(app, ["calibrate", "--model", "x", "--normal", str(noisy / "good"), "--mask-invert"])
+    assert done.exit_code == 2
+    assert "pass --labelled instead of --normal" in " ".join(done.output.replace("│", " ").split())
     _, data, _ = parse_arguments(["--train_data", "x", *options, "--output_dir", str(tmp_path)])
     assert MaskOptions.named(vars(data)) == replace(expected, keep_small_regions=True)
 

@@ -1,5 +1,7 @@
 """Odd masks: each is read right, or refused in one sentence."""
 
+import io
+
 import numpy as np
 import pytest
 import torch
@@ -704,6 +706,15 @@ CASES += [
 ]
 
 
+def content(folder) -> bytes:
+    return saved(folder, gray()).read_bytes()
+
+
+def orientation_of_content(folder, make):
+    _, truth = turned(folder, 6)
+    return marked_pixels(folder / "mask.png", MaskOptions(), make(folder / "photo.jpg")), truth
+
+
 def broken(folder, content):
     path = folder / "mask.png"
     if content is not None:
@@ -719,6 +730,41 @@ CASES += [
         ("empty", lambda whole: b"", "mask.png.*cannot be read as an image"),
         ("html", lambda whole: b"<html>404</html>", "mask.png.*cannot be read as an image"),
         ("missing", None, "mask.png.*not found"),
+    )
+]
+CASES += [
+    Case(f"content: {name}", lambda folder, make=make: marked_pixels(make(content(folder)), MaskOptions()), is_defect)
+    for name, make in {
+        "bytes": bytes,
+        "bytearray": bytearray,
+        "memoryview": memoryview,
+        "file": lambda whole: io.BytesIO(whole),
+        "undecoded": lambda whole: {"bytes": whole, "path": None},
+    }.items()
+]
+CASES += [
+    Case(
+        f"content: orientation of a photo in {name}",
+        lambda folder, make=make: orientation_of_content(folder, make),
+        agrees,
+        "rotated by the EXIF orientation of their image",
+    )
+    for name, make in {
+        "bytes": lambda path: path.read_bytes(),
+        "file": lambda path: io.BytesIO(path.read_bytes()),
+        "PIL": lambda path: Image.open(path),
+        "undecoded": lambda path: {"bytes": path.read_bytes(), "path": None},
+        "undecoded path": lambda path: {"bytes": None, "path": str(path)},
+    }.items()
+]
+CASES += [
+    Case(f"content: {name}", lambda folder, value=value: load_mask(value), expected)
+    for name, value, expected in (
+        ("text as bytes", b"no image", "cannot be read as an image"),
+        ("no bytes", b"", "cannot be read as an image"),
+        ("a number", 7, "Expected a mask of shape"),
+        ("nothing", None, "Expected a mask of shape"),
+        ("an empty dict", {}, "'bytes' or 'path'"),
     )
 ]
 CASES.append(Case("file: folder", load_mask, "is a folder"))

@@ -12,7 +12,7 @@ from transformers.utils import logging
 from .image_loading_vip2clip import DEFAULT_TIMEOUT, _open, _open_undecoded
 from .mask_channels_vip2clip import PageValues, is_noisy, page_values
 from .mask_options_vip2clip import DEFAULT_MASK_OPTIONS, MaskOptions
-from .mask_orientation_vip2clip import ORIENTATION, read_header, turn, upright_size
+from .mask_orientation_vip2clip import ORIENTATION, as_undecoded, read_header, turn, upright_size
 from .mask_regions_vip2clip import ReducedMask, reduce_mask
 
 
@@ -81,8 +81,8 @@ def load_mask(mask: Any, channel: str = "auto") -> np.ndarray:
     colours by their largest channel. Several pages of a TIFF file are united.
 
     Args:
-        mask (`str`, `os.PathLike`, `dict`, `PIL.Image.Image`, `np.ndarray` or `torch.Tensor`):
-            Path, image, array with one channel, or undecoded image of `datasets`.
+        mask (`str`, `os.PathLike`, `bytes`, `dict`, `PIL.Image.Image`, `np.ndarray` or `torch.Tensor`):
+            Path, content of a file, image, array with one channel, or undecoded image of `datasets`.
         channel (`str`, defaults to `"auto"`):
             Where the values come from, see [`MaskOptions`].
 
@@ -237,7 +237,7 @@ def _say(rules: Any) -> None:
 
 def _read_values(mask: Any, options: MaskOptions, name: str) -> _Values:
     threshold, channel = options.threshold or 0, options.channel or "auto"
-    opened = mask
+    opened = mask = as_undecoded(mask)
     if isinstance(mask, (str, os.PathLike)):
         opened = _open(os.fspath(mask), DEFAULT_TIMEOUT)
     elif isinstance(mask, dict):

@@ -8,10 +8,33 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .image_loading_vip2clip import load_image
+from .image_loading_vip2clip import DEFAULT_TIMEOUT, _open, load_image
 
 
 ORIENTATION = 0x0112
+REMOTE = ("http://", "https://", "file://", "data:")
+
+
+def as_undecoded(source: Any) -> Any:
+    """
+    Convert the content of an image file to the form of an undecoded image of `datasets`.
+
+    Args:
+        source: bytes, a binary file, or anything else.
+
+    Returns:
+        `dict` with the content of bytes or of a file, which is read from its position and set back; otherwise
+        `source`.
+    """
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return {"bytes": bytes(source), "path": None}
+    if hasattr(source, "read") and hasattr(source, "seek"):
+        position = source.tell()
+        content = source.read()
+        source.seek(position)
+        name = getattr(source, "name", None)
+        return {"bytes": content, "path": name if isinstance(name, str) else None}
+    return source
 
 
 def read_header(image: Any) -> tuple[tuple[int, int], tuple[int, int], int] | None:
@@ -23,10 +46,13 @@ def read_header(image: Any) -> tuple[tuple[int, int], tuple[int, int], int] | No
 
     Returns:
         `tuple[tuple[int, int], tuple[int, int], int]`: height and width as stored, height and width of the upright
-        image, and the orientation from 1 to 8. `None` for arrays, URLs and files that cannot be opened: their errors
+        image, and the orientation from 1 to 8. `None` for arrays, and for files that cannot be opened: their errors
         are raised where they are decoded.
     """
+    image = as_undecoded(image)
     try:
+        if isinstance(image, str) and image.lower().startswith(REMOTE):
+            image = _open(image, DEFAULT_TIMEOUT)
         if isinstance(image, Image.Image):
             return _sizes(image, image.getexif().get(ORIENTATION))
         if isinstance(image, dict):
@@ -116,4 +142,4 @@ def upright_size(image: Any) -> tuple[int, int]:
     return loaded.height, loaded.width
 
 
-__all__ = ["ORIENTATION", "read_header", "turn", "upright_size"]
+__all__ = ["ORIENTATION", "as_undecoded", "read_header", "turn", "upright_size"]
