@@ -99,11 +99,11 @@ def as_inputs(inputs: Any) -> Any:
     )
     if has_rows and by_position:
         rows = Rows(inputs)
-        columns: Any = getattr(inputs, "column_names", None)
+        found: Any = getattr(inputs, "column_names", None)
         if not len(rows):
             raise ValueError(f"Expected at least one image, found an empty {kind}.")
-        if columns is not None and "image" not in columns:
-            raise ValueError(f"Expected rows with the column 'image', found the columns {sorted(columns)}.")
+        if found is not None and "image" not in found:
+            raise ValueError(f"Expected rows with the column 'image', found the columns {sorted(found)}.")
         if isinstance(inputs, Sequence) or hasattr(inputs, "iloc"):
             _checked(rows[0], 0)  # before the caller iterates
         return rows
