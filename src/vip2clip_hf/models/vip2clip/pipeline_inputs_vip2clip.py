@@ -98,11 +98,11 @@ def as_inputs(inputs: Any) -> Any:
         or not hasattr(inputs, "__iter__")
     )
     if has_rows and by_position:
-        rows, names = Rows(inputs), getattr(inputs, "column_names", None)
+        rows, found = Rows(inputs), getattr(inputs, "column_names", None)
         if not len(rows):
             raise ValueError(f"Expected at least one image, found an empty {kind}.")
-        if names is not None and "image" not in names:
-            raise ValueError(f"Expected rows with the column 'image', found the columns {sorted(names)}.")
+        if found is not None and "image" not in found:
+            raise ValueError(f"Expected rows with the column 'image', found the columns {sorted(found)}.")
         if isinstance(inputs, Sequence) or hasattr(inputs, "iloc"):
             _checked(rows[0], 0)  # before the caller iterates
         return rows
