@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from helpers.odd_data import Case, parametrize, run
-from vip2clip_hf.cli.predict import _heatmap_files
+from vip2clip_hf.cli.sources import find_photos, heatmap_names
 from vip2clip_hf.data.index import DataIndex
 from vip2clip_hf.data.loading import _report_warnings, index_folder, load_folder
 from vip2clip_hf.data.sources import DataSource
@@ -961,10 +961,5 @@ def test_a_looping_link_loses_only_itself(tmp_path, number):
 
 def test_heatmaps_of_photos_with_the_same_name(tmp_path):
     root = write(tmp_path / "photos", "1.png", "a/1.png", "b/1.png")
-    photos = [Path(path) for path in list_images(root)]
-    files = _heatmap_files(root, photos, tmp_path / "out", False)
-    assert {path.relative_to(tmp_path / "out").as_posix() for path in files.values()} == {
-        "1.png.png",
-        "a/1.png.png",
-        "b/1.png.png",
-    }
+    files = heatmap_names(find_photos([str(root)]))
+    assert {path.as_posix() for path in files.values()} == {"1.png.png", "a/1.png.png", "b/1.png.png"}

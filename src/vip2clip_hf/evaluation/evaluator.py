@@ -120,8 +120,8 @@ def evaluate_model(
                 batches, tqdm(loader, desc=title, disable=not progress or rank > 0)
             ):
                 unreadable.update(failed)
-                if not kept:
-                    continue
+                if not kept or (failed and not skip_unreadable):
+                    continue  # a later run evaluates the whole batch, once its images can be read
                 positions = [rows[number] for number in kept]
                 outputs = model(pixel_values=batch["pixel_values"].to(model.device))
                 maps = {}

@@ -6,7 +6,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..models.vip2clip.image_loading_vip2clip import load_image
 from ..models.vip2clip.maps_vip2clip import resize_maps
 from ..models.vip2clip.modeling_vip2clip import ViP2ClipForAnomalyDetection
 from ..models.vip2clip.pipeline_anomaly_detection import AnomalyDetectionPipeline
@@ -47,7 +46,7 @@ def attention_maps(detector: AnomalyDetectionPipeline, image: Any, size: tuple[i
     """
     _check_detector(detector)
     _check_attention(detector)
-    photo = load_image(image)
+    photo = detector.load(image)
     attentions = _outputs(detector, photo, output_attentions=True).cross_attentions
     mean = torch.stack([layer[0].float().mean(dim=0) for layer in attentions])  # (L, 2, P)
     grid = int(mean.shape[-1] ** 0.5)
@@ -80,7 +79,7 @@ def layer_anomaly_maps(
         OSError: if the image cannot be read.
     """
     _check_detector(detector)
-    photo = load_image(image)
+    photo = detector.load(image)
     layer_maps = _outputs(detector, photo).layer_maps  # (1, L, 2, grid, grid)
     model = cast(ViP2ClipForAnomalyDetection, detector.model)
     maps = model.get_anomaly_maps(layer_maps[0][:, None])  # each layer as a batch item
@@ -113,7 +112,7 @@ def attention_figure(detector: AnomalyDetectionPipeline, image: Any) -> "Figure"
     """
     _check_detector(detector)
     _check_attention(detector)
-    photo = load_image(image)
+    photo = detector.load(image)
     shown, layers = PhotoCanvas(photo), detector.model.config.feature_layers
     width, height = panel(photo, 2.0)
     figure = new_figure(max(MIN_WIDTH, (1 + len(layers)) * (width + 0.55)), 2 * (height + 0.35) + 0.65)
@@ -159,7 +158,7 @@ def layers_figure(detector: AnomalyDetectionPipeline, image: Any) -> "Figure":
         ImportError: if matplotlib is not installed.
     """
     _check_detector(detector)
-    photo = load_image(image)
+    photo = detector.load(image)
     shown, layers = PhotoCanvas(photo), detector.model.config.feature_layers
     width, height = panel(photo, 2.0)
     figure = new_figure(max(MIN_WIDTH, (2 + len(layers)) * (width + 0.1) + 0.5), height + 0.6)

@@ -1,6 +1,6 @@
 """Augmented views of training images, reproducible from the seed, the view and the image."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,16 +35,20 @@ class Augmentation:
               another position and mark it as a defect. This allows training on normal images only.
         seed (`int`, defaults to 0):
             Random seed.
+        reading (`Mapping[str, Any]`, *optional*):
+            How to read images: `bit_depth` and `page` of [`load_image`]. The trainer passes those of the image
+            processor.
 
     Raises:
         ValueError: if `kinds` is empty or contains an unknown kind.
     """
 
-    def __init__(self, kinds: Sequence[str], seed: int = 0) -> None:
+    def __init__(self, kinds: Sequence[str], seed: int = 0, reading: Mapping[str, Any] | None = None) -> None:
         unknown = [kind for kind in kinds if kind not in AUGMENTATIONS]
         if unknown or not kinds:
             raise ValueError(f"augmentation is {list(kinds)}; expected some of {', '.join(AUGMENTATIONS)}.")
         self.kinds, self.seed = tuple(kind for kind in AUGMENTATIONS if kind in kinds), seed
+        self.reading = dict(reading or {})
 
     def __call__(self, row: dict[str, Any], view: int, position: int) -> dict[str, Any]:
         """
@@ -68,7 +72,7 @@ class Augmentation:
         if view == 0:
             return row
         rng = np.random.default_rng([self.seed, view, position])
-        image, mask, label = load_image(row["image"]), None, row["label"]
+        image, mask, label = load_image(row["image"], **self.reading), None, row["label"]
         if row.get("mask") is not None:
             marked = marked_pixels(row["mask"], MaskOptions.named(row), row["image"])
             mask = Image.fromarray(marked.astype(np.uint8) * 255)

@@ -13,6 +13,7 @@ from ..checkpoints.weights import check_unwrapped
 from ..data.collator import ViP2ClipCollator, resolve_mask_options
 from ..evaluation.evaluator import evaluate_model
 from ..evaluation.metrics import METRICS
+from ..models.vip2clip.image_loading_vip2clip import reading_options
 from ..models.vip2clip.image_processing_vip2clip import ViP2ClipImageProcessor, check_image_processor
 from ..models.vip2clip.mask_options_vip2clip import MaskOptions
 from ..models.vip2clip.modeling_vip2clip import ViP2ClipForAnomalyDetection
@@ -99,7 +100,9 @@ class ViP2ClipTrainer(RecordedTrainer):
         self.image_processor, self.mask_options = image_processor, options
         self.training_sets = training_sets
         self.results: dict[str, dict[str, Any]] = {}
-        self.augmentation = None if args.augmentation is None else Augmentation(args.augmentation, args.seed)
+        self.augmentation = None
+        if args.augmentation is not None:
+            self.augmentation = Augmentation(args.augmentation, args.seed, reading_options(image_processor))
         self._rows = train_dataset
         pixel_labels = train_dataset is None or check_training_data(train_dataset, self.augmentation, options)
         self._collator = ViP2ClipCollator(image_processor, pixel_labels, mask_options=options)
