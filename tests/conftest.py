@@ -20,6 +20,13 @@ from vip2clip_hf import ViP2ClipForAnomalyDetection, ViP2ClipImageProcessor
 from vip2clip_hf.models.vip2clip.convert_vip2clip_to_hf import convert_release_checkpoint
 
 
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport():
+    """Escape bytes of file names that are not UTF-8, which pytest-xdist cannot send to the main process."""
+    report = (yield).get_result()
+    report.sections = [(title, text.encode("utf-8", "backslashreplace").decode()) for title, text in report.sections]
+
+
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)

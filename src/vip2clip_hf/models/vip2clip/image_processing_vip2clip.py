@@ -99,13 +99,8 @@ class ViP2ClipImageProcessor(PilBackend):
             Mask pixels with a value greater than this are anomalous. Use 127 for lossy masks (JPEG).
         mask_channel, mask_invert, mask_orientation, keep_small_regions (*optional*):
             How masks are read and resized, see [`MaskOptions`].
-        bit_depth (`int`, *optional*):
-            Bits per value, from 8 to 16, of images that store more than 8. By default, it is detected, and unclear
-            images are refused, see [`load_image`].
-        page (`int`, *optional*):
-            Page of files with several pages, from 1. By default, such files are refused, see [`load_image`].
-        channel_order (`"rgb"` or `"bgr"`, *optional*, defaults to `"rgb"`):
-            Order of the channels of arrays. Arrays of OpenCV are `"bgr"`.
+        bit_depth, page, channel_order (*optional*):
+            Bits per value, page and order of channels, see [`load_image`]. Unclear images are refused by default.
         kwargs:
             Other arguments of transformers' image processors are allowed if they change nothing, such as
             `do_pad=False`, `default_to_square=True`, `data_format="channels_first"` and `device="cpu"`. Cropping,
