@@ -326,7 +326,7 @@ def test_data_command(noisy):
     done = run("--check", "--json")
     assert done.exit_code == 0
     assert any("noise" in kind for kind in json.loads(done.stdout)["check"]["warnings"])
-    assert run("--check", "--strict").exit_code == 3
+    assert run("--check", "--strict").exit_code == 1
     assert run("--check", "--strict", "--mask-threshold", "127").exit_code == 0
     assert run("--mask-threshold", "127").exit_code == 2
     assert run("--check", "--mask-threshold", "-1").exit_code == 2

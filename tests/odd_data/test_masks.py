@@ -727,7 +727,7 @@ CASES += [
     for name, content, expected in (
         ("truncated", lambda whole: whole[: len(whole) // 2], "mask.png.*truncated or damaged"),
         ("header only", lambda whole: whole[:33], "mask.png.*(truncated|damaged|cannot be read)"),
-        ("empty", lambda whole: b"", "mask.png.*cannot be read as an image"),
+        ("empty", lambda whole: b"", "mask.png.*is empty; expected an image file"),
         ("html", lambda whole: b"<html>404</html>", "mask.png.*cannot be read as an image"),
         ("missing", None, "mask.png.*not found"),
     )
@@ -761,7 +761,7 @@ CASES += [
     Case(f"content: {name}", lambda folder, value=value: load_mask(value), expected)
     for name, value, expected in (
         ("text as bytes", b"no image", "cannot be read as an image"),
-        ("no bytes", b"", "cannot be read as an image"),
+        ("no bytes", b"", "is empty; expected an image file"),
         ("a number", 7, "Expected a mask of shape"),
         ("nothing", None, "Expected a mask of shape"),
         ("an empty dict", {}, "'bytes' or 'path'"),

@@ -22,9 +22,10 @@ from vip2clip_hf import ViP2ClipForAnomalyDetection, ViP2ClipImageProcessor
 from vip2clip_hf.data.sources import DataSource
 from vip2clip_hf.evaluation import runner
 from vip2clip_hf.evaluation.runner import evaluate_sets
-from vip2clip_hf.inference import loop, prediction
+from vip2clip_hf.inference import batches, prediction
 from vip2clip_hf.inference.prediction import predict_to_folder
 from vip2clip_hf.models.vip2clip.modeling_vip2clip import ViP2ClipAnomalyDetectionOutput
+from vip2clip_hf.utils import contents, file_state
 
 
 class FastModel(ViP2ClipForAnomalyDetection):
@@ -494,13 +495,13 @@ def test_a_growing_folder(tmp_path, monkeypatch, caplog):
         write_image(photos / f"{number}.png", number)
     predict(photos, output, heatmaps=True, chunk_size=2)
     read = []
-    load = loop.load_image
+    load = batches.load_with_tiles
 
-    def counted(image):
+    def counted(image, *args):
         read.append(Path(image["path"]).name)
-        return load(image)
+        return load(image, *args)
 
-    monkeypatch.setattr(loop, "load_image", counted)
+    monkeypatch.setattr(batches, "load_with_tiles", counted)
     write_image(photos / "1.png", 60)
     write_image(photos / "00.png", 61)
     (photos / "3.png").unlink()
@@ -652,7 +653,6 @@ def test_unchanged_files_are_not_read(tmp_path, monkeypatch):
         write_image(photos / f"{number}.png", number)
     time.sleep(2.1)
     predict(photos, tmp_path / "out")
-    from vip2clip_hf.utils import contents
-
+    monkeypatch.setattr(file_state, "read_file", None)
     monkeypatch.setattr(contents, "read_file", None)
     assert predict(photos, tmp_path / "out")["num_done_before"] == 3

@@ -43,13 +43,10 @@ def calibrate_labelled(
         recall (`float`, *optional*):
             Minimum fraction of anomalous images, and of anomalous pixels, to find, in (0, 1]. If not set, the
             thresholds maximize F1.
-        mask_threshold (`int` or `float`, *optional*):
-            Mask values greater than this are anomalous. Defaults to the value of the image processor (0).
-        mask_options ([`MaskOptions`], *optional*):
-            How to read masks. Options that are not set are those of the image processor.
+        mask_threshold, mask_options (*optional*):
+            How to read masks, see [`evaluate_model`].
         skip_unreadable (`bool`, defaults to `False`):
-            Whether to leave out images and masks that cannot be read, with a warning. By default, they are an error
-            that lists all of them.
+            Whether to leave out images and masks that cannot be read, with a warning, instead of an error.
         progress (`bool`, defaults to `False`):
             Whether to show a progress bar.
 

@@ -155,7 +155,7 @@ def _strict_reasons(index: "DataIndex", check: "DataCheck | None") -> list[str]:
             if reason not in known and reason not in reasons and any(map(has_image_extension, paths)):
                 reasons.append(reason)
     if check is not None:
-        reasons += [kind for kind in check.notes if kind != DUPLICATE]
+        reasons += [*check.warnings, *(kind for kind in check.notes if kind != DUPLICATE)]
     return reasons
 
 

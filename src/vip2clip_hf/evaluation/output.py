@@ -15,7 +15,7 @@ from ..utils.files import file_names, write_atomically
 from ..utils.run_folder import PROGRESS_FOLDER, RunFolder
 from ..utils.serialization import to_json
 from ..utils.versions import versions
-from .recorder import read_parts
+from .parts import read_parts
 
 
 if TYPE_CHECKING:

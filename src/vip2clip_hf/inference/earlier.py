@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from ..utils.contents import FileState, digest_of
 from ..utils.extras import extra
+from ..utils.file_state import FileState, digest_of
 from .images import DatasetImages, FolderImages
 from .names import Names
 

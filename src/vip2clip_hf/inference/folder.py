@@ -18,9 +18,9 @@ import numpy as np
 from transformers.utils import logging
 
 from ..models.vip2clip.arguments_vip2clip import LABELS
-from ..utils.contents import UNREADABLE, FileState
 from ..utils.distributed import from_all
 from ..utils.extras import extra
+from ..utils.file_state import UNREADABLE, FileState
 from ..utils.files import write_atomically
 from ..utils.run_folder import PROGRESS_FOLDER, RunFolder
 from ..utils.serialization import to_json

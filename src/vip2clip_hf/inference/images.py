@@ -11,8 +11,9 @@ from ..data.collator import undecoded
 from ..data.hub_datasets import is_hub_id
 from ..data.sources import DataSource
 from ..models.vip2clip.image_listing_vip2clip import UNREADABLE, LeftOut, has_image_extension, scan_images
-from ..utils.contents import UNREADABLE as UNREADABLE_STATE, FileState, is_unchanged, read_image_bytes
+from ..utils.contents import read_image_bytes
 from ..utils.extras import extra
+from ..utils.file_state import UNREADABLE as UNREADABLE_STATE, FileState, is_unchanged
 from ..utils.files import file_names
 from .names import as_text, packed, unpacked
 

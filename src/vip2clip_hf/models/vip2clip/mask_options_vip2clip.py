@@ -108,13 +108,8 @@ class MaskOptions:
 
 
 # Name of each option as an argument of the image processor and as a column of a dataset.
-MASK_OPTIONS = {
-    "threshold": "mask_threshold",
-    "channel": "mask_channel",
-    "invert": "mask_invert",
-    "orientation": "mask_orientation",
-    "keep_small_regions": "keep_small_regions",
-}
+MASK_OPTIONS = {name: f"mask_{name}" for name in ("threshold", "channel", "invert", "orientation")}
+MASK_OPTIONS["keep_small_regions"] = "keep_small_regions"
 
 
 def check_mask_option(name: str, value: Any) -> Any:
