@@ -119,6 +119,8 @@ def test_evaluation_with_files(detector, root, tmp_path):
     (result,) = evaluate_sets(*parts, sheets=2, skip_unreadable=True)  # resumes
     assert len(result["unreadable"]) == 8
     assert len((tmp_path / "out" / "set" / "scores.csv").read_text().splitlines()) == 7
+    with pytest.raises(OSError, match="8 of 14 images could not be read"):  # as in a new folder
+        evaluate_sets(*parts, sheets=2)
     with pytest.raises(ValueError, match="model is a Linear; expected a ViP2ClipForAnomalyDetection"):
         evaluate_sets(torch.nn.Linear(1, 1), detector.image_processor, [source], tmp_path / "other")
 

@@ -139,6 +139,7 @@ class EvaluationFolder:
         overwrite: bool,
         sheets: Mapping[str, Any],
         save_maps: bool,
+        skip_unreadable: bool,
     ) -> dict[str, tuple[str, dict[str, Any] | None]]:
         """
         Lock the folder and decide what to do for each dataset. Existing results are not changed.
@@ -149,6 +150,7 @@ class EvaluationFolder:
             overwrite (`bool`): whether to replace results with other settings.
             sheets (`Mapping[str, Any]`): settings of the sheets.
             save_maps (`bool`): whether anomaly maps are saved.
+            skip_unreadable (`bool`): whether a result without the images that cannot be read is accepted.
 
         Returns:
             `dict[str, tuple[str, dict | None]]`: for each dataset `"reuse"` or `"draw"` (only the sheets) with the
@@ -174,6 +176,9 @@ class EvaluationFolder:
         self._apply()  # after an interruption
         self._old_sets = {name.partition("/")[0] for name in self.run.files if "/" in name}
         plans = {name: self._plan(name, key, overwrite, sheets, save_maps) for name, key in keys.items()}
+        for name, (_, result, _) in plans.items():
+            if result is not None and result.get("unreadable") and not skip_unreadable:
+                plans[name] = self._again(name, "images that cannot be read were left out")
         if refused := {name: plan[2] for name, plan in plans.items() if plan[2]}:
             texts = [f"{name}: {', '.join(differences)}" for name, differences in refused.items()]
             raise OSError(

@@ -151,7 +151,8 @@ def evaluate_sets(
                 own = {"benchmark": source.benchmark, "split": source.split, "masks": asdict(source.mask_options)}
                 more = {"training_sets": model.provenance.training_sets}
                 keys[source.name] = SetKey({**settings, **own}, dataset, more)
-            plans = folder.prepare(keys, [source.root for source in sets], overwrite, drawn, save_maps)
+            roots = [source.root for source in sets]
+            plans = folder.prepare(keys, roots, overwrite, drawn, save_maps, skip_unreadable)
         except OSError as raised:
             error = raised
     try:
