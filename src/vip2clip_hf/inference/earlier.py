@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from transformers.utils import logging
 
+from ..models.vip2clip.arguments_vip2clip import LABELS
 from ..utils.extras import extra
 from ..utils.file_state import FileState, digest_of
 from .images import DatasetImages, FolderImages
-from .names import Names
+from .names import BATCH, Names
 
 
 with extra("data", "Predicting a folder of images"):
@@ -22,6 +24,7 @@ with extra("data", "Predicting a folder of images"):
     import pyarrow.parquet as pq
 
 
+logger = logging.get_logger(__name__)
 TABLE_FILE = "predictions.parquet"
 # State of every image file, to notice changes of its contents.
 STATE_FILE = ".vip2clip-images.parquet"
@@ -50,7 +53,8 @@ PART = pa.schema([*SCHEMA, *STATE])
 NAMED = pa.schema([("name", pa.binary()), *RESULTS, *STATE])
 
 # Settings that are compared by the contents of the images, or may differ.
-FREE_SETTINGS = ("num_images", "ids_sha256", "model", "versions")
+FREE_SETTINGS = ("num_images", "ids_sha256", "model", "versions", "decoding")
+NUM_THREADS = 8
 # How an error message refers to a setting; by default, "KEY setting".
 _TITLES = {"model_checksum": "model", "image_processor": "image processor", "dtype": "dtype", "source": "source"}
 
@@ -137,7 +141,11 @@ def rows_of_unfinished(names: Names, parts: Iterable[tuple[range, Path]]) -> "pa
 
 
 def match(
-    images: FolderImages | DatasetImages, names: "pa.ChunkedArray", earlier: "pa.Table", has_files: bool
+    images: FolderImages | DatasetImages,
+    names: "pa.ChunkedArray",
+    earlier: "pa.Table",
+    has_files: bool,
+    retry: bool = False,
 ) -> Match:
     """
     Find the images of an earlier prediction that have not changed.
@@ -147,27 +155,38 @@ def match(
         names (`pyarrow.ChunkedArray` of bytes): their names.
         earlier (`pyarrow.Table`): names, results and states.
         has_files (`bool`): whether the prediction writes a file per image. Its name can depend on the position.
+        retry (`bool`, defaults to `False`): whether images that could not be read are predicted again.
 
     Returns:
         `Match`: the known images.
     """
-    old_names, threads = earlier["name"], 8
-    old = pc.index_in(names, value_set=old_names).to_numpy(zero_copy_only=False).astype(float)
-    columns = [earlier[name].to_pylist() for name in STATE.names]
+    old_names = earlier["name"]
+    if names.equals(old_names):  # also if names are not unique
+        old = np.arange(len(names), dtype=float)
+    else:
+        old = pc.index_in(names, value_set=old_names).to_numpy(zero_copy_only=False).astype(float)
     candidates = np.flatnonzero(~np.isnan(old))
+    unchanged = np.zeros(len(candidates), dtype=bool)
 
-    def is_known(position: int) -> bool:
-        name, row = names[int(position)].as_py(), int(old[position])
-        if has_files and images.file(int(position), name) != images.file(row, name):
+    def is_known(item: tuple[int, bytes, int, dict[str, Any]]) -> bool:
+        position, name, row, state = item
+        if state.pop("error") is not None and retry:
             return False
-        return images.is_unchanged(int(position), name, FileState(*(column[row] for column in columns)))
+        if has_files and images.file(position, name) != images.file(row, name):
+            return False
+        return images.is_unchanged(position, name, FileState(**state))
 
-    with ThreadPoolExecutor(threads) as pool:
-        unchanged = np.fromiter(pool.map(is_known, candidates), dtype=bool, count=len(candidates))
+    with ThreadPoolExecutor(NUM_THREADS) as pool:
+        for start in range(0, len(candidates), BATCH):  # a million rows as objects would use gigabytes
+            block = candidates[start : start + BATCH]
+            rows = old[block].astype(np.int64)
+            states = earlier.select([*STATE.names, "error"]).take(rows).to_pylist()
+            items = zip(block.tolist(), names.take(block).to_pylist(), rows.tolist(), states)
+            unchanged[start : start + len(block)] = list(pool.map(is_known, items))
     known = np.zeros(len(names), dtype=bool)
     known[candidates] = unchanged
-    rows = pa.array(np.where(known, np.nan_to_num(old), 0).astype(np.int64), mask=~known)
-    taken = earlier.select(NAMED.names[1:]).take(rows).append_column("known", pa.array(known))
+    taken_rows = pa.array(np.where(known, np.nan_to_num(old), 0).astype(np.int64), mask=~known)
+    taken = earlier.select(NAMED.names[1:]).take(taken_rows).append_column("known", pa.array(known))
     in_order = len(earlier) == len(names) and bool(known.all()) and bool((old == np.arange(len(names))).all())
     return Match(
         taken,
@@ -178,7 +197,7 @@ def match(
     )
 
 
-def settings_of(file: Path) -> dict | None:
+def settings_of(file: Path) -> dict[str, Any] | None:
     """
     Read the settings of a prediction.
 
@@ -186,13 +205,77 @@ def settings_of(file: Path) -> dict | None:
         file (`pathlib.Path`): JSON file.
 
     Returns:
-        `dict | None`: the settings, or `None` if the file is missing, damaged or belongs to something else.
+        `dict[str, Any] | None`: the settings, or `None` if the file is missing, damaged or belongs to something else.
     """
     with contextlib.suppress(OSError, ValueError):
         found = json.loads(file.read_text(encoding="utf-8"))
         if isinstance(found, dict) and found.get("kind") == "prediction":
             return found
     return None
+
+
+def settings_of_finished(folder: Path) -> dict[str, Any] | None:
+    """
+    Read the settings of a finished prediction from `settings.json`, or from the table if the file is lost.
+
+    Args:
+        folder (`pathlib.Path`): folder of the prediction.
+
+    Returns:
+        `dict[str, Any] | None`: the settings, or `None` if there is no prediction.
+    """
+    found = settings_of(folder / "settings.json")
+    if found is None:
+        with contextlib.suppress(OSError, ValueError, KeyError):  # errors of Arrow are subclasses
+            found = json.loads(pq.read_schema(folder / TABLE_FILE).metadata[b"vip2clip_hf"])
+    return found
+
+
+def summarize(folder: Path) -> dict[str, Any]:
+    """
+    Count the images of a finished prediction.
+
+    Args:
+        folder (`pathlib.Path`): folder of the prediction.
+
+    Returns:
+        `dict[str, Any]`: `num_images`, `num_normal`, `num_anomalous`, `num_unreadable`, and `table`, the path of
+        the table.
+    """
+    # Predictions of version 0.1 contain no names.
+    names = (settings_of_finished(folder) or {}).get("labels", LABELS)
+    counts = {"num_images": 0, "num_normal": 0, "num_anomalous": 0, "num_unreadable": 0}
+    with pq.ParquetFile(folder / TABLE_FILE) as file:
+        for batch in file.iter_batches(columns=["label", "error"]):
+            counts["num_images"] += len(batch)
+            counts["num_unreadable"] += len(batch) - batch["error"].null_count
+            for label, name in zip(LABELS, names):
+                counts[f"num_{label}"] += pc.sum(pc.equal(batch["label"], name)).as_py() or 0
+    return {**counts, "table": str(folder / TABLE_FILE)}
+
+
+def report_differences(folder: Path, found: Match, num_images: int, old: dict[str, str], new: dict[str, str]) -> None:
+    """
+    Log what changed since an earlier prediction.
+
+    Args:
+        folder (`pathlib.Path`): folder of the prediction.
+        found (`Match`): the known images.
+        num_images (`int`): number of images now.
+        old (`dict[str, str]`): versions of the libraries of the earlier prediction.
+        new (`dict[str, str]`): versions now.
+    """
+    counts = {"changed": found.changed, "new": found.new, "removed": found.removed}
+    if text := ", ".join(f"{count} {kind}" for kind, count in counts.items() if count):
+        logger.warning(
+            f"Images since the last prediction into {str(folder)!r}: {text}. The rows of {found.num_known} of "
+            f"{num_images} images are kept."
+        )
+    for name in (name for name, version in new.items() if old.get(name) != version):
+        logger.warning(
+            f"{str(folder)!r} was written with another version of {name}; scores of images that are predicted now can "
+            "differ by rounding."
+        )
 
 
 def explain_differences(found: dict[str, Any], settings: dict[str, Any]) -> str:
@@ -218,5 +301,6 @@ def explain_differences(found: dict[str, Any], settings: dict[str, Any]) -> str:
 
 __all__ = [
     "PART", "RESULTS", "SCHEMA", "STATE", "STATE_FILE", "TABLE_FILE", "Match", "explain_differences", "match",
-    "rows_of_finished", "rows_of_unfinished", "settings_of", "write_state",
+    "report_differences", "rows_of_finished", "rows_of_unfinished", "settings_of", "settings_of_finished", "summarize",
+    "write_state",
 ]  # fmt: skip

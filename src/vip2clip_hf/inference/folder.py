@@ -10,19 +10,17 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from transformers.utils import logging
 
-from ..models.vip2clip.arguments_vip2clip import LABELS
 from ..utils.distributed import from_all
 from ..utils.extras import extra
 from ..utils.file_state import UNREADABLE, FileState
 from ..utils.files import write_atomically
-from ..utils.run_folder import PROGRESS_FOLDER, RunFolder
+from ..utils.run_folder import MANIFEST_FILE, PROGRESS_FOLDER, RunFolder, files_below
 from ..utils.serialization import to_json
 from .earlier import (
     PART,
@@ -31,11 +29,14 @@ from .earlier import (
     STATE,
     STATE_FILE,
     TABLE_FILE,
+    Match,
     explain_differences,
     match,
+    report_differences,
     rows_of_finished,
     rows_of_unfinished,
     settings_of,
+    settings_of_finished,
     write_state,
 )
 from .image_files import IMAGE_FOLDERS, check_foreign_files, count_lost, old_targets, targets_of
@@ -45,7 +46,6 @@ from .names import Names, as_text, checksum, packed
 
 with extra("data", "Predicting a folder of images"):
     import pyarrow as pa
-    import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
 
@@ -103,7 +103,7 @@ class PredictionFolder:
             ValueError: if there are no images.
         """
         exists = self.run.check(self._files_of_0_1())
-        has_manifest = (self.path / ".vip2clip.json").exists()
+        has_manifest = (self.path / MANIFEST_FILE).exists()
         names = images.names()
         settings = {**settings, "num_images": len(names), "ids_sha256": checksum(names)}
         settings = json.loads(to_json(settings))  # comparable to settings read from a file
@@ -114,74 +114,100 @@ class PredictionFolder:
             )
         self.run.lock()
         self._apply()  # after an interruption
-        finished, pending = settings_of(self.path / SETTINGS_FILE), settings_of(self.progress / SETTINGS_FILE)
-        earlier = None
+        finished, pending = settings_of_finished(self.path), settings_of(self.progress / SETTINGS_FILE)
+        earlier, found = None, finished or pending
         if pending is not None and not explain_differences(pending, settings):
-            earlier = rows_of_unfinished(
-                self.names, [(self.positions(one), self._part(one)) for one in self._written()]
-            )
-        elif not overwrite:
-            found = finished or pending
-            if found is not None and (different := explain_differences(found, settings)):
+            found, earlier = pending, self._rows_of_progress()
+            pending = pending if earlier is not None else None
+        elif not overwrite and found is not None:
+            if different := explain_differences(found, settings):
                 raise OSError(
-                    f"{str(self.path)!r} was created with {different}; choose another "
-                    "folder, or overwrite the prediction (--overwrite)."
+                    f"{str(self.path)!r} was created with {different}; choose another folder, or overwrite the "
+                    "prediction (--overwrite)."
                 )
-            if finished is not None:
-                pending = None
-                earlier = rows_of_finished(self.path)
-                if earlier is None:
-                    logger.warning(
-                        f"Files in {str(self.path)!r} are damaged or missing. All images are predicted again."
-                    )
-                elif lost := count_lost(self.path, images, earlier["name"], settings):
-                    logger.warning(
-                        f"Missing heatmaps or maps in {str(self.path)!r}: {lost}. All images are predicted again."
-                    )
-                    earlier = None
+            earlier = self._rows_of_finished(images, settings)
+        if earlier is None or found is not pending:
+            if pending is not None:
+                logger.warning(f"{str(self.path)!r}: the progress of an unfinished prediction is deleted.")
+            pending = None
         check_foreign_files(self.path, images, names, settings)
         plan = None
-        if earlier is not None:
-            found = pending or finished or {}
-            plan = match(images, names, earlier, any(settings.get(kind) for kind in IMAGE_FOLDERS))
-            counts = {"changed": plan.changed, "new": plan.new if pending is None else 0, "removed": plan.removed}
-            if text := ", ".join(f"{count} {kind}" for kind, count in counts.items() if count):
-                logger.warning(
-                    f"Images since the last prediction into {str(self.path)!r}: {text}. The rows of {plan.num_known} "
-                    f"of {len(names)} images are kept."
-                )
-            for key, value in more["versions"].items():
-                if found.get("versions", {}).get(key) != value:
-                    logger.warning(
-                        f"{str(self.path)!r} was written with another version of {key}; scores of images that are "
-                        "predicted now can differ by rounding."
-                    )
-            more = {**more, "versions": found.get("versions", more["versions"])}
-            if pending is None and plan.in_order:
+        if earlier is not None and found is not None:
+            retry = found.get("decoding") != more["decoding"]
+            plan = match(images, names, earlier, any(settings.get(kind) for kind in IMAGE_FOLDERS), retry)
+            del earlier  # releases files that are replaced below
+            plan.new = 0 if pending is not None else plan.new  # those are the rest of the unfinished prediction
+            old_versions = found.get("versions", {})
+            report_differences(self.path, plan, len(names), old_versions, more["versions"])
+            more = {**more, "versions": old_versions or more["versions"]}
+            if pending is None and plan.in_order and (self.path / SETTINGS_FILE).exists():
                 self._clear_progress()
                 self.run.release()
                 return len(names)
             if pending is not None and not plan.changed and checksum(self.names.table()["name"]) == checksum(names):
                 return 0  # the plan and its parts are still valid
-        keep = set()
-        if pending is not None and plan is not None:
+        self._write_plan(names, plan, {**settings, **more}, images if pending is not None else None)
+        return 0
+
+    def _rows_of_progress(self) -> "pa.Table | None":
+        """Read the rows of the unfinished prediction. A damaged part is deleted, so its images are predicted again."""
+        try:
+            self.num_images = len(self.names)
+            parts = []
+            for chunk in self._written():
+                try:
+                    found = pq.read_table(self._part(chunk))
+                    plan = (found.schema.metadata or {}).get(b"plan", b"").decode()
+                    if plan == self.names.plan and len(found) == len(self.positions(chunk)) > 0:
+                        parts.append((self.positions(chunk), self._part(chunk)))
+                        continue
+                except (OSError, ValueError):  # errors of Arrow are subclasses
+                    logger.warning(f"{self._part(chunk).name} is damaged; its images are predicted again.")
+                self._part(chunk).unlink(missing_ok=True)
+            return rows_of_unfinished(self.names, parts)
+        except (OSError, ValueError, KeyError) as error:
+            logger.warning(f"The progress in {str(self.progress)!r} is damaged ({error}) and is deleted.")
+            self.names.close()
+            return None
+
+    def _rows_of_finished(self, images: FolderImages | DatasetImages, settings: dict[str, Any]) -> "pa.Table | None":
+        """Read the rows of the finished prediction, if all its files are complete."""
+        if not self.table.exists():
+            return None
+        earlier = rows_of_finished(self.path)
+        if earlier is None:
+            logger.warning(f"Files in {str(self.path)!r} are damaged or missing. All images are predicted again.")
+        elif lost := count_lost(self.path, images, earlier["name"], settings):
+            logger.warning(f"Missing heatmaps or maps in {str(self.path)!r}: {lost}. All images are predicted again.")
+            return None
+        return earlier
+
+    def _write_plan(
+        self,
+        names: "pa.ChunkedArray",
+        plan: Match | None,
+        settings: dict[str, Any],
+        images: FolderImages | DatasetImages | None,
+    ) -> None:
+        """Write a new plan. With `images`, keep the new files of known images."""
+        keep: set[str] = set()
+        if images is not None and plan is not None:
             known = plan.known["known"].to_numpy(zero_copy_only=False)
             keep = set(targets_of(images, names, settings, known))
-        for file in [path for path in self.new.rglob("*") if path.is_file()]:
-            if file.relative_to(self.new).as_posix() not in keep:
-                file.unlink()
+        for file in files_below(self.new):
+            if file not in keep:
+                (self.new / file).unlink()
         (self.progress / SETTINGS_FILE).unlink(missing_ok=True)
+        self.names.close()  # an open file cannot be replaced on Windows
         Names.write(self.progress / "images.arrow", names, None if plan is None else plan.known)
-        self.names.close()
         for part in self.progress.glob("*part-*.parquet*"):
             part.unlink()
         # Last, because it makes the plan valid.
-        write_atomically(self.progress / SETTINGS_FILE, to_json({**settings, **more}))
-        return 0
+        write_atomically(self.progress / SETTINGS_FILE, to_json(settings))
 
     def _files_of_0_1(self) -> list[str]:
         """List the files of a prediction without a manifest."""
-        return [SETTINGS_FILE, TABLE_FILE] if settings_of(self.path / SETTINGS_FILE) is not None else []
+        return [SETTINGS_FILE, TABLE_FILE, STATE_FILE] if settings_of_finished(self.path) is not None else []
 
     def finish(self) -> None:
         """
@@ -226,18 +252,20 @@ class PredictionFolder:
         if not (self.progress / "moving.json").exists():
             return
         removed = Names(self.progress / "removed.arrow")
-        for position in range(len(removed)):
-            target = self.path / os.fsdecode(removed[position])
-            target.unlink(missing_ok=True)
-            with contextlib.suppress(OSError):  # absent, or contains other files
-                os.removedirs(target.parent)
+        try:
+            for position in range(len(removed)):
+                target = self.path / os.fsdecode(removed[position])
+                target.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # absent, or contains other files
+                    os.removedirs(target.parent)
+        except (FileNotFoundError, ValueError) as error:  # damaged
+            logger.warning(f"{str(self.path)!r} can contain heatmaps or maps of removed images ({error}).")
         removed.close()
-        files = [path for path in self.new.rglob("*") if path.is_file()]
-        last = [self.new / name for name in (STATE_FILE, TABLE_FILE, SETTINGS_FILE)]
-        for file in [*(file for file in files if file not in last), *(file for file in last if file in files)]:
-            target = self.path / file.relative_to(self.new)
+        last = (STATE_FILE, TABLE_FILE, SETTINGS_FILE)
+        for file in sorted(files_below(self.new), key=lambda file: last.index(file) if file in last else -1):
+            target = self.path / file
             target.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(file, target)
+            os.replace(self.new / file, target)
         self.names.close()
         (self.progress / SETTINGS_FILE).unlink(missing_ok=True)
         (self.progress / "moving.json").unlink()
@@ -251,25 +279,6 @@ class PredictionFolder:
                 shutil.rmtree(entry, ignore_errors=True)
             elif entry.name != "lock":
                 entry.unlink()
-
-    def summary(self) -> dict[str, Any]:
-        """
-        Count the images of the finished table.
-
-        Returns:
-            `dict[str, Any]`: `num_images`, `num_normal`, `num_anomalous`, `num_unreadable`, and `table`, the path of
-            the table.
-        """
-        # Predictions of version 0.1 contain no names.
-        names = json.loads((self.path / SETTINGS_FILE).read_text(encoding="utf-8")).get("labels", LABELS)
-        counts = {"num_images": 0, "num_normal": 0, "num_anomalous": 0, "num_unreadable": 0}
-        with pq.ParquetFile(self.table) as file:
-            for batch in file.iter_batches(columns=["label", "error"]):
-                counts["num_images"] += len(batch)
-                counts["num_unreadable"] += len(batch) - batch["error"].null_count
-                for label, name in zip(LABELS, names):
-                    counts[f"num_{label}"] += pc.sum(pc.equal(batch["label"], name)).as_py() or 0
-        return {**counts, "table": str(self.table)}
 
     # Called by all processes
 
@@ -307,17 +316,10 @@ class PredictionFolder:
     def _part(self, chunk: int) -> Path:
         return self.progress / f"part-{chunk:09d}.parquet"
 
-    def _written(self) -> Iterator[int]:
-        """Chunks with a complete part of this plan."""
-        self.num_images = len(self.names)
+    def _written(self) -> list[int]:
+        """Chunks with a part. Parts are complete, and `prepare` deletes those of other plans."""
         with os.scandir(self.progress) as entries:
-            chunks = sorted(int(match[1]) for entry in entries if (match := _PART.fullmatch(entry.name)))
-        for chunk in chunks:
-            with contextlib.suppress(OSError, pa.ArrowInvalid):  # truncated, for example after a power failure
-                found = pq.read_metadata(self._part(chunk))
-                plan = (found.metadata or {}).get(b"plan", b"").decode()
-                if plan == self.names.plan and found.num_rows == len(self.positions(chunk)) > 0:
-                    yield chunk
+            return sorted(int(found[1]) for entry in entries if (found := _PART.fullmatch(entry.name)))
 
     def missing(self) -> list[int]:
         """
@@ -327,7 +329,7 @@ class PredictionFolder:
             `list[int]`: chunks without a complete part, in ascending order.
         """
         missing = np.ones(self.num_chunks, dtype=bool)
-        missing[list(self._written())] = False
+        missing[self._written()] = False
         return np.flatnonzero(missing).tolist()
 
     def unknown(self, chunk: int) -> list[int]:
@@ -385,6 +387,8 @@ class PredictionFolder:
         staged = part.with_name(f".{part.name}.tmp")
         content = pa.table(columns, schema=PART).replace_schema_metadata({"plan": self.names.plan})
         pq.write_table(content, staged)
+        with open(staged, "rb+") as file:
+            os.fsync(file.fileno())
         os.replace(staged, part)
 
     def release(self) -> None:

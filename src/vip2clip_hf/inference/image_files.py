@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..utils.extras import extra
-from .earlier import STATE_FILE, TABLE_FILE, settings_of
+from .earlier import STATE_FILE, TABLE_FILE, settings_of_finished
 from .images import DatasetImages, FolderImages
 from .names import packed
 
@@ -20,7 +20,6 @@ with extra("data", "Predicting a folder of images"):
 
 # Subfolders for the files of single images, and the extensions of these files.
 IMAGE_FOLDERS = {"heatmaps": ".png", "maps": ".npy"}
-SETTINGS_FILE = "settings.json"
 
 
 def targets_of(
@@ -58,7 +57,7 @@ def old_targets(folder: Path) -> list[str]:
     Returns:
         `list[str]`: paths below the folder. Empty without a prediction.
     """
-    found = settings_of(folder / SETTINGS_FILE)
+    found = settings_of_finished(folder)
     if found is None or not any(found.get(kind) for kind in IMAGE_FOLDERS):
         return []
     names = None
@@ -69,7 +68,14 @@ def old_targets(folder: Path) -> list[str]:
             ids = pq.read_table(folder / TABLE_FILE, columns=["id"])["id"]
             names = packed(os.fsencode(one) for one in ids.to_pylist())
     images = FolderImages if "folder" in (found.get("source") or {}) else DatasetImages
-    return [] if names is None else list(targets_of(images, names, found))
+    if names is None:
+        return []
+    readable = None  # images that could not be read have no files
+    with contextlib.suppress(OSError, ValueError):
+        errors = pq.read_table(folder / TABLE_FILE, columns=["error"])["error"]
+        if len(errors) == len(names):
+            readable = errors.is_null().to_numpy(zero_copy_only=False)
+    return list(targets_of(images, names, found, readable))
 
 
 def count_lost(

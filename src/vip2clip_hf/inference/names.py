@@ -48,6 +48,8 @@ class Names:
         table = table.replace_schema_metadata({"plan": uuid.uuid4().hex})
         with pa.OSFile(str(staged), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
             writer.write_table(table, max_chunksize=BATCH)
+        with open(staged, "rb+") as written:
+            os.fsync(written.fileno())
         os.replace(staged, path)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -6,13 +6,15 @@ from typing import Any
 
 import torch
 
-from ..models.loading import load_checkpoint, model_checksum, name_of, processor_settings
+from ..models.loading import SCORING_VERSION, load_checkpoint, model_checksum, name_of, processor_settings
 from ..models.vip2clip.arguments_vip2clip import label_names, threshold_pair
 from ..models.vip2clip.image_processing_vip2clip import ViP2ClipImageProcessor
 from ..models.vip2clip.modeling_vip2clip import ViP2ClipForAnomalyDetection
 from ..models.vip2clip.pipeline_anomaly_detection import AnomalyDetectionPipeline
+from ..utils.contents import decoding
 from ..utils.distributed import from_all, from_first, world
 from ..utils.versions import versions
+from .earlier import summarize
 from .folder import PredictionFolder
 from .image_files import check_room
 from .images import as_images
@@ -131,6 +133,7 @@ def predict_to_folder(
     images = as_images(source, folder.path, recursive)
     settings = {
         "kind": "prediction",
+        "scoring_version": SCORING_VERSION,
         "model_checksum": model_checksum(model),
         "image_processor": processor_settings(image_processor),
         "labels": label_names(model.config.id2label),
@@ -146,19 +149,20 @@ def predict_to_folder(
         "maps": maps,
         "chunk_size": chunk_size,
     }
-    more = {"model": name, "versions": versions()}
+    more = {"model": name, "versions": versions(), "decoding": decoding()}
     rank, world_size = world()
-    error, num_finished = None, None
-    if rank == 0:
-        try:
-            num_finished = folder.prepare(images, settings, more, overwrite)
-        except (OSError, ValueError) as raised:
-            error = raised
+    error: Exception | None = None
+    num_finished = None
     try:
+        if rank == 0:
+            try:
+                num_finished = folder.prepare(images, settings, more, overwrite)
+            except Exception as raised:  # the other processes wait for it
+                error = raised
         if (error := from_first(error)) is not None:
             raise error
         if num_finished := from_first(num_finished):
-            return {**from_first(folder.summary() if rank == 0 else None), "num_done_before": num_finished}
+            return {**from_first(summarize(folder.path) if rank == 0 else None), "num_done_before": num_finished}
         folder.open()
         if not all(from_all(images.is_here(folder.num_images))):
             raise OSError(
@@ -186,8 +190,8 @@ def predict_to_folder(
         if rank == 0:
             try:
                 folder.finish()
-                summary = folder.summary()
-            except OSError as raised:
+                summary = summarize(folder.path)
+            except Exception as raised:  # the other processes wait for it
                 error = raised
         if (error := from_first(error)) is not None:
             raise error

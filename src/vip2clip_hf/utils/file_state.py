@@ -85,6 +85,9 @@ def is_unchanged(path: str | os.PathLike, state: FileState) -> bool:
         `bool`: whether the contents are the same. A file that could not be read and still cannot be read is unchanged.
     """
     try:
+        if state.digest == UNREADABLE:
+            read_file(path)
+            return False
         found = os.stat(path)
         if state.ctime_ns and (found.st_size, found.st_mtime_ns, found.st_ctime_ns, _inode(found)) == state[1:]:
             return True

@@ -104,6 +104,8 @@ class RunFolder:
                 "folder."
             ) from error
         self._lock = lock
+        if (found := self._read()) is not None:  # another program can have changed it since `check`
+            self.files = {str(name) for name in found.get("files", [])}
         self._write()
         for folder in (self.path, *(path for path in progress.rglob("*") if path.is_dir()), progress):
             for staged in folder.glob(".*.vip2clip-tmp"):  # left by a killed program
@@ -113,13 +115,13 @@ class RunFolder:
         """Release the lock, if any, and remove the folder for the progress if it contains only the lock."""
         if self._lock is None:
             return
+        progress = self.path / PROGRESS_FOLDER
+        with contextlib.suppress(OSError):  # contains more; on Windows, the open lock cannot be deleted
+            if {entry.name for entry in progress.iterdir()} <= {"lock"}:
+                (progress / "lock").unlink(missing_ok=True)  # before the release: no other program can hold it
+                progress.rmdir()
         self._lock.release()
         self._lock = None
-        progress = self.path / PROGRESS_FOLDER
-        with contextlib.suppress(OSError):  # contains more
-            if {entry.name for entry in progress.iterdir()} <= {"lock"}:
-                (progress / "lock").unlink(missing_ok=True)
-                progress.rmdir()
 
     def claim(self, names: Iterable[str]) -> None:
         """
@@ -132,15 +134,27 @@ class RunFolder:
             OSError: if one of the files exists and was not written by a run.
         """
         names = set(names)
-        foreign = sorted(name for name in names - self.files if os.path.lexists(self.path / name))
+        self.check_foreign(names)
+        if not names <= self.files:
+            self.files |= names
+            self._write()
+
+    def check_foreign(self, names: Iterable[str]) -> None:
+        """
+        Check that no file of the user would be replaced.
+
+        Args:
+            names (`Iterable[str]`): paths below the folder, with forward slashes.
+
+        Raises:
+            OSError: if one of the files exists and was not written by a run.
+        """
+        foreign = sorted(name for name in set(names) - self.files if os.path.lexists(self.path / name))
         if foreign:
             raise OSError(
                 f"{str(self.path / foreign[0])!r} exists and was not written by a run; move or delete it, or choose "
                 "another folder."
             )
-        if not names <= self.files:
-            self.files |= names
-            self._write()
 
     def delete(self, names: Iterable[str]) -> None:
         """
@@ -168,12 +182,7 @@ class RunFolder:
         Returns:
             `list[str]`: sorted paths below the folder, with forward slashes, without the progress.
         """
-        found = []
-        for folder, folders, files in os.walk(self.path):
-            relative = Path(folder).relative_to(self.path)
-            if relative == Path():
-                folders[:] = [name for name in folders if name != PROGRESS_FOLDER]
-            found += [(relative / name).as_posix() for name in files]
+        found = [name for name in files_below(self.path) if not name.startswith(f"{PROGRESS_FOLDER}/")]
         return sorted(set(found) - self.files - {MANIFEST_FILE})
 
     def _read(self) -> dict | None:
@@ -188,4 +197,21 @@ class RunFolder:
         write_atomically(self.path / MANIFEST_FILE, to_json(content))
 
 
-__all__ = ["MANIFEST_FILE", "PROGRESS_FOLDER", "RunFolder"]
+def files_below(folder: Path) -> list[str]:
+    """
+    List the files in a folder and its subfolders.
+
+    Args:
+        folder (`pathlib.Path`): the folder. It need not exist.
+
+    Returns:
+        `list[str]`: sorted paths below the folder, with forward slashes.
+    """
+    found = []
+    for path, _, files in os.walk(folder):
+        relative = Path(path).relative_to(folder)
+        found += [(relative / file).as_posix() for file in files]
+    return sorted(found)
+
+
+__all__ = ["MANIFEST_FILE", "PROGRESS_FOLDER", "RunFolder", "files_below"]
