@@ -100,5 +100,10 @@ class MapWriter:
         for array in self._arrays.values():
             array.flush()
 
+    def close(self) -> None:
+        """Write all changes and close the files. On Windows, an open file cannot be moved."""
+        self.flush()
+        self._arrays.clear()
+
 
 __all__ = ["MapWriter"]

@@ -19,19 +19,21 @@ from ..models.loading import check_model, load_checkpoint, model_checksum, name_
 from ..models.vip2clip.arguments_vip2clip import LABELS
 from ..models.vip2clip.image_processing_vip2clip import ViP2ClipImageProcessor
 from ..models.vip2clip.modeling_vip2clip import ViP2ClipForAnomalyDetection
+from ..utils.contents import decoding
 from ..utils.csv_cells import safe_cell
-from ..utils.distributed import from_all, from_first, world
+from ..utils.distributed import from_all, on_first, world
 from ..utils.extras import require
 from ..utils.files import write_atomically
 from ..utils.serialization import to_json, without_nan
-from ..utils.versions import versions
+from ..utils.versions import merge_versions
 from .category_metrics import AUPROS, METRICS, THRESHOLDS
 from .evaluator import evaluate_model
 from .map_writer import MapWriter
 from .metrics import AnomalyMetrics
-from .output import SCORES_FILE, SETTINGS_FILE, EvaluationFolder, SetKey
+from .output import SCORES_FILE, SETTINGS_FILE, EvaluationFolder
 from .recorder import EvaluationRecorder
 from .reports import csv_report, latex_report, markdown_report, not_compared
+from .set_key import SetKey
 from .sheets import write_sheets
 
 
@@ -144,21 +146,46 @@ def evaluate_sets(
         "fpr_limit": fpr_limit,
         "aupro_convention": aupro_convention,
     }
-    folder, keys, plans, error = EvaluationFolder(output, names), {}, {}, None
-    if rank == 0:
-        try:
-            for source, dataset in zip(sets, datasets):
-                own = {"benchmark": source.benchmark, "split": source.split, "masks": asdict(source.mask_options)}
-                more = {"training_sets": model.provenance.training_sets}
-                keys[source.name] = SetKey({**settings, **own}, dataset, more)
-            roots = [source.root for source in sets]
-            plans = folder.prepare(keys, roots, overwrite, drawn, save_maps, skip_unreadable)
-        except OSError as raised:
-            error = raised
+    folder, keys = EvaluationFolder(output, names), {}
+
+    def prepare() -> dict[str, tuple[str, dict[str, Any] | None]]:
+        for source, dataset in zip(sets, datasets):
+            own = {"benchmark": source.benchmark, "split": source.split, "masks": asdict(source.mask_options)}
+            more = {
+                "training": [model.provenance.training_sets, getattr(model.provenance, "training_recorded", True)],
+                "name": source.name,
+            }
+            keys[source.name] = SetKey({**settings, **own}, dataset, more)
+        roots = [source.root for source in sets]
+        return folder.prepare(keys, roots, overwrite, drawn, save_maps, skip_unreadable)
+
+    def commit(
+        source: DataSource,
+        dataset: "Dataset",
+        action: str,
+        result: dict[str, Any],
+        scores: np.ndarray | None,
+        readable: Sequence[int],
+    ) -> dict[str, Any]:
+        name = source.name
+        if action == "move":
+            folder.wait(name)
+        elif action != "reuse":
+            kept: dict[str, int] = {}
+            if scores is not None:
+                new = folder.staging(name) / "new"
+                new.mkdir(parents=True, exist_ok=True)
+                write_atomically(new / SCORES_FILE, _scores_csv(dataset, scores[readable]))
+                result["run"] = {"versions": folder.versions(name), "decoding": decoding()}
+            else:
+                files = result["run"]["files"].items()
+                kept = {file: size for file, size in files if not file.startswith("sheets/")}
+            result["run"] |= {"key": keys[name].to_dict(), "sheets": drawn}
+            folder.commit(name, result, keys[name], kept)
+        return {**result, "root": source.root}  # the data can have been moved
+
     try:
-        if (error := from_first(error)) is not None:
-            raise error
-        plans = from_first(plans)
+        plans = on_first(prepare)
         results = []
         for source, dataset in zip(sets, datasets):
             action, result = plans[source.name]
@@ -201,29 +228,25 @@ def evaluate_sets(
                     title=source.name,
                     value_range=sheet_range,
                 )
-            scores = None if recorder is None else recorder.scores()
+            scores = None
+            if recorder is not None:
+                scores = recorder.scores()
+                if recorder.maps is not None:
+                    recorder.maps.close()
             from_all(None)  # wait until all processes have written their sheets
-            if rank == 0 and action in ("evaluate", "draw"):
-                kept: list[str] = []
-                if scores is not None:
-                    new.mkdir(parents=True, exist_ok=True)
-                    write_atomically(new / SCORES_FILE, _scores_csv(dataset, scores[readable]))
-                    result["run"] = {"versions": versions()}
-                else:
-                    kept = [file for file in result["run"]["files"] if not file.startswith("sheets/")]
-                result["run"] |= {"key": keys[source.name].to_dict(), "sheets": drawn}
-                folder.commit(source.name, result, keys[source.name], kept)
-            elif rank == 0 and action == "move":
-                folder.wait(source.name)
-            result = from_first(result)
-            results.append(with_nan(result))
+            results.append(with_nan(on_first(commit, source, dataset, action, result, scores, readable)))
             if on_result is not None and rank == 0:
                 on_result(results[-1])
-        if rank == 0:
+
+        def finish() -> None:
             written = {"model": name, **settings, "sheets": sheets, "sheet_range": list(sheet_range)}
             written |= {"save_maps": save_maps, "data": {one: key.digest for one, key in keys.items()}}
             compared = [{**result, "not_compared": not_compared(result)} for result in results]
-            found = {"settings": written, "versions": _versions_of(results), "results": without_nan(compared)}
+            found = {
+                "settings": written,
+                "versions": merge_versions([one["run"]["versions"] for one in results]),
+                "results": without_nan(compared),
+            }
             files = {
                 SETTINGS_FILE: to_json(written),
                 "results.json": to_json(found),
@@ -232,16 +255,11 @@ def evaluate_sets(
                 "tables.tex": latex_report(results, name),
             }
             folder.finish(files, overwrite)
+
+        on_first(finish)
         return results
     finally:
         folder.run.release()
-
-
-def _versions_of(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return the versions that computed the results. If they differ between datasets, a value is a list."""
-    found = [result["run"]["versions"] for result in results]
-    values = {name: list(dict.fromkeys(one.get(name) for one in found)) for name in found[0]}
-    return {name: one[0] if len(one) == 1 else one for name, one in values.items()}
 
 
 def evaluate_checkpoint(

@@ -1,8 +1,12 @@
 """Communication between processes. One process if torch.distributed is not initialized."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch.distributed as dist
+
+
+T = TypeVar("T")
 
 
 def world() -> tuple[int, int]:
@@ -49,4 +53,28 @@ def from_all(value: Any) -> list[Any]:
     return values
 
 
-__all__ = ["from_all", "from_first", "world"]
+def on_first(function: Callable[..., T], *arguments: Any) -> T:
+    """
+    Call a function in the first process. An error is raised in every process, so that none waits for it.
+
+    Args:
+        function (`Callable`): function that returns a picklable value.
+        arguments: its arguments.
+
+    Returns:
+        The value, on every process.
+    """
+    value: Any = None
+    error: Exception | None = None
+    if world()[0] == 0:
+        try:
+            value = function(*arguments)
+        except Exception as raised:
+            error = raised
+    value, error = from_first((value, error))
+    if error is not None:
+        raise error
+    return value
+
+
+__all__ = ["from_all", "from_first", "on_first", "world"]

@@ -1,6 +1,8 @@
 """Versions of packages, recorded with results."""
 
 import platform
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from .._version import __version__
 
@@ -23,4 +25,24 @@ def versions() -> dict[str, str]:
     }
 
 
-__all__ = ["versions"]
+def merge_versions(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """
+    Merge the versions of several runs.
+
+    Args:
+        found (`Sequence[Mapping[str, Any]]`): versions of each run, at least one.
+
+    Returns:
+        `dict[str, Any]`: version by package. If runs differ, a list of their versions.
+    """
+    merged = {}
+    for name in found[0]:
+        values: list[Any] = []
+        for one in found:
+            value = one.get(name)
+            values += [each for each in (value if isinstance(value, list) else [value]) if each not in values]
+        merged[name] = values[0] if len(values) == 1 else values
+    return merged
+
+
+__all__ = ["merge_versions", "versions"]
