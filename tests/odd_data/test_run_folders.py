@@ -463,8 +463,8 @@ CASES = [
         "Missing heatmaps or maps in .*: 1",
     ),
     *(Case(f"a dataset called {name}", named(name), same_result) for name in (
-        "results.json", "settings.json", "tables.md", "tables.tex", "results.csv", ".progress", ".run", "..", "a/b",
-        "TABLES.MD", ".vip2clip.json",
+        "lock", "results.json", "settings.json", "tables.md", "tables.tex", "results.csv", ".progress", ".run", "..",
+        "a/b", "TABLES.MD", ".vip2clip.json",
     )),
     Case("evaluate: two runs into one folder", second_run("evaluate"), "Another program is evaluating into"),
     Case("predict: two runs into one folder", second_run("predict"), "Another program is predicting into"),
@@ -656,3 +656,199 @@ def test_unchanged_files_are_not_read(tmp_path, monkeypatch):
     monkeypatch.setattr(file_state, "read_file", None)
     monkeypatch.setattr(contents, "read_file", None)
     assert predict(photos, tmp_path / "out")["num_done_before"] == 3
+
+
+# Found in a review of the run folders
+
+
+def interrupt(call, *arguments, at: int = 3, **options):
+    """Call, and interrupt the model at a batch."""
+    forward, calls = MODEL.forward, []
+
+    def interrupted(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == at:
+            raise KeyboardInterrupt
+        return forward(*args, **kwargs)
+
+    MODEL.forward = interrupted
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            call(*arguments, **options)
+    finally:
+        del MODEL.forward
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_maps_of_a_resumed_evaluation(tmp_path, before):
+    """Images evaluated before the interruption had empty maps."""
+    root, output = write_set(tmp_path / "set"), tmp_path / "out"
+    interrupt(evaluate, root, output, batch_size=1, save_maps=before)
+    if before:  # resumed without maps, and interrupted again
+        interrupt(evaluate, root, output, batch_size=1, at=2)
+    evaluate(root, output, batch_size=1, save_maps=True)
+    evaluate(root, tmp_path / "fresh", batch_size=1, save_maps=True)
+    maps = [np.load(folder / "set" / "maps" / "part.npy") for folder in (output, tmp_path / "fresh")]
+    np.testing.assert_array_equal(*maps)
+    assert maps[0].min() > 0
+
+
+def test_maps_after_an_image_changed_its_category(tmp_path):
+    root, output = write_set(tmp_path / "set"), tmp_path / "out"
+    write_image(root / "zz" / "test" / "good" / "0.png", 90)
+    write_image(root / "zz" / "test" / "good" / "1.png", 91)
+    interrupt(evaluate, root, output, batch_size=1, save_maps=True)
+    (root / "zz" / "test" / "good" / "1.png").rename(root / "part" / "test" / "good" / "zz.png")
+    evaluate(root, output, save_maps=True)
+    evaluate(root, tmp_path / "fresh", save_maps=True)
+    for name in ("part", "zz"):
+        maps = [np.load(folder / "set" / "maps" / f"{name}.npy") for folder in (output, tmp_path / "fresh")]
+        np.testing.assert_array_equal(*maps)
+
+
+def test_sheets_of_a_resumed_evaluation(tmp_path, monkeypatch):
+    root, output = write_set(tmp_path / "set"), tmp_path / "out"
+    monkeypatch.setattr(runner.EvaluationFolder, "commit", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(root, output, sheets=1)
+    monkeypatch.undo()
+    evaluate(root, output, sheets=0)
+    assert not list(output.rglob("*.png"))
+
+
+def test_an_unfinished_evaluation_does_not_block_other_options(tmp_path, caplog):
+    root, output = write_set(tmp_path / "set"), tmp_path / "out"
+    interrupt(evaluate, root, output, batch_size=1)
+    processor = ViP2ClipImageProcessor(size=48, image_mean=[0.1, 0.2, 0.3])
+    result = evaluate(root, output, processor=processor)
+    assert "unfinished evaluation is deleted: image_processor.image_mean (was [0.48" in caplog.text
+    assert_same_results(
+        result, evaluate(root, tmp_path / "x", processor=ViP2ClipImageProcessor(size=48, image_mean=[0.1, 0.2, 0.3]))
+    )
+
+
+def test_images_at_file_urls(tmp_path):
+    """They counted as unreadable, so a replaced image was not noticed."""
+    found = []
+    for seed in (0, 5):
+        write_image(tmp_path / "1.png", seed)
+        table = {"image": [{"bytes": None, "path": (tmp_path / "1.png").as_uri()}]}
+        dataset = datasets.Dataset.from_dict(table, features=datasets.Features({"image": datasets.Image()}))
+        predict(dataset, tmp_path / "out")
+        found += scores_of(tmp_path / "out").values()
+    assert found[0] != found[1]
+
+
+@pytest.mark.parametrize("content", [None, b"", b"ARROW1"])
+@pytest.mark.parametrize("file", ["images.arrow", "part-000000000.parquet", "settings.json"])
+def test_damaged_progress_of_a_prediction(tmp_path, file, content):
+    """It ended in errors of Arrow, also with `overwrite`."""
+    root, output = write_set(tmp_path / "set"), tmp_path / "out"
+    interrupt(predict, root, output, batch_size=1, chunk_size=1)
+    damaged = output / ".progress" / file
+    damaged.unlink() if content is None else damaged.write_bytes(content)
+    predict(root, output, batch_size=1, chunk_size=1)
+    predict(root, tmp_path / "fresh", batch_size=1, chunk_size=1)
+    assert scores_of(output) == scores_of(tmp_path / "fresh")
+
+
+def test_heatmaps_of_unreadable_images_are_files_of_the_user(tmp_path):
+    photos, output = tmp_path / "photos", tmp_path / "out"
+    write_image(photos / "0.png", 0)
+    (photos / "broken.png").write_bytes(b"no image")
+    predict(photos, output, heatmaps=True)
+    (output / "heatmaps" / "broken.png.png").write_bytes(b"mine")
+    (photos / "broken.png").unlink()
+    predict(photos, output, heatmaps=True)
+    assert (output / "heatmaps" / "broken.png.png").read_bytes() == b"mine"
+
+
+def test_images_that_failed_are_tried_again(tmp_path, monkeypatch):
+    """The limit of pixels was raised, as the message advises, but the error stayed."""
+    photos, output = tmp_path / "photos", tmp_path / "out"
+    write_image(photos / "0.png", 0)
+    write_image(photos / "1.png", 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+        assert predict(photos, output)["num_unreadable"] == 2
+        assert predict(photos, output)["num_done_before"] == 2
+    assert predict(photos, output)["num_unreadable"] == 0
+
+
+def test_images_with_the_same_id(tmp_path, caplog):
+    write_image(tmp_path / "0.png", 0)
+    write_image(tmp_path / "1.png", 1)
+    files = [str(tmp_path / "0.png"), str(tmp_path / "1.png")]
+    dataset = datasets.Dataset.from_dict({"image": files, "image_id": ["a", "a"]})
+    dataset = dataset.cast_column("image", datasets.Image())
+    predict(dataset, tmp_path / "out")
+    assert predict(dataset, tmp_path / "out")["num_done_before"] == 2
+    assert "since the last prediction" not in caplog.text
+
+
+@pytest.mark.parametrize("options", [{}, {"heatmaps": True}])
+def test_lost_settings_of_a_prediction(tmp_path, options):
+    """Other options replaced the table without a word, or the heatmaps counted as files of the user."""
+    root, output = write_set(tmp_path / "set"), tmp_path / "out"
+    predict(root, output, **options)
+    (output / "settings.json").unlink()
+    with pytest.raises(OSError, match="a different image_threshold setting"):
+        predict(root, output, threshold=0.9, **options)
+    predict(root, output, **options)
+    assert (output / "settings.json").exists()
+    predict(root, output, threshold=0.9, overwrite=True, **options)
+
+
+@pytest.mark.parametrize(
+    "content", [{"data": {}}, {"data": 5}, {"data": [["a"]]}, {"data": {"x": 1}, "model": "mine"}]
+)
+def test_settings_of_another_program(tmp_path, content):
+    root, output = write_set(tmp_path / "set"), tmp_path / "out"
+    output.mkdir()
+    (output / "settings.json").write_text(json.dumps(content))
+    (output / "results.json").write_text("mine")
+    with pytest.raises(OSError, match="does not contain an evaluation"):
+        evaluate(root, output, overwrite=True)
+    assert (output / "results.json").read_text() == "mine"
+
+
+def test_another_program_finishes_between_check_and_lock(tmp_path, monkeypatch):
+    """The manifest was read before the lock, so it lost the files of the other program."""
+    root, output = write_set(tmp_path / "set"), tmp_path / "out"
+    names = prediction.as_images(root, output).names
+    first = []
+
+    def slow(images):
+        if not first:
+            first.append(1)
+            predict(root, output)
+        return names()
+
+    monkeypatch.setattr("vip2clip_hf.inference.images.FolderImages.names", slow)
+    predict(root, output)
+    monkeypatch.undo()
+    write_image(root / "part" / "test" / "good" / "new.png", 9)
+    assert predict(root, output)["num_done_before"] > 0
+
+
+def test_names_of_datasets_do_not_depend_on_others(tmp_path):
+    one, two = write_set(tmp_path / "1"), write_set(tmp_path / "2", 30)
+    sources = [DataSource("a b", str(one)), DataSource("a_b", str(two))]
+    evaluate_sets(MODEL, PROCESSOR, sources, tmp_path / "out", sheets=0)
+    before = {name: (tmp_path / "out" / name).read_bytes() for name in files_in(tmp_path / "out")}
+    evaluate_sets(MODEL, PROCESSOR, sources[1:], tmp_path / "out", sheets=0)
+    assert all(
+        (tmp_path / "out" / name).read_bytes() == before[name] for name in before if name.endswith("result.json")
+    )
+
+
+def test_an_interrupt_in_the_preparation_releases_the_lock(tmp_path, monkeypatch):
+    root = write_set(tmp_path / "set")
+    for call, name in ((evaluate, "evaluation.output.EvaluationFolder._plan"), (predict, "inference.folder.match")):
+        output = tmp_path / call.__name__
+        call(root, output)
+        with monkeypatch.context() as patch:
+            patch.setattr(f"vip2clip_hf.{name}", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                call(root, output)
+        call(root, output)
