@@ -92,7 +92,7 @@ evaluate_checkpoint({str(checkpoint)!r}, [DataSource.parse({str(root)!r})], sys.
     whole, output = tmp_path / "whole", tmp_path / "killed"
     run_program(script, whole, "fast")
     process = start(*TORCHRUN, script, output, "slow", ids=tmp_path / "ids")
-    progress = output / "set" / ".progress"
+    progress = output / ".progress" / "set"
     wait_for_files(progress, "part-0-*.npz", 2)
     time.sleep(1)
     kill(process, tmp_path / "ids")
@@ -104,7 +104,7 @@ evaluate_checkpoint({str(checkpoint)!r}, [DataSource.parse({str(root)!r})], sys.
     assert_same_results(expected, found, 1e-6)
     assert sum(category["num_images"] for category in found["categories"].values()) == 124
     assert_same_files(whole / "set", output / "set")
-    assert not progress.exists()
+    assert not (output / ".progress").exists()
 
 
 def test_prediction_killed_and_resumed(model, image_processor, tmp_path):

@@ -140,6 +140,8 @@ def read_paths() -> list[str]:
     """
     stream = getattr(sys.stdin, "buffer", None)
     content = stream.read() if stream is not None else os.fsencode(sys.stdin.read() if sys.stdin is not None else "")
+    if content[:2] in (b"\xff\xfe", b"\xfe\xff"):  # written by > in PowerShell
+        content = content.decode("utf-16", "replace").encode()
     if b"\0" in content:
         names = content.split(b"\0")
     else:

@@ -11,6 +11,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from ..models.vip2clip.image_loading_vip2clip import load_image
+from ..models.vip2clip.image_notices_vip2clip import collect_notices
 from ..models.vip2clip.mask_loading_vip2clip import MASK_RULES, MaskSizeError, read_mask
 from ..models.vip2clip.mask_options_vip2clip import MaskOptions
 from ..models.vip2clip.mask_regions_vip2clip import reduce_mask
@@ -86,6 +87,7 @@ class _Result:
     num_small_regions: int = 0
     rules: tuple[str, ...] = ()
     digest: bytes | None = None
+    notices: list[str] = field(default_factory=list)  # what was converted or guessed in the photo
 
 
 def check_data(
@@ -149,6 +151,8 @@ def check_data(
                     check.notes.setdefault(SMALL_REGIONS, []).append(name)
                 for rule in result.rules:
                     check.warnings.setdefault(MASK_RULES[rule], []).append(row.image)
+            for message in result.notices:
+                check.warnings.setdefault(message.rstrip("."), []).append(row.image)
             if result.digest in first_names:
                 check.notes.setdefault(DUPLICATE, []).append(f"{row.image} (same as {first_names[result.digest]})")
             elif result.digest is not None:
@@ -183,28 +187,30 @@ def _check_one(image: Any, mask: Any, options: MaskOptions, reading: dict[str, A
         if not isinstance(image, dict) or image.get("bytes") is None:
             path = image["path"] if isinstance(image, dict) else image
             image = {"bytes": Path(path).read_bytes(), "path": path}
-        width, height = load_image(image, **reading).size
+        with collect_notices() as notices:
+            width, height = load_image(image, **reading).size
         digest = hashlib.sha256(image["bytes"]).digest()
     except (OSError, ValueError) as error:
         return _Result(BAD_IMAGE, str(error))
     if mask is None:
-        return _Result(digest=digest)
+        return _Result(digest=digest, notices=notices)
     try:
         read = read_mask(mask, options, image)
     except MaskSizeError as error:
-        return _Result(MASK_SIZE, str(error), digest=digest)
+        return _Result(MASK_SIZE, str(error), digest=digest, notices=notices)
     except (OSError, ValueError) as error:
-        return _Result(BAD_MASK, str(error), digest=digest)
+        return _Result(BAD_MASK, str(error), digest=digest, notices=notices)
     marked = read.marked
     if marked.shape != (height, width):
         detail = f"mask {marked.shape[1]} x {marked.shape[0]}, image {width} x {height} pixels"
-        return _Result(MASK_SIZE, detail, digest=digest)
+        return _Result(MASK_SIZE, detail, digest=digest, notices=notices)
     return _Result(
         num_anomalous_pixels=int(marked.sum()),
         share=float(marked.mean()),
         num_small_regions=reduce_mask(marked, MODEL_SIZE).num_small_regions,
         rules=read.rules,
         digest=digest,
+        notices=notices,
     )
 
 

@@ -71,7 +71,12 @@ def settings_lines(results: Sequence[dict[str, Any]]) -> list[str]:
             threshold, convention = settings["mask_threshold"], settings["aupro_convention"]
             size = "not recorded" if settings["image_size"] is None else "{0} x {0}".format(settings["image_size"])
             split = "" if settings["split"] is None else f"split {shown(settings['split'])}, "
-            masks = "" if threshold is None else f", mask values above {threshold:g} are anomalous"
+            options = result.get("mask_options") or {}
+            inverted = bool(options.get("invert"))
+            masks = "" if threshold is None else f", mask values {'up to' if inverted else 'above'} {threshold:g} are "
+            masks += "" if threshold is None else f"anomalous{' (inverted)' if inverted else ''}"
+            if options.get("channel") not in (None, "auto"):
+                masks += f", mask channel {options['channel']}"
             text = (
                 f"{split}image size {size}, {settings['dtype']}{masks}. AUPRO is integrated up to a false "
                 f"positive rate of {settings['fpr_limit']:g}, {_THRESHOLDS[convention]}."

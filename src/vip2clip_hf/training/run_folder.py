@@ -112,7 +112,8 @@ class RunFolder:
             if (path / RECORD_FILE).is_file() or (path / STATE_FILE).is_file()
         ]
         names = sorted(path.name for path in self.path.iterdir())
-        found = [name for name in names if WEIGHT_FILE.fullmatch(name) or name in files]
+        # An existing model card is kept.
+        found = [name for name in names if name in files or (is_checkpoint_file(name) and name != "README.md")]
         return checkpoints, found
 
     def delete_run(self, record: RunRecord) -> None:

@@ -83,6 +83,12 @@ def _label_by_masks(reading: Reading, masks: dict[str, list[str]]) -> None:
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         found = list(pool.map(is_marked, reading.rows))
     with_mask = [row for row in reading.rows if masks[row.image]]
+    if not any(masks[row.image] and not isinstance(marked, str) for row, marked in zip(reading.rows, found)):
+        raise ValueError(
+            f"Folder {str(reading.listing.root)!r} has images and a folder for masks, but no mask can be read, so no "
+            "image has a label; expected masks as images, such as masks/1.png. To read the images without labels, "
+            "pass layout='flat' (--layout flat)."
+        )
     rows = []
     for row, marked in zip(reading.rows, found):
         if isinstance(marked, str):
@@ -96,6 +102,8 @@ def _label_by_masks(reading: Reading, masks: dict[str, list[str]]) -> None:
     empty = sum(1 for row in rows if masks[row.image] and not row.label)
     reading.rows = rows
     reading.labels_from_masks = True
+    if not any(row.label for row in rows):
+        reading.warn("empty masks only, so all images count as normal", f"{len(with_mask)} masks")
     reading.notes.append(
         f"Labels come from the masks: {sum(row.label or 0 for row in rows)} of {len(with_mask)} masks mark a pixel, "
         f"and their images are anomalous. Images with an empty mask ({empty}) or without a mask "

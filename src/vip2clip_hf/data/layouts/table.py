@@ -189,7 +189,7 @@ def read_table(
     def column(name: str) -> list[Any]:
         return content[chosen[name]] if name in chosen else [None] * count
 
-    taken: set[str] = set()
+    taken: dict[str, int | None] = {}
     for image, mask, label, defect_type, category, defect, split in zip(
         column("image"), column("mask"), labels, defect_types, column("category"), column("defect"), column("split")
     ):
@@ -201,9 +201,14 @@ def read_table(
             reading.warn(resolve.problem(image), image)
             continue
         if found in taken:
+            if label is not None and taken[found] is not None and label != taken[found]:
+                raise ValueError(
+                    f"{path.name!r} has rows with different labels for {image!r}; expected one label per image. "
+                    "Remove or correct one of the rows."
+                )
             reading.warn("table rows for an image that another row already has, left out", image)
             continue
-        taken.add(found)
+        taken[found] = label
         reading.add(
             found,
             label,

@@ -9,10 +9,10 @@ from urllib.parse import unquote_to_bytes, urlsplit
 from urllib.request import url2pathname
 
 from PIL import Image
-from transformers.utils import logging
+
+from .image_notices_vip2clip import notice
 
 
-logger = logging.get_logger(__name__)
 # Most bytes to read from an open file, or to decode from base64.
 MAX_BYTES = 1 << 30
 # Longest text that can be a path.
@@ -165,7 +165,7 @@ def choose_page(image: Image.Image, shown: str, page: int | None) -> None:
     largest = areas.index(max(areas))
     if image.format == "MPO":  # phones: the first page is the photo, the others are previews or depth
         largest = 0
-        logger.warning_once("The first page of MPO photos is read; the other pages are previews or other views.")
+        notice("The first page of MPO photos is read; the other pages are previews or other views.")
     elif areas.count(areas[largest]) > 1:
         width, height = sizes[largest]
         raise ValueError(
@@ -173,7 +173,7 @@ def choose_page(image: Image.Image, shown: str, page: int | None) -> None:
             f"expected one photo. Choose a page from 1 to {count} with page (--page on the command line)."
         )
     else:
-        logger.warning_once("Some files have pages of different sizes. The largest page is read.")
+        notice("Some files have pages of different sizes. The largest page is read.")
     image.seek(largest)
 
 

@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from PIL import Image
 from transformers.image_utils import ChannelDimension
-from transformers.utils import logging
+
+from .image_notices_vip2clip import notice
 
 
-logger = logging.get_logger(__name__)
 # Tolerance for floats outside [0, 1].
 ROUNDING = 1e-3
 # Values of 16 bits that stay below this could also have 8, 10, 12 or 14 bits.
@@ -127,7 +127,7 @@ def warn_unclear_stack(array: Any) -> None:
         array: the array.
     """
     if is_unclear_stack(array):
-        logger.warning_once(
+        notice(
             "A NumPy array of shape (3, height, width) or (4, height, width) is read as one color photo with channels "
             "first. Pass several gray photos as a list."
         )
@@ -205,7 +205,7 @@ def to_8_bits(array: np.ndarray, bit_depth: int | None = None, wide: bool = Fals
     low, high = int(array.min()), int(array.max())
     if array.dtype.itemsize == 1 and low >= 0:
         if high == 1:
-            logger.warning_once(
+            notice(
                 "An image of 8 bits contains only 0 and 1 and is almost black. Multiply masks by 255, and floats in "
                 "[0, 1] by 255 before you convert them to uint8."
             )
@@ -217,9 +217,7 @@ def to_8_bits(array: np.ndarray, bit_depth: int | None = None, wide: bool = Fals
             f"Expected 8-bit values, 0 to 255, found {found} with values from {low} to {high}; convert 16-bit images "
             "to uint16, or pass bit_depth."
         )
-    logger.warning_once(
-        f"Values of type {array.dtype} up to 255 are read as 8 bits. If they have more, pass bit_depth."
-    )
+    notice(f"Values of type {array.dtype} up to 255 are read as 8 bits. If they have more, pass bit_depth.")
     return array.astype(np.uint8), False
 
 
@@ -266,9 +264,9 @@ def _floats_to_8_bits(array: np.ndarray, bit_depth: int | None, found: str) -> t
             "uint8, or pass bit_depth."
         )
     if bit_depth is not None and high > 0:
-        logger.warning_once("Floats in [0, 1] are read as they are; bit_depth does not change them.")
+        notice("Floats in [0, 1] are read as they are; bit_depth does not change them.")
     if 0 < high <= 1 / 255 + 1e-6:
-        logger.warning_once(
+        notice(
             f"A float image has no value above {high:.2g} and is almost black. Were its values divided by 255 twice?"
         )
     return np.rint(array.clip(0, 1) * 255.0).astype(np.uint8), True
@@ -291,7 +289,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     layers = image.convert("RGBA")
     if layers.getchannel("A").getextrema()[0] == 255:
         return layers.convert("RGB")
-    logger.warning_once(
+    notice(
         f"A photo has transparent pixels, which are shown on {BACKGROUND}. What lies below them is not used. For "
         "another background, convert the photo to RGB."
     )
