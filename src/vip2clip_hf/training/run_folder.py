@@ -112,8 +112,9 @@ class RunFolder:
             if (path / RECORD_FILE).is_file() or (path / STATE_FILE).is_file()
         ]
         names = sorted(path.name for path in self.path.iterdir())
-        found = [name for name in names if WEIGHT_FILE.fullmatch(name) or name in files]
-        return checkpoints, found
+        kept = ("README.md", RECORD_FILE)  # a card of the user is kept, and a record belongs to a training
+        found = [name for name in names if name in files or (is_checkpoint_file(name) and name not in kept)]
+        return checkpoints, sorted(found, key=lambda name: WEIGHT_FILE.fullmatch(name) is None)  # weights first
 
     def delete_run(self, record: RunRecord) -> None:
         """
