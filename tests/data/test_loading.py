@@ -610,7 +610,7 @@ def test_invalid_tables(writer, table_rows):
         {"image": "../outside.png", "label": 0},
         {"image": "absent.png", "label": 0},
         {"image": "photos/1.png", "label": 0},
-        {"image": "photos/1.png", "label": 1},
+        {"image": "photos/1.png", "label": 0},
         {"image": "", "label": 1},
     ]
     write_csv(path, rows)

@@ -635,3 +635,10 @@ def _without_garbage_collection(monkeypatch):
 @parametrize(CASES)
 def test_odd_training(case, tmp_path, caplog):
     run(case, tmp_path, caplog)
+
+
+@pytest.mark.parametrize("name", ["config.json", "decision.json", "preprocessor_config.json", "modeling_vip2clip.py"])
+def test_files_of_a_model_without_weights_are_in_the_way(tmp_path, name):
+    for file in (name, "README.md", "notes.txt"):
+        (tmp_path / file).write_text("{}")
+    assert RunFolder(tmp_path).in_the_way() == ([], [name])

@@ -112,9 +112,10 @@ class RunFolder:
             if (path / RECORD_FILE).is_file() or (path / STATE_FILE).is_file()
         ]
         names = sorted(path.name for path in self.path.iterdir())
-        # An existing model card is kept.
-        found = [name for name in names if name in files or (is_checkpoint_file(name) and name != "README.md")]
-        return checkpoints, found
+        # A card of the user is kept, and a record belongs to a training.
+        model = {*FILE_NAMES, *_CODE} - {"README.md", RECORD_FILE}
+        found = [name for name in names if name in files or name in model or WEIGHT_FILE.fullmatch(name)]
+        return checkpoints, sorted(found, key=lambda name: WEIGHT_FILE.fullmatch(name) is None)  # weights first
 
     def delete_run(self, record: RunRecord) -> None:
         """

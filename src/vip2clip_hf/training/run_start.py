@@ -170,6 +170,7 @@ def _check_unused(folder: RunFolder, files: Sequence[str], ignore: RunRecord | N
     if ignore is not None:
         checkpoints = [name for name in checkpoints if run_of(folder.path / name) != ignore.run_id]
         found = [name for name in found if name not in ignore.files]
+    found = [name for name in found if name.endswith(".safetensors") or name in files] or found  # name these first
     if checkpoints:
         runs = {run_of(folder.path / name) for name in checkpoints}
         names = " and ".join(checkpoints[:2]) + (f" and {len(checkpoints) - 2} more" if checkpoints[2:] else "")
