@@ -3,11 +3,14 @@
 import io
 import sys
 
+import datasets
 import numpy as np
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from helpers.tiny import TINY
+from vip2clip_hf import ViP2ClipImageProcessor
 from vip2clip_hf.cli import app
 from vip2clip_hf.cli.streams import read_paths
 from vip2clip_hf.data.checks import check_data
@@ -122,3 +125,60 @@ def test_training_does_not_replace_files_of_a_model(tmp_path, name):
     (tmp_path / name).write_text("mine")
     (tmp_path / "README.md").write_text("mine")
     assert RunFolder(tmp_path).in_the_way() == ([], [name])
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "SegmentationClass",
+        "SegmentationClassPNG",
+        "SegmentationObject",
+        "labelsTr",
+        "label_images",
+        "Masken",
+        "_masks",
+    ],
+)
+def test_more_names_of_mask_folders(tmp_path, name):
+    """They were kinds of defects, and the masks anomalous images."""
+    for photo in ("good/0.png", "bad/1.png", "bad/2.png"):
+        write(tmp_path / photo)
+    (tmp_path / name).mkdir()
+    for number in (1, 2):
+        Image.fromarray(np.eye(12, dtype=np.uint8) * 255).save(tmp_path / name / f"{number}.png")
+    dataset = load_folder(tmp_path)
+    assert (sorted(dataset["label"]), sum(mask is not None for mask in dataset["mask"])) == ([0, 1, 1], 2)
+
+
+def test_a_row_without_an_image(tmp_path):
+    """It ended in a TypeError."""
+    content = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(content, "PNG")
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+    images = [{"bytes": content.getvalue(), "path": None}, None]
+    table = tmp_path / "table.parquet"
+    datasets.Dataset.from_dict({"image": images, "label": [0, 0]}, features=features).to_parquet(table)
+    done = CliRunner().invoke(app, ["data", str(table), "--check"])
+    assert done.exit_code == 3, (done.output, done.exception)
+    assert "the row has no image" in done.stdout
+
+
+def test_options_of_a_training_are_saved(tmp_path, clip_folder):
+    """12-bit photos could not be trained on, and later evaluations did not know the options for masks."""
+    for name in ("good/0", "good/1", "bad/2", "bad/3"):
+        path = tmp_path / "set" / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(RNG.integers(0, 4096, (48, 48)).astype(np.uint16)).save(path)
+    (tmp_path / "set" / "masks").mkdir()
+    for number in (2, 3):
+        mask = Image.new("L", (48, 48), 255)
+        mask.paste(0, (4, 4, 20, 20))
+        mask.save(tmp_path / "set" / "masks" / f"{number}.png")
+    options = ["--bit_depth", "12", "--mask_threshold", "127", "--mask_invert", "--max_steps", "1", "--use_cpu"]
+    layers = [str(layer) for layer in TINY["feature_layers"]]
+    model = ["--clip", str(clip_folder), "--image_size", "48", "--top_k", "3", "--feature_layers", *layers]
+    data = ["--train_data", str(tmp_path / "set"), "--output_dir", str(tmp_path / "out")]
+    done = CliRunner().invoke(app, ["train", *model, *data, *options])
+    assert done.exit_code == 0, (done.output, done.exception)
+    found = ViP2ClipImageProcessor.from_pretrained(tmp_path / "out")
+    assert (found.bit_depth, found.mask_threshold, found.mask_invert) == (12, 127, True)

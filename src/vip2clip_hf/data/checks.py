@@ -183,6 +183,8 @@ def _reader(index: DataIndex) -> Callable[[int], tuple[Any, Any]]:
 
 
 def _check_one(image: Any, mask: Any, options: MaskOptions, reading: dict[str, Any]) -> _Result:
+    if image is None or (isinstance(image, dict) and image.get("bytes") is None and image.get("path") is None):
+        return _Result(BAD_IMAGE, "the row has no image")
     try:
         if not isinstance(image, dict) or image.get("bytes") is None:
             path = image["path"] if isinstance(image, dict) else image

@@ -277,6 +277,11 @@ class DataArguments:
         default=True,
         metadata={"help": "Whether defects that vanish at the size of the model keep at least one pixel."},
     )
+    bit_depth: int | None = field(
+        default=None,
+        metadata={"help": "Bits per value, from 8 to 16, of photos that store more than 8, such as 12. Saved."},
+    )
+    page: int | None = field(default=None, metadata={"help": "Page of photos with several pages, from 1. Saved."})
     normal_labels: list[str] | None = field(
         default=None,
         metadata={

@@ -68,7 +68,16 @@ def run_training(
     if before_training is not None:
         before_training()
     model = _build_model(model_arguments, arguments.seed)
-    image_processor = ViP2ClipImageProcessor(size=model.config.image_size)
+    # Saved with the checkpoint, so evaluation and prediction read photos and masks in the same way.
+    image_processor = ViP2ClipImageProcessor(
+        size=model.config.image_size,
+        bit_depth=data_arguments.bit_depth,
+        page=data_arguments.page,
+        mask_threshold=data_arguments.mask_threshold,
+        mask_channel=data_arguments.mask_channel,
+        mask_invert=data_arguments.mask_invert or None,
+        mask_orientation=data_arguments.mask_orientation,
+    )
     eval_datasets = {s.name: concatenate([s], [dataset]) for s, dataset in zip(eval_sources, eval_sets)}
     trainer = ViP2ClipTrainer(
         model,

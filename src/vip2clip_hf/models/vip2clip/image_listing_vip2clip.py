@@ -45,7 +45,9 @@ _MASK_SUFFIX = re.compile(rf"(?P<stem>.+?)[ _.\-]+(?:{_MASK_WORDS})", re.IGNOREC
 _MASK_PREFIX = re.compile(rf"(?:{_MASK_WORDS})(?:[ _.\-]+(?P<stem>.+)|(?P<number>\d.*))", re.IGNORECASE)
 _MASK_FOLDER = re.compile(
     rf"(?:{_MASK_WORDS})|(?P<before>.+?)[ _.\-]+(?:{_SURE_WORDS})|(?:{_SURE_WORDS})[ _.\-]+(?P<after>.+)"
-    r"|(?P<joined>.*)groundtruth",
+    r"|(?P<joined>.*)groundtruth"
+    # Pascal VOC, nnU-Net, German, and names with an underscore in front.
+    r"|segmentation(?:class|object)(?:png|raw)?|labelst[rs]|label[ _.\-]?images?|masken|annotationen|_+masks?",
     re.IGNORECASE,
 )
 _IMAGE_AFFIX = re.compile(
