@@ -182,3 +182,16 @@ def test_options_of_a_training_are_saved(tmp_path, clip_folder):
     assert done.exit_code == 0, (done.output, done.exception)
     found = ViP2ClipImageProcessor.from_pretrained(tmp_path / "out")
     assert (found.bit_depth, found.mask_threshold, found.mask_invert) == (12, 127, True)
+
+
+def test_a_table_that_lists_few_images_of_the_folder(tmp_path):
+    """The other images were left out without a word."""
+    for name in ("good/0", "good/1", "good/2", "bad/3", "bad/4"):
+        write(tmp_path / f"{name}.png")
+    (tmp_path / "metadata.csv").write_text("file_name,label\ngood/0.png,good\nbad/3.png,bad\n")
+    index = index_folder(tmp_path)
+    assert len(index.rows) == 2
+    kind = "images and masks that the table in the folder does not list, left out"
+    assert sorted(index.warnings[kind]) == ["bad/4.png", "good/1.png", "good/2.png"]
+    assert strict(tmp_path).exit_code == 1
+    assert kind not in index_folder(tmp_path / "metadata.csv").warnings  # the user chose the table

@@ -9,7 +9,7 @@ from transformers.utils import logging
 
 from .benchmarks.registry import get_benchmark
 from .hub_datasets import index_dataset, index_hub, is_hub_id, read_parquet_images
-from .index import OUTSIDE_IMAGES, DataIndex, make_index
+from .index import OTHER_FILES, OUTSIDE_IMAGES, DataIndex, make_index
 from .layouts.base import Layout, Reading
 from .layouts.class_folders import CLASSES
 from .layouts.flat import FLAT
@@ -18,7 +18,7 @@ from .layouts.mvtec_tree import TREE
 from .layouts.registry import FOLDER_LAYOUTS, LAYOUTS
 from .layouts.table import TABLE, TABLE_EXTENSIONS, find_table, metadata_file, read_table, why_not_used
 from .layouts.words import ClassNames
-from .listing import Listing, images_beside
+from .listing import Listing, has_image_extension, images_beside
 from .recognition import choose_layout, list_warnings, read_layout
 from .report import summarize
 
@@ -248,11 +248,11 @@ def index_folder(
             raise ValueError(f"columns cannot be used with layout={layout!r}; they are for tables and Hub datasets.")
         layout = "table"
     if layout == "table" or (layout is None and metadata_file(listing) is not None):
-        return _index_table(listing, find_table(listing), split, categories, columns, labels)
+        return _with_unlisted(_index_table(listing, find_table(listing), split, categories, columns, labels))
     layouts = [LAYOUTS[layout]] if layout is not None else FOLDER_LAYOUTS
     chosen = choose_layout(listing, layouts, None, names)
     if chosen is not None and chosen[1][0] is TABLE:
-        return _index_table(chosen[0], find_table(chosen[0]), split, categories, columns, labels)
+        return _with_unlisted(_index_table(chosen[0], find_table(chosen[0]), split, categories, columns, labels))
     reading, found = read_layout(listing, chosen, layouts, None, names)
     _check_names(reading, found, names)
     if found is FLAT and (reason := why_not_used(reading.listing)) is not None:
@@ -295,6 +295,16 @@ def _check_not_empty(reading: Reading, path: Path) -> None:
             f"None of the images listed in {str(path)!r} exists; expected paths relative to the folder of this file."
             f"{list_warnings(reading)}"
         )
+
+
+def _with_unlisted(index: DataIndex) -> DataIndex:
+    """Warn of images that a table in the folder does not list. If the user passes the table itself, that is meant."""
+    if index.source is None:
+        for reason, paths in index.ignored.items():
+            if reason not in OTHER_FILES:
+                for path in filter(has_image_extension, paths):
+                    index.reading.warn("images and masks that the table in the folder does not list, left out", path)
+    return index
 
 
 def _index_table(
