@@ -442,6 +442,7 @@ def test_command(monkeypatch):
     assert CliRunner().invoke(cli.app, ["app", "--port", "0"]).exit_code == 2
 
 
+@pytest.mark.slow
 def test_without_gradio():
     code = "import sys; sys.modules['gradio'] = None\nfrom vip2clip_hf.app import launch\nlaunch()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)

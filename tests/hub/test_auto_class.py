@@ -47,6 +47,7 @@ def registered(monkeypatch):
         cls.register_for_auto_class(auto_class)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["parts", "pipeline"])
 def test_plain_save_pretrained(kind, registered, clip, image_processor, photo, tmp_path):
     model = ViP2ClipForAnomalyDetection.from_clip(clip, **TINY)

@@ -299,6 +299,7 @@ def test_every_page_is_in_the_index():
 # The site
 
 
+@pytest.mark.slow
 def test_site_builds(tmp_path):
     """Build the site in strict mode: all pages are in the navigation, and all links and API names are found."""
     pytest.importorskip("material", reason="extra `docs` is not installed")

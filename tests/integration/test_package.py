@@ -23,6 +23,7 @@ def test_public_names():
     assert set(vip2clip_hf.__all__) <= set(dir(vip2clip_hf))
 
 
+@pytest.mark.slow
 def test_importing_registers():
     code = """
 import vip2clip_hf

@@ -595,6 +595,7 @@ def test_overwriting_keeps_old_results_until_the_end(tmp_path, monkeypatch):
     assert not (output / ".progress").exists()
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_change_of_bytes_changes_the_result(data, tmp_path_factory):

@@ -632,6 +632,7 @@ def _without_garbage_collection(monkeypatch):
     monkeypatch.setattr(gc, "collect", lambda *args: 0)
 
 
+@pytest.mark.slow
 @parametrize(CASES)
 def test_odd_training(case, tmp_path, caplog):
     run(case, tmp_path, caplog)
