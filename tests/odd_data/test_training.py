@@ -497,7 +497,7 @@ DAMAGED = [
     Case("resume a run without records", lambda folder: resume(without_record(folder)),
          reaches(3, "checkpoint-2", "checkpoint-3"), says="has no record of its settings and its training data"),
     Case("resume with checkpoints of two runs and no record", lambda folder: resume(of_two_runs(folder)),
-         r"contains checkpoints of several training runs \([0-9a-f]{12}, [0-9a-f]{12}\).*Pass the path of a checkpoint"),
+         r"contains checkpoints of several training runs \(\w{12}, \w{12}\).*Pass the path of a checkpoint"),
     Case("new training with checkpoints of two runs and no record", lambda folder: train_again(of_two_runs(folder)),
          "contains checkpoint-1 and checkpoint-2 and 1 more of another training run"),
 ]  # fmt: skip
