@@ -11,7 +11,7 @@ def decision_maps(
     detector: AnomalyDetectionPipeline, images: Iterable[Any], unreadable: dict[str, str], progress: bool
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """
-    Compute the score and the anomaly map of each image. Images that cannot be read are skipped, whatever the reason.
+    Compute the score and the anomaly map of each image. Images that cannot be read are skipped.
 
     Args:
         detector ([`AnomalyDetectionPipeline`]): the pipeline.

@@ -21,6 +21,7 @@ from .options import (
     shows_progress,
     usage_error,
 )
+from .streams import say, say_error
 
 
 if TYPE_CHECKING:
@@ -131,11 +132,11 @@ def data(
             content["check"] = found.to_dict()
         print_json(content)
     else:
-        typer.echo(index.report)
+        say(index.report)
         if found is not None:
-            typer.echo(f"\n{found}")
+            say(f"\n{found}")
     if strict and (reasons := _strict_reasons(index, found)):
-        typer.echo(f"--strict: {'; '.join(reasons)}", err=True)
+        say_error(f"--strict: {'; '.join(reasons)}")
         raise typer.Exit(1)
     if found is not None and found.problems:
         raise typer.Exit(3)

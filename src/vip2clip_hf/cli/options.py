@@ -254,7 +254,7 @@ def shows_progress() -> bool:
 
 def print_json(content: Any) -> None:
     """
-    Print a result to stdout as JSON in UTF-8, whatever the encoding of the console is.
+    Print a result to stdout as JSON in UTF-8, regardless of the encoding of the console.
 
     Args:
         content: JSON-serializable content without NaN and infinite numbers, see [`without_nan`].

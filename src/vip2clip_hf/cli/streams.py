@@ -65,7 +65,7 @@ def say(text: Any = "", end: str = "\n") -> None:
 
 def say_bytes(content: bytes) -> None:
     """
-    Print bytes to the standard output, whatever the encoding of the console is.
+    Print bytes to the standard output, regardless of the encoding of the console.
 
     Args:
         content (`bytes`): UTF-8 text.

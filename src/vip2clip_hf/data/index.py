@@ -35,7 +35,7 @@ UNUSED_MASKS = (SHARED_MASK, SEVERAL_MASKS)
 BESIDE = "images beside the folder of the dataset"
 # Layouts that list their images.
 LISTS = ("meta", "table")
-# Reasons that say that files are no images of the dataset.
+# Reasons for files that are not images of the dataset.
 OTHER_FILES = (SYSTEM_FILE, NOT_USED)
 
 

@@ -13,7 +13,8 @@ from transformers.utils import logging
 from ..utils.contents import decoding
 from ..utils.file_state import digest_of
 from ..utils.files import file_names, write_atomically
-from ..utils.run_folder import PROGRESS_FOLDER, RunFolder, files_below
+from ..utils.outputs import is_inside
+from ..utils.run_folder import MANIFEST_FILE, PROGRESS_FOLDER, RunFolder, files_below
 from ..utils.serialization import to_json
 from ..utils.versions import merge_versions, versions
 from .set_key import CONTENTS_FILE, KEY_FILE, SetKey, read_json
@@ -88,7 +89,7 @@ class EvaluationFolder:
         """
         for root in roots:
             # A Hub id is not a path that exists.
-            if os.path.exists(root) and Path(root).resolve().is_relative_to(self.path.resolve()):
+            if os.path.exists(root) and is_inside(root, self.path):
                 raise OSError(
                     f"The dataset {str(root)!r} is in the output folder {str(self.path)!r}; choose another folder."
                 )
@@ -296,7 +297,7 @@ class EvaluationFolder:
     def _files_of_0_1(self) -> list[str]:
         """List the files of an evaluation without a manifest, by their names and places."""
         settings = read_json(self.path / SETTINGS_FILE)
-        if settings is None or (self.path / ".vip2clip.json").exists():
+        if settings is None or (self.path / MANIFEST_FILE).exists():
             return []
         if settings.get("kind") == "prediction":
             self.run.check_kind("prediction")

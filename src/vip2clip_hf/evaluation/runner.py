@@ -192,7 +192,9 @@ def evaluate_sets(
             new = folder.staging(source.name) / "new"
             recorder = None
             if action == "evaluate":
-                trained_on = find_training_overlap(model.provenance.training_sets, dataset, source.benchmark)
+                # Opens all images, so the other processes do not repeat it.
+                training_sets = model.provenance.training_sets
+                trained_on = on_first(find_training_overlap, training_sets, dataset, source.benchmark)
                 for reason in trained_on if rank == 0 else ():
                     logger.warning(f"{source.name}: the results are not zero-shot, because the model was {reason}.")
                 maps = None

@@ -15,6 +15,7 @@ from .serialization import to_json
 MANIFEST_FILE = ".vip2clip.json"
 PROGRESS_FOLDER = ".progress"
 WRITTEN_BY = "vip2clip_hf"
+ARTICLES = {"evaluation": "an evaluation", "prediction": "a prediction"}
 
 
 class RunFolder:
@@ -59,11 +60,10 @@ class RunFolder:
             self.files = {name for name in known if (self.path / name).exists()}
             if self.files:
                 return True
-        if found is None or found.get("kind") not in ("evaluation", "prediction"):
-            article = "an" if self.kind[0] in "aeiou" else "a"
+        if found is None or found.get("kind") not in ARTICLES:
             raise OSError(
-                f"{str(self.path)!r} is not empty and does not contain {article} {self.kind}; expected a new folder, "
-                f"or the folder of {article} {self.kind}."
+                f"{str(self.path)!r} is not empty and does not contain {ARTICLES[self.kind]}; expected a new folder, "
+                f"or the folder of {ARTICLES[self.kind]}."
             )
         self.check_kind(found["kind"])
         self.files = {str(name) for name in found.get("files", [])}
@@ -79,10 +79,9 @@ class RunFolder:
         Raises:
             OSError: if it is another kind of run.
         """
-        articles = {"evaluation": "an evaluation", "prediction": "a prediction"}
         if kind != self.kind:
             raise OSError(
-                f"{str(self.path)!r} contains {articles[kind]}, not {articles[self.kind]}; choose another folder."
+                f"{str(self.path)!r} contains {ARTICLES[kind]}, not {ARTICLES[self.kind]}; choose another folder."
             )
 
     def lock(self) -> None:

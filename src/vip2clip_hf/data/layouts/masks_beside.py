@@ -26,7 +26,7 @@ LOOKS_LIKE_MASK = "images whose names look like masks, read as images"
 
 
 def holds_photos(listing: Listing, folder: str) -> bool:
-    """Whether one of the first images below a folder is no mask: most of its pixels are neither black nor white."""
+    """Whether one of the first images below a folder is a photo: most of its pixels are neither black nor white."""
     images = (path for inner in listing.walk(folder) for path in listing.images(inner))
     return any(_looks_like_photo(listing.absolute(path)) for path, _ in zip(images, range(3)))
 
@@ -100,7 +100,7 @@ def split_masks(reading: Reading, paths: list[str]) -> tuple[list[str], dict[str
 
 
 def _without_results(reading: Reading, paths: list[str]) -> list[str]:
-    """Leave out drawings beside their images: 1_overlay.png, and 1.png.png if it is no mask."""
+    """Leave out drawings beside their images: 1_overlay.png, and 1.png.png unless it is a mask."""
     results = {}
     for path in paths:
         name = stem(path)

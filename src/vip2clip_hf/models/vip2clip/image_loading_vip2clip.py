@@ -32,9 +32,6 @@ DEFAULT_TIMEOUT = 60.0
 Pick = Callable[[Image.Image, str], None]
 
 
-_describe = describe
-
-
 def load_image(
     image: Any,
     timeout: float | None = DEFAULT_TIMEOUT,
@@ -128,7 +125,7 @@ def read_image(
         return from_array(image, convert_rgb, input_data_format, bit_depth, channel_order)
     if isinstance(image, np.ndarray):
         if image.size != 1:
-            raise ValueError(f"Expected one image, found {_describe(image)}; pass several images as a list.")
+            raise ValueError(f"Expected one image, found {describe(image)}; pass several images as a list.")
         return read_image(image.item(), timeout, convert_rgb, input_data_format, **given)
 
     def pick(opened: Image.Image, shown: str) -> None:
