@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..data.collator import undecoded
 from ..models.vip2clip import image_processing_vip2clip
+from ..models.vip2clip.mask_options_vip2clip import MASK_OPTIONS
 from ..utils.code_version import code_version
 
 
@@ -21,7 +22,7 @@ CODE = (
     "vip2clip_hf.training.augmentation",
 )
 # Columns with the settings for the mask of each row.
-MASK_COLUMNS = {"mask_threshold", "mask_channel", "mask_invert", "mask_orientation", "keep_small_regions"}
+MASK_COLUMNS = set(MASK_OPTIONS.values())
 
 
 def content_hash(image: dict[str, Any] | None) -> str | None:

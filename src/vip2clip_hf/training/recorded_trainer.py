@@ -5,7 +5,7 @@ import os
 import pickle
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from transformers import SchedulerType, Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy, TrainOutput
@@ -15,8 +15,9 @@ from ..checkpoints.saving import write_checkpoint
 from ..data.benchmarks.registry import BENCHMARKS
 from ..data.provenance import describe_training_set
 from ..models.vip2clip.backbone_vip2clip import backbone_checksum
+from ..models.vip2clip.mask_options_vip2clip import MaskOptions
 from ..models.vip2clip.training_record_vip2clip import check_training_record, remember_weights
-from ..utils.distributed import from_first, world
+from ..utils.distributed import on_first, world
 from ..utils.versions import versions
 from .arguments import ViP2ClipTrainingArguments
 from .contents import describe_contents
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     from .rows import EpochSampler
 
 logger = logging.get_logger(__name__)
-_Result = TypeVar("_Result")
 
 
 class RecordedTrainer(Trainer):
@@ -53,7 +53,7 @@ class RecordedTrainer(Trainer):
     args: ViP2ClipTrainingArguments
     model: "ViP2ClipForAnomalyDetection"
     image_processor: "ViP2ClipImageProcessor"
-    mask_threshold: int | float | None = None
+    mask_options: MaskOptions
     results: dict[str, dict[str, Any]]
     _rows: "Dataset | None"
     run: RunRecord | None = None
@@ -94,7 +94,7 @@ class RecordedTrainer(Trainer):
         """
         args, model = self.args, self.accelerator.unwrap_model(self.model)
         with self.locked():
-            checkpoint, self.run, self._replaced = self._on_first(lambda: self._begin_run(resume, model))
+            checkpoint, self.run, self._replaced = on_first(self._begin_run, resume, model)
             # Also datasets of a model that was changed elsewhere, before its weights change again.
             check_training_record(model)
             model.provenance.training_sets = list(self.run.training_sets)
@@ -114,8 +114,7 @@ class RecordedTrainer(Trainer):
 
     def mask_settings(self) -> dict[str, Any]:
         """Return how masks are read: the values that are not the default of the image processor."""
-        options = getattr(self, "mask_options", None)
-        return {"mask_threshold": self.mask_threshold} if options is None else dict(options.columns())
+        return self.mask_options.columns()
 
     @staticmethod
     def _eval_sets(eval_dataset: Any) -> dict[str, Any]:
@@ -153,20 +152,6 @@ class RecordedTrainer(Trainer):
             files=self.files,
         )
 
-    def _on_first(self, function: Callable[[], _Result]) -> _Result:
-        """Call a function on the first process, and return its result or raise its error on all of them."""
-        result: Any = None
-        error: Exception | None = None
-        if world()[0] == 0:
-            try:
-                result = function()
-            except (OSError, ValueError) as raised:
-                error = raised
-        result, error = from_first((result, error))
-        if error is not None:
-            raise error
-        return result
-
     # Checkpoints
 
     def _begin(self, step: int) -> None:
@@ -184,7 +169,7 @@ class RecordedTrainer(Trainer):
                 logger.warning(f"Removed {name}, which was not written completely.")
             run.write(folder.path)
 
-        self._on_first(prepare)
+        on_first(prepare)
         self._replaced = None
 
     def _planned_steps(self) -> list[int]:
@@ -314,7 +299,7 @@ class _Locked:
         self.trainer, self.context = trainer, trainer.run_folder.locked()
 
     def __enter__(self) -> None:
-        self.trainer._on_first(self.context.__enter__)
+        on_first(self.context.__enter__)
 
     def __exit__(self, *error: Any) -> None:
         if world()[0] == 0:
