@@ -126,6 +126,7 @@ assert not {{"torch", "transformers", "datasets", "PIL", "numpy"}} & set(sys.mod
     assert min(times) < 0.5, times
 
 
+@pytest.mark.slow
 def test_the_command_registers_when_it_needs_the_model():
     code = """
 import sys

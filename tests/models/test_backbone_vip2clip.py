@@ -81,7 +81,7 @@ def resident_bytes() -> int:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize("kind", ["from_clip", "from_pretrained"])
+@pytest.mark.parametrize("kind", ["from_clip", pytest.param("from_pretrained", marks=pytest.mark.slow)])
 def test_no_memory_for_a_second_backbone(kind, adapters, image_processor, tmp_path):
     """A backbone of 150 MB. A copy of its weights would need as much again."""
     tower = {"hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8, "num_hidden_layers": 4}

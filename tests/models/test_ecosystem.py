@@ -124,7 +124,7 @@ def test_both_forms_of_the_perception_agree(pixel_values, heads, scaled):
         torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["call", "export", "functional", "compile"])
+@pytest.mark.parametrize("kind", ["call", "export", "functional", pytest.param("compile", marks=pytest.mark.slow)])
 def test_plain_layers_are_always_folded(model, pixel_values, kind, monkeypatch):
     """Also where weights are not parameters: projecting all patches takes 19 times as long."""
     calls, original = [], ViP2ClipFineGrainedPerception._attend_folded
@@ -289,7 +289,7 @@ def tiny_overrides():
     return {k: v for k, v in tiny_config().to_diff_dict().items() if k in ("image_size", "feature_layers", "top_k")}
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)])
 def test_adapters_train_in_half_precision(dtype):
     """Three Adam steps move nearly all weights of the perception, in the direction of float32."""
     images = [generate_image("brushed", defect, seed=number, size=128) for number, defect in enumerate(DEFECTS)]
