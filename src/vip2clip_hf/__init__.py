@@ -54,6 +54,7 @@ if TYPE_CHECKING:
         DecisionConfig as DecisionConfig,
         MaskOptions as MaskOptions,
         Provenance as Provenance,
+        ReferenceBank as ReferenceBank,
         ViP2ClipAlignmentOutput as ViP2ClipAlignmentOutput,
         ViP2ClipAnomalyDetectionOutput as ViP2ClipAnomalyDetectionOutput,
         ViP2ClipConfig as ViP2ClipConfig,

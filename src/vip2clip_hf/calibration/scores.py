@@ -47,7 +47,7 @@ def decision_settings(detector: AnomalyDetectionPipeline) -> dict[str, Any]:
         `dict[str, Any]`: `tile_size`, `tile_overlap` and `top_k`. `top_k` is `None` if it is that of the
         configuration.
     """
-    settings = detector.score_settings()
+    settings = {name: value for name, value in detector.score_settings().items() if name != "references"}
     return {**settings, "top_k": None if settings["top_k"] == detector.model.config.top_k else settings["top_k"]}
 
 

@@ -16,6 +16,7 @@ from ..models.vip2clip.image_processing_vip2clip import ViP2ClipImageProcessor, 
 from ..models.vip2clip.modeling_vip2clip import ViP2ClipForAnomalyDetection
 from ..models.vip2clip.pretrained_vip2clip import CUSTOM_PIPELINES
 from ..models.vip2clip.provenance_vip2clip import BackboneReference, Provenance
+from ..models.vip2clip.reference_files_vip2clip import FEATURES_NAME, REFERENCES_NAME
 from ..utils.files import umask
 from ..utils.text import encodable
 from .card import is_generated, model_card
@@ -34,8 +35,9 @@ AUTO_MAP = {
     "AutoModel": "modeling_vip2clip.ViP2ClipForAnomalyDetection",
 }
 PROCESSOR_AUTO_MAP = {"AutoImageProcessor": "image_processing_vip2clip.ViP2ClipImageProcessor"}
-# Files that only some checkpoints contain: calibration scores, and the backbone of an adapters-only checkpoint.
-OPTIONAL_FILES = (SCORES_NAME, BackboneReference.file_name)
+# Files that only some checkpoints contain: calibration scores, references, and the backbone of an adapters-only
+# checkpoint.
+OPTIONAL_FILES = (SCORES_NAME, BackboneReference.file_name, REFERENCES_NAME, FEATURES_NAME)
 FILE_NAMES = (
     "README.md", "config.json", "preprocessor_config.json", DECISION_NAME, Provenance.file_name, *OPTIONAL_FILES
 )  # fmt: skip

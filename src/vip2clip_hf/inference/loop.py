@@ -8,6 +8,7 @@ from tqdm.auto import tqdm
 
 from ..models.vip2clip.fingerprint_vip2clip import is_calibrated
 from ..models.vip2clip.pipeline_anomaly_detection import AnomalyDetectionPipeline
+from ..models.vip2clip.pipeline_steps_vip2clip import warn_about_references
 from ..utils.distributed import world
 from ..utils.file_state import FileState
 from .batches import PredictionBatches, PredictionImages, collate_images
@@ -90,7 +91,14 @@ def predict_chunks(
                             ]
                         else:
                             pixel_values = batch.to(model.device, non_blocking=True)
-                            outputs = [model(pixel_values=pixel_values, top_k=settings["top_k"])]
+                            outputs = [
+                                model(
+                                    pixel_values=pixel_values,
+                                    top_k=settings["top_k"],
+                                    references=detector.references,
+                                )
+                            ]
+                            warn_about_references(outputs[0])
                         results = [
                             result
                             for one in outputs

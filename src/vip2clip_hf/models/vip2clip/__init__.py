@@ -25,6 +25,7 @@ from .modeling_vip2clip import (
 from .pipeline_anomaly_detection import AnomalyDetectionPipeline
 from .pretrained_vip2clip import ViP2ClipPreTrainedModel
 from .provenance_vip2clip import Provenance
+from .reference_bank_vip2clip import ReferenceBank
 
 
 def _register() -> None:
@@ -47,6 +48,7 @@ __all__ = [
     "DecisionConfig",
     "MaskOptions",
     "Provenance",
+    "ReferenceBank",
     "ViP2ClipAlignmentOutput",
     "ViP2ClipAnomalyDetectionOutput",
     "ViP2ClipConfig",

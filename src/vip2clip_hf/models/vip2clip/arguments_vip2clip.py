@@ -216,17 +216,20 @@ def call_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
     Returns:
         `dict[str, Any]`: the arguments with Python's types, without those that are `None` and stand for the default.
-        `timeout` can be `None`, which means no limit.
+        `timeout` can be `None`, which means no limit, and `references`, which means none.
 
     Raises:
         TypeError: if an argument is unknown.
         ValueError: if an argument is out of range.
     """
-    known = ("heatmap", "regions", "threshold", "tile_overlap", "tile_size", "timeout", "top_k", *READING_ARGUMENTS)
+    names = ("heatmap", "references", "regions", "threshold", "tile_overlap", "tile_size", "timeout", "top_k")
+    known = (*names, *READING_ARGUMENTS)
     if unknown := sorted(set(arguments) - set(known)):
         expected = ", ".join(sorted((*known, "batch_size", "num_workers")))
         raise TypeError(f"Unknown arguments {', '.join(unknown)}; expected {expected}.")
     checked = {name: value for name, value in arguments.items() if value is not None}
+    if "references" in arguments:  # the pipeline checks them
+        checked["references"] = arguments["references"]
     if "timeout" in arguments:
         checked["timeout"] = as_timeout(arguments["timeout"])
     checked.update(reading_arguments({name: checked[name] for name in READING_ARGUMENTS if name in checked}))

@@ -60,7 +60,7 @@ def calibration_differences(
         calibration (`Mapping[str, Any]`): `calibration` of a [`DecisionConfig`]. Calibrations of version 0.1 contain
             `settings` only.
         fingerprint (`Mapping[str, Any]`, *optional*): result of [`model_fingerprint`].
-        settings (`Mapping[str, Any]`): `tile_size`, `tile_overlap` and `top_k`.
+        settings (`Mapping[str, Any]`): `tile_size`, `tile_overlap`, `top_k` and, with references, `references`.
 
     Returns:
         `list[str]`: one phrase per difference. Empty if scores are those of the calibration.
@@ -74,7 +74,7 @@ def calibration_differences(
     for old, new in (
         ({name: expected[name] for name in ("dtype",) if name in expected}, found),
         (expected.get("config") or {}, found.get("config") or {}),
-        (calibration.get("settings") or {}, settings),
+        ({"references": None, **(calibration.get("settings") or {})}, {"references": None, **settings}),
     ):
         changed = [name for name in sorted(set(old) & set(new)) if old[name] != new[name]]
         differences += [f"{name} ({new[name]}, was {old[name]})" for name in changed]
@@ -87,7 +87,7 @@ def is_calibrated(model: Any, settings: Mapping[str, Any]) -> bool:
 
     Args:
         model ([`ViP2ClipForAnomalyDetection`]): the model, with its `decision`.
-        settings (`Mapping[str, Any]`): `tile_size`, `tile_overlap` and `top_k`.
+        settings (`Mapping[str, Any]`): `tile_size`, `tile_overlap`, `top_k` and, with references, `references`.
 
     Returns:
         `bool`: whether the model is calibrated with these settings. `False` without a calibration.

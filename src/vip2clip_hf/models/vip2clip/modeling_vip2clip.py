@@ -6,6 +6,7 @@ The data flow of `ViP2ClipForAnomalyDetection.forward`, with one public method p
     image_embeds -> get_prompt_features   -> text_embeds                   ICA and frozen text tower
     text_embeds, patch_embeds -> align    -> layer maps, logits, scores    FGP and UTPA
     layer maps   -> get_anomaly_maps      -> anomaly maps
+    patch_embeds, references -> compare_with_references -> scores, anomaly maps
     logits, layer maps -> compute_loss    -> loss
 
 Section, equation and table numbers refer to the paper (arXiv:2505.17692). In shape comments, B is the batch size, L
@@ -34,6 +35,8 @@ from .loss_vip2clip import vip2clip_loss
 from .maps_vip2clip import resize_maps, without_autocast
 from .pretrained_vip2clip import ViP2ClipPreTrainedModel
 from .provenance_vip2clip import Provenance
+from .reference_bank_vip2clip import ReferenceBank
+from .reference_rule_vip2clip import top_mean
 
 
 @dataclass
@@ -122,11 +125,16 @@ class ViP2ClipAnomalyDetectionOutput(ModelOutput):
             Parts of the loss: `image`, `focal`, `dice_anomalous` and `dice_normal`. The last three are summed over
             layers and not multiplied by `local_loss_weight`.
         logits (`torch.FloatTensor` of shape `(batch_size, 2)`):
-            Logits [normal, anomalous] of the image. `softmax(logits)[:, 1]` equals `scores`.
+            Logits [normal, anomalous] of the image. Without references, `softmax(logits)[:, 1]` equals `scores`.
         scores (`torch.FloatTensor` of shape `(batch_size,)`):
-            Probability that the image is anomalous, in [0, 1].
+            Probability that the image is anomalous, in [0, 1]. With references, the combined score, see
+            [`ReferenceBank`].
         anomaly_maps (`torch.FloatTensor` of shape `(batch_size, image_size, image_size)`):
-            Smoothed anomaly map (eq. 11), in [0, 1].
+            Smoothed anomaly map (eq. 11), in [0, 1]. With references, the combined map.
+        reference_scores (`torch.FloatTensor` of shape `(batch_size,)`, *optional*, returned with references):
+            Mean of the largest percent of the distance map, in [0, 2].
+        reference_maps (`torch.FloatTensor` of shape `(batch_size, image_size, image_size)`, *optional*):
+            Smoothed distances of the patches to the nearest patch of the references, in [0, 2].
         layer_maps (`torch.FloatTensor` of shape `(batch_size, num_layers, 2, grid, grid)`):
             Probabilities [normal, anomalous] of every patch in every feature layer, before upsampling.
         text_embeds (`torch.FloatTensor` of shape `(batch_size, num_layers, 2, projection_dim)`):
@@ -152,6 +160,8 @@ class ViP2ClipAnomalyDetectionOutput(ModelOutput):
     layer_maps: torch.Tensor | None = None
     text_embeds: torch.Tensor | None = None
     image_embeds: torch.Tensor | None = None
+    reference_scores: torch.Tensor | None = None
+    reference_maps: torch.Tensor | None = None
     cross_attentions: tuple[torch.Tensor, ...] | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
@@ -248,6 +258,7 @@ class ViP2ClipForAnomalyDetection(ViP2ClipPreTrainedModel):
         self.fine_grained_perception = ViP2ClipFineGrainedPerception(config)
         self.decision = DecisionConfig()
         self.provenance = Provenance()
+        self.references: ReferenceBank | None = None
         self.post_init()
         self.freeze_backbone()
         self.train(self.training)  # CLIP without dropout
@@ -511,6 +522,30 @@ class ViP2ClipForAnomalyDetection(ViP2ClipPreTrainedModel):
         maps = resize_maps(layer_maps[:, :, 1].mean(dim=1), self.config.image_size, self.config.smoothing_sigma)
         return maps.clamp(0, 1)
 
+    def compare_with_references(
+        self, references: ReferenceBank, patch_embeds: torch.Tensor, logits: torch.Tensor, anomaly_maps: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """
+        Compare patches with those of references, and combine the distances with the zero-shot result.
+
+        Args:
+            references ([`ReferenceBank`]): patches of photos of good parts.
+            patch_embeds (`torch.FloatTensor` of shape `(batch_size, num_layers, num_patches, projection_dim)`):
+                Patch embeddings from [`get_image_features`].
+            logits (`torch.FloatTensor` of shape `(batch_size, 2)`): zero-shot logits from [`align`].
+            anomaly_maps (`torch.FloatTensor` of shape `(batch_size, image_size, image_size)`): zero-shot maps.
+
+        Returns:
+            `tuple`: combined scores of shape `(batch_size,)` and anomaly maps of shape `(batch_size, image_size,
+            image_size)`, both in [0, 1], and `reference_scores` and `reference_maps`, see
+            [`ViP2ClipAnomalyDetectionOutput`].
+        """
+        distances = references.distances(patch_embeds, self.clip.visual_projection)  # (B, grid, grid)
+        reference_maps = references.maps(distances)  # (B, S, S)
+        reference_scores = top_mean(reference_maps)
+        scores = references.combined_scores(reference_scores, logits[:, 1] - logits[:, 0])
+        return scores, references.combined_maps(reference_maps, anomaly_maps), reference_scores, reference_maps
+
     def compute_loss(
         self,
         aligned: ViP2ClipAlignmentOutput,
@@ -558,6 +593,7 @@ class ViP2ClipForAnomalyDetection(ViP2ClipPreTrainedModel):
         patch_embeds: torch.Tensor | None = None,
         mask_valid: torch.Tensor | None = None,
         top_k: int | None = None,
+        references: ReferenceBank | str | None = "auto",
         **kwargs: Unpack[TransformersKwargs],
     ) -> ViP2ClipAnomalyDetectionOutput | tuple:
         """
@@ -582,6 +618,9 @@ class ViP2ClipForAnomalyDetection(ViP2ClipPreTrainedModel):
             top_k (`int`, *optional*):
                 Number of top patches per layer used for the image score (eq. 8). By default, `top_k` of the
                 configuration.
+            references ([`ReferenceBank`], *optional*, defaults to `"auto"`):
+                Photos of good parts to compare the images with. Scores and maps then combine both. `"auto"` uses the
+                references of the checkpoint, `model.references`, except in training mode. `None` uses none.
             kwargs:
                 `output_hidden_states`, `output_attentions` and `return_dict`.
 
@@ -590,7 +629,8 @@ class ViP2ClipForAnomalyDetection(ViP2ClipPreTrainedModel):
 
         Raises:
             TypeError: if an argument is unknown.
-            ValueError: if inputs are missing or have the wrong shape, or `top_k` is out of range.
+            ValueError: if inputs are missing or have the wrong shape, `top_k` is out of range, or the references
+                belong to another model.
         """
         unknown = set(kwargs) - set(TransformersKwargs.__annotations__)
         if unknown:
@@ -624,6 +664,15 @@ class ViP2ClipForAnomalyDetection(ViP2ClipPreTrainedModel):
             text_embeds=aligned.text_embeds,
             image_embeds=F.normalize(image_embeds, dim=-1),
         )
+        if isinstance(references, str):
+            if references != "auto":
+                raise ValueError(f"references is {references!r}; expected a ReferenceBank, 'auto' or None.")
+            references = None if self.training else self.references
+        if references is not None:
+            references.check_model(self)
+            logits: Any = aligned.logits
+            compared = self.compare_with_references(references, patch_embeds, logits, anomaly_maps)
+            output.scores, output.anomaly_maps, output.reference_scores, output.reference_maps = compared
         with_hidden_states, with_attentions = (
             kwargs.get(name, getattr(self.config, name)) for name in ("output_hidden_states", "output_attentions")
         )

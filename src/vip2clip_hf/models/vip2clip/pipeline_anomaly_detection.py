@@ -19,16 +19,15 @@ from .heatmap_vip2clip import draw_heatmap
 from .image_loading_vip2clip import DEFAULT_TIMEOUT, reading_options
 from .image_processing_vip2clip import ViP2ClipImageProcessor, check_image_processor
 from .pipeline_inputs_vip2clip import as_inputs, load_with_tiles
-from .tiling_vip2clip import Box, TileBlender
+from .pipeline_steps_vip2clip import as_bank, bank_of, forward_tiles, score_settings, warn_about_references
+from .reference_bank_vip2clip import ReferenceBank
 
 
 logger = logging.get_logger(__name__)
-# Number of tiles in a batch.
-TILES_AT_ONCE = 4
 # Call arguments by the step that uses them.
 PREPROCESS = ("timeout", "heatmap", "tile_size", "tile_overlap", *READING_ARGUMENTS)
-FORWARD = ("top_k",)
-POSTPROCESS = ("threshold", "regions", "tile_size", "tile_overlap", "top_k")
+FORWARD = ("top_k", "references")
+POSTPROCESS = ("threshold", "regions", "tile_size", "tile_overlap", "top_k", "references")
 
 
 class AnomalyDetectionPipeline(Pipeline):
@@ -66,7 +65,10 @@ class AnomalyDetectionPipeline(Pipeline):
     - `bit_depth` (`int`), `page` (`int`) and `channel_order` (`"rgb"` or `"bgr"`), which default to those of the image
       processor: how to read images, see [`load_image`].
 
-    Except for `timeout`, `None` stands for the default.
+    - `references` ([`ReferenceBank`] or photos, *optional*, defaults to those of the checkpoint): photos of good parts
+      to compare with: a bank, a folder, or a list of images. Scores and maps then combine both. `None` uses none.
+
+    Except for `timeout` and `references`, `None` stands for the default.
     """
 
     image_processor: ViP2ClipImageProcessor
@@ -94,6 +96,7 @@ class AnomalyDetectionPipeline(Pipeline):
         bit_depth: int | None = None,
         page: int | None = None,
         channel_order: str | None = None,
+        references: Any = "auto",
         **kwargs: Any,
     ) -> "AnomalyDetectionPipeline":
         """
@@ -108,6 +111,9 @@ class AnomalyDetectionPipeline(Pipeline):
                 Defaults of the call arguments, see [`AnomalyDetectionPipeline`].
             bit_depth, page, channel_order (*optional*):
                 How to read images, see [`load_image`]. They default to those of the image processor.
+            references (*optional*):
+                Photos of good parts to compare with, see [`AnomalyDetectionPipeline`]. They default to those of the
+                checkpoint.
             kwargs:
                 Arguments of [`ViP2ClipForAnomalyDetection.from_pretrained`], such as `dtype`, `revision`, `token` and
                 `backbone`.
@@ -125,6 +131,8 @@ class AnomalyDetectionPipeline(Pipeline):
         options: dict[str, Any] = {"threshold": threshold, "top_k": top_k, "heatmap": heatmap, "regions": regions}
         options.update(tile_size=tile_size, tile_overlap=tile_overlap, timeout=timeout)
         options.update(bit_depth=bit_depth, page=page, channel_order=channel_order)
+        if not (isinstance(references, str) and references == "auto"):
+            options["references"] = references
         call_arguments(options)  # refuse them before loading weights
         options = loading_arguments({**options, "batch_size": batch_size})
         hub_kwargs = {name: kwargs[name] for name in HUB_KWARGS if name in kwargs}
@@ -208,6 +216,12 @@ class AnomalyDetectionPipeline(Pipeline):
 
     def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         options = call_arguments(kwargs)
+        if "references" in options:
+            # With the defaults of the pipeline, which are not known yet when it is created.
+            defaults = {**getattr(self, "_preprocess_params", {}), **getattr(self, "_forward_params", {})}
+            options["references"] = as_bank(
+                options["references"], self.model, self.image_processor, {**defaults, **options}
+            )
         preprocess, forward, postprocess = (
             {name: options[name] for name in names if name in options} for names in (PREPROCESS, FORWARD, POSTPROCESS)
         )
@@ -219,15 +233,20 @@ class AnomalyDetectionPipeline(Pipeline):
         decision: Any = self.model.decision
         return decision
 
+    @property
+    def references(self) -> ReferenceBank | None:
+        """Photos of good parts that the pipeline compares with by default, or `None`."""
+        return bank_of(self.model, self._forward_params)
+
     def score_settings(self) -> dict[str, Any]:
         """
         Return the settings of the pipeline that scores depend on.
 
         Returns:
-            `dict[str, Any]`: `tile_size` (0 without tiling), `tile_overlap` and `top_k`.
+            `dict[str, Any]`: `tile_size` (0 without tiling), `tile_overlap`, `top_k` and, with references,
+            `references` (their checksum).
         """
-        options = self._preprocess_params
-        return self._settings(options.get("tile_size"), options.get("tile_overlap"), self._forward_params.get("top_k"))
+        return score_settings(self.model, {**self._preprocess_params, **self._forward_params})
 
     def reading_options(self) -> dict[str, Any]:
         """
@@ -286,18 +305,6 @@ class AnomalyDetectionPipeline(Pipeline):
             "layer_maps": None if layer_maps is None else layer_maps[0].float().cpu().numpy(),
         }
 
-    def _settings(self, tile_size: int | None, tile_overlap: float | None, top_k: int | None) -> dict[str, Any]:
-        """Return the settings that scores depend on: the arguments if set, else those of the decision."""
-        decision = self.decision
-        tile_size = decision.tile_size if tile_size is None else tile_size
-        tile_overlap = decision.tile_overlap if tile_overlap is None else tile_overlap
-        top_k = decision.top_k if top_k is None else top_k
-        return {
-            "tile_size": tile_size,
-            "tile_overlap": tile_overlap if tile_size else 0.25,
-            "top_k": self.model.config.top_k if top_k is None else top_k,
-        }
-
     # The signatures of preprocess, _forward and postprocess differ from those declared in the library.
     def preprocess(  # type: ignore[override]
         self,
@@ -309,7 +316,7 @@ class AnomalyDetectionPipeline(Pipeline):
         **reading: Any,
     ) -> dict[str, Any]:
         """Load an image, or the image of a row of a dataset, and prepare it and its tiles for the model."""
-        settings = self._settings(tile_size, tile_overlap, None)
+        settings = score_settings(self.model, {"tile_size": tile_size, "tile_overlap": tile_overlap})
         image, boxes = load_with_tiles(image, timeout, {**self.reading_options(), **reading}, settings)
         # The processor resizes every tile in _forward. There is nothing to do for the whole photo.
         side, channels = self.model.config.image_size, self.model.config.clip_vision_config.num_channels
@@ -324,14 +331,18 @@ class AnomalyDetectionPipeline(Pipeline):
     def _pixel_values(self, images: list[Image.Image]) -> torch.Tensor:
         return self.image_processor(images, return_tensors="pt")["pixel_values"]
 
-    def _forward(self, model_inputs: dict[str, Any], top_k: int | None = None) -> Any:  # type: ignore[override]
+    def _forward(  # type: ignore[override]
+        self, model_inputs: dict[str, Any], top_k: int | None = None, references: Any = "auto"
+    ) -> Any:
         # In a batch, pixel_values contains the photos that are not split into tiles.
-        top_k = self._settings(None, None, top_k)["top_k"]
+        options = {"top_k": score_settings(self.model, {"top_k": top_k})["top_k"], "references": references}
         pixel_values, tiles = model_inputs["pixel_values"], model_inputs["tiles"]
         passed = {"target_size": model_inputs["target_size"], "image": model_inputs["image"]}
         is_batch = isinstance(passed["target_size"], list)
         tiles_per_image = tiles if is_batch else [tiles]
-        outputs = self.model(pixel_values=pixel_values, top_k=top_k) if len(pixel_values) else None
+        outputs = self.model(pixel_values=pixel_values, **options) if len(pixel_values) else None
+        if outputs is not None:
+            warn_about_references(outputs)
         if outputs is not None and not any(tiles_per_image):
             return {**{name: outputs[name] for name in ("scores", "anomaly_maps", "layer_maps")}, **passed}
         whole = [] if outputs is None else list(zip(outputs["scores"].cpu(), outputs["anomaly_maps"].cpu()))
@@ -339,26 +350,12 @@ class AnomalyDetectionPipeline(Pipeline):
         for image_and_boxes in tiles_per_image:
             if image_and_boxes:
                 image, boxes = image_and_boxes
-                score, anomaly_map = self._forward_tiles(image, boxes, top_k)
+                score, anomaly_map = forward_tiles(self.model, self.image_processor, image, boxes, options)
             else:
                 score, anomaly_map = whole.pop(0)
             scores.append(score)
             maps.append(anomaly_map)
         return {"scores": torch.stack(scores), "anomaly_maps": maps, **passed}
-
-    def _forward_tiles(
-        self, image: Image.Image, boxes: list[Box], top_k: int | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return score and map of an image from its tiles."""
-        blender, scores = TileBlender(image.height, image.width, boxes), []
-        for start in range(0, len(boxes), TILES_AT_ONCE):
-            batch = boxes[start : start + TILES_AT_ONCE]
-            pixel_values = self._pixel_values([image.crop(box) for box in batch])
-            outputs = self.model(pixel_values=pixel_values.to(self.device), top_k=top_k)
-            scores.append(outputs["scores"].cpu())
-            for box, anomaly_map in zip(batch, outputs["anomaly_maps"]):
-                blender.add(box, anomaly_map)
-        return torch.cat(scores).max(), blender.result()
 
     def postprocess(  # type: ignore[override]
         self,
@@ -368,18 +365,20 @@ class AnomalyDetectionPipeline(Pipeline):
         tile_size: int | None = None,
         tile_overlap: float | None = None,
         top_k: int | None = None,
+        references: Any = "auto",
     ) -> dict[str, Any]:
         """Convert the outputs of the model for one image to the result of a call."""
         # With tiling, the maps are a list, because they can differ in size.
         maps = model_outputs["anomaly_maps"]
         anomaly_maps = torch.stack(maps) if isinstance(maps, list) else maps
+        settings = {"tile_size": tile_size, "tile_overlap": tile_overlap, "top_k": top_k, "references": references}
         result = self.image_processor.post_process_anomaly_detection(
             {"scores": model_outputs["scores"].reshape(-1), "anomaly_maps": anomaly_maps},
             target_sizes=[model_outputs["target_size"]],
             threshold=threshold,
             id2label=self.model.config.id2label,
             decision=self.decision,
-            calibrated=is_calibrated(self.model, self._settings(tile_size, tile_overlap, top_k)),
+            calibrated=is_calibrated(self.model, score_settings(self.model, settings)),
         )[0]
         for name in ("anomaly_map", "mask"):
             result[name] = result[name].cpu().numpy()

@@ -26,6 +26,8 @@ from .configuration_tables_vip2clip import check_moved
 from .configuration_vip2clip import ViP2ClipConfig
 from .decision_config_vip2clip import DecisionConfig
 from .provenance_vip2clip import BackboneReference, Provenance
+from .reference_bank_vip2clip import ReferenceBank
+from .reference_files_vip2clip import remove_references
 from .training_record_vip2clip import check_training_record, remember_weights
 
 
@@ -48,6 +50,7 @@ class ViP2ClipPreTrainedModel(PreTrainedModel):
     clip: CLIPModel
     decision: DecisionConfig
     provenance: Provenance
+    references: ReferenceBank | None
 
     config: ViP2ClipConfig
     config_class = ViP2ClipConfig
@@ -153,6 +156,10 @@ class ViP2ClipPreTrainedModel(PreTrainedModel):
         check_training_record(self)
         self.decision.save_pretrained(folder)
         self.provenance.save_pretrained(folder)
+        if self.references is None:
+            remove_references(folder)
+        else:
+            self.references.save_pretrained(folder)
 
     @classmethod
     def from_clip(
@@ -249,6 +256,7 @@ class ViP2ClipPreTrainedModel(PreTrainedModel):
         config: PreTrainedConfig | str | os.PathLike | None = None,
         backbone: CLIPModel | str | os.PathLike | None = None,
         decision: DecisionConfig | None = None,
+        references: ReferenceBank | str | None = "auto",
         output_loading_info: bool = False,
         **kwargs: Any,
     ) -> _Model:
@@ -266,6 +274,8 @@ class ViP2ClipPreTrainedModel(PreTrainedModel):
                 checkpoint. Its weights must match the checksum in that file.
             decision ([`DecisionConfig`], *optional*):
                 Thresholds, tiles and calibration to use instead of those in the checkpoint.
+            references ([`ReferenceBank`], *optional*, defaults to `"auto"`):
+                Photos of good parts to compare images with, instead of those in the checkpoint. `None` uses none.
             output_loading_info (`bool`, defaults to `False`):
                 Whether to also return a dict with missing and unexpected keys.
             kwargs:
@@ -327,6 +337,8 @@ class ViP2ClipPreTrainedModel(PreTrainedModel):
         model.decision = cls._load_decision(checkpoint, model, hub_kwargs) if decision is None else decision
         with naming("Checkpoint", checkpoint):
             model.provenance = Provenance.from_pretrained(checkpoint, **hub_kwargs)
+            found = ReferenceBank.find(checkpoint, **hub_kwargs) if isinstance(references, str) else references
+        model.references = found
         remember_weights(model)
         return (model, info) if output_loading_info else model  # type: ignore[return-value]  # typed as a model
 

@@ -1,0 +1,146 @@
+"""Steps of the pipeline: tiles, references, and the settings that scores depend on."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers.utils import logging
+
+from .arguments_vip2clip import READING_ARGUMENTS
+from .reference_bank_vip2clip import ReferenceBank
+from .tiling_vip2clip import Box, TileBlender
+
+
+logger = logging.get_logger(__name__)
+# Number of tiles in a batch.
+TILES_AT_ONCE = 4
+# Distance to references below which a photo is one of them.
+SAME_PHOTO = 1e-4
+
+
+def bank_of(model: Any, options: Mapping[str, Any]) -> ReferenceBank | None:
+    """
+    Return the references that a call uses.
+
+    Args:
+        model ([`ViP2ClipForAnomalyDetection`]): the model.
+        options (`Mapping[str, Any]`): arguments of the call; `references` is a bank, `None`, `"auto"` or missing.
+
+    Returns:
+        [`ReferenceBank`], *optional*: the argument, or the references of the model.
+    """
+    found: Any = options.get("references", "auto")
+    return model.references if isinstance(found, str) else found
+
+
+def as_bank(
+    references: Any, model: Any, image_processor: Any, options: Mapping[str, Any]
+) -> ReferenceBank | str | None:
+    """
+    Convert the argument `references` of a call.
+
+    Args:
+        references ([`ReferenceBank`] or images, *optional*): the argument.
+        model, image_processor: model and image processor.
+        options (`Mapping[str, Any]`): arguments of the call, with the defaults of the pipeline.
+
+    Returns:
+        [`ReferenceBank`], *optional*: the bank. Images are read with the settings of the call.
+
+    Raises:
+        OSError: if an image cannot be read.
+        ValueError: if there are no images.
+    """
+    # Compare names, not classes: remote code is loaded as separate copies of the classes.
+    if references is None or hasattr(references, "combined_scores") or str(references) == "auto":
+        return references
+    settings = score_settings(model, {**options, "references": None})
+    reading = {name: options[name] for name in READING_ARGUMENTS if name in options}
+    names = ("tile_size", "tile_overlap", "top_k")
+    return ReferenceBank.from_images(
+        model, image_processor, references, reading=reading, **{name: settings[name] for name in names}
+    )
+
+
+def score_settings(model: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    Return the settings that scores depend on: the arguments if set, else those of the checkpoint.
+
+    Args:
+        model ([`ViP2ClipForAnomalyDetection`]): the model.
+        options (`Mapping[str, Any]`): arguments of a call: `tile_size`, `tile_overlap`, `top_k` and `references`.
+
+    Returns:
+        `dict[str, Any]`: `tile_size` (0 without tiling), `tile_overlap`, `top_k`, and with references
+        `references` (checksum).
+
+    Raises:
+        ValueError: if the references were read with other tiles.
+    """
+    decision, found = model.decision, {}
+    for name in ("tile_size", "tile_overlap", "top_k"):
+        found[name] = getattr(decision, name) if options.get(name) is None else options[name]
+    found["tile_overlap"] = found["tile_overlap"] if found["tile_size"] else 0.25
+    found["top_k"] = model.config.top_k if found["top_k"] is None else found["top_k"]
+    bank = bank_of(model, options)
+    if bank is not None:
+        expected = {"tile_size": bank.options.tile_size, "tile_overlap": bank.options.tile_overlap}
+        given = {name: found[name] for name in expected}
+        if given != expected:
+            raise ValueError(
+                f"The references were read with {_named(expected)}, but photos are read with {_named(given)}; "
+                "expected the same. Build the references again, or change the setting."
+            )
+    return found if bank is None else {**found, "references": bank.checksum()}
+
+
+def _named(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value:g}" for name, value in settings.items())
+
+
+def forward_tiles(
+    model: Any, image_processor: Any, image: Image.Image, boxes: list[Box], options: Mapping[str, Any]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Compute score and map of an image from its tiles.
+
+    Args:
+        model, image_processor: model and image processor.
+        image (`PIL.Image.Image`): the image, in mode RGB.
+        boxes (`list[tuple[int, int, int, int]]`): its tiles.
+        options (`Mapping[str, Any]`): arguments of the model.
+
+    Returns:
+        `tuple[torch.Tensor, torch.Tensor]`: score of shape `()`, the maximum over the tiles, and map of shape
+        `(height, width)`, blended from the maps of the tiles.
+    """
+    blender, scores = TileBlender(image.height, image.width, boxes), []
+    for start in range(0, len(boxes), TILES_AT_ONCE):
+        batch = boxes[start : start + TILES_AT_ONCE]
+        crops = [image.crop(box) for box in batch]
+        pixel_values = image_processor(crops, return_tensors="pt")["pixel_values"]
+        outputs = model(pixel_values=pixel_values.to(model.device), **options)
+        warn_about_references(outputs)
+        scores.append(outputs["scores"].cpu())
+        for box, anomaly_map in zip(batch, outputs["anomaly_maps"]):
+            blender.add(box, anomaly_map)
+    return torch.cat(scores).max(), blender.result()
+
+
+def warn_about_references(outputs: Any) -> None:
+    """
+    Say once that a photo is one of the references: its score says nothing about other good parts.
+
+    Args:
+        outputs ([`ViP2ClipAnomalyDetectionOutput`]): outputs of the model.
+    """
+    found = outputs.get("reference_scores")
+    if found is not None and bool((found < SAME_PHOTO).any()):
+        logger.warning_once(
+            "A photo is one of the references, or the same as one. Its score is lower than that of other photos of "
+            "good parts; do not choose thresholds or measure false alarms with it."
+        )
+
+
+__all__ = ["as_bank", "bank_of", "forward_tiles", "score_settings", "warn_about_references"]

@@ -1,0 +1,397 @@
+"""Patch features of photos of good parts, to compare the patches of other photos with."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from transformers.utils import logging
+
+from .fingerprint_vip2clip import calibration_differences, model_fingerprint
+from .maps_vip2clip import resize_maps
+from .reference_building_vip2clip import build_bank
+from .reference_changes_vip2clip import keep_photos, merge_banks
+from .reference_distances_vip2clip import nearest_distances, normalized, subspace
+from .reference_files_vip2clip import VERSION, check_tensors, read_references, write_references
+from .reference_left_out_vip2clip import evidence_levels, left_out_photos, position_offset
+from .reference_records_vip2clip import DEFAULT_MAX_PATCHES, LeftOutPhoto, ReferenceOptions, ReferencePhoto
+from .reference_rule_vip2clip import image_evidence, map_evidence, to_score, zero_shot_weight
+
+
+logger = logging.get_logger(__name__)
+# Banks up to this number of values are converted to float32 once; of larger ones, each block in each call.
+MAX_FLOAT32_VALUES = 1 << 28
+
+
+class ReferenceBank:
+    """
+    Patch features of normal photos of a product. A patch of another photo is anomalous if it is far from all of them.
+
+    Create it with [`ReferenceBank.from_images`], and pass it to the model or the pipeline as `references`. The
+    features depend on the model: a bank is refused by a model with other weights or another image size. Banks do not
+    change; `add`, `merge` and `without` return a new one.
+
+    Args:
+        features (`torch.HalfTensor` of shape `(num_layers, num_patches, width)`):
+            L2-normalized patch features of all feature layers but the last (of the only one, if there is one).
+        row_photo (`torch.IntTensor` of shape `(num_patches,)`):
+            Photo of each patch, in ascending order.
+        photos (`Sequence[ReferencePhoto]`):
+            The photos.
+        view_photo (`torch.IntTensor` of shape `(num_views,)`):
+            Photo of each view: the whole photo, or a tile. For very many photos, only some of them have views.
+        view_logits (`torch.FloatTensor` of shape `(num_views,)`), view_maps (`(num_views, grid, grid)`):
+            Zero-shot logit and patch map of each view.
+        view_distances (`torch.FloatTensor` of shape `(num_views, grid, grid)`):
+            Distance of each patch to the nearest patch of another photo. Of a single photo, to another patch in it.
+        options ([`ReferenceOptions`]):
+            How the photos were read.
+        fingerprint (`Mapping[str, Any]`):
+            What determines the features, from the model.
+        reduced (`bool`, defaults to `False`):
+            Whether `features` is a subset of the patches.
+
+    Attributes:
+        weight (`float`): weight of the zero-shot logit in the score.
+        image_level, pixel_level (`float`): evidence that becomes a score, or a value of the map, of 0.5.
+    """
+
+    def __init__(
+        self,
+        features: torch.Tensor,
+        row_photo: torch.Tensor,
+        photos: Sequence[ReferencePhoto],
+        view_photo: torch.Tensor,
+        view_logits: torch.Tensor,
+        view_maps: torch.Tensor,
+        view_distances: torch.Tensor,
+        options: ReferenceOptions,
+        fingerprint: Mapping[str, Any],
+        reduced: bool = False,
+    ) -> None:
+        self.features, self.row_photo, self.photos = features, row_photo, tuple(photos)
+        self.view_photo, self.view_logits = view_photo, view_logits
+        self.view_maps, self.view_distances = view_maps, view_distances
+        self.options, self.fingerprint, self.reduced = options, dict(fingerprint), reduced
+        check_tensors(self.tensors(), len(self.photos))
+        self._prepared: tuple[Any, torch.Tensor, torch.Tensor | None] | None = None
+        self._checked: Any = None
+        self._checksum: str | None = None
+        config = self.fingerprint["config"]
+        self.image_size, self.smoothing_sigma = config["image_size"], config["smoothing_sigma"]
+        self.position_offset = position_offset(view_distances) if options.aligned else None
+        self.weight = zero_shot_weight(len(self.photos), view_logits.numpy())
+        self.image_level, self.pixel_level = evidence_levels(self)
+
+    def __len__(self) -> int:
+        return len(self.photos)
+
+    def __repr__(self) -> str:
+        layers, patches, width = self.features.shape
+        return (
+            f"{type(self).__name__}({len(self)} photos, {patches} patches of {layers} layers, width {width}, "
+            f"{self.nbytes / 1024**2:.1f} MB)"
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the features in bytes."""
+        return self.features.nbytes
+
+    # Building
+
+    @classmethod
+    def from_images(
+        cls,
+        model: Any,
+        image_processor: Any,
+        images: Any,
+        *,
+        tile_size: int = 0,
+        tile_overlap: float = 0.25,
+        rotations: bool = False,
+        aligned: bool = False,
+        max_patches: int | None = DEFAULT_MAX_PATCHES,
+        top_k: int | None = None,
+        reading: Mapping[str, Any] | None = None,
+        batch_size: int = 8,
+        progress: bool = False,
+    ) -> "ReferenceBank":
+        """
+        Compute the features of photos of good parts.
+
+        Args:
+            model ([`ViP2ClipForAnomalyDetection`]):
+                The model, on the device to use.
+            image_processor ([`ViP2ClipImageProcessor`]):
+                Image processor of the model.
+            images:
+                Photos without defects: a folder, or an iterable of images in any form that the pipeline accepts.
+                Photos with the same pixels are used once, with a warning.
+            tile_size, tile_overlap, rotations, aligned, max_patches (*optional*):
+                See [`ReferenceOptions`].
+            top_k (`int`, *optional*):
+                Number of top patches of the zero-shot score. By default, that of `model.decision`, else `top_k` of the
+                configuration.
+            reading (`Mapping[str, Any]`, *optional*):
+                `bit_depth`, `page` and `channel_order`, see [`load_image`]. By default, those of the image processor.
+            batch_size (`int`, defaults to 8):
+                Number of photos or tiles per batch.
+            progress (`bool`, defaults to `False`):
+                Whether to show a progress bar.
+
+        Returns:
+            [`ReferenceBank`]: the bank.
+
+        Raises:
+            OSError: if a photo cannot be read.
+            ValueError: if there are no photos, or an option is out of range.
+        """
+        options = ReferenceOptions(tile_size, tile_overlap, rotations, aligned, max_patches)
+        more: dict[str, Any] = {"top_k": top_k, "reading": reading, "batch_size": batch_size, "progress": progress}
+        return cls(**build_bank(model, image_processor, images, options, **more))
+
+    def add(self, model: Any, image_processor: Any, images: Any, **options: Any) -> "ReferenceBank":
+        """
+        Add photos, read with the options of this bank.
+
+        Args:
+            model, image_processor, images, options: see [`ReferenceBank.from_images`].
+
+        Returns:
+            [`ReferenceBank`]: a new bank with the photos of both. Photos that this bank contains are left out.
+
+        Raises:
+            OSError, ValueError: see [`ReferenceBank.from_images`].
+        """
+        return self.merge(self.from_images(model, image_processor, images, **{**asdict(self.options), **options}))
+
+    def merge(self, other: "ReferenceBank") -> "ReferenceBank":
+        """
+        Combine two banks.
+
+        Args:
+            other ([`ReferenceBank`]): bank of the same model, with the same options.
+
+        Returns:
+            [`ReferenceBank`]: a new bank with the photos of both, without duplicates.
+
+        Raises:
+            ValueError: if model or options differ.
+        """
+        arguments = merge_banks(self, other)
+        return self if arguments is None else type(self)(**arguments)
+
+    def without(self, names: Iterable[str]) -> "ReferenceBank":
+        """
+        Remove photos.
+
+        Args:
+            names (`Iterable[str]`): names of photos to remove.
+
+        Returns:
+            [`ReferenceBank`]: a new bank without them.
+
+        Raises:
+            ValueError: if a name is unknown or no photo is left.
+        """
+        names = set(names)
+        if unknown := sorted(names - {photo.name for photo in self.photos}):
+            raise ValueError(f"{unknown[0]!r} is not the name of a reference; expected names such as those of photos.")
+        numbers = [number for number, photo in enumerate(self.photos) if photo.name not in names]
+        return type(self)(**keep_photos(self, numbers))
+
+    # Scoring
+
+    def check_model(self, model: Any) -> None:
+        """
+        Check that the features of a model can be compared with this bank.
+
+        Args:
+            model ([`ViP2ClipForAnomalyDetection`]): the model.
+
+        Raises:
+            ValueError: if weights, image size or another field that features depend on differ.
+        """
+        found = model_fingerprint(model)
+        if self._checked == found:
+            return
+        expected = {**self.fingerprint, "dtype": found["dtype"]}
+        differences = calibration_differences({"fingerprint": expected}, found, {})
+        if differences:
+            raise ValueError(
+                f"The references belong to another model: {', '.join(differences)} differ. Build them again from the "
+                "photos, with ReferenceBank.from_images."
+            )
+        if found["dtype"] != self.fingerprint["dtype"]:
+            logger.warning_once(
+                f"The references were computed in {self.fingerprint['dtype']}, the model is in {found['dtype']}; "
+                "scores differ slightly."
+            )
+        self._checked = found
+
+    def distances(self, patch_embeds: torch.Tensor, projection: torch.nn.Module) -> torch.Tensor:
+        """
+        Compute the distance of every patch to the nearest patch of the references, averaged over the layers.
+
+        Args:
+            patch_embeds (`torch.FloatTensor` of shape `(batch_size, num_layers, num_patches, width)`):
+                Patch embeddings of all feature layers, from `get_image_features`.
+            projection (`torch.nn.Module`):
+                Visual projection of CLIP.
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch_size, grid, grid)`: distances in [0, 2], float32 or float64.
+        """
+        rows, basis = self._rows_on(patch_embeds.device, projection)
+        layers, batch, patches = rows.shape[0], patch_embeds.shape[0], patch_embeds.shape[2]
+        queries = normalized(patch_embeds[:, :layers])  # (B, L, P, D)
+        if basis is not None:
+            queries = queries @ basis.to(queries.dtype)
+        queries = queries.transpose(0, 1).flatten(1, 2)  # (L, B * P, D)
+        found = nearest_distances(queries, rows).mean(dim=0)  # (B * P,)
+        grid = int(patches**0.5)
+        found = found.view(batch, grid, grid)
+        return found if self.position_offset is None else found * self.position_offset.to(found)
+
+    def maps(self, distances: torch.Tensor) -> torch.Tensor:
+        """
+        Upsample distances to the size of the model and smooth them.
+
+        Args:
+            distances (`torch.FloatTensor` of shape `(batch_size, grid, grid)`): from [`distances`].
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch_size, image_size, image_size)`: distance maps, in [0, 2].
+        """
+        return resize_maps(distances, self.image_size, self.smoothing_sigma).clamp(min=0)
+
+    def combined_scores(self, reference_scores: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        """
+        Combine distances and zero-shot logits of images to scores.
+
+        Args:
+            reference_scores (`torch.FloatTensor` of shape `(batch_size,)`): mean of the largest percent of each map.
+            logits (`torch.FloatTensor` of shape `(batch_size,)`): logit of the zero-shot score.
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch_size,)`: scores in [0, 1].
+        """
+        return to_score(image_evidence(reference_scores, logits, self.weight), self.image_level)
+
+    def combined_maps(self, reference_maps: torch.Tensor, anomaly_maps: torch.Tensor) -> torch.Tensor:
+        """
+        Combine distance maps and zero-shot maps.
+
+        Args:
+            reference_maps (`torch.FloatTensor` of shape `(batch_size, height, width)`): distance maps.
+            anomaly_maps (`torch.FloatTensor` of shape `(batch_size, height, width)`): zero-shot maps, in [0, 1].
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch_size, height, width)`: anomaly maps in [0, 1].
+        """
+        return to_score(map_evidence(reference_maps, anomaly_maps), self.pixel_level)
+
+    def left_out(self) -> Iterator[LeftOutPhoto]:
+        """
+        Score every reference like a new photo, with the other references only.
+
+        Yields:
+            [`LeftOutPhoto`]: score and map of each photo. For very many photos, of some of them only. Of a single
+            photo, its patches are compared with others in it, which says little.
+        """
+        return left_out_photos(self)
+
+    # Files
+
+    def checksum(self) -> str:
+        """
+        Compute a checksum of features, photos and options, to identify the bank in results.
+
+        Returns:
+            `str`: 16 hexadecimal digits.
+        """
+        if self._checksum is None:
+            digest = hashlib.sha256(json.dumps(self.description(), sort_keys=True).encode())
+            for _, tensor in sorted(self.tensors().items()):
+                digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            self._checksum = digest.hexdigest()[:16]
+        return self._checksum
+
+    def save_pretrained(self, save_directory: str | os.PathLike) -> None:
+        """
+        Write `references.json` and `references.safetensors`. In a checkpoint folder, the checkpoint then uses them.
+
+        Each file is written under a temporary name first. The first file contains the checksum of the second, so an
+        interruption between both is noticed.
+
+        Args:
+            save_directory (`str` or `os.PathLike`): folder to write to. It is created if it does not exist.
+
+        Raises:
+            OSError: if the folder cannot be written.
+        """
+        write_references(save_directory, self.description(), self.checksum(), self.tensors())
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **hub_kwargs: Any) -> "ReferenceBank":
+        """
+        Load the references of a checkpoint, or of a folder that `save_pretrained` has written.
+
+        Args:
+            pretrained_model_name_or_path (`str` or `os.PathLike`):
+                Folder or Hub id.
+            hub_kwargs:
+                Options to load from the Hub, such as `revision`, `token` and `subfolder`.
+
+        Returns:
+            [`ReferenceBank`]: the bank.
+
+        Raises:
+            OSError: if there are no references, or a file is damaged.
+        """
+        found = cls.find(pretrained_model_name_or_path, **hub_kwargs)
+        if found is None:
+            raise OSError(
+                f"{os.fspath(pretrained_model_name_or_path)!r} does not contain references.json; expected the folder "
+                "of a detector with references."
+            )
+        return found
+
+    @classmethod
+    def find(cls, pretrained_model_name_or_path: str | os.PathLike, **hub_kwargs: Any) -> "ReferenceBank | None":
+        """Load the references of a checkpoint like `from_pretrained`, or return `None` if there are none."""
+        return read_references(cls, pretrained_model_name_or_path, hub_kwargs)
+
+    # Helpers
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return the tensors of `references.safetensors` by name."""
+        names = ("features", "row_photo", "view_photo", "view_logits", "view_maps", "view_distances")
+        return {name: getattr(self, name) for name in names}
+
+    def description(self) -> dict[str, Any]:
+        """Return the content of `references.json`, without the checksum."""
+        return {
+            "version": VERSION,
+            "options": asdict(self.options),
+            "reduced": self.reduced,
+            "fingerprint": self.fingerprint,
+            "photos": [asdict(photo) for photo in self.photos],
+        }
+
+    def _rows_on(self, device: torch.device, projection: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return features and basis on a device: in float32 and in the basis, unless that takes too much memory."""
+        if self._prepared is None or self._prepared[0] != device:
+            rows, basis = self.features, None
+            if rows.numel() <= MAX_FLOAT32_VALUES:
+                rows, basis = rows.float(), subspace(projection)
+                rows = rows if basis is None else rows @ basis
+            self._prepared = (device, rows.to(device), None if basis is None else basis.to(device))
+        return self._prepared[1:]
+
+
+__all__ = ["ReferenceBank"]
