@@ -5,6 +5,7 @@ import platform
 from collections.abc import Sequence
 
 from .data import benchmark_data
+from .few_shot import benchmark_few_shot
 from .inference import benchmark_forward, benchmark_inference
 from .metrics import benchmark_metrics
 from .training import benchmark_step, benchmark_training
@@ -59,6 +60,15 @@ def make_parser() -> argparse.ArgumentParser:
     forward.add_argument("--model", help="checkpoint")
     forward.add_argument("--dtype", default="float32", help="precision of the model")
     forward.set_defaults(run=benchmark_forward)
+    few_shot = commands.add_parser("few-shot", help="detection with references, compared with zero-shot")
+    few_shot.add_argument("--data", nargs="+", required=True, help="datasets with normal images in the train split")
+    few_shot.add_argument("--model", nargs="+", help="one checkpoint, or one per dataset (default: bundled)")
+    few_shot.add_argument("--k", type=int, nargs="+", default=[1, 2, 4, 8, 16], help="numbers of references")
+    few_shot.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of the choice of references")
+    few_shot.add_argument("--rate", type=float, default=0.05, help="false-alarm rate")
+    few_shot.add_argument("--threads", type=int, default=1, help="threads of torch")
+    few_shot.add_argument("--output", help="JSON file with all results")
+    few_shot.set_defaults(run=benchmark_few_shot)
     return parser
 
 
