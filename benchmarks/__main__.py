@@ -4,6 +4,7 @@ import argparse
 import platform
 from collections.abc import Sequence
 
+from .coverage import benchmark_coverage
 from .data import benchmark_data
 from .few_shot import benchmark_few_shot
 from .inference import benchmark_forward, benchmark_inference
@@ -69,6 +70,14 @@ def make_parser() -> argparse.ArgumentParser:
     few_shot.add_argument("--threads", type=int, default=1, help="threads of torch")
     few_shot.add_argument("--output", help="JSON file with all results")
     few_shot.set_defaults(run=benchmark_few_shot)
+    coverage = commands.add_parser("coverage", help="false alarms of thresholds from references")
+    coverage.add_argument("--data", nargs="+", required=True, help="datasets with normal images in the train split")
+    coverage.add_argument("--model", nargs="+", help="one checkpoint, or one per dataset (default: bundled)")
+    coverage.add_argument("--k", type=int, nargs="+", default=[10, 20, 30, 50], help="numbers of references")
+    coverage.add_argument("--draws", type=int, default=2000, help="number of random choices of references")
+    coverage.add_argument("--others", type=int, default=20, help="number of other normal photos in each draw")
+    coverage.add_argument("--threads", type=int, default=1, help="threads of torch")
+    coverage.set_defaults(run=benchmark_coverage)
     return parser
 
 
