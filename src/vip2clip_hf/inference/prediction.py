@@ -126,7 +126,7 @@ def predict_to_folder(
     patches = model.config.patch_grid**2
     if top_k is not None and not 1 <= top_k <= patches:
         raise ValueError(f"top_k is {top_k}; expected an integer from 1 to {patches}, the number of patches.")
-    decision = model.decision
+    decision = detector.decision
     threshold = threshold_pair(threshold, (decision.image_threshold, decision.pixel_threshold))
 
     folder = PredictionFolder(Path(output), chunk_size)

@@ -7,15 +7,17 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import torch
 from transformers.utils import logging
 
-from .fingerprint_vip2clip import calibration_differences, model_fingerprint
+from .fingerprint_vip2clip import model_fingerprint
 from .maps_vip2clip import resize_maps
 from .reference_building_vip2clip import build_bank
 from .reference_changes_vip2clip import keep_photos, merge_banks
+from .reference_checks_vip2clip import check_fingerprint, check_tensors
 from .reference_distances_vip2clip import nearest_distances, normalized, subspace
-from .reference_files_vip2clip import VERSION, check_tensors, read_references, write_references
+from .reference_files_vip2clip import VERSION, read_references, write_references
 from .reference_left_out_vip2clip import evidence_levels, left_out_photos, position_offset
 from .reference_records_vip2clip import DEFAULT_MAX_PATCHES, LeftOutPhoto, ReferenceOptions, ReferencePhoto
 from .reference_rule_vip2clip import image_evidence, map_evidence, to_score, zero_shot_weight
@@ -80,6 +82,7 @@ class ReferenceBank:
         self._prepared: tuple[Any, torch.Tensor, torch.Tensor | None] | None = None
         self._checked: Any = None
         self._checksum: str | None = None
+        self._left_out_scores: np.ndarray | None = None
         config = self.fingerprint["config"]
         self.image_size, self.smoothing_sigma = config["image_size"], config["smoothing_sigma"]
         self.position_offset = position_offset(view_distances) if options.aligned else None
@@ -217,21 +220,9 @@ class ReferenceBank:
             ValueError: if weights, image size or another field that features depend on differ.
         """
         found = model_fingerprint(model)
-        if self._checked == found:
-            return
-        expected = {**self.fingerprint, "dtype": found["dtype"]}
-        differences = calibration_differences({"fingerprint": expected}, found, {})
-        if differences:
-            raise ValueError(
-                f"The references belong to another model: {', '.join(differences)} differ. Build them again from the "
-                "photos, with ReferenceBank.from_images."
-            )
-        if found["dtype"] != self.fingerprint["dtype"]:
-            logger.warning_once(
-                f"The references were computed in {self.fingerprint['dtype']}, the model is in {found['dtype']}; "
-                "scores differ slightly."
-            )
-        self._checked = found
+        if self._checked != found:
+            check_fingerprint(self.fingerprint, found)
+            self._checked = found
 
     def distances(self, patch_embeds: torch.Tensor, projection: torch.nn.Module) -> torch.Tensor:
         """
@@ -304,6 +295,17 @@ class ReferenceBank:
             photo, its patches are compared with others in it, which says little.
         """
         return left_out_photos(self)
+
+    def left_out_scores(self) -> np.ndarray:
+        """
+        Return the scores of all references, see [`left_out`].
+
+        Returns:
+            `np.ndarray` of shape `(num_photos,)`: float32 in [0, 1], in ascending order.
+        """
+        if self._left_out_scores is None:
+            self._left_out_scores = np.sort(np.asarray([one.score for one in self.left_out()], dtype=np.float32))
+        return self._left_out_scores
 
     # Files
 

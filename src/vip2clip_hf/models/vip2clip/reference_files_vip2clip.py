@@ -18,32 +18,6 @@ REFERENCES_NAME, FEATURES_NAME = "references.json", "references.safetensors"
 VERSION = 1
 
 
-def check_tensors(tensors: Mapping[str, torch.Tensor], num_photos: int) -> None:
-    """
-    Check that the tensors of a bank fit together.
-
-    Args:
-        tensors (`Mapping[str, torch.Tensor]`): the tensors, see [`ReferenceBank`].
-        num_photos (`int`): number of photos.
-
-    Raises:
-        ValueError: if a shape or an index is wrong, or a value is not finite.
-    """
-    features, maps, views = tensors["features"], tensors["view_maps"], len(tensors["view_photo"])
-    rows = features.shape[1] if features.ndim == 3 else 0
-    grid = maps.shape[-1] if maps.ndim == 3 else 0
-    shapes: dict[str, tuple[int, ...]] = {"row_photo": (rows,), "view_photo": (views,), "view_logits": (views,)}
-    shapes.update(dict.fromkeys(("view_maps", "view_distances"), (views, grid, grid)))
-    wrong = [name for name, shape in shapes.items() if tuple(tensors[name].shape) != shape]
-    if not (num_photos and views and rows and grid) or wrong:
-        raise ValueError(f"the references are incomplete ({', '.join(wrong) or 'no photos'})")
-    for name in ("row_photo", "view_photo"):
-        if int(tensors[name].min()) < 0 or int(tensors[name].max()) >= num_photos:
-            raise ValueError(f"{name} refers to photos that do not exist")
-    if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
-        raise ValueError("the features of the references contain NaN or infinite values")
-
-
 def write_references(
     folder: str | os.PathLike, description: Mapping[str, Any], checksum: str, tensors: dict[str, torch.Tensor]
 ) -> None:
@@ -122,7 +96,6 @@ __all__ = [
     "FEATURES_NAME",
     "REFERENCES_NAME",
     "VERSION",
-    "check_tensors",
     "read_references",
     "remove_references",
     "write_references",
