@@ -38,7 +38,7 @@ def pairwise_cosines(patches: torch.Tensor, references: torch.Tensor) -> torch.T
     return found
 
 
-def false_alarm_rate(
+def false_alarms(
     cosines: torch.Tensor,
     logits: np.ndarray,
     chosen: np.ndarray,
@@ -46,9 +46,9 @@ def false_alarm_rate(
     rate: float,
     side: int,
     sigma: float,
-) -> float:
+) -> np.ndarray:
     """
-    Return the fraction of other normal photos above the threshold of some references.
+    Find the other normal photos above the threshold of some references.
 
     Args:
         cosines (`torch.HalfTensor`): from [`pairwise_cosines`]. The first photos are the references, in their order.
@@ -58,7 +58,7 @@ def false_alarm_rate(
         side, sigma: size and smoothing of the maps.
 
     Returns:
-        `float`: the fraction.
+        `np.ndarray` of shape `(num_others,)`, bool: whether a photo is a false alarm.
     """
     weight = zero_shot_weight(len(chosen), logits[chosen])
     nearest = cosines[np.concatenate([chosen, others])][..., chosen].float()
@@ -69,7 +69,7 @@ def false_alarm_rate(
     scores = top_mean(resize_maps(distances.view(-1, grid, grid), side, sigma))
     evidence = image_evidence(scores, torch.from_numpy(logits[np.concatenate([chosen, others])]), weight).numpy()
     threshold = conformal_threshold(evidence[: len(chosen)].tolist(), rate)
-    return float((evidence[len(chosen) :] > threshold).mean())
+    return evidence[len(chosen) :] > threshold
 
 
 def benchmark_coverage(options: argparse.Namespace) -> None:
@@ -96,22 +96,29 @@ def benchmark_coverage(options: argparse.Namespace) -> None:
         for count in options.k:
             if count >= len(train.labels):
                 continue
-            rate, rates = max(0.05, 1 / (count + 1)), []
-            rate = math.ceil(rate * 1e4) / 1e4
+            rate = math.ceil(1e4 * max(0.05, 1 / (count + 1))) / 1e4
+            settings = (model.config.image_size, model.config.smoothing_sigma)
+            rates: dict[str, list[float]] = {"train": [], "test": []}
             for _ in tqdm(range(options.draws), desc=f"{count} references", disable=None):
                 order = rng.permutation(len(train.labels))
-                left = np.concatenate([order[count:], np.arange(len(train.labels), len(images))])
-                others = rng.permutation(left)[: options.others]
-                settings = (model.config.image_size, model.config.smoothing_sigma)
-                rates.append(false_alarm_rate(cosines, logits, order[:count], others, rate, *settings))
-            values = 100 * np.asarray(rates)
-            low, high = np.quantile(values, [0.05, 0.95])
-            error = values.std(ddof=1) / math.sqrt(len(values))
-            lines.append(
-                [count, f"{100 * rate:.1f}", f"{values.mean():.2f} ± {error:.2f}", f"{low:.0f} to {high:.0f}"]
-            )
-        print(f"\n{Path(folder).name}: {options.draws} draws, {options.others} other normal photos each, in percent")
-        headers = ("references", "rate", "false alarms, mean ± standard error", "of single draws, 5 to 95 %")
+                ours = order[count : count + options.others]
+                theirs = len(train.labels) + rng.permutation(len(normal))[: options.others]
+                alarms = false_alarms(cosines, logits, order[:count], np.append(ours, theirs), rate, *settings)
+                rates["train"].append(alarms[: len(ours)].mean())
+                rates["test"].append(alarms[len(ours) :].mean())
+            line = [count, f"{100 * rate:.1f}"]
+            for values in (100 * np.asarray(one) for one in rates.values()):
+                error = values.std(ddof=1) / math.sqrt(len(values))
+                low, high = np.quantile(values, [0.05, 0.95])
+                line += [f"{values.mean():.2f} ± {error:.2f}", f"{low:.0f} to {high:.0f}"]
+            lines.append(line)
+        print(
+            f"\n{Path(folder).name}: {options.draws} draws, up to {options.others} other normal photos of each split, in percent"
+        )
+        headers = (
+            "references", "rate", "false alarms, other photos of train", "single draws, 5 to 95 %",
+            "false alarms, photos of test", "single draws, 5 to 95 %",
+        )  # fmt: skip
         print(tabulate(lines, headers, tablefmt="github"))
 
 
