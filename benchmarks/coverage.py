@@ -113,8 +113,7 @@ def benchmark_coverage(options: argparse.Namespace) -> None:
                 line += [f"{values.mean():.2f} ± {error:.2f}", f"{low:.0f} to {high:.0f}"]
             lines.append(line)
         title = f"{Path(folder).name}: {options.draws} draws, up to {options.others} other normal photos of each split"
-        print(f"
-{title}, in percent")
+        print(f"\n{title}, in percent")
         headers = (
             "references", "rate", "false alarms, other photos of train", "single draws, 5 to 95 %",
             "false alarms, photos of test", "single draws, 5 to 95 %",
