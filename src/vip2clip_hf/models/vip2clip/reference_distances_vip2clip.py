@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from .maps_vip2clip import without_autocast
 
 
-# Cosines that are computed at once, and the largest number of queries in a block. A block of cosines stays in the cache
-# of a CPU; an accelerator needs larger ones.
+# Cosines that are computed at once, and the largest number of queries in a block. A block stays in the cache of a CPU;
+# an accelerator needs larger ones.
 CPU_BLOCK, DEVICE_BLOCK, QUERIES = 1 << 20, 1 << 26, 2048
 # Dimensions and seed of the random projection that a covering subset is chosen in, and its number of steps.
 PROJECTED, PROJECTION_SEED, STEPS = 64, 0, 500
@@ -25,8 +25,8 @@ def nearest_distances(queries: torch.Tensor, rows: torch.Tensor) -> torch.Tensor
         queries (`torch.FloatTensor` of shape `(num_layers, num_queries, width)`):
             L2-normalized features, float32 or float64.
         rows (`torch.FloatTensor` of shape `(num_layers, num_rows, width)`):
-            L2-normalized features, at least one row, of any floating dtype. Each block is converted to that of the
-            queries.
+            L2-normalized features, at least one row, of any floating dtype. Of another dtype than the queries, each
+            block is converted and normalized again, because rounding changes the lengths.
 
     Returns:
         `torch.FloatTensor` of shape `(num_layers, num_queries)`: distances in [0, 2].
@@ -38,7 +38,9 @@ def nearest_distances(queries: torch.Tensor, rows: torch.Tensor) -> torch.Tensor
             for part in queries[layer].split(QUERIES):
                 step = max(1, largest // max(1, part.shape[0]))
                 blocks = (rows[layer, start : start + step] for start in range(0, rows.shape[1], step))
-                best = [(part @ block.to(queries.dtype).mT).amax(dim=-1) for block in blocks]  # (Q,) each
+                if rows.dtype != queries.dtype:
+                    blocks = (F.normalize(block.to(queries.dtype), dim=-1) for block in blocks)
+                best = [(part @ block.mT).amax(dim=-1) for block in blocks]  # (Q,) each
                 found.append(best[0] if len(best) == 1 else torch.stack(best).amax(dim=0))
         return (1 - torch.cat(found).view(queries.shape[:2])).clamp(0, 2)  # (L, Q)
 
@@ -59,7 +61,7 @@ def self_distances(features: torch.Tensor, grid: int) -> torch.Tensor:
     adjacent = (places[:, None] - places[None]).abs().amax(dim=-1) <= min(1, max(0, (grid - 1) // 2))
     adjacent = adjacent.to(features.device)
     found = []
-    for layer in features.float():
+    for layer in normalized(features):
         cosines = (layer @ layer.mT).masked_fill(adjacent, -1)  # (P, P)
         found.append((1 - cosines.amax(dim=-1)).clamp(0, 2))
     return torch.stack(found)

@@ -118,7 +118,7 @@ def _bounds(queries: torch.Tensor, rows: torch.Tensor, buffer: torch.Tensor) -> 
     missing = -len(rows) % GROUP
     rows = torch.cat([rows, rows[-1:].expand(missing, -1)]) if missing else rows
     out = buffer[: len(queries) * len(rows)].view(len(queries), len(rows))
-    return torch.mm(queries, rows.mT, out=out).view(len(queries), -1, GROUP)
+    return torch.mm(queries, rows.mT, out=out).view(len(queries), len(rows) // GROUP, GROUP)
 
 
 def _update(best: torch.Tensor, queries: torch.Tensor, rows: torch.Tensor, bounds: torch.Tensor) -> torch.Tensor:
@@ -126,17 +126,21 @@ def _update(best: torch.Tensor, queries: torch.Tensor, rows: torch.Tensor, bound
     tops = bounds.amax(dim=2)  # (Q, num_groups)
     # The row with the largest bound is often the nearest.
     group = tops.argmax(dim=1)
-    place = bounds[torch.arange(len(queries)), group].argmax(dim=1) + group * GROUP
-    best = torch.maximum(best, (queries * rows[place.clamp_max(len(rows) - 1)]).sum(dim=1))
+    # index_select copies rows; indexing copies values one by one and takes several times as long.
+    count, bounds = tops.shape[1], bounds.flatten(0, 1)  # (Q * num_groups, GROUP)
+    inside = bounds.index_select(0, torch.arange(len(queries)) * count + group).argmax(dim=1)
+    row = (group * GROUP + inside).clamp_max(len(rows) - 1)
+    best = torch.maximum(best, (queries * rows.index_select(0, row)).sum(dim=1))
     least = best - MARGIN
     query, group = (tops > least[:, None]).nonzero(as_tuple=True)
-    pair, place = (bounds[query, group] > least[query, None]).nonzero(as_tuple=True)
+    pair, inside = (bounds.index_select(0, query * count + group) > least[query, None]).nonzero(as_tuple=True)
     if COSTLY * len(pair) > len(queries) * len(rows):
         return torch.maximum(best, (queries @ rows.mT).amax(dim=1))
-    query, row = query[pair], (group[pair] * GROUP + place).clamp_max(len(rows) - 1)
-    count = max(1, PAIR_VALUES // rows.shape[1])
-    for some, others in zip(query.split(count), row.split(count)):
-        best = best.scatter_reduce(0, some, (queries[some] * rows[others]).sum(dim=1), "amax")
+    query, row = query[pair], (group[pair] * GROUP + inside).clamp_max(len(rows) - 1)
+    size = max(1, PAIR_VALUES // rows.shape[1])
+    for some, others in zip(query.split(size), row.split(size)):
+        cosines = (queries.index_select(0, some) * rows.index_select(0, others)).sum(dim=1)
+        best = best.scatter_reduce(0, some, cosines, "amax")
     return best
 
 
@@ -158,7 +162,8 @@ class ReferenceRows:
         with torch.inference_mode(False), torch.no_grad(), without_autocast(device.type):
             rows = features
             if rows.numel() <= MAX_FLOAT32_VALUES:
-                rows, basis = rows.float(), subspace(projection)
+                # Rounding to half precision has changed the lengths.
+                rows, basis = normalized(rows), subspace(projection)
                 if basis is not None:
                     rows, self._basis = rows @ basis, basis.to(device)
                 if device.type == "cpu" and rows.shape[1] >= LEAST_ROWS:
@@ -223,11 +228,11 @@ def left_out_distances(
     grid = int(view_features.shape[2] ** 0.5)
     rows, search = features, None
     if rows.shape[1] >= LEAST_ROWS and rows.numel() <= MAX_FLOAT32_VALUES:
-        rows = rows.float()
+        rows = normalized(rows)
         search = PatchSearch(rows)
     found = []
     for view, number in zip(view_features, view_photo.tolist()):
-        view = view.float()
+        view = normalized(view)
         first, last = (int(torch.searchsorted(row_photo, number, right=right)) for right in (False, True))
         others = [part for part in (rows[:, :first], rows[:, last:]) if part.shape[1]]
         if not others:
