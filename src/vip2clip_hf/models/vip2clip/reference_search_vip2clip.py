@@ -30,8 +30,12 @@ MARGIN = 4e-6
 MAX_FLOAT32_VALUES = 1 << 28
 # Banks with fewer rows are compared in full.
 LEAST_ROWS = 1024
-# Rows that a basis is computed from, and of which distances are estimated.
-BASIS_ROWS, SAMPLE_ROWS, SAMPLE_RANK = 8192, 128, 8
+# Rows that a basis is computed from, rows that are compared to choose its dimensions, and the nearest row that counts.
+BASIS_ROWS, SAMPLE_ROWS, SAMPLE_RANK = 8192, 64, 16
+# Possible dimensions of a basis. With the length of the rest, these are multiples of 16, which are fastest.
+DIMENSIONS = (15, 31, 47, 63, 95, 127, 191, 255, 383, 511)
+# Costs of a bound in addition to its product, and of each value of a full comparison, in multiplications of a product.
+BOUND_COST, FULL_COST = 8, 30
 
 
 class PatchSearch:
@@ -89,20 +93,23 @@ class PatchSearch:
 
 
 def _basis(rows: torch.Tensor) -> torch.Tensor:
-    """Return the first principal directions of rows, of shape (width, k). What is missing from a typical row, squared,
-    is at most the distance of a typical row to others."""
+    """Return the first principal directions of rows, of shape (width, k). Of several k, that with which some of the
+    rows are compared with all others in the least time."""
     count, width = rows.shape
     sample = rows[:: -(-count // BASIS_ROWS)]
-    lengths, directions = torch.linalg.eigh((sample.mT @ sample).double())  # ascending
-    missing = lengths.clamp_min(0).cumsum(0).flip(0) / lengths.sum()  # without the last 0, 1, ... directions
+    _, directions = torch.linalg.eigh((sample.mT @ sample).double())  # ascending
+    directions = directions.flip(1).float()
     few = rows[:: -(-count // SAMPLE_ROWS)]
-    near = (few @ rows.mT).topk(min(SAMPLE_RANK, count), dim=1).values[:, -1]
-    typical = float((1 - near).median())
-    # missing[i] is what the first i directions leave.
-    needed = int((missing > max(typical, 1e-7)).sum())
-    # One dimension is for the rest. Multiples of 16 are fastest.
-    needed = min(width, -(-(needed + 1) // 16) * 16 - 1)
-    return directions.flip(1)[:, :needed].float().contiguous()
+    # The nearest rows are often of the same photo, and nearer than those of other photos.
+    least = (few @ rows.mT).topk(min(SAMPLE_RANK, count), dim=1).values[:, -1:] - MARGIN
+    best, best_cost = directions[:, :0], float("inf")
+    for number in (number for number in DIMENSIONS if number < width):
+        basis = directions[:, :number].contiguous()
+        remaining = (_shorten(few, basis) @ _shorten(rows, basis).mT > least).sum(dim=1).double().mean()
+        cost = count * (number + BOUND_COST) + FULL_COST * width * float(remaining)
+        if cost < best_cost:
+            best, best_cost = basis, cost
+    return best
 
 
 def _shorten(rows: torch.Tensor, basis: torch.Tensor) -> torch.Tensor:
