@@ -9,6 +9,7 @@ from .data import benchmark_data
 from .few_shot import benchmark_few_shot
 from .inference import benchmark_forward, benchmark_inference
 from .metrics import benchmark_metrics
+from .references import benchmark_references
 from .training import benchmark_step, benchmark_training
 
 
@@ -78,6 +79,18 @@ def make_parser() -> argparse.ArgumentParser:
     coverage.add_argument("--others", type=int, default=20, help="number of other normal photos in each draw")
     coverage.add_argument("--threads", type=int, default=1, help="threads of torch")
     coverage.set_defaults(run=benchmark_coverage)
+    references = commands.add_parser(
+        "references", help="comparison of photos with references, compared with the vision tower"
+    )
+    references.add_argument("--data", nargs="+", help="folders: measure subsets of the patches on their photos")
+    references.add_argument(
+        "--references", type=int, nargs="+", default=[40], help="numbers of references with --data"
+    )
+    references.add_argument("--seeds", type=int, default=3, help="number of random subsets with --data")
+    references.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="numbers of threads")
+    references.add_argument("--small", action="store_true", help="only the bundled checkpoint")
+    references.add_argument("--repeats", type=int, default=10, help="number of repeats (shortest)")
+    references.set_defaults(run=benchmark_references)
     return parser
 
 

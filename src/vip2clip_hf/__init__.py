@@ -52,9 +52,12 @@ if TYPE_CHECKING:
     from .models.vip2clip import (
         AnomalyDetectionPipeline as AnomalyDetectionPipeline,
         DecisionConfig as DecisionConfig,
+        LeftOutPhoto as LeftOutPhoto,
         MaskOptions as MaskOptions,
         Provenance as Provenance,
         ReferenceBank as ReferenceBank,
+        ReferenceOptions as ReferenceOptions,
+        ReferencePhoto as ReferencePhoto,
         ViP2ClipAlignmentOutput as ViP2ClipAlignmentOutput,
         ViP2ClipAnomalyDetectionOutput as ViP2ClipAnomalyDetectionOutput,
         ViP2ClipConfig as ViP2ClipConfig,

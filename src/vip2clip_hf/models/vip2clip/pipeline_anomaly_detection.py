@@ -320,7 +320,9 @@ class AnomalyDetectionPipeline(Pipeline):
         **reading: Any,
     ) -> dict[str, Any]:
         """Load an image, or the image of a row of a dataset, and prepare it and its tiles for the model."""
-        settings = score_settings(self.model, {"tile_size": tile_size, "tile_overlap": tile_overlap})
+        # References are checked in postprocess, with all settings of the call.
+        options = {"tile_size": tile_size, "tile_overlap": tile_overlap, "references": None}
+        settings = score_settings(self.model, options)
         image, boxes = load_with_tiles(image, timeout, {**self.reading_options(), **reading}, settings)
         # The processor resizes every tile in _forward. There is nothing to do for the whole photo.
         side, channels = self.model.config.image_size, self.model.config.clip_vision_config.num_channels
@@ -339,7 +341,8 @@ class AnomalyDetectionPipeline(Pipeline):
         self, model_inputs: dict[str, Any], top_k: int | None = None, references: Any = "auto"
     ) -> Any:
         # In a batch, pixel_values contains the photos that are not split into tiles.
-        options = {"top_k": score_settings(self.model, {"top_k": top_k})["top_k"], "references": references}
+        settings = score_settings(self.model, {"top_k": top_k, "references": None})
+        options = {"top_k": settings["top_k"], "references": references}
         pixel_values, tiles = model_inputs["pixel_values"], model_inputs["tiles"]
         passed = {"target_size": model_inputs["target_size"], "image": model_inputs["image"]}
         is_batch = isinstance(passed["target_size"], list)
