@@ -82,9 +82,7 @@ def one_bank_batches(
     ]
 
 
-def among_references(
-    dataset: "Dataset", banks: Mapping[str, ReferenceBank], image_processor: Any
-) -> dict[str, str]:
+def among_references(dataset: "Dataset", banks: Mapping[str, ReferenceBank], image_processor: Any) -> dict[str, str]:
     """
     Find the images that are references themselves, with the same pixels. All images are opened.
 
@@ -97,9 +95,7 @@ def among_references(
         `dict[str, str]`: name of the reference by image id, for the images that are references. Images that
         cannot be read are left out.
     """
-    known = {
-        category: {photo.sha256: photo.name for photo in bank.photos} for category, bank in banks.items()
-    }
+    known = {category: {photo.sha256: photo.name for photo in bank.photos} for category, bank in banks.items()}
     options = reading_options(image_processor)
 
     def reference(position: int) -> str | None:
@@ -162,7 +158,7 @@ def add_rates(
 def _threshold(bank: ReferenceBank) -> tuple[float, str]:
     """Return the threshold, or NaN and the reason."""
     needed = min_calibration_images(FALSE_ALARM_RATE)
-    scores = bank.left_out_scores() if len(bank) >= needed else []
+    scores: list[float] = bank.left_out_scores().tolist() if len(bank) >= needed else []
     if bank.options.tile_size:
         return math.nan, "the references were read in tiles, the evaluated images are not"
     if len(scores) < needed:

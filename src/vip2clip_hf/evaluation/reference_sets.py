@@ -17,6 +17,7 @@ from ..models.vip2clip.image_loading_vip2clip import load_image, reading_options
 from ..models.vip2clip.pipeline_inputs_vip2clip import as_inputs
 from ..models.vip2clip.reference_bank_vip2clip import ReferenceBank
 from ..utils.contents import image_digests
+from ..utils.distributed import world
 
 
 if TYPE_CHECKING:
@@ -173,9 +174,7 @@ def evaluated_sets(
 class _Pools:
     """Photos to draw references from, by category, without those of the evaluated dataset."""
 
-    def __init__(
-        self, source: DataSource, dataset: "Dataset", folder: str | None, reading: Mapping[str, Any]
-    ) -> None:
+    def __init__(self, source: DataSource, dataset: "Dataset", folder: str | None, reading: Mapping[str, Any]) -> None:
         self.source, self.dataset, self.reading = source, dataset, reading
         self.categories = list(dict.fromkeys(dataset["category"]))
         self.where = "the split 'train'" if folder is None else f"the folder {folder!r}"
@@ -184,7 +183,7 @@ class _Pools:
                      for category in self.categories}  # fmt: skip
         self.evaluated = set(image_digests(dataset["image"]))
         self._pictures: np.ndarray | None = None
-        self._usable: dict[tuple[str, str], bool] = {}
+        self._usable: dict[tuple[str, str | None], bool] = {}
         self.left_out: dict[str, None] = {}
 
     def _train_rows(self) -> dict[str, list[dict[str, Any]]]:
@@ -192,7 +191,9 @@ class _Pools:
         try:
             train = replace(self.source, split="train").load(need_labels=False)
         except (OSError, ValueError) as error:
-            raise ValueError(f"{self.source.name} has no split 'train' to draw references from: {error} {advice}")
+            raise ValueError(
+                f"{self.source.name} has no split 'train' to draw references from: {error} {advice}"
+            ) from error
         rows: dict[str, list[dict[str, Any]]] = {}
         columns = (train[name] for name in ("image_id", "category", "label", "image"))
         for name, category, label, image in zip(*columns):
@@ -264,7 +265,7 @@ class _Pools:
 
     def warn(self) -> None:
         """Warn about photos that were left out because they are evaluated."""
-        if self.left_out:
+        if self.left_out and world()[0] == 0:
             names = list(self.left_out)
             logger.warning(
                 f"{self.source.name}: {len(names)} photos of {self.where} are evaluated images and are not used as "
