@@ -13,6 +13,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from helpers.evaluations import assert_same_results, model_with_wide_maps
+from helpers.processes import TORCHRUN, run_program
 from helpers.tiny import EXAMPLES
 from vip2clip_hf import AnomalyDetectionPipeline, AnomalyMetrics, ReferenceBank
 from vip2clip_hf.checkpoints.bundled import bundled_checkpoint
@@ -143,9 +144,9 @@ def test_invalid_references(model, image_processor, root):
         evaluate_model(model, image_processor, dataset, references="all")
     with pytest.raises(ValueError, match="references is a list; expected"):
         evaluate_model(model, image_processor, dataset, references=[])
+    other = torch.nn.Module()
+    other.device, other.forward = torch.device("cpu"), lambda pixel_values: None
     with pytest.raises(TypeError, match="references"):  # not ignored
-        other = torch.nn.Module()
-        other.device, other.forward = torch.device("cpu"), lambda pixel_values: None
         evaluate_model(other, image_processor, dataset, references=banks)
 
 
@@ -366,6 +367,32 @@ def test_references_of_the_model_can_be_switched_off(model, image_processor, sou
     assert_same_results(off, drawn[0])  # without those of the model
     with pytest.raises(ValueError, match="references is 'all'; expected a ReferenceChoice"):
         evaluate_sets(model, image_processor, [source], output, references="all")
+
+
+@pytest.mark.slow
+def test_two_processes(model, image_processor, source, root, tmp_path):
+    """Both processes draw the same references, and share the images."""
+    model.save_pretrained(tmp_path / "model")
+    image_processor.save_pretrained(tmp_path / "model")
+    (tmp_path / "run.py").write_text(
+        f"""
+import torch
+from vip2clip_hf import DataSource, ReferenceChoice, evaluate_checkpoint
+
+torch.set_num_threads(1)
+source = DataSource.parse({str(root)!r})
+evaluate_checkpoint({str(tmp_path / "model")!r}, [source], {str(tmp_path / "two")!r}, device="cpu", sheets=0,
+    batch_size=1, references=ReferenceChoice((2,)))
+"""
+    )
+    run_program(*TORCHRUN, tmp_path / "run.py")
+    options = {"sheets": 0, "batch_size": 1, "references": ReferenceChoice((2,))}
+    whole = evaluate_sets(model, image_processor, [source], tmp_path / "one", **options)
+    for one, two in zip(whole, json.loads((tmp_path / "two" / "results.json").read_text())["results"], strict=True):
+        assert one.get("reference_photos") == two.get("reference_photos")
+        assert sum(found["num_images"] for found in two["categories"].values()) == 14
+        assert two["mean"]["image_auroc"] == pytest.approx(one["mean"]["image_auroc"], abs=1e-6)
+        assert two["mean"]["pixel_auroc"] == pytest.approx(one["mean"]["pixel_auroc"], abs=1e-6)
 
 
 # Tables
