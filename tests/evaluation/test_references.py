@@ -188,7 +188,7 @@ def test_rates_at_the_threshold_of_the_left_out_references(model, image_processo
         assert part["false_alarm_rate"] == (scores[labels == 0] > threshold).mean()
     few = evaluate_model(model, image_processor, dataset, references=bank.without([bank.photos[0].name, "001.png"]))
     assert all(math.isnan(few["categories"]["weave"][name]) for name in RATES)
-    assert "18 references; a false-alarm rate of 0.05 needs at least 19" in few["mean"]["undefined"]["detection_rate"]
+    assert "rate of 0.05 needs at least 19 references, found 18" in few["mean"]["undefined"]["detection_rate"]
     normal = dataset.filter(lambda label: label == 0, input_columns="label")
     one = evaluate_model(model, image_processor, normal, references=bank)["categories"]["weave"]
     assert math.isnan(one["detection_rate"])
@@ -403,7 +403,7 @@ def a_result(benchmark=None, count=None, seed=None, auroc=0.9):
     mean = {**dict.fromkeys(metrics, auroc), "pixel_aupro_release": auroc, "undefined": {}}
     found = {
         "name": benchmark or "nuts", "dataset": benchmark or "nuts", "benchmark": benchmark, "trained_on": [],
-        "split": "test", "categories": {}, "mean": mean, "zero_shot": "zero-shot: known",
+        "settings": {}, "split": "test", "categories": {}, "mean": mean, "zero_shot": "zero-shot: known",
     }  # fmt: skip
     return {**found, "references": count, "reference_seed": seed} if count else found
 
@@ -444,7 +444,10 @@ def test_rows_with_mean_and_deviation():
     page = markdown_report(results, "mine")
     assert "## With references" in page
     assert "arXiv:2303.14814" in page
-    assert "with 4 references per category" in page
+    assert page.count("- nuts: zero-shot: known.") == 1
+    assert "- nuts: with 4 references per category. Without them: zero-shot: known." in markdown_report(
+        results[1:2], "mine"
+    )
     assert "## With references" not in markdown_report(results[:1], "mine")
 
 

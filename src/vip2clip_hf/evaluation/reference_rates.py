@@ -163,7 +163,7 @@ def _threshold(bank: ReferenceBank) -> tuple[float, str]:
         return math.nan, "the references were read in tiles, the evaluated images are not"
     if len(scores) < needed:
         return math.nan, (
-            f"{len(bank)} references; a false-alarm rate of {FALSE_ALARM_RATE:g} needs at least {needed}"
+            f"a false-alarm rate of {FALSE_ALARM_RATE:g} needs at least {needed} references, found {len(bank)}"
         )
     return conformal_threshold(scores, FALSE_ALARM_RATE), ""
 

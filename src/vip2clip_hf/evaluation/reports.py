@@ -98,7 +98,10 @@ def dataset_lines(results: Sequence[dict[str, Any]]) -> list[str]:
         `list[str]`: one line per dataset.
     """
     lines = []
+    zero_shot = {result["name"] for result in results if not result.get("references")}
     for result in results:
+        if result.get("references") and result.get("dataset") in zero_shot:
+            continue  # described with the zero-shot result
         claim = result.get("zero_shot")
         if claim is None:
             claim = (

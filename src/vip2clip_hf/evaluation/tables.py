@@ -209,7 +209,13 @@ def notes(results: Sequence[dict[str, Any]], with_average: bool = True) -> list[
     Returns:
         `list[str]`: the notes.
     """
-    found = [f"{SEEN} {shown(result['name'])}: {reason}." for result in results for reason in result["trained_on"]]
+    found = list(
+        dict.fromkeys(
+            f"{SEEN} {shown(result.get('dataset') or result['name'])}: {reason}."
+            for result in results
+            for reason in result["trained_on"]
+        )
+    )
     if found:
         average_note = " AVERAGE excludes these datasets for all methods." if with_average else ""
         found.append(f"{SEEN} These results are not zero-shot.{average_note}")
