@@ -29,7 +29,7 @@ from vip2clip_hf.evaluation.published_references import (
     SOURCES,
     published_with_references,
 )
-from vip2clip_hf.evaluation.reference_rates import FALSE_ALARM_RATE, RATES
+from vip2clip_hf.evaluation.reference_rates import FALSE_ALARM_RATE, RATES, banks_of
 from vip2clip_hf.evaluation.reference_sets import ReferenceChoice, evaluated_sets
 from vip2clip_hf.evaluation.reference_tables import reference_rows, reference_table
 from vip2clip_hf.evaluation.reports import markdown_report
@@ -133,6 +133,17 @@ def test_auto_uses_the_references_of_the_model(model, image_processor, root):
     auto = evaluate_model(model, image_processor, dataset)
     assert_same_results(auto, evaluate_model(model, image_processor, dataset, references=bank))
     assert_same_results(zero_shot, evaluate_model(model, image_processor, dataset, references=None))
+
+
+def test_banks_of_remote_code():
+    """Remote code is a copy of the classes."""
+
+    class Copy:
+        check_model = None
+
+    bank = Copy()
+    assert banks_of(bank, None, ["a", "b", "a"]) == {"a": bank, "b": bank}
+    assert banks_of({"a": bank, "b": bank}, None, ["a"]) == {"a": bank}
 
 
 def test_invalid_references(model, image_processor, root):

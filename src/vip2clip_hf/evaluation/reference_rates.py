@@ -44,9 +44,10 @@ def banks_of(references: Any, model: Any, categories: Sequence[str]) -> dict[str
         references = getattr(model, "references", None)
     if references is None:
         return {}
-    if isinstance(references, ReferenceBank):
+    # Compare names, not classes: remote code is loaded as separate copies of the classes.
+    if hasattr(references, "check_model"):
         references = dict.fromkeys(categories, references)
-    if not isinstance(references, Mapping) or not all(isinstance(one, ReferenceBank) for one in references.values()):
+    if not isinstance(references, Mapping) or not all(hasattr(one, "check_model") for one in references.values()):
         raise ValueError(
             f"references is a {type(references).__name__}; expected a ReferenceBank, a mapping from categories to "
             "banks, 'auto' or None."
