@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from .evaluation import (
         EVALUATE_MODULE as EVALUATE_MODULE,
         AnomalyMetrics as AnomalyMetrics,
+        ReferenceChoice as ReferenceChoice,
         evaluate_checkpoint as evaluate_checkpoint,
         evaluate_model as evaluate_model,
         evaluate_sets as evaluate_sets,
