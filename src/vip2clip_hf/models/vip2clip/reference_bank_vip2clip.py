@@ -246,7 +246,7 @@ class ReferenceBank:
         Returns:
             `torch.FloatTensor` of shape `(batch_size, grid, grid)`: distances in [0, 2], float32 or float64.
         """
-        rows, basis = self._rows_on(patch_embeds.device, projection)
+        rows, basis = self.features_on(patch_embeds.device, projection)
         layers, batch, patches = rows.shape[0], patch_embeds.shape[0], patch_embeds.shape[2]
         queries = normalized(patch_embeds[:, :layers])  # (B, L, P, D)
         if basis is not None:
@@ -383,7 +383,9 @@ class ReferenceBank:
             "photos": [asdict(photo) for photo in self.photos],
         }
 
-    def _rows_on(self, device: torch.device, projection: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def features_on(
+        self, device: torch.device, projection: torch.nn.Module
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return features and basis on a device: in float32 and in the basis, unless that takes too much memory."""
         if self._prepared is None or self._prepared[0] != device:
             rows, basis = self.features, None

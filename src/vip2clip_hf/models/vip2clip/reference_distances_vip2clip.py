@@ -8,6 +8,8 @@ from .maps_vip2clip import without_autocast
 
 # Cosines that are computed at once. A block of them stays in the cache of a CPU; an accelerator needs larger ones.
 CPU_BLOCK, DEVICE_BLOCK = 1 << 20, 1 << 26
+# Rows of a block in an exported graph, which must not depend on the number of queries.
+EXPORTED_STEP = 4096
 # Dimensions and seed of the random projection that a covering subset is chosen in, and its number of steps.
 PROJECTED, PROJECTION_SEED, STEPS = 64, 0, 500
 
@@ -30,7 +32,7 @@ def nearest_distances(queries: torch.Tensor, rows: torch.Tensor) -> torch.Tensor
     """
     layers, count, _ = queries.shape
     largest = CPU_BLOCK if queries.device.type == "cpu" else DEVICE_BLOCK
-    step = max(256, largest // max(1, count))
+    step = max(256, largest // max(1, count)) if isinstance(count, int) else EXPORTED_STEP
     best = []
     with without_autocast(queries.device.type):
         for layer in range(layers):
