@@ -64,8 +64,8 @@ def export_onnx(
         `dict`: content of `export.json`, and `files` (`dict[str, int]`), the size of each file in bytes.
 
     Raises:
-        ValueError: if the model cannot be exported, `opset` is not supported, the image processor has another size than
-            the model, or the references belong to another model or were read with other tiles.
+        ValueError: if the model cannot be exported, `opset` is not supported, the image processor has another size
+            than the model, or the references belong to another model or were read with other tiles.
         OSError: if the folder is not empty or cannot be written.
         RuntimeError: if the outputs of the exported graph differ from those of the model.
         ImportError: if onnx, onnxruntime or onnxscript is not installed.

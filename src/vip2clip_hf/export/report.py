@@ -96,8 +96,10 @@ def export_card(report: dict[str, Any], image_processor: ViP2ClipImageProcessor)
     decision = report["decision"]
     notes = [f"The score uses the top {decision['top_k']} patches of each layer."]
     if references := report["references"]:
-        photos = "1 photo of a good part" if references["num_photos"] == 1 else (
-            f"{references['num_photos']} photos of good parts"
+        photos = (
+            "1 photo of a good part"
+            if references["num_photos"] == 1
+            else (f"{references['num_photos']} photos of good parts")
         )
         notes.append(
             f"The graph contains features of {photos} ({references['megabytes']:.1f} MB in float16). Scores and maps "
