@@ -175,7 +175,15 @@ def test_the_app(detector, bank, photos, expected, source, request):
     check(results(inspected, "score"), results(inspected, "anomaly_map"), expected, CLOSE)
 
 
-@pytest.mark.parametrize("name", ["torch", pytest.param("onnx", marks=pytest.mark.slow)])
+def test_the_exported_graph(detector, bank, photos, expected):
+    graph = ExportedDetector(detector.model, bank)
+    pixel_values = detector.image_processor(photos, return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        check(*graph(pixel_values), expected, CLOSE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["torch", "onnx"])
 def test_an_export(detector, bank, photos, expected, name, tmp_path):
     from vip2clip_hf.export import exporting, verification
 
@@ -257,3 +265,19 @@ def test_tiles_that_differ_are_refused(detector, tiled, bank, photos, tmp_path):
             references=bank, tile_size=24,
         )  # fmt: skip
     assert not (tmp_path / "out").exists()
+
+
+def test_a_model_that_carries_references_of_tiles(detector, tiled):
+    """The tiles of a call are compared with those of the references that it uses, not with those of the model."""
+    options, photos, scores, _ = tiled
+    zero_shot = detector(photos[0])["score"]
+    detector.model.references = options["references"]
+    try:
+        for found in (detector(photos[0], tile_size=48, tile_overlap=0.5), detector(photos[0], **options)):
+            assert found["score"] == pytest.approx(scores[0], abs=1e-5)
+        assert detector(photos[0], references=None)["score"] == pytest.approx(zero_shot, abs=1e-6)
+        for call in (detector, detector.decision_map):
+            with pytest.raises(ValueError, match="read with tile_size=48"):
+                call(photos[0])
+    finally:
+        detector.model.references = None

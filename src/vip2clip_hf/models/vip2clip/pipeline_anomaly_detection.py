@@ -295,6 +295,7 @@ class AnomalyDetectionPipeline(Pipeline):
             OSError: if the image cannot be read.
             ValueError: if the image is of another kind.
         """
+        self.score_settings()  # raises if the references were read with other tiles
         inputs = self.preprocess(image, **{**self._preprocess_params, "heatmap": False})
         outputs = self.forward(inputs, **self._forward_params)
         score, anomaly_map = outputs["scores"].float().reshape(-1)[0], outputs["anomaly_maps"][0]
@@ -316,7 +317,8 @@ class AnomalyDetectionPipeline(Pipeline):
         **reading: Any,
     ) -> dict[str, Any]:
         """Load an image, or the image of a row of a dataset, and prepare it and its tiles for the model."""
-        settings = score_settings(self.model, {"tile_size": tile_size, "tile_overlap": tile_overlap})
+        settings = {"tile_size": tile_size, "tile_overlap": tile_overlap, "references": None}  # checked elsewhere
+        settings = score_settings(self.model, settings)
         image, boxes = load_with_tiles(image, timeout, {**self.reading_options(), **reading}, settings)
         # The processor resizes every tile in _forward. There is nothing to do for the whole photo.
         side, channels = self.model.config.image_size, self.model.config.clip_vision_config.num_channels
@@ -335,7 +337,8 @@ class AnomalyDetectionPipeline(Pipeline):
         self, model_inputs: dict[str, Any], top_k: int | None = None, references: Any = "auto"
     ) -> Any:
         # In a batch, pixel_values contains the photos that are not split into tiles.
-        options = {"top_k": score_settings(self.model, {"top_k": top_k})["top_k"], "references": references}
+        options = score_settings(self.model, {"top_k": top_k, "references": None})
+        options = {"top_k": options["top_k"], "references": references}
         pixel_values, tiles = model_inputs["pixel_values"], model_inputs["tiles"]
         passed = {"target_size": model_inputs["target_size"], "image": model_inputs["image"]}
         is_batch = isinstance(passed["target_size"], list)
