@@ -79,7 +79,7 @@ class PhotoInspector:
         max_file_size (`float`, defaults to 20): maximum size of a file in megabytes (1024 x 1024 bytes).
 
     Raises:
-        ValueError: if a limit is not positive.
+        ValueError: if a limit is not positive, or the references were read with other tiles.
     """
 
     def __init__(
@@ -89,6 +89,7 @@ class PhotoInspector:
             raise ValueError(f"max_images is {max_images!r}; expected an integer of at least 1.")
         if not max_file_size > 0:
             raise ValueError(f"max_file_size is {max_file_size!r}; expected a positive number of megabytes.")
+        detector.score_settings()  # raises if the references were read with other tiles
         self.detector, self.max_images, self.max_file_size = detector, max_images, max_file_size
 
     @property

@@ -32,6 +32,7 @@ def decision_maps(
     """
     from tqdm.auto import tqdm
 
+    detector.score_settings()  # an error of settings is not one of an image
     bank = detector.references
     known = set() if bank is None else {photo.sha256 for photo in bank.photos}
     left_out: list[str] = []
