@@ -12,6 +12,7 @@ from ..data.benchmarks.registry import BENCHMARKS
 from ..models.vip2clip.configuration_vip2clip import ViP2ClipConfig
 from ..models.vip2clip.decision_config_vip2clip import DecisionConfig
 from ..models.vip2clip.provenance_vip2clip import BackboneReference, Provenance
+from ..models.vip2clip.reference_bank_vip2clip import ReferenceBank
 from ..utils.files import write_atomically
 from .card_metadata import card_metadata
 
@@ -55,6 +56,7 @@ def write_card(folder: str | os.PathLike, run: Mapping[str, Any]) -> None:
         run,
         DecisionConfig.from_pretrained(folder),
         Provenance.from_pretrained(folder),
+        ReferenceBank.find(folder),
         adapters_only=BackboneReference.find(folder) is not None,
     )
     write_atomically(path, card)
@@ -65,6 +67,7 @@ def model_card(
     run: Mapping[str, Any] | None = None,
     decision: DecisionConfig | None = None,
     provenance: Provenance | None = None,
+    references: ReferenceBank | None = None,
     *,
     adapters_only: bool = False,
 ) -> str:
@@ -83,6 +86,8 @@ def model_card(
             Thresholds of the checkpoint. The card describes their calibration.
         provenance ([`Provenance`], *optional*):
             Origin of the checkpoint. The card describes its training datasets and backbone.
+        references ([`ReferenceBank`], *optional*):
+            Photos of good parts that the checkpoint compares with.
         adapters_only (`bool`, defaults to `False`):
             Whether the checkpoint contains only the adapters.
 
@@ -111,6 +116,8 @@ def model_card(
         parts.append("## Evaluation\n\n" + _describe_results(run["results"]))
     if decision is not None and (calibration := describe_calibration(decision)):
         parts.append(calibration)
+    if references is not None:
+        parts.append(describe_references(references))
     return str(ModelCard("\n\n".join([*parts, _LIMITS, _CITATION]) + "\n"))
 
 
@@ -267,4 +274,33 @@ def describe_calibration(decision: DecisionConfig) -> str | None:
     )
 
 
-__all__ = ["GENERATED", "describe_calibration", "is_generated", "model_card", "write_card"]
+def describe_references(references: ReferenceBank) -> str:
+    """
+    Create the section "References" of the model card.
+
+    Args:
+        references ([`ReferenceBank`]): photos of good parts of the checkpoint.
+
+    Returns:
+        `str`: the section.
+    """
+    options, photos = references.options, len(references)
+    notes = [
+        f"tiles of {options.tile_size} pixels that overlap by {options.tile_overlap:g}" if options.tile_size else "",
+        "turned and mirrored copies" if options.rotations else "",
+        "distances compared at the same place of the photo (aligned parts)" if options.aligned else "",
+        "a subset of the patches that covers all of them" if references.reduced else "",
+    ]
+    return (
+        f"## References\n\nThis checkpoint compares images with {photos} photo{'' if photos == 1 else 's'} of good "
+        "parts. Scores and maps combine the zero-shot result with the distances to the patches of these photos. With "
+        "`references=None`, results are zero-shot.\n\n"
+        f"- Patches: {references.features.shape[1]:,} of {references.features.shape[0]} layers, "
+        f"{references.nbytes / 1024**2:.1f} MB.\n"
+        f"- Options: {', '.join(note for note in notes if note) or 'none'}.\n"
+        "- Privacy: the photos are not included, but features and anomaly maps derived from them are, and the names "
+        "of the files. Publish them only if you may publish the photos."
+    )
+
+
+__all__ = ["GENERATED", "describe_calibration", "describe_references", "is_generated", "model_card", "write_card"]

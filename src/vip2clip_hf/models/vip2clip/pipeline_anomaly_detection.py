@@ -25,6 +25,7 @@ from .pipeline_steps_vip2clip import (
     forward_tiles,
     score_settings,
     warn_about_references,
+    zero_shot_settings,
 )
 from .reference_bank_vip2clip import ReferenceBank
 
@@ -224,9 +225,8 @@ class AnomalyDetectionPipeline(Pipeline):
         options = call_arguments(kwargs)
         if "references" in options:  # the defaults are not known yet when the pipeline is created
             defaults = {**getattr(self, "_preprocess_params", {}), **getattr(self, "_forward_params", {})}
-            options["references"] = as_bank(
-                options["references"], self.model, self.image_processor, {**defaults, **options}
-            )
+            given, defaults = options["references"], {**defaults, **options}
+            options["references"] = as_bank(given, self.model, self.image_processor, defaults)
         preprocess, forward, postprocess = (
             {name: options[name] for name in names if name in options} for names in (PREPROCESS, FORWARD, POSTPROCESS)
         )
@@ -299,6 +299,7 @@ class AnomalyDetectionPipeline(Pipeline):
             OSError: if the image cannot be read.
             ValueError: if the image is of another kind.
         """
+        self.score_settings()  # raises if the references were read with other tiles
         inputs = self.preprocess(image, **{**self._preprocess_params, "heatmap": False})
         outputs = self.forward(inputs, **self._forward_params)
         score, anomaly_map = outputs["scores"].float().reshape(-1)[0], outputs["anomaly_maps"][0]
@@ -320,9 +321,7 @@ class AnomalyDetectionPipeline(Pipeline):
         **reading: Any,
     ) -> dict[str, Any]:
         """Load an image, or the image of a row of a dataset, and prepare it and its tiles for the model."""
-        # References are checked in postprocess, with all settings of the call.
-        options = {"tile_size": tile_size, "tile_overlap": tile_overlap, "references": None}
-        settings = score_settings(self.model, options)
+        settings = zero_shot_settings(self.model, {"tile_size": tile_size, "tile_overlap": tile_overlap})
         image, boxes = load_with_tiles(image, timeout, {**self.reading_options(), **reading}, settings)
         # The processor resizes every tile in _forward. There is nothing to do for the whole photo.
         side, channels = self.model.config.image_size, self.model.config.clip_vision_config.num_channels
@@ -340,9 +339,8 @@ class AnomalyDetectionPipeline(Pipeline):
     def _forward(  # type: ignore[override]
         self, model_inputs: dict[str, Any], top_k: int | None = None, references: Any = "auto"
     ) -> Any:
+        options = {"top_k": zero_shot_settings(self.model, {"top_k": top_k})["top_k"], "references": references}
         # In a batch, pixel_values contains the photos that are not split into tiles.
-        settings = score_settings(self.model, {"top_k": top_k, "references": None})
-        options = {"top_k": settings["top_k"], "references": references}
         pixel_values, tiles = model_inputs["pixel_values"], model_inputs["tiles"]
         passed = {"target_size": model_inputs["target_size"], "image": model_inputs["image"]}
         is_batch = isinstance(passed["target_size"], list)
@@ -386,8 +384,7 @@ class AnomalyDetectionPipeline(Pipeline):
             decision=decision,
             calibrated=calibrated,
         )[0]
-        for name in ("anomaly_map", "mask"):
-            result[name] = result[name].cpu().numpy()
+        result.update({name: result[name].cpu().numpy() for name in ("anomaly_map", "mask")})
         if regions:
             result["regions"] = find_regions(result["anomaly_map"], result["mask"])
         if model_outputs["image"] is not None:

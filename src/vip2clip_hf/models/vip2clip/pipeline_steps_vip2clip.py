@@ -66,6 +66,25 @@ def as_bank(
     )
 
 
+def zero_shot_settings(model: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    Return the settings that zero-shot scores depend on: the arguments if set, else those of the checkpoint.
+
+    Args:
+        model ([`ViP2ClipForAnomalyDetection`]): the model.
+        options (`Mapping[str, Any]`): arguments of a call: `tile_size`, `tile_overlap` and `top_k`.
+
+    Returns:
+        `dict[str, Any]`: `tile_size` (0 without tiling), `tile_overlap` and `top_k`.
+    """
+    decision, found = model.decision, {}
+    for name in ("tile_size", "tile_overlap", "top_k"):
+        found[name] = getattr(decision, name) if options.get(name) is None else options[name]
+    found["tile_overlap"] = found["tile_overlap"] if found["tile_size"] else 0.25
+    found["top_k"] = model.config.top_k if found["top_k"] is None else found["top_k"]
+    return found
+
+
 def score_settings(model: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     """
     Return the settings that scores depend on: the arguments if set, else those of the checkpoint.
@@ -81,11 +100,7 @@ def score_settings(model: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: if the references were read with other tiles.
     """
-    decision, found = model.decision, {}
-    for name in ("tile_size", "tile_overlap", "top_k"):
-        found[name] = getattr(decision, name) if options.get(name) is None else options[name]
-    found["tile_overlap"] = found["tile_overlap"] if found["tile_size"] else 0.25
-    found["top_k"] = model.config.top_k if found["top_k"] is None else found["top_k"]
+    found = zero_shot_settings(model, options)
     bank = bank_of(model, options)
     if bank is not None:
         expected = {"tile_size": bank.options.tile_size, "tile_overlap": bank.options.tile_overlap}
@@ -178,4 +193,12 @@ def warn_about_references(outputs: Any) -> None:
         )
 
 
-__all__ = ["as_bank", "bank_of", "decision_of", "forward_tiles", "score_settings", "warn_about_references"]
+__all__ = [
+    "as_bank",
+    "bank_of",
+    "decision_of",
+    "forward_tiles",
+    "score_settings",
+    "warn_about_references",
+    "zero_shot_settings",
+]

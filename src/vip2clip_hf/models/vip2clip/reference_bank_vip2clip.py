@@ -250,9 +250,7 @@ class ReferenceBank:
                 f"patch_embeds has shape {shape}; expected at least {layers} layers of {patches} patches with {width} "
                 "values, like those of the references."
             )
-        if self._rows is None or self._rows.device != patch_embeds.device:
-            self._rows = ReferenceRows(self.features, patch_embeds.device, projection)
-        found = self._rows.distances(patch_embeds).unflatten(1, (grid, grid))  # (B, grid, grid)
+        found = self.rows_on(patch_embeds.device, projection).distances(patch_embeds).unflatten(1, (grid, grid))
         return found if offset is None else found * offset.to(found)
 
     def maps(self, distances: torch.Tensor) -> torch.Tensor:
@@ -387,6 +385,12 @@ class ReferenceBank:
             "fingerprint": self.fingerprint,
             "photos": [asdict(photo) for photo in self.photos],
         }
+
+    def rows_on(self, device: torch.device, projection: torch.nn.Module) -> ReferenceRows:
+        """Return the features, prepared for a device once."""
+        if self._rows is None or self._rows.device != device:
+            self._rows = ReferenceRows(self.features, device, projection)
+        return self._rows
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy needs: not what is prepared for a device."""

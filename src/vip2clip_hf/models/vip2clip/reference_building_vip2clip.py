@@ -1,6 +1,5 @@
 """Build, combine and shorten banks of references."""
 
-import hashlib
 import os
 import random
 from collections.abc import Iterator, Mapping
@@ -17,7 +16,7 @@ from .image_loading_vip2clip import DEFAULT_TIMEOUT, reading_options
 from .image_processing_vip2clip import check_image_processor
 from .pipeline_inputs_vip2clip import as_inputs, image_of, load_with_tiles
 from .reference_distances_vip2clip import covering_rows
-from .reference_records_vip2clip import ReferenceOptions, ReferencePhoto
+from .reference_records_vip2clip import ReferenceOptions, ReferencePhoto, photo_hash
 from .reference_search_vip2clip import left_out_distances
 
 
@@ -211,7 +210,7 @@ class _Seen:
 
     def photo(self, name: str, image: Image.Image) -> ReferencePhoto | None:
         """Describe a photo, or return None if another one has the same pixels."""
-        digest = hashlib.sha256(b"%d x %d:" % image.size + image.tobytes()).hexdigest()[:16]
+        digest = photo_hash(image)
         if digest in self.hashes:
             self.duplicates.append(f"{name} (same as {self.hashes[digest]})")
             return None

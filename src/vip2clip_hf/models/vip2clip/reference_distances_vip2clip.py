@@ -9,6 +9,8 @@ from .maps_vip2clip import without_autocast
 # Cosines that are computed at once, and the largest number of queries in a block. A block stays in the cache of a CPU;
 # an accelerator needs larger ones.
 CPU_BLOCK, DEVICE_BLOCK, QUERIES = 1 << 20, 1 << 26, 2048
+# Rows of a block in an exported graph, which must not depend on the number of queries.
+EXPORTED_STEP = 4096
 # Dimensions and seed of the random projection that a covering subset is chosen in, and its number of steps.
 PROJECTED, PROJECTION_SEED, STEPS = 64, 0, 500
 # Distances to new centers that are computed at once.
@@ -35,8 +37,10 @@ def nearest_distances(queries: torch.Tensor, rows: torch.Tensor) -> torch.Tensor
     found = []
     with without_autocast(queries.device.type):
         for layer in range(queries.shape[0]):
-            for part in queries[layer].split(QUERIES):
-                step = max(1, largest // max(1, part.shape[0]))
+            # In an exported graph, the number of queries is symbolic.
+            known = isinstance(queries.shape[1], int)
+            for part in queries[layer].split(QUERIES) if known else (queries[layer],):
+                step = max(1, largest // max(1, part.shape[0])) if known else EXPORTED_STEP
                 blocks = (rows[layer, start : start + step] for start in range(0, rows.shape[1], step))
                 if rows.dtype != queries.dtype:
                     blocks = (F.normalize(block.to(queries.dtype), dim=-1) for block in blocks)

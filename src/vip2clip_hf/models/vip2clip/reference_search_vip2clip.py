@@ -164,7 +164,8 @@ class ReferenceRows:
     """
 
     def __init__(self, features: torch.Tensor, device: torch.device, projection: torch.nn.Module) -> None:
-        self.device, self._basis, self._search = device, None, None
+        self.device, self._search = device, None
+        self.basis: torch.Tensor | None = None
         # Tensors created in inference mode could not be used for gradients later.
         with torch.inference_mode(False), torch.no_grad(), without_autocast(device.type):
             rows = features
@@ -172,7 +173,7 @@ class ReferenceRows:
                 # Rounding to half precision has changed the lengths.
                 rows, basis = normalized(rows), subspace(projection)
                 if basis is not None:
-                    rows, self._basis = rows @ basis, basis.to(device)
+                    rows, self.basis = rows @ basis, basis.to(device)
                 if device.type == "cpu" and rows.shape[1] >= LEAST_ROWS:
                     self._search = PatchSearch(rows)
             self.rows = rows.to(device)
@@ -191,8 +192,8 @@ class ReferenceRows:
         layers = self.rows.shape[0]
         with without_autocast(patch_embeds.device.type):
             queries = normalized(patch_embeds[:, :layers])  # (B, L, P, D)
-            if self._basis is not None:
-                queries = queries @ self._basis.to(queries.dtype)
+            if self.basis is not None:
+                queries = queries @ self.basis.to(queries.dtype)
             queries = queries.transpose(0, 1).flatten(1, 2)  # (L, B * P, D)
             # The search depends on values, so it cannot be part of a graph, and it has no gradient.
             if self._search is None or queries.dtype != torch.float32 or _is_traced(queries):
