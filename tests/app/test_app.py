@@ -276,8 +276,12 @@ def good(tmp_path) -> list[str]:
     return [str(path) for path in paths]
 
 
+def references_of(inspector, paths):
+    return read_references(inspector.detector, inspector.read, paths, inspector.max_images)
+
+
 def test_references(inspector, detector, uploads, good, calls, tmp_path):
-    bank, problems = read_references(inspector, good)
+    bank, problems = references_of(inspector, good)
     assert problems == []
     assert [photo.name for photo in bank.photos] == ["good 0.png", "good 1.png", "good 2.png"]
     plain, _ = inspector.analyse(uploads)
@@ -322,7 +326,7 @@ def test_thresholds_of_other_scores(detector, uploads, good):
         calibration={"settings": detector.score_settings(), "num_images": 3}, image_scores=[0.0, 0.1, 0.2]
     )
     inspector = PhotoInspector(detector)
-    bank, _ = read_references(inspector, good)
+    bank, _ = references_of(inspector, good)
     (plain, _), _ = inspector.analyse(uploads)
     (result, _), _ = inspector.analyse(uploads, references=bank)
     assert inspector.decide(plain, (0.5, 0.5))["p_value"] is not None
@@ -336,7 +340,7 @@ def test_tiles_with_references(detector, photo, good, tmp_path):
         model=detector.model, image_processor=detector.image_processor, device="cpu", tile_size=40
     )
     inspector = PhotoInspector(tiled)
-    bank, _ = read_references(inspector, good)
+    bank, _ = references_of(inspector, good)
     assert bank.options.tile_size == 40
     photo.save(tmp_path / "a.png")
     (result,), _ = inspector.analyse([str(tmp_path / "a.png")], references=bank)

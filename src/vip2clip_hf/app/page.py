@@ -3,18 +3,18 @@
 import os
 import shutil
 import tempfile
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from ..models.vip2clip.arguments_vip2clip import label_names
-from ..models.vip2clip.reference_bank_vip2clip import ReferenceBank
 from ..utils.extras import extra
 from .drawing import draw_mask
 from .references import read_references, references_note
 from .results import PhotoInspector, PhotoResult
+from .session import Session
 from .texts import SHOWN_REGIONS, describe_photo, describe_status as _status, introduction
 
 
@@ -41,25 +41,6 @@ footer { display: none !important; }
 #status ul { margin: 0.3rem 0 0 1.2rem; list-style: disc; }
 #status .problem { border-left: 4px solid #b3261e; padding: 2px 0 2px 10px; }
 """
-
-
-@dataclass
-class Session:
-    """
-    State of one visitor's session.
-
-    Args:
-        results (`list[PhotoResult]`): one result per photo, in upload order.
-        problems (`list[tuple[str, str]]`): name and error of each upload without a result.
-        selected (`int`, defaults to 0): index of the displayed photo in `results`.
-        references ([`ReferenceBank`], *optional*, defaults to `"auto"`): photos of good parts to compare with, `None`,
-            or `"auto"` for those of the checkpoint.
-    """
-
-    results: list[PhotoResult] = field(default_factory=list)
-    problems: list[tuple[str, str]] = field(default_factory=list)
-    selected: int = 0
-    references: ReferenceBank | str | None = "auto"
 
 
 class Page:
@@ -248,7 +229,9 @@ class Page:
         progress: gr.Progress = gr.Progress(),  # noqa: B008 - gradio detects this default
     ) -> list[Any]:
         """Compare with the uploaded photos of good parts. Without any, with those of the checkpoint."""
-        found, problems = read_references(self.inspector, [str(path) for path in good or []])
+        found, problems = read_references(
+            self.inspector.detector, self.inspector.read, [str(path) for path in good or []], self.inspector.max_images
+        )
         if found is not None or not good:  # otherwise, keep the references
             session = replace(session, references="auto" if found is None else found)
         return [

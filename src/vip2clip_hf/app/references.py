@@ -3,16 +3,12 @@
 import copy
 import html
 import os
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from ..models.vip2clip.pipeline_anomaly_detection import AnomalyDetectionPipeline
 from ..models.vip2clip.pipeline_steps_vip2clip import as_bank, bank_of
 from ..models.vip2clip.reference_bank_vip2clip import ReferenceBank
-
-
-if TYPE_CHECKING:
-    from .results import PhotoInspector
 
 
 def with_references(
@@ -37,27 +33,31 @@ def with_references(
 
 
 def read_references(
-    inspector: "PhotoInspector", paths: Sequence[str]
+    detector: AnomalyDetectionPipeline, read: Callable[[str, str], Any], paths: Sequence[str], max_images: int
 ) -> tuple[ReferenceBank | None, list[tuple[str, str]]]:
     """
     Compute the features of uploaded photos of good parts. An upload that cannot be read does not stop the others.
 
     Args:
-        inspector ([`PhotoInspector`]): reads uploads, with its limits.
+        detector ([`AnomalyDetectionPipeline`]): the pipeline, with its tiles.
+        read (`Callable[[str, str], Any]`): reads an upload by path and name, such as [`PhotoInspector.read`], to
+            notice those that cannot be read or are too large.
         paths (`Sequence[str]`): paths of the uploads.
+        max_images (`int`): maximum number of photos.
 
     Returns:
         `tuple[ReferenceBank | None, list[tuple[str, str]]]`: the references, `None` if no photo can be used, and name
         and error of each upload that cannot be used.
     """
-    detector, images, problems = inspector.detector, [], list[tuple[str, str]]()
+    images: list[dict[str, Any]] = []
+    problems: list[tuple[str, str]] = []
     for position, path in enumerate(paths):
         name = os.path.basename(path)
-        if position >= inspector.max_images:
-            problems.append((name, f"skipped; the limit is {inspector.max_images}. Raise it with --max-images."))
+        if position >= max_images:
+            problems.append((name, f"skipped; the limit is {max_images}. Raise it with --max-images."))
             continue
         try:
-            inspector.read(path, name)
+            read(path, name)
             with open(path, "rb") as file:
                 images.append({"bytes": file.read(), "path": name})
         except (OSError, ValueError) as error:

@@ -1,13 +1,11 @@
 """Texts of the web app, as HTML."""
 
 import html
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .results import PhotoResult
+from .session import Session
 
-
-if TYPE_CHECKING:
-    from .page import Session
 
 # Maximum number of regions in the table. The download contains all of them.
 SHOWN_REGIONS = 100
@@ -33,7 +31,7 @@ def introduction(model_name: str, bundled: bool) -> str:
     return f"{text}.</p>"
 
 
-def describe_status(session: "Session", problem: str | None = None) -> str:
+def describe_status(session: Session, problem: str | None = None) -> str:
     """
     Describe the number of photos and the problems. File names and messages are escaped.
 
