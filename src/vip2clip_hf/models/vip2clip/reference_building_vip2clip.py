@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from transformers.utils import logging
 
-from .arguments_vip2clip import as_integer, check_tiling
+from .arguments_vip2clip import as_integer, check_tiling, is_finite
 from .fingerprint_vip2clip import model_fingerprint
 from .image_loading_vip2clip import DEFAULT_TIMEOUT, reading_options
 from .image_processing_vip2clip import check_image_processor
@@ -55,6 +55,8 @@ def check_options(options: ReferenceOptions) -> ReferenceOptions:
     size, overlap = check_tiling(16 if options.tile_size == 0 else options.tile_size, options.tile_overlap)
     if options.max_patches is not None:
         as_integer("max_patches", options.max_patches, least=1)
+    if options.weight is not None and not (is_finite(options.weight) and options.weight >= 0):
+        raise ValueError(f"weight is {options.weight!r}; expected a number of at least 0, or None.")
     if options.aligned and (options.rotations or options.tile_size):
         other = "rotations" if options.rotations else "tile_size"
         raise ValueError(
@@ -62,6 +64,19 @@ def check_options(options: ReferenceOptions) -> ReferenceOptions:
             "photo with the same place of the references."
         )
     return replace(options, tile_size=options.tile_size and size, tile_overlap=overlap if options.tile_size else 0.25)
+
+
+def pixels_hash(image: Image.Image) -> str:
+    """
+    Compute the hash that identifies a photo of a bank.
+
+    Args:
+        image (`PIL.Image.Image`): the photo, in mode RGB.
+
+    Returns:
+        `str`: 16 hexadecimal digits of the hash of size and pixels.
+    """
+    return hashlib.sha256(b"%d x %d:" % image.size + image.tobytes()).hexdigest()[:16]
 
 
 # Features (L, P, D), zero-shot logit and patch map (grid, grid) of a view. A turned view has no map.
@@ -192,7 +207,7 @@ class _Seen:
 
     def photo(self, name: str, image: Image.Image) -> ReferencePhoto | None:
         """Describe a photo, or return None if another one has the same pixels."""
-        digest = hashlib.sha256(b"%d x %d:" % image.size + image.tobytes()).hexdigest()[:16]
+        digest = pixels_hash(image)
         if digest in self.hashes:
             self.duplicates.append(f"{name} (same as {self.hashes[digest]})")
             return None
@@ -292,4 +307,4 @@ def _compute(
         del found[: len(views)]
 
 
-__all__ = ["build_bank", "check_options"]
+__all__ = ["build_bank", "check_options", "pixels_hash"]

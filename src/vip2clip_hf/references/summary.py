@@ -1,0 +1,104 @@
+"""Describe the result of an adaptation in sentences, for the command and the report."""
+
+from collections.abc import Sequence
+
+from ..models.vip2clip.decision_vip2clip import min_calibration_images
+from ..utils.text import shown
+from .adaptation import Adaptation
+
+
+# Rates to name the required number of photos for.
+RATES = (0.1, 0.05, 0.02, 0.01, 0.005, 0.001)
+MOST_NAMES = 5
+
+
+def summary(found: Adaptation) -> list[str]:
+    """
+    Describe thresholds, false alarms, and the detection to expect.
+
+    Args:
+        found ([`Adaptation`]): the result.
+
+    Returns:
+        `list[str]`: the sentences.
+    """
+    count = len(found.bank)
+    if not found.scores:
+        lines = [f"{count} reference. Thresholds are not calibrated: there are no other photos to compare it with."]
+    elif found.num_split:
+        lines = [f"{count} references. The thresholds were chosen from {found.num_split} other photos of good parts."]
+    else:
+        lines = [f"{count} references. The thresholds were chosen from {len(found.scores)} of them, each compared "
+                 "with the others."]  # fmt: skip
+    lines.append(f"Image threshold {found.image_threshold:.4f}, pixel threshold {found.pixel_threshold:.4f}.")
+    lines += [*_rates(found), *_defects(found)]
+    if found.synthetic:
+        number = len(found.synthetic)
+        lines.append(
+            f"Rough estimate of what is found: {found.detected} of {number} photos with synthetic defects are called "
+            f"anomalous, and the defect is marked in {found.located}. Real defects can be easier or harder to find."
+        )
+    if found.outliers:
+        lines.append(f"Look unlike the others, and are used: {named(found.outliers)}.")
+    if found.dropped:
+        lines.append(f"Left out: {named(found.dropped)}.")
+    if found.dropped and found.scores:
+        lines.append("If good parts like the photos that were left out occur, there are more false alarms.")
+    if found.unreadable:
+        lines.append(f"Cannot be read, and are left out: {named(list(found.unreadable))}.")
+    return lines
+
+
+def _rates(found: Adaptation) -> list[str]:
+    if found.false_alarm_rate is None or found.rate_interval is None:
+        return []
+    low, high = (100 * value for value in found.rate_interval)
+    rate = found.false_alarm_rate
+    more = [(smaller, min_calibration_images(smaller)) for smaller in RATES if smaller < rate]
+    needed = " and ".join(f"{100 * smaller:g} % at least {number}" for smaller, number in more[:2])
+    what = "False-alarm rate" if found.defects is None else "Without photos of defects, a false-alarm rate"
+    lines = [
+        f"{what} of {100 * rate:.3g} %: the true rate lies between {low:.1f} and {high:.1f} % with a probability of "
+        f"90 %, if the photos are a random sample of good parts."
+        + (f" A rate of {needed} photos." if needed else "")
+    ]
+    if found.defects is None:
+        image, pixel = (named(found.deciding[level]) for level in ("image", "pixel"))
+        lines.append(f"The image threshold is set by {image}; the pixel threshold by {pixel}.")
+    else:
+        lines.append(f"The pixel threshold is for that rate. It is set by {named(found.deciding['pixel'])}.")
+    return lines
+
+
+def _defects(found: Adaptation) -> list[str]:
+    report = found.defects
+    if report is None:
+        return []
+    aim = "the largest F1" if report.miss_cost is None else f"a missed defect costing {report.miss_cost:g} false alarms"
+    chosen = f"The image threshold was chosen for {aim} with {report.num_photos} photos of defects."
+    if report.weight != report.rule_weight:
+        chosen += f" The weight of the zero-shot score is {report.weight:.3g} instead of {report.rule_weight:.3g}."
+    if report.f1 is None or report.detection is None or report.false_alarms is None:
+        return [chosen, "The detection is not measured: a cross-validation needs at least 2 photos of defects."]
+    return [
+        chosen,
+        f"By cross-validation, {100 * report.detection:.0f} % of the defects are found, with {100 * report.false_alarms:.0f}"
+        f" % false alarms (F1 {100 * report.f1:.0f} %).",
+    ]
+
+
+def named(names: Sequence[str]) -> str:
+    """
+    List names in one line.
+
+    Args:
+        names (`Sequence[str]`): names of photos.
+
+    Returns:
+        `str`: the first names, and the number of the others.
+    """
+    listed = ", ".join(shown(name) for name in names[:MOST_NAMES])
+    return f"{listed} and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else listed
+
+
+__all__ = ["named", "summary"]

@@ -1,0 +1,147 @@
+"""Synthetic defects in real photos: scratches, blobs and misplaced patches at random places."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from ..data.synthetic.noise import smooth_noise
+from ..models.vip2clip.decision_vip2clip import region_score
+from ..models.vip2clip.pipeline_anomaly_detection import AnomalyDetectionPipeline
+from ..models.vip2clip.reference_bank_vip2clip import ReferenceBank
+from ..models.vip2clip.reference_left_out_vip2clip import hide_photos
+from .photos import Photo
+from .scoring import with_references
+
+
+DEFECTS = ("scratch", "blob", "cut_paste")
+# Size of a defect, as a fraction of the shorter side of the photo.
+SIZES = (0.02, 0.1)
+MAX_PHOTOS = 24
+
+
+@dataclass
+class SyntheticDefect:
+    """
+    A photo with a synthetic defect, and its scores.
+
+    Args:
+        name (`str`): name of the photo.
+        defect (`str`): one of `DEFECTS`.
+        size (`float`): size of the defect, as a fraction of the shorter side of the photo.
+        score (`float`): score of the photo, in [0, 1].
+        peak (`float`): largest value of the anomaly map in the defect, in [0, 1].
+        image (`PIL.Image.Image`): the photo with the defect.
+        anomaly_map (`np.ndarray` of shape `(height, width)`): its anomaly map, at the size of the model or, with
+            tiles, of the photo.
+    """
+
+    name: str
+    defect: str
+    size: float
+    score: float
+    peak: float
+    image: Image.Image
+    anomaly_map: np.ndarray
+
+
+def paste_defect(rng: np.random.Generator, image: Image.Image, defect: str) -> tuple[Image.Image, np.ndarray, float]:
+    """
+    Paste a synthetic defect into a photo.
+
+    Args:
+        rng (`np.random.Generator`): source of randomness.
+        image (`PIL.Image.Image`): the photo, in mode RGB.
+        defect (`str`): one of `DEFECTS`.
+
+    Returns:
+        `tuple[PIL.Image.Image, np.ndarray, float]`: photo with the defect, bool mask of shape `(height, width)`, and
+        size of the defect as a fraction of the shorter side.
+
+    Raises:
+        ValueError: if the defect is unknown.
+    """
+    surface = np.asarray(image, dtype=np.float64) / 255
+    height, width = surface.shape[:2]
+    shorter, size = min(height, width), float(np.exp(rng.uniform(*np.log(SIZES))))
+    cy, cx = rng.uniform(0.2, 0.8, size=2) * (height, width)
+    # Only the surroundings of the defect are computed. They are square, with the defect in the middle.
+    half = int(np.ceil(shorter * size)) + 2
+    top, left = int(cy) - half, int(cx) - half
+    y, x = (np.mgrid[: 2 * half + 1, : 2 * half + 1] - half) / (shorter * size)  # the defect is about 1 long
+    contrast = rng.choice([-1, 1]) * rng.uniform(0.15, 0.4)
+    rows, columns = (np.arange(start, start + 2 * half + 1) for start in (top, left))
+    # Pixels beyond the edge are those next to it.
+    block = surface[np.ix_(rows.clip(0, height - 1), columns.clip(0, width - 1))]
+    if defect == "scratch":
+        angle, bend = rng.uniform(0, np.pi), rng.uniform(-0.5, 0.5)
+        along = x * np.cos(angle) + y * np.sin(angle)
+        across = -x * np.sin(angle) + y * np.cos(angle) - bend * along**2
+        thickness = max(0.75 / (shorter * size), rng.uniform(0.03, 0.08))
+        inside = (abs(along) < 0.5) & (abs(across) < thickness)
+        changed = block + contrast
+    elif defect == "blob":
+        ragged = 0.5 * (1 + 0.25 * smooth_noise(rng, len(x), max(1.0, half / 5)))
+        inside = np.hypot(x, y * rng.uniform(0.7, 1.4)) < ragged
+        changed = block * (1 - abs(contrast)) + abs(contrast) * rng.uniform(0.0, 1.0, size=3)
+    elif defect == "cut_paste":
+        inside = (abs(x) < 0.5) & (abs(y) < 0.5 * rng.uniform(0.4, 1.0))
+        shift = rng.integers(shorter // 4, max(shorter // 4 + 1, shorter // 2), size=2) * rng.choice([-1, 1], size=2)
+        source = surface[np.ix_((rows + shift[0]) % height, (columns + shift[1]) % width)]
+        changed = np.rot90(source) * (1 + contrast)
+    else:
+        raise ValueError(f"defect is {defect!r}; expected one of {', '.join(DEFECTS)}.")
+    inside[half, half] = True
+    seen = inside & ((rows >= 0) & (rows < height))[:, None] & ((columns >= 0) & (columns < width))
+    mask = np.zeros((height, width), dtype=bool)
+    places = np.argwhere(seen) + (top, left)
+    mask[tuple(places.T)] = True
+    result = np.array(image)
+    result[tuple(places.T)] = np.rint(changed[seen].clip(0, 1) * 255).astype(np.uint8)
+    return Image.fromarray(result), mask, size
+
+
+def score_synthetic_defects(
+    detector: AnomalyDetectionPipeline, bank: ReferenceBank, photos: list[Photo], seed: int = 0
+) -> list[SyntheticDefect]:
+    """
+    Score photos with synthetic defects. Each is compared with the references without the photo it was made from.
+
+    Args:
+        detector ([`AnomalyDetectionPipeline`]): model, image processor and settings.
+        bank ([`ReferenceBank`]): the references.
+        photos (`list[Photo]`): photos to change. Those among the references are not compared with themselves.
+        seed (`int`, defaults to 0): seed of the defects.
+
+    Returns:
+        `list[SyntheticDefect]`: at most 24 photos. Empty if there is only one reference.
+
+    Raises:
+        OSError: if a photo cannot be read.
+    """
+    if len(bank) < 2 or not photos:
+        return []
+    numbers = {photo.name: number for number, photo in enumerate(bank.photos)}
+    found = []
+    count = min(MAX_PHOTOS, 4 * len(photos))
+    for index in range(count):
+        photo = photos[index * len(photos) // count if len(photos) > count else index % len(photos)]
+        defect = DEFECTS[index % len(DEFECTS)]
+        image, mask, size = paste_defect(np.random.default_rng([seed, index]), detector.load(photo.source), defect)
+        others = hide_photos(bank, [numbers[photo.name]]) if photo.name in numbers else bank
+        result = with_references(detector, others).decision_map(image)
+        anomaly_map = result["anomaly_map"]
+        peak = region_score(np.where(_resized(mask, anomaly_map.shape), anomaly_map, 0))
+        found.append(SyntheticDefect(photo.name, defect, size, result["score"], peak, image, anomaly_map))
+    return found
+
+
+def _resized(mask: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Resize a mask so that no marked pixel is lost."""
+    resized = np.zeros(shape, dtype=bool)
+    places = (2 * np.argwhere(mask) + 1) * shape // (2 * np.array(mask.shape))
+    resized[tuple(places.T)] = True
+    return resized
+
+
+__all__ = ["DEFECTS", "MAX_PHOTOS", "SyntheticDefect", "paste_defect", "score_synthetic_defects"]
