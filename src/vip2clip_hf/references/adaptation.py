@@ -85,15 +85,23 @@ class Adaptation:
         """Pixel threshold, in [0, 1]. A pixel is anomalous if its value in the anomaly map is greater."""
         return self.decision.pixel_threshold
 
-    @property
-    def detected(self) -> int:
-        """Number of photos with synthetic defects that are called anomalous."""
-        return sum(one.score > self.image_threshold for one in self.synthetic)
+    def synthetic_counts(self, least: float = 0.0, below: float = 1.0) -> dict[str, int]:
+        """
+        Count the photos with synthetic defects.
 
-    @property
-    def located(self) -> int:
-        """Number of photos with synthetic defects that are marked in the mask."""
-        return sum(one.peak > self.pixel_threshold for one in self.synthetic)
+        Args:
+            least, below (`float`, defaults to 0.0 and 1.0): range of the lengths to count, as fractions of the
+                shorter side of the photo.
+
+        Returns:
+            `dict[str, int]`: `num_photos`, `detected` (called anomalous) and `located` (marked in the mask).
+        """
+        counted = [one for one in self.synthetic if least <= one.size < below]
+        return {
+            "num_photos": len(counted),
+            "detected": sum(one.score > self.image_threshold for one in counted),
+            "located": sum(one.peak > self.pixel_threshold for one in counted),
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """
@@ -113,7 +121,7 @@ class Adaptation:
             "pixel_threshold": self.pixel_threshold,
             "calibrated": self.decision.calibration is not None,
             "num_scores": len(self.scores),
-            "synthetic": {"num_photos": len(self.synthetic), "detected": self.detected, "located": self.located},
+            "synthetic": self.synthetic_counts(),
             "defects": defects,
         }
         for name in (

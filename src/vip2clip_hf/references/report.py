@@ -14,7 +14,7 @@ from ..models.vip2clip.heatmap_vip2clip import draw_heatmap
 from ..models.vip2clip.pipeline_anomaly_detection import AnomalyDetectionPipeline
 from ..utils.text import shown
 from .adaptation import Adaptation
-from .summary import summary
+from .summary import summary, synthetic_summary
 
 
 # Side of the pictures in pixels, and how many are shown of each kind.
@@ -71,6 +71,7 @@ def write_report(detector: AnomalyDetectionPipeline, found: Adaptation, sources:
     return template.render(
         found=found,
         summary=summary(found),
+        synthetic=synthetic_summary(found),
         chart=_chart(found),
         flagged=flagged_photos,
         pairs=pairs,

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from ..models.vip2clip.decision_vip2clip import min_calibration_images
 from ..utils.text import shown
 from .adaptation import Adaptation
+from .synthetic_defects import SIZES
 
 
 # Rates to name the required number of photos for.
@@ -33,11 +34,7 @@ def summary(found: Adaptation) -> list[str]:
     lines.append(f"Image threshold {found.image_threshold:.4f}, pixel threshold {found.pixel_threshold:.4f}.")
     lines += [*_rates(found), *_defects(found)]
     if found.synthetic:
-        number = len(found.synthetic)
-        lines.append(
-            f"Rough estimate of what is found: {found.detected} of {number} photos with synthetic defects are called "
-            f"anomalous, and the defect is marked in {found.located}. Real defects can be easier or harder to find."
-        )
+        lines.append(f"Rough estimate of what is found: {synthetic_summary(found)}.")
     if found.outliers:
         lines.append(f"Look unlike the others, and are used: {named(found.outliers)}.")
     if found.dropped:
@@ -55,7 +52,7 @@ def _rates(found: Adaptation) -> list[str]:
     low, high = (100 * value for value in found.rate_interval)
     rate = found.false_alarm_rate
     more = [(smaller, min_calibration_images(smaller)) for smaller in RATES if smaller < rate]
-    needed = " and ".join(f"{100 * smaller:g} % at least {number}" for smaller, number in more[:2])
+    needed = ", and a rate of ".join(f"{100 * smaller:g} % needs {number}" for smaller, number in more[:2])
     what = "False-alarm rate" if found.defects is None else "Without photos of defects, a false-alarm rate"
     lines = [
         f"{what} of {100 * rate:.3g} %: the true rate lies between {low:.1f} and {high:.1f} % with a probability of "
@@ -87,6 +84,26 @@ def _defects(found: Adaptation) -> list[str]:
     ]
 
 
+def synthetic_summary(found: Adaptation) -> str:
+    """
+    Describe how many photos with synthetic defects are found.
+
+    Args:
+        found ([`Adaptation`]): the result, with such photos.
+
+    Returns:
+        `str`: the numbers by length of the defect.
+    """
+    middle, parts = sum(SIZES) / 2, []
+    for low, high in ((SIZES[0], middle), (middle, SIZES[1])):
+        counts = found.synthetic_counts(low, high)
+        parts.append(
+            f"{counts['detected']} of {counts['num_photos']} photos with a synthetic defect of {100 * low:.0f} to "
+            f"{100 * high:.0f} % of the side are called anomalous, and the defect is marked in {counts['located']}"
+        )
+    return "; ".join(parts)
+
+
 def named(names: Sequence[str]) -> str:
     """
     List names in one line.
@@ -101,4 +118,4 @@ def named(names: Sequence[str]) -> str:
     return f"{listed} and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else listed
 
 
-__all__ = ["named", "summary"]
+__all__ = ["named", "summary", "synthetic_summary"]

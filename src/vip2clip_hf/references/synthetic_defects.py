@@ -15,8 +15,8 @@ from .scoring import with_references
 
 
 DEFECTS = ("scratch", "blob", "cut_paste")
-# Size of a defect, as a fraction of the shorter side of the photo.
-SIZES = (0.02, 0.1)
+# Length of a defect, as a fraction of the shorter side of the photo.
+SIZES = (0.04, 0.2)
 MAX_PHOTOS = 24
 
 
@@ -28,7 +28,7 @@ class SyntheticDefect:
     Args:
         name (`str`): name of the photo.
         defect (`str`): one of `DEFECTS`.
-        size (`float`): size of the defect, as a fraction of the shorter side of the photo.
+        size (`float`): length of the defect, as a fraction of the shorter side of the photo.
         score (`float`): score of the photo, in [0, 1].
         peak (`float`): largest value of the anomaly map in the defect, in [0, 1].
         image (`PIL.Image.Image`): the photo with the defect.
@@ -45,7 +45,9 @@ class SyntheticDefect:
     anomaly_map: np.ndarray
 
 
-def paste_defect(rng: np.random.Generator, image: Image.Image, defect: str) -> tuple[Image.Image, np.ndarray, float]:
+def paste_defect(
+    rng: np.random.Generator, image: Image.Image, defect: str, size: float
+) -> tuple[Image.Image, np.ndarray]:
     """
     Paste a synthetic defect into a photo.
 
@@ -53,23 +55,22 @@ def paste_defect(rng: np.random.Generator, image: Image.Image, defect: str) -> t
         rng (`np.random.Generator`): source of randomness.
         image (`PIL.Image.Image`): the photo, in mode RGB.
         defect (`str`): one of `DEFECTS`.
+        size (`float`): length of the defect, as a fraction of the shorter side of the photo.
 
     Returns:
-        `tuple[PIL.Image.Image, np.ndarray, float]`: photo with the defect, bool mask of shape `(height, width)`, and
-        size of the defect as a fraction of the shorter side.
+        `tuple[PIL.Image.Image, np.ndarray]`: photo with the defect, and bool mask of shape `(height, width)`.
 
     Raises:
         ValueError: if the defect is unknown.
     """
     surface = np.asarray(image, dtype=np.float64) / 255
     height, width = surface.shape[:2]
-    shorter, size = min(height, width), float(np.exp(rng.uniform(*np.log(SIZES))))
+    shorter = min(height, width)
     cy, cx = rng.uniform(0.2, 0.8, size=2) * (height, width)
     # Only the surroundings of the defect are computed. They are square, with the defect in the middle.
     half = int(np.ceil(shorter * size)) + 2
     top, left = int(cy) - half, int(cx) - half
     y, x = (np.mgrid[: 2 * half + 1, : 2 * half + 1] - half) / (shorter * size)  # the defect is about 1 long
-    contrast = rng.choice([-1, 1]) * rng.uniform(0.15, 0.4)
     rows, columns = (np.arange(start, start + 2 * half + 1) for start in (top, left))
     # Pixels beyond the edge are those next to it.
     block = surface[np.ix_(rows.clip(0, height - 1), columns.clip(0, width - 1))]
@@ -79,16 +80,16 @@ def paste_defect(rng: np.random.Generator, image: Image.Image, defect: str) -> t
         across = -x * np.sin(angle) + y * np.cos(angle) - bend * along**2
         thickness = max(0.75 / (shorter * size), rng.uniform(0.03, 0.08))
         inside = (abs(along) < 0.5) & (abs(across) < thickness)
-        changed = block + contrast
+        changed = block + rng.choice([-1, 1]) * rng.uniform(0.25, 0.4)
     elif defect == "blob":
         ragged = 0.5 * (1 + 0.25 * smooth_noise(rng, len(x), max(1.0, half / 5)))
         inside = np.hypot(x, y * rng.uniform(0.7, 1.4)) < ragged
-        changed = block * (1 - abs(contrast)) + abs(contrast) * rng.uniform(0.0, 1.0, size=3)
+        changed = 0.35 * block + 0.65 * rng.uniform(0.0, 1.0, size=3)
     elif defect == "cut_paste":
         inside = (abs(x) < 0.5) & (abs(y) < 0.5 * rng.uniform(0.4, 1.0))
         shift = rng.integers(shorter // 4, max(shorter // 4 + 1, shorter // 2), size=2) * rng.choice([-1, 1], size=2)
         source = surface[np.ix_((rows + shift[0]) % height, (columns + shift[1]) % width)]
-        changed = np.rot90(source) * (1 + contrast)
+        changed = np.rot90(source) * rng.uniform(0.6, 0.8)
     else:
         raise ValueError(f"defect is {defect!r}; expected one of {', '.join(DEFECTS)}.")
     inside[half, half] = True
@@ -98,7 +99,7 @@ def paste_defect(rng: np.random.Generator, image: Image.Image, defect: str) -> t
     mask[tuple(places.T)] = True
     result = np.array(image)
     result[tuple(places.T)] = np.rint(changed[seen].clip(0, 1) * 255).astype(np.uint8)
-    return Image.fromarray(result), mask, size
+    return Image.fromarray(result), mask
 
 
 def score_synthetic_defects(
@@ -126,8 +127,11 @@ def score_synthetic_defects(
     count = min(MAX_PHOTOS, 4 * len(photos))
     for index in range(count):
         photo = photos[index * len(photos) // count if len(photos) > count else index % len(photos)]
-        defect = DEFECTS[index % len(DEFECTS)]
-        image, mask, size = paste_defect(np.random.default_rng([seed, index]), detector.load(photo.source), defect)
+        # Every kind of defect in all sizes.
+        rng, (turn, kind) = np.random.default_rng([seed, index]), divmod(index, len(DEFECTS))
+        place = (turn + rng.uniform()) / -(-count // len(DEFECTS))
+        defect, size = DEFECTS[kind], float(SIZES[0] + place * (SIZES[1] - SIZES[0]))
+        image, mask = paste_defect(rng, detector.load(photo.source), defect, size)
         others = hide_photos(bank, [numbers[photo.name]]) if photo.name in numbers else bank
         result = with_references(detector, others).decision_map(image)
         anomaly_map = result["anomaly_map"]
