@@ -9,9 +9,11 @@ from typing import Any
 from huggingface_hub import ModelCard
 
 from ..data.benchmarks.registry import BENCHMARKS
+from ..models.vip2clip.checkpoint_files_vip2clip import read_json
 from ..models.vip2clip.configuration_vip2clip import ViP2ClipConfig
 from ..models.vip2clip.decision_config_vip2clip import DecisionConfig
 from ..models.vip2clip.provenance_vip2clip import BackboneReference, Provenance
+from ..models.vip2clip.reference_files_vip2clip import REFERENCES_NAME
 from ..utils.files import write_atomically
 from .card_metadata import card_metadata
 
@@ -50,12 +52,14 @@ def write_card(folder: str | os.PathLike, run: Mapping[str, Any]) -> None:
     path = Path(folder, "README.md")
     if path.exists() and not is_generated(path.read_text(encoding="utf-8")):
         return
+    references = Path(folder, REFERENCES_NAME)
     card = model_card(
         ViP2ClipConfig.from_pretrained(folder),
         run,
         DecisionConfig.from_pretrained(folder),
         Provenance.from_pretrained(folder),
         adapters_only=BackboneReference.find(folder) is not None,
+        references=read_json(str(references)) if references.is_file() else None,
     )
     write_atomically(path, card)
 
@@ -67,6 +71,7 @@ def model_card(
     provenance: Provenance | None = None,
     *,
     adapters_only: bool = False,
+    references: Mapping[str, Any] | None = None,
 ) -> str:
     """
     Create the model card of a checkpoint: what it contains, how to use it, how it was trained and how good it is.
@@ -85,6 +90,8 @@ def model_card(
             Origin of the checkpoint. The card describes its training datasets and backbone.
         adapters_only (`bool`, defaults to `False`):
             Whether the checkpoint contains only the adapters.
+        references (`Mapping[str, Any]`, *optional*):
+            Content of `references.json`, of a checkpoint with references.
 
     Returns:
         `str`: text of the README.md, with the metadata for the Hub at the top.
@@ -97,6 +104,8 @@ def model_card(
         _describe_content(config, provenance, adapters_only),
         _describe_use(adapters_only and not provenance.backbone_id),
     ]
+    if references is not None:
+        parts.append(_describe_references(references))
     data = list(map(_describe_data, provenance.training_sets))
     if not provenance.training_recorded:
         data.append(UNRECORDED)
@@ -195,6 +204,25 @@ detector = pipeline("anomaly-detection", model="path/to/checkpoint", trust_remot
 ```"""
 
 
+def _describe_references(references: Mapping[str, Any]) -> str:
+    """Say what photos are compared with."""
+    count, options = len(references["photos"]), references["options"]
+    how = [text for name, text in _REFERENCE_OPTIONS.items() if options.get(name)]
+    return (
+        "## References\n\nThis checkpoint is adapted to one product: it compares the patches of a photo with those of "
+        f"{count} {'photos' if count > 1 else 'photo'} of good parts{''.join(how)}, and combines the distances with "
+        f"the zero-shot result. `references.json` lists the photos, and `references.safetensors` contains their "
+        "features. Pass `references=None` to use the zero-shot result alone."
+    )
+
+
+_REFERENCE_OPTIONS = {
+    "tile_size": ", tile by tile",
+    "rotations": ", in all orientations",
+    "aligned": ", place by place",
+}
+
+
 def _describe_data(entry: Mapping[str, Any]) -> str:
     """Describe a training dataset in one line, with licence and citation for a benchmark."""
     benchmark = BENCHMARKS.get(entry.get("benchmark") or "")
@@ -247,10 +275,26 @@ def describe_calibration(decision: DecisionConfig) -> str | None:
     if found["method"] == "conformal":
         rate, area = found["false_alarm_rate"], decision.min_region_area
         region = f"an anomalous region of at least {100 * area:.3g} % of the image" if area else "any anomalous pixel"
+        if found.get("leave_one_out"):
+            origin = (
+                f"from the scores of {number} references, each compared with the others. About {100 * rate:.3g} % of "
+                "new normal images from the same source are called anomalous, and at most twice as many in the worst "
+                f"case. So are those with {region} in the mask."
+            )
+        else:
+            origin = (
+                f"by split conformal prediction from {number} normal images. A new normal image from the same source "
+                f"is called anomalous with a probability of at most {rate:g}. Its mask contains {region} with a "
+                f"probability of at most {rate:g}."
+            )
+    elif found.get("leave_one_out"):
+        aim = "the largest F1"
+        if found["method"] == "cost":
+            aim = f"the lowest cost, if a missed defect costs {found['miss_cost']:g} false alarms"
         origin = (
-            f"by split conformal prediction from {number} normal images. A new normal image from the same source is "
-            f"called anomalous with a probability of at most {rate:g}. Its mask contains {region} with a probability "
-            f"of at most {rate:g}."
+            f"from {number} references, each compared with the others, and {found['num_anomalous']} photos of "
+            f"defects: the image threshold with {aim}, the pixel threshold for a false-alarm rate of "
+            f"{found['false_alarm_rate']:g}."
         )
     elif found["method"] == "recall":
         origin = (

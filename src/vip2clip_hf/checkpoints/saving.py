@@ -195,7 +195,10 @@ def _write(
         shutil.copyfile(path, folder / path.name)
     for path in folder.iterdir():  # some libraries write files that only their owner can read
         path.chmod(0o666 & ~umask())
-    card = model_card(model.config, run, model.decision, model.provenance, adapters_only=adapters_only)
+    references = None if model.references is None else model.references.description()
+    card = model_card(
+        model.config, run, model.decision, model.provenance, adapters_only=adapters_only, references=references
+    )
     (folder / "README.md").write_text(encodable(card), encoding="utf-8")
 
 

@@ -110,9 +110,7 @@ class Adaptation:
         Returns:
             `dict[str, Any]`: the fields. `None` for undefined numbers.
         """
-        defects = self.defects and {
-            name: getattr(self.defects, name) for name in DefectReport.__dataclass_fields__
-        }
+        defects = self.defects and {name: getattr(self.defects, name) for name in DefectReport.__dataclass_fields__}
         found: dict[str, Any] = {
             "checkpoint": None if self.folder is None else str(self.folder),
             "num_references": len(self.bank),

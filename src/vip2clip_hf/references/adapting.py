@@ -112,9 +112,7 @@ def adapt(
     detector, earlier = _load(model_or_checkpoint, update, device, tile_size, tile_overlap, reading)
     if earlier is None:
         settings = detector.score_settings()
-        options = ReferenceOptions(
-            settings["tile_size"], settings["tile_overlap"], rotations, aligned, max_patches
-        )
+        options = ReferenceOptions(settings["tile_size"], settings["tile_overlap"], rotations, aligned, max_patches)
     else:
         options = earlier.options
         given = {"rotations": rotations, "aligned": aligned, "max_patches": max_patches != DEFAULT_MAX_PATCHES}
@@ -150,6 +148,8 @@ def _load(
         loaded = AnomalyDetectionPipeline.from_pretrained(
             source, device=device, tile_size=tile_size, tile_overlap=tile_overlap, **reading
         )
+        if update and loaded.references is None:
+            raise OSError(f"{os.fspath(source)!r} has no references; expected a checkpoint folder written by adapt.")
     elif update:
         raise ValueError("update is set with a pipeline; expected the folder of a checkpoint written by adapt.")
     elif tile_size is not None or tile_overlap is not None or reading or device is not None:
@@ -159,17 +159,12 @@ def _load(
         )
     else:
         loaded = source
-    earlier = loaded.references
-    if not update:
-        return with_references(loaded, None), None
-    if earlier is None:
-        raise OSError(f"{os.fspath(source)!r} has no references; expected a checkpoint folder written by adapt.")
-    return with_references(loaded, None), earlier
+    return with_references(loaded, None), loaded.references if update else None
 
 
 def _earlier_rate(detector: AnomalyDetectionPipeline) -> float | None:
     """Return the rate of a checkpoint, unless it was only chosen because there were few photos."""
-    found = detector.model.decision.calibration or {}
+    found = detector.decision.calibration or {}
     rate = found.get("false_alarm_rate")
     limited = rate is not None and rate > DEFAULT_RATE and rate == smallest_rate(found["num_images"])
     return None if limited else rate
@@ -184,7 +179,8 @@ def _write(
     reading: dict[str, Any],
 ) -> None:
     """Write the folder, with the references and thresholds in the model only meanwhile."""
-    model, image_processor = detector.model, copy.copy(detector.image_processor)
+    model: Any = detector.model
+    image_processor = copy.copy(detector.image_processor)
     for name, value in reading.items():
         setattr(image_processor, name, value)
     image_processor.decision = found.decision
@@ -197,9 +193,7 @@ def _write(
     model.references, model.decision = found.bank, found.decision
     try:
         report = write_report(with_references(detector, found.bank), found, sources)
-        save_adapted(
-            model, image_processor, found.folder or "", report, update=update, adapters_only=adapters_only
-        )
+        save_adapted(model, image_processor, found.folder or "", report, update=update, adapters_only=adapters_only)
     finally:
         model.references, model.decision = saved
 

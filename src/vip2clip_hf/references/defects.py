@@ -108,11 +108,9 @@ def choose_with_defects(
     best = rebuilt(bank, weight=None if weights[chosen] == rule else weights[chosen])
     scores = to_score(torch.from_numpy(evidence[chosen]), best.image_level).numpy()
     threshold = float(to_score(torch.tensor(level, dtype=torch.float64), best.image_level))
-    measured = (None, None, None) if detected is None else _measure(detected, labels)
-    report = DefectReport(
-        len(found), weights[chosen], rule, miss_cost, *measured,
-        dict(zip(found, map(float, scores[len(good) :]))), unreadable,
-    )  # fmt: skip
+    detection, false_alarms, f1 = (None, None, None) if detected is None else _measure(detected, labels)
+    named = dict(zip(found, map(float, scores[len(good) :])))
+    report = DefectReport(len(found), weights[chosen], rule, miss_cost, detection, false_alarms, f1, named, unreadable)
     return best, threshold, report
 
 
@@ -140,9 +138,7 @@ def _quality(detected: np.ndarray, labels: np.ndarray, miss_cost: float | None) 
     return -(alarms + miss_cost * misses) if miss_cost is not None else 2 * hits / (2 * hits + alarms + misses)
 
 
-def _cross_validate(
-    evidence: np.ndarray, labels: np.ndarray, miss_cost: float | None, seed: int
-) -> np.ndarray | None:
+def _cross_validate(evidence: np.ndarray, labels: np.ndarray, miss_cost: float | None, seed: int) -> np.ndarray | None:
     """Return which photos are called anomalous with weight and threshold chosen on others."""
     folds = min(FOLDS, int(labels.sum()), int((1 - labels).sum()))
     if folds < 2:

@@ -90,8 +90,9 @@ def list_photos(photos: Any, recursive: bool = True) -> list[Photo]:
 
 def _name(source: Any, number: int) -> str:
     path = source.get("path") if isinstance(source, dict) else source
-    is_path = isinstance(path, (str, os.PathLike)) and len(os.fsdecode(path)) <= 1024
-    return os.path.basename(os.fsdecode(path)) if is_path else f"photo {number + 1}"
+    if not isinstance(path, (str, os.PathLike)) or len(os.fsdecode(path)) > 1024:
+        return f"photo {number + 1}"
+    return os.path.basename(os.fsdecode(path))
 
 
 def read_photo(
@@ -182,4 +183,13 @@ def split_photos(photos: Sequence[Photo]) -> tuple[list[Photo], list[Photo]]:
     ]
 
 
-__all__ = ["MAX_REFERENCES", "Photo", "ReadPhotos", "list_photos", "near_duplicates", "read_photo", "read_photos", "split_photos"]
+__all__ = [
+    "MAX_REFERENCES",
+    "Photo",
+    "ReadPhotos",
+    "list_photos",
+    "near_duplicates",
+    "read_photo",
+    "read_photos",
+    "split_photos",
+]

@@ -20,7 +20,7 @@ REPORT_NAME = "report.html"
 @contextlib.contextmanager
 def replaced_folder(target: Path) -> Iterator[Path]:
     """
-    Yield a temporary folder that replaces an existing one at the end of the `with` block, or is deleted after an error.
+    Yield a temporary folder that replaces an existing one at the end of the `with` block, or is deleted on an error.
 
     Args:
         target (`pathlib.Path`): existing folder.

@@ -240,7 +240,7 @@ class Steps:
         }
         if found.defects is not None and threshold is not None:
             found.decision = labelled_decision(
-                detector, threshold, found.pixel_threshold, found.scores, found.peaks,
+                detector, threshold, found.pixel_threshold, found.scores, found.peaks, rate,
                 found.defects.num_photos, miss_cost,
             )  # fmt: skip
 

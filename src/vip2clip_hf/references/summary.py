@@ -56,8 +56,7 @@ def _rates(found: Adaptation) -> list[str]:
     what = "False-alarm rate" if found.defects is None else "Without photos of defects, a false-alarm rate"
     lines = [
         f"{what} of {100 * rate:.3g} %: the true rate lies between {low:.1f} and {high:.1f} % with a probability of "
-        f"90 %, if the photos are a random sample of good parts."
-        + (f" A rate of {needed} photos." if needed else "")
+        f"90 %, if the photos are a random sample of good parts." + (f" A rate of {needed} photos." if needed else "")
     ]
     if found.defects is None:
         image, pixel = (named(found.deciding[level]) for level in ("image", "pixel"))
@@ -71,7 +70,9 @@ def _defects(found: Adaptation) -> list[str]:
     report = found.defects
     if report is None:
         return []
-    aim = "the largest F1" if report.miss_cost is None else f"a missed defect costing {report.miss_cost:g} false alarms"
+    aim = (
+        "the largest F1" if report.miss_cost is None else f"a missed defect costing {report.miss_cost:g} false alarms"
+    )
     chosen = f"The image threshold was chosen for {aim} with {report.num_photos} photos of defects."
     if report.weight != report.rule_weight:
         chosen += f" The weight of the zero-shot score is {report.weight:.3g} instead of {report.rule_weight:.3g}."
@@ -79,8 +80,8 @@ def _defects(found: Adaptation) -> list[str]:
         return [chosen, "The detection is not measured: a cross-validation needs at least 2 photos of defects."]
     return [
         chosen,
-        f"By cross-validation, {100 * report.detection:.0f} % of the defects are found, with {100 * report.false_alarms:.0f}"
-        f" % false alarms (F1 {100 * report.f1:.0f} %).",
+        f"By cross-validation, {100 * report.detection:.0f} % of the defects are found, with "
+        f"{100 * report.false_alarms:.0f} % false alarms (F1 {100 * report.f1:.0f} %).",
     ]
 
 

@@ -95,7 +95,7 @@ def paste_defect(
     inside[half, half] = True
     seen = inside & ((rows >= 0) & (rows < height))[:, None] & ((columns >= 0) & (columns < width))
     mask = np.zeros((height, width), dtype=bool)
-    places = np.argwhere(seen) + (top, left)
+    places = np.argwhere(seen) + np.array([top, left])
     mask[tuple(places.T)] = True
     result = np.array(image)
     result[tuple(places.T)] = np.rint(changed[seen].clip(0, 1) * 255).astype(np.uint8)

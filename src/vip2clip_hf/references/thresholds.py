@@ -142,6 +142,7 @@ def labelled_decision(
     pixel_threshold: float,
     scores: Mapping[str, float],
     peaks: Mapping[str, float],
+    false_alarm_rate: float,
     num_anomalous: int,
     miss_cost: float | None,
 ) -> DecisionConfig:
@@ -152,15 +153,15 @@ def labelled_decision(
         detector ([`AnomalyDetectionPipeline`]): the pipeline, with the references.
         image_threshold, pixel_threshold (`float`): the thresholds, in [0, 1].
         scores, peaks (`Mapping[str, float]`): of the references, as in [`conformal_decision`].
+        false_alarm_rate (`float`): false-alarm rate of the pixel threshold.
         num_anomalous (`int`): number of photos of defects.
         miss_cost (`float`, *optional*): cost of a missed defect relative to a false alarm, if it was used.
 
     Returns:
         [`DecisionConfig`]: the thresholds.
     """
-    cost = {} if miss_cost is None else {"miss_cost": float(miss_cost)}
-    origin = {"method": "f1" if miss_cost is None else "cost", **cost}
-    origin.update(leave_one_out=True, num_anomalous=num_anomalous)
+    origin: dict[str, Any] = {"method": "f1"} if miss_cost is None else {"method": "cost", "miss_cost": miss_cost}
+    origin.update(false_alarm_rate=float(false_alarm_rate), num_anomalous=num_anomalous, leave_one_out=True)
     return _decision(detector, image_threshold, pixel_threshold, scores, peaks, origin)
 
 
