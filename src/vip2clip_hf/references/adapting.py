@@ -125,6 +125,11 @@ def adapt(
     listed = [] if good_photos is None and earlier is not None else list_photos(good_photos, recursive)
     bad = None if defects is None else list_photos(defects, recursive)
     steps = Steps(detector, options, list(keep), list(drop), drop_outliers, seed, progress)
+    if earlier is not None and bad is None and (detector.decision.calibration or {}).get("method") in ("f1", "cost"):
+        steps.note(
+            "The image threshold was chosen with photos of defects. It is now chosen for a false-alarm rate; pass "
+            "defects (--defects) again to choose it with them."
+        )
     found = steps.run(listed, earlier, false_alarm_rate, bad, miss_cost)
     folder = model_or_checkpoint if update else output
     if folder is not None:

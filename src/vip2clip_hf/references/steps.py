@@ -65,7 +65,13 @@ class Steps:
         self._dropped = list(dict.fromkeys(self.drop))
         self._notes: list[str] = []
 
-    def _note(self, text: str) -> None:
+    def note(self, text: str) -> None:
+        """
+        Say what was decided, and add it to the report.
+
+        Args:
+            text (`str`): a sentence.
+        """
         self._notes.append(text)
         logger.warning(text)
 
@@ -102,7 +108,7 @@ class Steps:
         references, others = split_photos(listed)
         if others:
             use = "choose the thresholds" if defects is None else "are not used, because photos of defects are set"
-            self._note(f"{len(references)} of the {len(listed)} photos are references; the other {len(others)} {use}.")
+            self.note(f"{len(references)} of the {len(listed)} photos are references; the other {len(others)} {use}.")
         read = read_photos(self.detector, references, self._first, self.progress)
         self.sources = {photo.name: photo.source for photo in read.photos}
         bank = self._build(read.photos, earlier)
@@ -192,12 +198,12 @@ class Steps:
 
     def _report_duplicates(self, found: Adaptation) -> None:
         if found.identical:
-            self._note(f"{len(found.identical)} photos have the same pixels as others and are used once.")
+            self.note(f"{len(found.identical)} photos have the same pixels as others and are used once.")
         if found.known:
-            self._note(f"{len(found.known)} photos are already among the references and are ignored.")
+            self.note(f"{len(found.known)} photos are already among the references and are ignored.")
         if found.near_duplicates:
             names = ", ".join(f"{one} and {other}" for one, other in found.near_duplicates[:5])
-            self._note(
+            self.note(
                 f"{len(found.near_duplicates)} photos show the same picture as another one: {names}"
                 f"{', ...' if len(found.near_duplicates) > 5 else ''}. Their scores are too small, so the false-alarm "
                 "rate can be higher than stated. Use photos of different parts."
@@ -218,21 +224,21 @@ class Steps:
             )
             found.scores, found.peaks = left_out_scores(found.bank)
             if found.defects.num_photos < LEAST_TO_WEIGH:
-                self._note(
+                self.note(
                     f"{found.defects.num_photos} photos of defects choose the image threshold only. Choosing the "
                     f"weight of the zero-shot score as well needs at least {LEAST_TO_WEIGH}."
                 )
         detector = with_references(self.detector, found.bank)
         if not found.scores:
             if false_alarm_rate is not None:
-                choose_rate(len(found.bank), false_alarm_rate, self._note)  # raises, unless 1 photo is enough
-            self._note(
+                choose_rate(len(found.bank), false_alarm_rate, self.note)  # raises, unless 1 photo is enough
+            self.note(
                 "There is one reference, so no threshold can be chosen. The thresholds are 0.5, an estimate without a "
                 "false-alarm rate, and there are no p-values. Add photos with update (--update)."
             )
             found.decision = replace(DecisionConfig(), **decision_settings(detector))
             return
-        rate = choose_rate(len(found.scores), false_alarm_rate, self._note)
+        rate = choose_rate(len(found.scores), false_alarm_rate, self.note)
         found.decision = conformal_decision(detector, found.scores, found.peaks, rate, not found.num_split)
         found.false_alarm_rate, found.rate_interval = rate, rate_interval(len(found.scores), rate)
         found.deciding = {
