@@ -152,14 +152,14 @@ def test_outliers(checkpoint, good, tmp_path, caplog):
     kept = adapt(checkpoint, good, device="cpu", keep=["<b>30&.png"], drop_outliers=True)
     assert (kept.outliers, kept.kept, kept.dropped) == ([], ["<b>30&.png"], [])
     assert kept.image_threshold == found.image_threshold
-    with pytest.raises(ValueError, match="drop contains 'x.png', which is not the name of a photo"):
+    with pytest.raises(ValueError, match=r"drop contains 'x\.png', which is not the name of a photo"):
         adapt(checkpoint, good, device="cpu", drop=["x.png"])
     with pytest.raises(ValueError, match="is in keep and in drop"):
         adapt(checkpoint, good, device="cpu", drop=["01.png"], keep=["01.png"])
 
 
 def test_an_outlier_among_five_photos(checkpoint, tmp_path):
-    folder = write_photos(tmp_path / "good", 4)
+    folder = write_photos(tmp_path / "good", 4, 4)
     bad_photo(30).save(folder / "bad.png")
     assert adapt(checkpoint, folder, device="cpu").outliers == ["bad.png"]
 

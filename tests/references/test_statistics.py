@@ -25,7 +25,9 @@ def test_smallest_rate_is_possible_and_smallest():
         assert min_calibration_images(rate - 0.0002) > count or rate < 0.0003
 
 
-@pytest.mark.parametrize(("count", "rate"), [(19, 0.05), (20, 0.05), (100, 0.05), (5, 0.1667), (99, 0.01), (250, 0.02)])
+@pytest.mark.parametrize(
+    ("count", "rate"), [(19, 0.05), (20, 0.05), (100, 0.05), (5, 0.1667), (99, 0.01), (250, 0.02)]
+)
 def test_the_threshold_is_the_score_of_the_last_deciding_photo(count, rate):
     scores = np.random.default_rng(count).uniform(size=count)
     values = {f"{number}": score for number, score in enumerate(scores)}

@@ -14,7 +14,6 @@ from ..models.vip2clip.reference_records_vip2clip import DEFAULT_MAX_PATCHES, Re
 from ..utils.files import check_new_folder
 from .adaptation import Adaptation
 from .photos import list_photos
-from .rates import DEFAULT_RATE, smallest_rate
 from .report import write_report
 from .saving import save_adapted
 from .scoring import with_references
@@ -121,7 +120,8 @@ def adapt(
     if false_alarm_rate is not None:
         min_calibration_images(false_alarm_rate)  # raises if it is out of range
     elif earlier is not None:
-        false_alarm_rate = _earlier_rate(detector)
+        found_rate = detector.decision.calibration or {}  # a default depends on the number of photos
+        false_alarm_rate = None if found_rate.get("default_rate") else found_rate.get("false_alarm_rate")
     listed = [] if good_photos is None and earlier is not None else list_photos(good_photos, recursive)
     bad = None if defects is None else list_photos(defects, recursive)
     steps = Steps(detector, options, list(keep), list(drop), drop_outliers, seed, progress)
@@ -165,14 +165,6 @@ def _load(
     else:
         loaded = source
     return with_references(loaded, None), loaded.references if update else None
-
-
-def _earlier_rate(detector: AnomalyDetectionPipeline) -> float | None:
-    """Return the rate of a checkpoint, unless it was only chosen because there were few photos."""
-    found = detector.decision.calibration or {}
-    rate = found.get("false_alarm_rate")
-    limited = rate is not None and rate > DEFAULT_RATE and rate == smallest_rate(found["num_images"])
-    return None if limited else rate
 
 
 def _write(

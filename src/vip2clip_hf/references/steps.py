@@ -13,20 +13,14 @@ from ..models.vip2clip.reference_bank_vip2clip import ReferenceBank
 from ..models.vip2clip.reference_records_vip2clip import ReferenceOptions
 from .adaptation import Adaptation
 from .defects import LEAST_TO_WEIGH, choose_with_defects
+from .good_scores import Scores, held_out_scores, left_out_scores
 from .outliers import find_outliers
-from .photos import Photo, near_duplicates, read_photos, split_photos
+from .photos import Photo, split_photos
 from .rates import rate_interval
+from .reading import near_duplicates, read_photos
 from .scoring import build, with_references
 from .synthetic_defects import score_synthetic_defects
-from .thresholds import (
-    Scores,
-    choose_rate,
-    conformal_decision,
-    deciding_photos,
-    held_out_scores,
-    labelled_decision,
-    left_out_scores,
-)
+from .thresholds import choose_rate, conformal_decision, deciding_photos, labelled_decision
 
 
 logger = logging.get_logger(__name__)
@@ -239,7 +233,9 @@ class Steps:
             found.decision = replace(DecisionConfig(), **decision_settings(detector))
             return
         rate = choose_rate(len(found.scores), false_alarm_rate, self.note)
-        found.decision = conformal_decision(detector, found.scores, found.peaks, rate, not found.num_split)
+        found.decision = conformal_decision(
+            detector, found.scores, found.peaks, rate, not found.num_split, false_alarm_rate is None
+        )
         found.false_alarm_rate, found.rate_interval = rate, rate_interval(len(found.scores), rate)
         found.deciding = {
             level: deciding_photos(values, rate) for level, values in (("image", found.scores), ("pixel", found.peaks))
@@ -247,7 +243,7 @@ class Steps:
         if found.defects is not None and threshold is not None:
             found.decision = labelled_decision(
                 detector, threshold, found.pixel_threshold, found.scores, found.peaks, rate,
-                found.defects.num_photos, miss_cost,
+                false_alarm_rate is None, found.defects.num_photos, miss_cost,
             )  # fmt: skip
 
 

@@ -11,65 +11,17 @@ Photos that are not references give split conformal thresholds: at most R, witho
 """
 
 import datetime
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from ..calibration.scores import decision_settings
 from ..models.vip2clip.decision_config_vip2clip import MAX_PIXEL_SCORES, DecisionConfig, stored_scores
-from ..models.vip2clip.decision_vip2clip import conformal_threshold, min_calibration_images, region_score
+from ..models.vip2clip.decision_vip2clip import conformal_threshold, min_calibration_images
 from ..models.vip2clip.fingerprint_vip2clip import model_fingerprint
 from ..models.vip2clip.pipeline_anomaly_detection import AnomalyDetectionPipeline
-from ..models.vip2clip.reference_bank_vip2clip import ReferenceBank
-from .photos import Photo, ReadPhotos, read_photo
 from .rates import DEFAULT_RATE, alarms_allowed, smallest_rate
-
-
-Scores = tuple[dict[str, float], dict[str, float]]  # score and largest value of the map by name
-
-
-def left_out_scores(bank: ReferenceBank) -> Scores:
-    """
-    Score every reference with the others.
-
-    Args:
-        bank ([`ReferenceBank`]): the references.
-
-    Returns:
-        `tuple[dict[str, float], dict[str, float]]`: score, and largest value of the anomaly map, by name. Empty for a
-        single reference, which has nothing to be compared with.
-    """
-    scores, peaks = dict[str, float](), dict[str, float]()
-    if len(bank) > 1:
-        for one in bank.left_out():
-            scores[one.photo.name], peaks[one.photo.name] = one.score, region_score(one.anomaly_map)
-    return scores, peaks
-
-
-def held_out_scores(
-    detector: AnomalyDetectionPipeline, photos: Sequence[Photo], first: dict[str, str], progress: bool = False
-) -> tuple[Scores, ReadPhotos]:
-    """
-    Score photos that are not references. Memory does not depend on their number.
-
-    Args:
-        detector ([`AnomalyDetectionPipeline`]): the pipeline, with the references.
-        photos (`Sequence[Photo]`): the photos.
-        first (`dict[str, str]`): names of the references by the hash of their pixels. Gets the photos.
-        progress (`bool`, defaults to `False`): whether to show a progress bar.
-
-    Returns:
-        `tuple[tuple[dict[str, float], dict[str, float]], ReadPhotos]`: as in [`left_out_scores`]; and what was read.
-    """
-    scores, peaks, read = dict[str, float](), dict[str, float](), ReadPhotos()
-    for photo in tqdm(photos, desc="calibrating", disable=not progress):
-        image = read_photo(detector, photo, read, first)
-        if image is not None:
-            result = detector.decision_map(image)
-            scores[photo.name], peaks[photo.name] = result["score"], region_score(result["anomaly_map"])
-    return (scores, peaks), read
 
 
 def choose_rate(num_photos: int, false_alarm_rate: float | None, note: Callable[[str], None]) -> float:
@@ -113,6 +65,7 @@ def conformal_decision(
     peaks: Mapping[str, float],
     false_alarm_rate: float,
     left_out: bool,
+    default_rate: bool,
 ) -> DecisionConfig:
     """
     Compute thresholds for a false-alarm rate.
@@ -122,6 +75,7 @@ def conformal_decision(
         scores, peaks (`Mapping[str, float]`): score, and largest value of the anomaly map, by name.
         false_alarm_rate (`float`): false-alarm rate, in (0, 1).
         left_out (`bool`): whether the photos are the references.
+        default_rate (`bool`): whether the caller has not chosen the rate.
 
     Returns:
         [`DecisionConfig`]: the thresholds.
@@ -132,7 +86,12 @@ def conformal_decision(
         conformal_threshold(list(peaks.values()), false_alarm_rate),
         scores,
         peaks,
-        {"method": "conformal", "false_alarm_rate": float(false_alarm_rate), "leave_one_out": left_out},
+        {
+            "method": "conformal",
+            "false_alarm_rate": float(false_alarm_rate),
+            "default_rate": default_rate,
+            "leave_one_out": left_out,
+        },
     )
 
 
@@ -143,6 +102,7 @@ def labelled_decision(
     scores: Mapping[str, float],
     peaks: Mapping[str, float],
     false_alarm_rate: float,
+    default_rate: bool,
     num_anomalous: int,
     miss_cost: float | None,
 ) -> DecisionConfig:
@@ -153,7 +113,7 @@ def labelled_decision(
         detector ([`AnomalyDetectionPipeline`]): the pipeline, with the references.
         image_threshold, pixel_threshold (`float`): the thresholds, in [0, 1].
         scores, peaks (`Mapping[str, float]`): of the references, as in [`conformal_decision`].
-        false_alarm_rate (`float`): false-alarm rate of the pixel threshold.
+        false_alarm_rate (`float`), default_rate (`bool`): of the pixel threshold, as in [`conformal_decision`].
         num_anomalous (`int`): number of photos of defects.
         miss_cost (`float`, *optional*): cost of a missed defect relative to a false alarm, if it was used.
 
@@ -161,7 +121,8 @@ def labelled_decision(
         [`DecisionConfig`]: the thresholds.
     """
     origin: dict[str, Any] = {"method": "f1"} if miss_cost is None else {"method": "cost", "miss_cost": miss_cost}
-    origin.update(false_alarm_rate=float(false_alarm_rate), num_anomalous=num_anomalous, leave_one_out=True)
+    origin.update(false_alarm_rate=float(false_alarm_rate), default_rate=default_rate)
+    origin.update(num_anomalous=num_anomalous, leave_one_out=True)
     return _decision(detector, image_threshold, pixel_threshold, scores, peaks, origin)
 
 
@@ -209,7 +170,5 @@ __all__ = [
     "choose_rate",
     "conformal_decision",
     "deciding_photos",
-    "held_out_scores",
     "labelled_decision",
-    "left_out_scores",
 ]
