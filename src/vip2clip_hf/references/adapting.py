@@ -97,7 +97,7 @@ def adapt(
     Example:
 
     ```python
-    >>> from vip2clip_hf import adapt, bundled_checkpoint, pipeline
+    >>> from vip2clip_hf import adapt, bundled_checkpoint
 
     >>> found = adapt(bundled_checkpoint(), "good_photos", "my-part")
     >>> found.image_threshold, found.rate_interval, found.outliers
@@ -120,8 +120,8 @@ def adapt(
     if false_alarm_rate is not None:
         min_calibration_images(false_alarm_rate)  # raises if it is out of range
     elif earlier is not None:
-        found_rate = detector.decision.calibration or {}  # a default depends on the number of photos
-        false_alarm_rate = None if found_rate.get("default_rate") else found_rate.get("false_alarm_rate")
+        before = detector.decision.calibration or {}  # a default depends on the number of photos
+        false_alarm_rate = None if before.get("default_rate") else before.get("false_alarm_rate")
     listed = [] if good_photos is None and earlier is not None else list_photos(good_photos, recursive)
     bad = None if defects is None else list_photos(defects, recursive)
     steps = Steps(detector, options, list(keep), list(drop), drop_outliers, seed, progress)

@@ -15,6 +15,7 @@ from ..models.vip2clip.pipeline_anomaly_detection import AnomalyDetectionPipelin
 from ..utils.text import shown
 from .adaptation import Adaptation
 from .summary import summary, synthetic_summary
+from .synthetic_defects import resized_map
 
 
 # Side of the pictures in pixels, and how many are shown of each kind.
@@ -94,21 +95,22 @@ def _small(image: Image.Image) -> Image.Image:
 def _maps(
     detector: AnomalyDetectionPipeline, found: Adaptation, names: Iterable[str], sources: Mapping[str, Any]
 ) -> dict[str, np.ndarray]:
-    """Return the anomaly maps of some photos that the thresholds were chosen from."""
+    """Return the anomaly maps of some photos that the thresholds were chosen from, at a small size."""
     names = set(names)
     if not names:
         return {}
     if found.num_split:
-        maps = {name: detector.decision_map(sources[name])["anomaly_map"] for name in names if name in found.scores}
-        return maps
-    return {one.photo.name: one.anomaly_map for one in found.bank.left_out() if one.photo.name in names}
+        maps = ((name, detector.decision_map(sources[name])["anomaly_map"]) for name in names)
+    else:
+        left_out = found.bank.left_out()
+        maps = ((one.photo.name, one.anomaly_map) for one in left_out if one.photo.name in names)
+    return {name: resized_map(one, (SIDE, SIDE)) for name, one in maps}
 
 
 def _overlay(image: Image.Image, anomaly_map: np.ndarray) -> Image.Image:
     """Draw a map over a small photo."""
     small = _small(image)
-    resized = Image.fromarray(np.asarray(anomaly_map, dtype=np.float32)).resize(small.size, Image.Resampling.BILINEAR)
-    return draw_heatmap(small, np.asarray(resized).clip(0, 1))
+    return draw_heatmap(small, resized_map(anomaly_map, small.size))
 
 
 def _picture(image: Image.Image) -> str:

@@ -53,16 +53,16 @@ def _rates(found: Adaptation) -> list[str]:
     rate = found.false_alarm_rate
     more = [(smaller, min_calibration_images(smaller)) for smaller in RATES if smaller < rate]
     needed = ", and a rate of ".join(f"{100 * smaller:g} % needs {number}" for smaller, number in more[:2])
-    what = "False-alarm rate" if found.defects is None else "Without photos of defects, a false-alarm rate"
+    what = "False-alarm rate" if found.defects is None else "The pixel threshold is for a false-alarm rate"
     lines = [
         f"{what} of {100 * rate:.3g} %: the true rate lies between {low:.1f} and {high:.1f} % with a probability of "
-        f"90 %, if the photos are a random sample of good parts." + (f" A rate of {needed} photos." if needed else "")
+        "90 %, if the photos are a random sample of good parts." + (f" A rate of {needed} photos." if needed else "")
     ]
+    image, pixel = (named(found.deciding[level]) for level in ("image", "pixel"))
     if found.defects is None:
-        image, pixel = (named(found.deciding[level]) for level in ("image", "pixel"))
         lines.append(f"The image threshold is set by {image}; the pixel threshold by {pixel}.")
     else:
-        lines.append(f"The pixel threshold is for that rate. It is set by {named(found.deciding['pixel'])}.")
+        lines.append(f"It is set by {pixel}.")
     return lines
 
 

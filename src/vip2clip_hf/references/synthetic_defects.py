@@ -18,6 +18,8 @@ DEFECTS = ("scratch", "blob", "cut_paste")
 # Length of a defect, as a fraction of the shorter side of the photo.
 SIZES = (0.04, 0.2)
 MAX_PHOTOS = 24
+# Largest side of the photos that are kept, in pixels.
+SIDE = 320
 
 
 @dataclass
@@ -31,9 +33,8 @@ class SyntheticDefect:
         size (`float`): length of the defect, as a fraction of the shorter side of the photo.
         score (`float`): score of the photo, in [0, 1].
         peak (`float`): largest value of the anomaly map in the defect, in [0, 1].
-        image (`PIL.Image.Image`): the photo with the defect.
-        anomaly_map (`np.ndarray` of shape `(height, width)`): its anomaly map, at the size of the model or, with
-            tiles, of the photo.
+        image (`PIL.Image.Image`): the photo with the defect, at most 320 pixels wide and high.
+        anomaly_map (`np.ndarray` of shape `(height, width)`): its anomaly map at this size, in [0, 1].
     """
 
     name: str
@@ -136,8 +137,26 @@ def score_synthetic_defects(
         result = with_references(detector, others).decision_map(image)
         anomaly_map = result["anomaly_map"]
         peak = region_score(np.where(_resized(mask, anomaly_map.shape), anomaly_map, 0))
-        found.append(SyntheticDefect(photo.name, defect, size, result["score"], peak, image, anomaly_map))
+        # Photos can be large, and 24 of them are kept.
+        image.thumbnail((SIDE, SIDE))
+        shown = resized_map(anomaly_map, image.size)
+        found.append(SyntheticDefect(photo.name, defect, size, result["score"], peak, image, shown))
     return found
+
+
+def resized_map(anomaly_map: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """
+    Resize an anomaly map to show it.
+
+    Args:
+        anomaly_map (`np.ndarray` of shape `(height, width)`): the map, in [0, 1].
+        size (`tuple[int, int]`): new width and height.
+
+    Returns:
+        `np.ndarray` of shape `(new height, new width)`: the map, float32 in [0, 1].
+    """
+    image = Image.fromarray(np.asarray(anomaly_map, dtype=np.float32))
+    return np.asarray(image.resize(size, Image.Resampling.BILINEAR)).clip(0, 1)
 
 
 def _resized(mask: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -148,4 +167,4 @@ def _resized(mask: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return resized
 
 
-__all__ = ["DEFECTS", "MAX_PHOTOS", "SyntheticDefect", "paste_defect", "score_synthetic_defects"]
+__all__ = ["DEFECTS", "MAX_PHOTOS", "SyntheticDefect", "paste_defect", "resized_map", "score_synthetic_defects"]
