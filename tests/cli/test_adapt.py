@@ -7,11 +7,18 @@ from typer.testing import CliRunner
 
 from helpers.good_photos import bad_photo, write_photos, write_tiny_checkpoint
 from vip2clip_hf.cli import app
+from vip2clip_hf.references import synthetic_defects
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     return write_tiny_checkpoint(tmp_path_factory.mktemp("tiny") / "checkpoint")
+
+
+@pytest.fixture(autouse=True)
+def few_synthetic_defects(monkeypatch):
+    """Most of the time is spent on them."""
+    monkeypatch.setattr(synthetic_defects, "MAX_PHOTOS", 3)
 
 
 def vip2clip(*arguments):

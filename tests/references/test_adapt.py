@@ -12,13 +12,19 @@ from helpers.good_photos import bad_photo, good_photo, write_photos, write_tiny_
 from vip2clip_hf import AnomalyDetectionPipeline, ReferenceBank, adapt
 from vip2clip_hf.checkpoints.card import GENERATED, write_card
 from vip2clip_hf.models.vip2clip.decision_vip2clip import conformal_threshold
-from vip2clip_hf.references import adapting, photos as photo_module, saving
+from vip2clip_hf.references import adapting, photos as photo_module, saving, synthetic_defects
 from vip2clip_hf.references.rates import smallest_rate
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     return write_tiny_checkpoint(tmp_path_factory.mktemp("tiny") / "checkpoint")
+
+
+@pytest.fixture(autouse=True)
+def few_synthetic_defects(monkeypatch):
+    """Most of the time is spent on them."""
+    monkeypatch.setattr(synthetic_defects, "MAX_PHOTOS", 6)
 
 
 @pytest.fixture
@@ -30,8 +36,9 @@ def contents(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_the_folder_is_a_checkpoint(checkpoint, good, tmp_path):
+def test_the_folder_is_a_checkpoint(checkpoint, good, tmp_path, monkeypatch):
     before = contents(checkpoint)
+    monkeypatch.setattr(synthetic_defects, "MAX_PHOTOS", 24)
     found = adapt(checkpoint, good, tmp_path / "part", device="cpu")
     assert contents(checkpoint) == before
     assert (len(found.bank), found.num_split, found.outliers) == (20, 0, [])
