@@ -50,7 +50,7 @@ def test_exit_code_for_undecided_outliers_and_unreadable_photos(checkpoint, tmp_
     arguments = ("adapt", good, "--model", checkpoint, "--device", "cpu")
     done = vip2clip(*arguments, "--output", tmp_path / "one")
     assert done.exit_code == 3
-    assert "Look unlike the others, and are used: bad.png." in done.stdout
+    assert done.stdout.startswith("Look unlike the others, and are used: bad.png.")
     for option in (("--keep", "bad.png"), ("--drop", "bad.png"), ("--drop-outliers",)):
         assert vip2clip(*arguments, "--output", tmp_path / f"part{option[0]}", *option).exit_code == 0
     (good / "broken.png").write_bytes(b"no image")

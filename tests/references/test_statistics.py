@@ -6,7 +6,7 @@ from scipy import stats
 
 from vip2clip_hf.models.vip2clip.decision_vip2clip import conformal_threshold, min_calibration_images
 from vip2clip_hf.references.outliers import find_outliers
-from vip2clip_hf.references.photos import Photo, split_photos
+from vip2clip_hf.references.photos import Photo, split_photos, without_masks
 from vip2clip_hf.references.rates import alarms_allowed, beta_quantile, rate_interval, smallest_rate
 from vip2clip_hf.references.thresholds import choose_rate, deciding_photos
 
@@ -100,3 +100,11 @@ def test_split(count):
         assert len(references) == min(200, count // 2)
         gaps = np.diff([photo.source for photo in references])
         assert gaps.max() - gaps.min() <= 1  # spread over all of them
+
+
+def test_masks_are_left_out():
+    names = ["crack/1.png", "crack/1_mask.png", "masks/crack/1.png", "wrong_label.png", "label.png"]
+    photos, masks = without_masks([Photo(name, name) for name in names])
+    assert masks == ["crack/1_mask.png", "masks/crack/1.png"]
+    assert [photo.name for photo in photos] == ["crack/1.png", "wrong_label.png", "label.png"]
+    assert without_masks([Photo("masks/1.png", 1)]) == ([Photo("masks/1.png", 1)], [])

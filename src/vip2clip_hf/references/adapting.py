@@ -13,11 +13,12 @@ from ..models.vip2clip.reference_bank_vip2clip import ReferenceBank
 from ..models.vip2clip.reference_records_vip2clip import DEFAULT_MAX_PATCHES, ReferenceOptions
 from ..utils.files import check_new_folder
 from .adaptation import Adaptation
-from .photos import list_photos
+from .photos import list_photos, without_masks
 from .report import write_report
 from .saving import save_adapted
 from .scoring import with_references
 from .steps import Steps
+from .summary import named
 
 
 def adapt(
@@ -123,8 +124,10 @@ def adapt(
         before = detector.decision.calibration or {}  # a default depends on the number of photos
         false_alarm_rate = None if before.get("default_rate") else before.get("false_alarm_rate")
     listed = [] if good_photos is None and earlier is not None else list_photos(good_photos, recursive)
-    bad = None if defects is None else list_photos(defects, recursive)
+    bad, masks = (None, []) if defects is None else without_masks(list_photos(defects, recursive))
     steps = Steps(detector, options, list(keep), list(drop), drop_outliers, seed, progress)
+    if masks:
+        steps.note(f"{len(masks)} files of the photos of defects look like masks and are not used: {named(masks)}.")
     if earlier is not None and bad is None and (detector.decision.calibration or {}).get("method") in ("f1", "cost"):
         steps.note(
             "The image threshold was chosen with photos of defects. It is now chosen for a false-alarm rate; pass "

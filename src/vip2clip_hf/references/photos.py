@@ -3,9 +3,10 @@
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any
 
-from ..models.vip2clip.image_listing_vip2clip import list_images
+from ..models.vip2clip.image_listing_vip2clip import list_images, mask_folder_part, mask_stem
 
 
 # Of more photos, a part is used as references and the others choose the thresholds.
@@ -70,6 +71,28 @@ def _name(source: Any, number: int) -> str:
     return os.path.basename(os.fsdecode(path))
 
 
+def without_masks(photos: Sequence[Photo]) -> tuple[list[Photo], list[str]]:
+    """
+    Leave out masks of defects in the same folder: files in a folder for masks, and `1_mask` next to `1`.
+
+    Args:
+        photos (`Sequence[Photo]`): photos of defects.
+
+    Returns:
+        `tuple[list[Photo], list[str]]`: the photos, and the names of the masks.
+    """
+    stems = {PurePosixPath(photo.name).stem for photo in photos}
+    masks = []
+    for photo in photos:
+        path = PurePosixPath(photo.name)
+        in_folder = any(mask_folder_part(part) is not None for part in path.parts[:-1])
+        if in_folder or mask_stem(path.stem) in stems - {path.stem}:
+            masks.append(photo.name)
+    if len(masks) == len(photos):  # a folder that is only called like one of masks
+        return list(photos), []
+    return [photo for photo in photos if photo.name not in masks], masks
+
+
 def split_photos(photos: Sequence[Photo]) -> tuple[list[Photo], list[Photo]]:
     """
     Split more than 200 photos into references and photos that choose the thresholds.
@@ -90,4 +113,4 @@ def split_photos(photos: Sequence[Photo]) -> tuple[list[Photo], list[Photo]]:
     ]
 
 
-__all__ = ["MAX_REFERENCES", "Photo", "list_photos", "split_photos"]
+__all__ = ["MAX_REFERENCES", "Photo", "list_photos", "split_photos", "without_masks"]

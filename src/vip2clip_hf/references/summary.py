@@ -31,12 +31,12 @@ def summary(found: Adaptation) -> list[str]:
     else:
         lines = [f"{count} references. The thresholds were chosen from {len(found.scores)} of them, each compared "
                  "with the others."]  # fmt: skip
+    if found.outliers:
+        lines.insert(0, f"Look unlike the others, and are used: {named(found.outliers)}. Look at them in the report.")
     lines.append(f"Image threshold {found.image_threshold:.4f}, pixel threshold {found.pixel_threshold:.4f}.")
     lines += [*_rates(found), *_defects(found)]
     if found.synthetic:
         lines.append(f"Rough estimate of what is found: {synthetic_summary(found)}.")
-    if found.outliers:
-        lines.append(f"Look unlike the others, and are used: {named(found.outliers)}.")
     if found.dropped:
         lines.append(f"Left out: {named(found.dropped)}.")
     if found.dropped and found.scores:
