@@ -19,6 +19,7 @@ from .photos import Photo, split_photos
 from .rates import rate_interval
 from .reading import near_duplicates, read_photos
 from .scoring import build, with_references
+from .summary import named
 from .synthetic_defects import score_synthetic_defects
 from .thresholds import choose_rate, conformal_decision, deciding_photos, labelled_decision
 
@@ -121,10 +122,9 @@ class Steps:
             num_split = len(scores[0])
         if outliers:
             logger.warning(
-                f"{len(outliers)} photos look unlike the others: {', '.join(outliers[:10])}"
-                f"{', ...' if len(outliers) > 10 else ''}. Look at them: a defect or a bad photo among the references "
-                "raises the thresholds, so that defects are missed. Leave them out with drop or drop_outliers (--drop "
-                "NAME, --drop-outliers), or accept them with keep (--keep NAME)."
+                f"{len(outliers)} photos look unlike the others: {named(outliers)}. Look at them: a defect or a bad "
+                "photo among the references raises the thresholds, so that defects are missed. Leave them out with "
+                "drop or drop_outliers (--drop NAME, --drop-outliers), or accept them with keep (--keep NAME)."
             )
         used = {*scores[0], *(photo.name for photo in bank.photos)}
         found = Adaptation(
@@ -196,11 +196,10 @@ class Steps:
         if found.known:
             self.note(f"{len(found.known)} photos are already among the references and are ignored.")
         if found.near_duplicates:
-            names = ", ".join(f"{one} and {other}" for one, other in found.near_duplicates[:5])
+            pairs = [f"{one} and {other}" for one, other in found.near_duplicates]
             self.note(
-                f"{len(found.near_duplicates)} photos show the same picture as another one: {names}"
-                f"{', ...' if len(found.near_duplicates) > 5 else ''}. Their scores are too small, so the false-alarm "
-                "rate can be higher than stated. Use photos of different parts."
+                f"{len(pairs)} photos show the same picture as another one: {named(pairs)}. Their scores are too "
+                "small, so the false-alarm rate can be higher than stated. Use photos of different parts."
             )
 
     def _choose(

@@ -29,8 +29,8 @@ def summary(found: Adaptation) -> list[str]:
     elif found.num_split:
         lines = [f"{count} references. The thresholds were chosen from {found.num_split} other photos of good parts."]
     else:
-        lines = [f"{count} references. The thresholds were chosen from {len(found.scores)} of them, each compared "
-                 "with the others."]  # fmt: skip
+        number = "their scores" if len(found.scores) == count else f"the scores of {len(found.scores)} of them"
+        lines = [f"{count} references. The thresholds were chosen from {number}, each compared with the others."]
     if found.outliers:
         lines.insert(0, f"Look unlike the others, and are used: {named(found.outliers)}. Look at them in the report.")
     lines.append(f"Image threshold {found.image_threshold:.4f}, pixel threshold {found.pixel_threshold:.4f}.")
