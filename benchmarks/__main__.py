@@ -4,9 +4,12 @@ import argparse
 import platform
 from collections.abc import Sequence
 
+from .coverage import benchmark_coverage
 from .data import benchmark_data
+from .few_shot import benchmark_few_shot
 from .inference import benchmark_forward, benchmark_inference
 from .metrics import benchmark_metrics
+from .references import benchmark_references
 from .training import benchmark_step, benchmark_training
 
 
@@ -59,6 +62,35 @@ def make_parser() -> argparse.ArgumentParser:
     forward.add_argument("--model", help="checkpoint")
     forward.add_argument("--dtype", default="float32", help="precision of the model")
     forward.set_defaults(run=benchmark_forward)
+    few_shot = commands.add_parser("few-shot", help="detection with references, compared with zero-shot")
+    few_shot.add_argument("--data", nargs="+", required=True, help="datasets with normal images in the train split")
+    few_shot.add_argument("--model", nargs="+", help="one checkpoint, or one per dataset (default: bundled)")
+    few_shot.add_argument("--k", type=int, nargs="+", default=[1, 2, 4, 8, 16], help="numbers of references")
+    few_shot.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of the choice of references")
+    few_shot.add_argument("--rate", type=float, default=0.05, help="false-alarm rate")
+    few_shot.add_argument("--threads", type=int, default=1, help="threads of torch")
+    few_shot.add_argument("--output", help="JSON file with all results")
+    few_shot.set_defaults(run=benchmark_few_shot)
+    coverage = commands.add_parser("coverage", help="false alarms of thresholds from references")
+    coverage.add_argument("--data", nargs="+", required=True, help="datasets with normal images in the train split")
+    coverage.add_argument("--model", nargs="+", help="one checkpoint, or one per dataset (default: bundled)")
+    coverage.add_argument("--k", type=int, nargs="+", default=[10, 20, 30, 50], help="numbers of references")
+    coverage.add_argument("--draws", type=int, default=2000, help="number of random choices of references")
+    coverage.add_argument("--others", type=int, default=20, help="number of other normal photos in each draw")
+    coverage.add_argument("--threads", type=int, default=1, help="threads of torch")
+    coverage.set_defaults(run=benchmark_coverage)
+    references = commands.add_parser(
+        "references", help="comparison of photos with references, compared with the vision tower"
+    )
+    references.add_argument("--data", nargs="+", help="folders: measure subsets of the patches on their photos")
+    references.add_argument(
+        "--references", type=int, nargs="+", default=[40], help="numbers of references with --data"
+    )
+    references.add_argument("--seeds", type=int, default=3, help="number of random subsets with --data")
+    references.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="numbers of threads")
+    references.add_argument("--small", action="store_true", help="only the bundled checkpoint")
+    references.add_argument("--repeats", type=int, default=10, help="number of repeats (shortest)")
+    references.set_defaults(run=benchmark_references)
     return parser
 
 

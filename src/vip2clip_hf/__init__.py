@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from .evaluation import (
         EVALUATE_MODULE as EVALUATE_MODULE,
         AnomalyMetrics as AnomalyMetrics,
+        ReferenceChoice as ReferenceChoice,
         evaluate_checkpoint as evaluate_checkpoint,
         evaluate_model as evaluate_model,
         evaluate_sets as evaluate_sets,
@@ -52,9 +53,12 @@ if TYPE_CHECKING:
     from .models.vip2clip import (
         AnomalyDetectionPipeline as AnomalyDetectionPipeline,
         DecisionConfig as DecisionConfig,
+        LeftOutPhoto as LeftOutPhoto,
         MaskOptions as MaskOptions,
         Provenance as Provenance,
         ReferenceBank as ReferenceBank,
+        ReferenceOptions as ReferenceOptions,
+        ReferencePhoto as ReferencePhoto,
         ViP2ClipAlignmentOutput as ViP2ClipAlignmentOutput,
         ViP2ClipAnomalyDetectionOutput as ViP2ClipAnomalyDetectionOutput,
         ViP2ClipConfig as ViP2ClipConfig,

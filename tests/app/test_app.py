@@ -15,13 +15,14 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from helpers.tiny import ROOT, change_weights
-from vip2clip_hf import AnomalyDetectionPipeline, DecisionConfig, cli
+from vip2clip_hf import AnomalyDetectionPipeline, DecisionConfig, ReferenceBank, cli
 
 
 gr = pytest.importorskip("gradio", reason="the web app needs gradio (pip install 'vip2clip_hf[app]')")
 
 from vip2clip_hf.app import page as app_page, server as app  # noqa: E402 - after the check for gradio
 from vip2clip_hf.app.drawing import draw_mask  # noqa: E402
+from vip2clip_hf.app.references import read_references, references_note  # noqa: E402
 from vip2clip_hf.app.results import PhotoInspector, PhotoResult, safe_stem  # noqa: E402
 
 
@@ -262,7 +263,129 @@ def test_draw_mask(photo):
         draw_mask(photo, np.zeros((2, 2), bool))
 
 
+# Photos of good parts
+
+
+@pytest.fixture
+def good(tmp_path) -> list[str]:
+    rng = np.random.default_rng(7)
+    (tmp_path / "good").mkdir()
+    paths = [tmp_path / "good" / f"good {number}.png" for number in range(3)]
+    for path in paths:
+        Image.fromarray(rng.integers(0, 256, (40, 60, 3), dtype=np.uint8)).save(path)
+    return [str(path) for path in paths]
+
+
+def test_references(inspector, detector, uploads, good, calls, tmp_path):
+    bank, problems = read_references(inspector, good)
+    assert problems == []
+    assert [photo.name for photo in bank.photos] == ["good 0.png", "good 1.png", "good 2.png"]
+    plain, _ = inspector.analyse(uploads)
+    calls.clear()
+    results, _ = inspector.analyse(uploads, plain, references=bank)
+    assert len(calls) == 2  # results without references are not reused
+    again, _ = inspector.analyse(uploads, results, references=bank)
+    assert again[0] is results[0]
+    assert len(calls) == 2
+    for result, path in zip(results, uploads):
+        wanted = detector(path, references=bank, regions=True)
+        found = inspector.inspect(result, inspector.thresholds)
+        assert (found["score"], found["label"]) == (wanted["score"], wanted["label"])
+        np.testing.assert_allclose(found["anomaly_map"], wanted["anomaly_map"], rtol=0, atol=1e-5)
+        assert inspector.decide(result, inspector.thresholds)["score"] == wanted["score"]
+    assert results[0].nbytes == plain[0].nbytes + 48 * 48 * 2
+    # The map of a single layer is zero-shot.
+    photo = inspector.read(uploads[0], "a.png")
+    for layer in (*inspector.layers, None):
+        drawn = [np.asarray(inspector.heatmap(result, photo, layer)) for result in (results[0], plain[0])]
+        assert np.array_equal(*drawn) == (layer is not None)
+    for found, expected in ((results, {"num_photos": 3, "photos": [photo.name for photo in bank.photos],
+                                       "checksum": bank.checksum()}), (plain, None)):  # fmt: skip
+        inspector.write_zip(tmp_path / "out.zip", "org/model", found, [], (0.5, 0.5))
+        assert json.loads(zipfile.ZipFile(tmp_path / "out.zip").read("results.json"))["references"] == expected
+
+
+def test_references_of_the_checkpoint(detector, uploads, good):
+    detector.model.references = ReferenceBank.from_images(detector.model, detector.image_processor, good)
+    inspector = PhotoInspector(detector)
+    (result, _), _ = inspector.analyse(uploads)
+    assert inspector.decide(result, (0.5, 0.5))["score"] == detector(uploads[0])["score"]
+    (plain, _), _ = inspector.analyse(uploads, [result], references=None)
+    assert plain.references is None
+    assert inspector.decide(plain, (0.5, 0.5))["score"] == detector(uploads[0], references=None)["score"]
+    assert "compared with 3 good photos of the checkpoint" in references_note(detector, "auto")
+    assert "No good photos" in references_note(detector, None)
+
+
+def test_thresholds_of_other_scores(detector, uploads, good):
+    detector.model.decision = DecisionConfig(
+        calibration={"settings": detector.score_settings(), "num_images": 3}, image_scores=[0.0, 0.1, 0.2]
+    )
+    inspector = PhotoInspector(detector)
+    bank, _ = read_references(inspector, good)
+    (plain, _), _ = inspector.analyse(uploads)
+    (result, _), _ = inspector.analyse(uploads, references=bank)
+    assert inspector.decide(plain, (0.5, 0.5))["p_value"] is not None
+    assert inspector.decide(result, (0.5, 0.5))["p_value"] is None
+    assert "chosen for other scores" in references_note(detector, bank)
+    assert "chosen for other scores" not in references_note(detector, "auto")
+
+
+def test_tiles_with_references(detector, photo, good, tmp_path):
+    tiled = AnomalyDetectionPipeline(
+        model=detector.model, image_processor=detector.image_processor, device="cpu", tile_size=40
+    )
+    inspector = PhotoInspector(tiled)
+    bank, _ = read_references(inspector, good)
+    assert bank.options.tile_size == 40
+    photo.save(tmp_path / "a.png")
+    (result,), _ = inspector.analyse([str(tmp_path / "a.png")], references=bank)
+    wanted = tiled(photo, references=bank)
+    assert result.score == pytest.approx(wanted["score"], abs=1e-6)
+    np.testing.assert_allclose(inspector.inspect(result, (0.5, 0.5))["anomaly_map"], wanted["anomaly_map"], atol=1e-3)
+
+
 # The web app
+
+
+def test_good_photos_on_the_page(page, uploads, good, tmp_path):
+    session, _, _, before, _, table, *_ = page.on_files(uploads, app_page.Session(), 0.5, 0.5, app_page.ALL_LAYERS)
+    plain = [row[2] for row in table]
+    note, session, _, _, heatmap, status, table, *_ = page.on_references(
+        good, uploads, session, 0.5, 0.5, app_page.ALL_LAYERS
+    )
+    assert note == "Photos are compared with 3 good photos."
+    assert "2 photos analysed" in status
+    bank = session.references
+    assert [row[2] for row in table] == [
+        f"{page.inspector.detector(path, references=bank)['score']:.3f}" for path in uploads
+    ]
+    assert not np.array_equal(np.asarray(heatmap), np.asarray(before))
+    # The references stay while photos and thresholds change.
+    assert page.on_files(uploads[:1], session, 0.5, 0.5, app_page.ALL_LAYERS)[0].references is bank
+    event = gr.SelectData(None, {"index": [0, 0], "value": "2", "row_value": ["2", "b (1).jpg"]})
+    assert page.on_select(session, 0.5, 0.5, app_page.ALL_LAYERS, event)[0].references is bank
+    # A bad upload is reported, and the good ones are used; without a good one, nothing changes.
+    (tmp_path / "<b>.png").write_text("not an image")
+    bad = str(tmp_path / "<b>.png")
+    note, session, *_ = page.on_references([bad, good[0]], uploads, session, 0.5, 0.5, app_page.ALL_LAYERS)
+    assert "compared with 1 good photo." in note
+    assert "&lt;b&gt;.png" in note
+    assert "cannot be read as an image" in note
+    kept = session.references
+    note, session, *_ = page.on_references([bad], uploads, session, 0.5, 0.5, app_page.ALL_LAYERS)
+    assert session.references is kept
+    assert "cannot be read as an image" in note
+    files, note, session, _, _, _, _, table, *_ = page.on_remove(uploads, session, 0.5, 0.5, app_page.ALL_LAYERS)
+    assert files is None
+    assert note == "No good photos: results are zero-shot."
+    assert [row[2] for row in table] == plain
+    note, session, *_ = page.on_references([], [], session, 0.5, 0.5, app_page.ALL_LAYERS)
+    assert session.references == "auto"
+    limited = app_page.Page(PhotoInspector(page.inspector.detector, max_images=2), "org/model")
+    note, *_ = limited.on_references(good, [], app_page.Session(), 0.5, 0.5, app_page.ALL_LAYERS)
+    assert "compared with 2 good photos" in note
+    assert "skipped; the limit is 2" in note
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from helpers.tiny import change_weights, tiny_config
 from vip2clip_hf import (
     AnomalyDetectionPipeline,
     DecisionConfig,
+    ReferenceBank,
     ViP2ClipConfig,
     ViP2ClipForAnomalyDetection,
     ViP2ClipImageProcessor,
@@ -263,6 +264,81 @@ def test_damaged_calibration_of_an_old_checkpoint_is_refused(content, tmp_path):
 
 def test_no_section_without_calibration():
     assert describe_calibration(DecisionConfig()) is None
+
+
+# References
+
+
+@pytest.fixture
+def bank(detector) -> ReferenceBank:
+    return ReferenceBank.from_images(detector.model, detector.image_processor, random_images(5, seed=9))
+
+
+def test_calibrated_with_references(detector, photos, bank):
+    zero_shot = calibrate(detector, photos, 0.1)
+    assert "references" not in zero_shot.decision.calibration["settings"]
+    detector.model.references = bank
+    found = calibrate(detector, photos, 0.1)
+    scores = [detector.decision_map(str(path))["score"] for path in sorted(photos.iterdir())]
+    assert found.image_threshold == conformal_threshold(scores, 0.1) != zero_shot.image_threshold
+    assert found.decision.calibration["settings"]["references"] == bank.checksum()
+    found.apply(detector.model)
+    photo = str(photos / "00.png")
+    assert detector(photo)["p_value"] == (1 + sum(score >= scores[0] for score in scores)) / 25
+    # The thresholds belong to scores with these references.
+    others = ReferenceBank.from_images(detector.model, detector.image_processor, random_images(3, seed=8))
+    assert detector(photo, references=None)["p_value"] is None
+    assert detector(photo, references=others)["p_value"] is None
+    zero_shot.apply(detector.model)
+    assert detector(photo, references=None)["p_value"] is not None
+    assert detector(photo)["p_value"] is None
+
+
+def test_photos_among_the_references_are_left_out(detector, photos, caplog):
+    plain = calibrate(detector, photos, 0.1).decision.calibration
+    paths = sorted(photos.iterdir())
+    detector.model.references = ReferenceBank.from_images(
+        detector.model, detector.image_processor, [Image.open(path).copy() for path in paths[:3]]
+    )
+    others = [str(path) for path in paths[3:]]
+    expected = calibrate(detector, others, 0.1)
+    assert "left out" not in caplog.text
+    found = calibrate(detector, photos, 0.1)
+    assert "3 images are among the references and are left out of the calibration" in caplog.text
+    assert str(paths[0]) in caplog.text
+    assert (plain["num_images"], found.decision.calibration["num_images"]) == (24, 21)
+    assert found.decision.image_scores.tolist() == expected.decision.image_scores.tolist()
+    with pytest.raises(ValueError, match="19"):
+        calibrate(detector, [str(path) for path in paths[:20]], 0.05)
+
+
+def test_labelled_photos_among_the_references_are_left_out(detector, tmp_path, caplog):
+    dataset = load_folder(write_dataset(tmp_path / "set", ("dots",), num_normal=8, num_anomalous=2, size=48, seed=3))
+    normal = [number for number, label in enumerate(dataset["label"]) if label == 0]
+    rows = dataset.select(normal[:2])
+    detector.model.references = ReferenceBank.from_images(detector.model, detector.image_processor, rows)
+    found = calibrate_labelled(detector, dataset).decision
+    assert "2 images are among the references" in caplog.text
+    assert found.calibration["num_images"] == len(dataset) - 2
+    expected = calibrate_labelled(detector, dataset.select([n for n in range(len(dataset)) if n not in normal[:2]]))
+    assert found.image_threshold == expected.image_threshold
+    assert found.pixel_threshold == expected.decision.pixel_threshold
+
+
+def test_command_uses_the_tiles_of_the_references(detector, photos, tmp_path):
+    detector.model.references = ReferenceBank.from_images(
+        detector.model, detector.image_processor, random_images(4, seed=9), tile_size=30, tile_overlap=0.5
+    )
+    save_checkpoint(detector.model, detector.image_processor, tmp_path / "part")
+    done = run("--model", tmp_path / "part", "--normal", photos, "--false-alarm-rate", "0.1")
+    assert done.exit_code == 0, done.output
+    decision = DecisionConfig.from_pretrained(tmp_path / "part")
+    assert (decision.tile_size, decision.tile_overlap) == (30, 0.5)
+    assert decision.calibration["settings"]["references"] == detector.model.references.checksum()
+    again = AnomalyDetectionPipeline.from_pretrained(tmp_path / "part", device="cpu")
+    assert again(str(photos / "00.png"))["p_value"] is not None
+    done = run("--model", tmp_path / "part", "--normal", photos, "--false-alarm-rate", "0.1", "--tile-size", 20)
+    assert "references were read with tile_size=30" in str(done.exception)
 
 
 # vip2clip calibrate

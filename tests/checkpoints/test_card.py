@@ -8,7 +8,8 @@ import yaml
 from huggingface_hub import ModelCard
 
 from helpers.tiny import tiny_config
-from vip2clip_hf.checkpoints.card import GENERATED, model_card, write_card
+from vip2clip_hf import ReferenceBank, save_checkpoint
+from vip2clip_hf.checkpoints.card import GENERATED, describe_references, model_card, write_card
 from vip2clip_hf.models.vip2clip.provenance_vip2clip import Provenance
 
 
@@ -113,3 +114,21 @@ def test_a_card_of_the_user_is_kept(tmp_path: Path):
     (tmp_path / "README.md").write_text(mine, encoding="utf-8")
     write_card(tmp_path, {"results": [result("other")]})
     assert (tmp_path / "README.md").read_text(encoding="utf-8") == mine
+
+
+def test_references_in_the_card(model, image_processor, photo, tmp_path):
+    save_checkpoint(model, image_processor, tmp_path / "part")
+    assert "## References" not in (tmp_path / "part" / "README.md").read_text()
+    images = [photo, photo.rotate(90)]
+    bank = ReferenceBank.from_images(model, image_processor, images, tile_size=20, rotations=True)
+    text = describe_references(bank)
+    assert "2 photos of good parts" in text
+    assert f"Patches: {bank.features.shape[1]:,} of {bank.features.shape[0]} layers" in text
+    assert "Options: tiles of 20 pixels that overlap by 0.25, turned and mirrored copies." in text
+    one = ReferenceBank.from_images(model, image_processor, [photo])
+    assert "1 photo of good parts" in describe_references(one)
+    assert "Options: none." in describe_references(one)
+    # Also if the card is written again, from the files of the checkpoint.
+    one.save_pretrained(tmp_path / "part")
+    write_card(tmp_path / "part", {})
+    assert describe_references(one) in (tmp_path / "part" / "README.md").read_text()

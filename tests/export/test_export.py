@@ -6,16 +6,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from typer.testing import CliRunner
 
 from helpers.tiny import EXAMPLES, ROOT, TINY, change_weights, tiny_clip_config, tiny_config
-from vip2clip_hf import ViP2ClipForAnomalyDetection, ViP2ClipImageProcessor, export
+from vip2clip_hf import ReferenceBank, ViP2ClipForAnomalyDetection, ViP2ClipImageProcessor, export
 from vip2clip_hf.checkpoints.bundled import bundled_checkpoint
 from vip2clip_hf.cli import app
 from vip2clip_hf.export import exporting, verification
 from vip2clip_hf.export.exporting import export_onnx, export_torch
 from vip2clip_hf.export.graph import ExportedDetector
+from vip2clip_hf.export.report import describe_export, export_card
 from vip2clip_hf.hub.publishing import save_checkpoint
+from vip2clip_hf.models.vip2clip import reference_distances_vip2clip
+from vip2clip_hf.models.vip2clip.pipeline_steps_vip2clip import score_settings
 
 
 DOCS = ROOT / "docs"
@@ -277,14 +281,130 @@ def test_torch_of_all_variants(settings, tmp_path):
         torch.testing.assert_close(module(images)[1], model(images).anomaly_maps, rtol=0, atol=2e-5)
 
 
+# References
+
+
+def references_of(model, image_processor, count: int = 3, **options) -> ReferenceBank:
+    rng = np.random.default_rng(3)
+    images = [Image.fromarray(rng.integers(0, 256, (40, 60, 3), dtype=np.uint8)) for _ in range(count)]
+    return ReferenceBank.from_images(model, image_processor, images, **options)
+
+
+@pytest.mark.parametrize("width", [16, 64])
+def test_features_are_constants(width, image_processor, pixel_values):
+    """In a smaller basis if there is one, otherwise in float16, which is exact."""
+    model = build(clip_config=tiny_clip_config(projection_dim=width))
+    bank = references_of(model, image_processor)
+    detector = ExportedDetector(model, bank)
+    prepared = detector.references.rows_on(torch.device("cpu"), model.clip.visual_projection)
+    rows, basis = prepared.rows, prepared.basis
+    assert (rows.dtype, rows.shape[-1]) == ((torch.float16, 16) if width == 16 else (torch.float32, 32))
+    assert (basis is None) == (width == 16)
+    with torch.no_grad():
+        expected = model(pixel_values, references=bank)
+        scores, maps = detector(pixel_values)
+    torch.testing.assert_close(scores, expected.scores, rtol=0, atol=1e-5)
+    torch.testing.assert_close(maps, expected.anomaly_maps, rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_blocks_of_rows(image_processor, pixel_values, monkeypatch):
+    """Several blocks, whose size does not depend on the number of images."""
+    monkeypatch.setattr(reference_distances_vip2clip, "EXPORTED_STEP", 40)
+    model = build()
+    bank = references_of(model, image_processor)
+    assert bank.features.shape[1] > 80
+    program = torch.export.export(
+        ExportedDetector(model, bank),
+        (pixel_values[:2],),
+        dynamic_shapes={"pixel_values": {0: torch.export.Dim("batch_size", min=1)}},
+        strict=False,
+    )
+    for images in (pixel_values, pixel_values[:1]):
+        with torch.no_grad():
+            expected = model(images, references=bank)
+            scores, maps = program.module()(images)
+        torch.testing.assert_close(scores, expected.scores, rtol=0, atol=1e-5)
+        torch.testing.assert_close(maps, expected.anomaly_maps, rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["torch", "onnx"])
+@pytest.mark.parametrize("source", ["model", "argument"])
+def test_files_with_references(name, source, image_processor, photo, tmp_path, monkeypatch):
+    if name == "onnx":
+        pytest.importorskip("onnxruntime", reason="extra `export` is not installed")
+    model = build()
+    bank = references_of(model, image_processor)
+    options = {} if source == "model" else {"references": bank}
+    model.references = bank if source == "model" else None
+    write = export_torch if name == "torch" else export_onnx
+    report = write(model, image_processor, tmp_path / "exported", **options)
+    assert report["references"]["num_photos"] == 3
+    assert report["references"]["checksum"] == bank.checksum()
+    assert max(report["largest_deviation"].values()) < 1e-4
+    text = (tmp_path / "exported" / "README.md").read_text(encoding="utf-8")
+    assert "The graph contains features of 3 photos of good parts" in text
+    monkeypatch.chdir(tmp_path / "exported")
+    photo.save("photo.jpg")
+    found = {}
+    exec(code_block(text), found)
+    pixel_values = ViP2ClipImageProcessor(size=48)("photo.jpg", return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        expected = model(pixel_values, references=bank)
+    np.testing.assert_allclose(np.asarray(found["scores"]), expected.scores.numpy(), rtol=0, atol=1e-4)
+    np.testing.assert_allclose(np.asarray(found["anomaly_maps"]), expected.anomaly_maps.numpy(), rtol=0, atol=1e-4)
+
+
+def test_report_of_references(image_processor):
+    model = build()
+    bank = references_of(model, image_processor, count=1)
+    model.decision.calibration = {"settings": {"tile_size": 0, "tile_overlap": 0.25, "top_k": 5}, "num_images": 1}
+    for one, calibrated in ((None, True), (bank, False)):
+        settings = score_settings(model, {"references": one})
+        report = describe_export(model, "torch", {}, {}, 1e-4, settings, one)
+        assert report["decision"]["calibrated"] is calibrated
+        text = export_card(report, image_processor)
+        assert ("1 photo of a good part" in text) == (one is not None)
+        assert ("calibrated for other scores" in text) != calibrated
+    assert report["references"]["checksum"] == bank.checksum()
+
+
+def test_references_that_cannot_be_exported(image_processor, tmp_path):
+    model, other = build(), build(variant="release", fgp_num_heads=4, image_size=32)
+    bank = references_of(other, ViP2ClipImageProcessor(size=32))
+    with pytest.raises(ValueError, match="The references belong to another model"):
+        export_torch(model, image_processor, tmp_path / "exported", references=bank)
+    with pytest.raises(ValueError, match="references is 'none'; expected a ReferenceBank, 'auto' or None"):
+        export_torch(model, image_processor, tmp_path / "exported", references="none")
+    tiled = references_of(model, image_processor, tile_size=30)
+    with pytest.raises(ValueError, match="read with tile_size=30"):
+        export_torch(model, image_processor, tmp_path / "exported", references=tiled)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_command_without_references(image_processor, tmp_path):
+    model = build()
+    model.references = references_of(model, image_processor)
+    save_checkpoint(model, image_processor, tmp_path / "part")
+    for options, expected in (((), 3), (("--no-references",), None)):
+        folder = tmp_path / f"exported{len(options)}"
+        done = run_export("--model", tmp_path / "part", "--output", folder, "--format", "torch", *options)
+        assert done.exit_code == 0, done.output
+        assert ("Contains 3 references" in done.stdout) == (expected is not None)
+        found = json.loads((folder / "export.json").read_text())["references"]
+        assert (found and found["num_photos"]) == expected
+
+
 # The comparison
 
 
 class Tampered(ExportedDetector):
     """Weights that differ from those of the model."""
 
-    def __init__(self, model: ViP2ClipForAnomalyDetection):
-        super().__init__(model)
+    def __init__(self, model: ViP2ClipForAnomalyDetection, references: ReferenceBank | None = None):
+        super().__init__(model, references)
         projection = self.model.clip.visual_projection
         projection.weight = torch.nn.Parameter(projection.weight + 0.1, requires_grad=False)
 

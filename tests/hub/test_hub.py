@@ -14,6 +14,7 @@ from helpers.hub_stub import running_hub
 from helpers.tiny import TINY, assert_same_weights, change_weights, put_in_hub_cache
 from vip2clip_hf import (
     AnomalyDetectionPipeline,
+    ReferenceBank,
     ViP2ClipForAnomalyDetection,
     ViP2ClipImageProcessor,
 )
@@ -428,6 +429,22 @@ def test_push_to_the_stub(trained, image_processor, tmp_path, monkeypatch, hub, 
     for call in (push_checkpoint, lambda folder, name: check_push_access(name, token="hf_none")):
         with pytest.raises(HfHubHTTPError, match="403"):
             call(folder, "org/detector")
+
+
+def test_references_are_published(trained, image_processor, photo, tmp_path, hub):
+    """Both files are published with the checkpoint, and deleted with a later one without references."""
+    trained.references = ReferenceBank.from_images(trained, image_processor, [photo, photo.rotate(90)])
+    save_checkpoint(trained, image_processor, tmp_path / "part", push_to_hub="org/part")
+    published = hub.repositories["org/part"]
+    assert set(published) == FILES | {"references.json", "references.safetensors"}
+    card = published["README.md"].decode()
+    assert "## References" in card
+    assert "compares images with 2 photos of good parts" in card
+    assert "Privacy: the photos are not included, but features" in card
+    trained.references = None
+    save_checkpoint(trained, image_processor, tmp_path / "part", push_to_hub="org/part")
+    assert set(published) == FILES
+    assert "## References" not in published["README.md"].decode()
 
 
 def test_push_a_folder_without_checkpoint(tmp_path):

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from helpers.files import files_in
 from helpers.predictions import ids_of, rows_of, table_bytes, write_photos
 from helpers.tiny import change_weights
-from vip2clip_hf import AnomalyDetectionPipeline, ViP2ClipForAnomalyDetection, cli
+from vip2clip_hf import AnomalyDetectionPipeline, ReferenceBank, ViP2ClipForAnomalyDetection, cli
 from vip2clip_hf.calibration.from_normal import calibrate
 from vip2clip_hf.cli import photos as photo_module
 from vip2clip_hf.data.loading import load_folder
@@ -526,3 +526,103 @@ def test_tiles(model, image_processor, photos, tmp_path, num_workers):
             assert row["score"] == rows[name]["score"]
         with pytest.raises(OSError, match="a different tile_size setting"):
             predict_to_folder(model, image_processor, photos, tmp_path / "calibrated", tile_size=0)
+
+
+# References
+
+
+@pytest.fixture
+def bank(model, image_processor) -> ReferenceBank:
+    return ReferenceBank.from_images(model, image_processor, good_photos(4))
+
+
+def good_photos(count: int, seed: int = 5) -> list[Image.Image]:
+    rng = np.random.default_rng(seed)
+    return [Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)) for _ in range(count)]
+
+
+def test_settings_contain_the_references(model, image_processor, photos, bank, tmp_path):
+    """Predictions with other references are not mixed."""
+    output = tmp_path / "out"
+
+    def predict(**options):
+        return predict_to_folder(model, image_processor, photos, output, **options)
+
+    predict(references=bank)
+    assert json.loads((output / "settings.json").read_text())["references"] == bank.checksum()
+    before, scores = table_bytes(output), rows_of(output)
+    assert predict(references=bank)["num_done_before"] == 12
+    changed = bank.without([bank.photos[0].name])
+    for other in (changed, None):
+        with pytest.raises(OSError, match="a different bank of references"):
+            predict(references=other)
+    with pytest.raises(OSError, match="a different bank of references"):
+        predict()  # the model has none
+    assert table_bytes(output) == before
+    model.references = bank
+    assert predict()["num_done_before"] == 12
+    predict(references=None, overwrite=True)
+    assert "references" not in json.loads((output / "settings.json").read_text())
+    assert rows_of(output)["a.png"]["score"] != scores["a.png"]["score"]
+
+
+def test_references_from_photos(model, image_processor, photos, bank, tmp_path):
+    (tmp_path / "good").mkdir()
+    for number, photo in enumerate(good_photos(4)):
+        photo.save(tmp_path / "good" / f"{number}.png")
+    model.train()
+    predict_to_folder(model, image_processor, photos, tmp_path / "out", references=str(tmp_path / "good"))
+    assert model.training
+    predict_to_folder(model.eval(), image_processor, photos, tmp_path / "expected", references=bank)
+    found, expected = rows_of(tmp_path / "out"), rows_of(tmp_path / "expected")
+    assert [row["score"] for row in found.values()] == [row["score"] for row in expected.values()]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="empty"):
+        predict_to_folder(model, image_processor, photos, tmp_path / "new", references=tmp_path / "empty")
+    assert not (tmp_path / "new").exists()
+
+
+def test_command_with_references(model, image_processor, photos, bank, tmp_path):
+    """`--references` for single photos and with `--output`; `--no-references` for a checkpoint that carries some."""
+    for name, references in (("plain", None), ("part", bank)):
+        model.references = references
+        save_checkpoint(model, image_processor, tmp_path / name)
+    model.references = None
+    (tmp_path / "good").mkdir()
+    for number, photo in enumerate(good_photos(4)):
+        photo.save(tmp_path / "good" / f"{number}.png")
+    photo = photos / "a.png"
+    detector = AnomalyDetectionPipeline(model=model, image_processor=image_processor, device="cpu")
+    combined, zero_shot = (detector(str(photo), references=one)["score"] for one in (bank, None))
+    assert abs(combined - zero_shot) > 1e-4
+
+    def run(*arguments):
+        return CliRunner().invoke(cli.app, ["predict", *map(str, arguments), "--device", "cpu"])
+
+    given = ("--references", tmp_path / "good")
+    for name, options, expected in (
+        ("plain", given, combined),
+        ("plain", ("--no-references",), zero_shot),
+        ("part", (), combined),
+        ("part", ("--no-references",), zero_shot),
+    ):
+        done = run(photo, "--model", tmp_path / name, *options, "--json")
+        assert done.exit_code == 0, done.output
+        assert json.loads(done.stdout)[0]["score"] == pytest.approx(expected, abs=1e-5)
+        output = tmp_path / f"out-{name}-{len(options)}-{'--references' in options}"
+        done = run(photos, "--model", tmp_path / name, *options, "--output", output)
+        assert done.exit_code == 3, done.output  # two photos are unreadable
+        assert rows_of(output)["a.png"]["score"] == pytest.approx(expected, abs=1e-5)
+    done = run(photo, "--model", tmp_path / "plain", *given, "--no-references")
+    assert done.exit_code == 2
+    assert "exclude each other" in done.stderr
+    (tmp_path / "empty").mkdir()
+    for folder, message in ((tmp_path / "absent", "is not a folder; expected a folder of photos of good parts"),
+                            (tmp_path / "empty", "empty")):  # fmt: skip
+        for more in ((), ("--output", tmp_path / "never")):
+            done = run(photos, "--model", tmp_path / "plain", "--references", folder, *more)
+            assert done.exit_code == 1
+            assert message in str(done.exception)
+    assert not (tmp_path / "never").exists()
+    done = run(photo, "--model", tmp_path / "part", "--tile-size", 32)
+    assert "The references were read with tile_size=0" in str(done.exception)

@@ -142,6 +142,7 @@ PREPARED: dict[str, Callable[[Path], object]] = {
     "A": _data_set(0),
     "B": _data_set(1),
     "C": _data_set(2),
+    "nuts": lambda root: write_dataset(root, ("waves",), num_normal=3, num_anomalous=1, size=64, num_train=6),
     "hazelnut_toy": _data_set(3),
     "cookies": _data_set(4),
     "magnetic_tile": _data_set(5),

@@ -8,10 +8,11 @@ import sys
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from helpers.tiny import TINY, change_weights
-from vip2clip_hf import ViP2ClipForAnomalyDetection
+from vip2clip_hf import AnomalyDetectionPipeline, ReferenceBank, ViP2ClipForAnomalyDetection
 from vip2clip_hf.checkpoints.saving import CODE_FILES
 from vip2clip_hf.hub.publishing import save_checkpoint
 
@@ -87,6 +88,36 @@ print(json.dumps({
     maps = load_file(tmp_path / "output.safetensors")
     torch.testing.assert_close(maps["maps"], expected.anomaly_maps)
     torch.testing.assert_close(maps["adapters"], expected.anomaly_maps)
+
+
+def test_references_without_the_package(clip_folder, image_processor, tmp_path, photo):
+    model = ViP2ClipForAnomalyDetection.from_clip(clip_folder, **TINY).eval()
+    change_weights(model)
+    model.references = ReferenceBank.from_images(model, image_processor, [photo, photo.rotate(90)])
+    save_checkpoint(model, image_processor, tmp_path / "part")
+    other = photo.transpose(Image.Transpose.FLIP_TOP_BOTTOM)
+    other.save(tmp_path / "photo.png")
+    photo.save(tmp_path / "good.png")
+    detector = AnomalyDetectionPipeline(model=model, image_processor=image_processor, device="cpu")
+    calls = ({}, {"references": None}, {"references": [photo]})
+    expected = [detector(other, **options)["score"] for options in calls]
+    assert len({round(score, 6) for score in expected}) == 3
+    found = run(
+        """
+from PIL import Image
+from transformers import pipeline
+
+detector = pipeline("anomaly-detection", model="part", trust_remote_code=True, device="cpu")
+calls = ({}, {"references": None}, {"references": [Image.open("good.png")]})
+print(json.dumps({
+    "scores": [detector("photo.png", **options)["score"] for options in calls],
+    "references": [detector.references.checksum(), len(detector.references)],
+}))
+""",
+        tmp_path,
+    )
+    assert found["scores"] == pytest.approx(expected, abs=1e-6)
+    assert found["references"] == [model.references.checksum(), 2]
 
 
 def test_imports_of_remote_code():

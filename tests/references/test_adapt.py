@@ -61,7 +61,7 @@ def test_the_folder_is_a_checkpoint(checkpoint, good, tmp_path, monkeypatch):
         assert anomalous["mask"].any()
         assert not normal["mask"].any()
     card = (tmp_path / "part" / "README.md").read_text()
-    assert "photos with those of 20 photos of good parts" in card.replace("a photo with", "photos with")
+    assert "compares images with 20 photos of good" in card
     assert "from the scores of 20 references, each compared with the others. About 5 %" in card
     assert "01.png" not in card
     write_card(tmp_path / "part", {})

@@ -6,9 +6,10 @@ import torch
 
 from vip2clip_hf import ReferenceBank
 from vip2clip_hf.models.vip2clip.decision_vip2clip import conformal_threshold
-from vip2clip_hf.models.vip2clip.reference_distances_vip2clip import left_out_distances, nearest_distances, normalized
+from vip2clip_hf.models.vip2clip.reference_distances_vip2clip import nearest_distances, normalized
 from vip2clip_hf.models.vip2clip.reference_records_vip2clip import ReferenceOptions, ReferencePhoto
 from vip2clip_hf.models.vip2clip.reference_rule_vip2clip import top_mean
+from vip2clip_hf.models.vip2clip.reference_search_vip2clip import left_out_distances
 from vip2clip_hf.references.good_scores import left_out_scores
 from vip2clip_hf.references.rates import smallest_rate
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from helpers.tiny import change_weights
 from helpers.training import assert_same_tensors, build_trainer, losses_of, with_sgd, write_training_set
-from vip2clip_hf import DecisionConfig, ViP2ClipForAnomalyDetection
+from vip2clip_hf import DecisionConfig, ReferenceBank, ViP2ClipForAnomalyDetection
 from vip2clip_hf.data.loading import load_folder
 from vip2clip_hf.data.synthetic.dataset import write_dataset
 from vip2clip_hf.evaluation.evaluator import evaluate_model
@@ -71,6 +71,48 @@ def test_training_removes_a_calibration(build):
     trainer.model.decision = DecisionConfig(0.7, calibration={"num_images": 1}, image_scores=[0.5])
     trainer.train()
     assert trainer.model.decision == trainer.image_processor.decision == DecisionConfig(0.7)
+
+
+def test_training_removes_references(build, image_processor, dataset, caplog, tmp_path):
+    """They belong to the previous weights. Checkpoints must not contain them."""
+    images = [row["image"] for row in dataset.select(range(2))]
+    plain = build(num_train_epochs=1, output_dir=tmp_path / "plain", eval_dataset=dataset, eval_strategy="epoch")
+    plain.train()
+    trainer = build(
+        num_train_epochs=1, eval_dataset=dataset, eval_strategy="epoch", save_strategy="epoch",
+        cache_features=str(tmp_path / "cache"),
+    )  # fmt: skip
+    trainer.model.references = ReferenceBank.from_images(trainer.model, image_processor, images)
+    trainer.model.references.save_pretrained(tmp_path / "run" / "earlier")
+    trainer.save_model(str(tmp_path / "saved"))
+    assert (tmp_path / "saved" / "references.json").exists()
+    trainer.train()
+    assert trainer.model.references is None
+    assert "the references are removed" in caplog.text
+    trainer.save_model(str(tmp_path / "saved"))
+    assert not list((tmp_path / "saved").glob("references*"))
+    assert not list((tmp_path / "run").glob("checkpoint-*/references*"))
+    # References have changed neither the loss nor the evaluation during training.
+    assert losses_of(trainer) == pytest.approx(losses_of(plain))
+    scores = [
+        [entry["eval_pixel_auroc"] for entry in one.state.log_history if "eval_pixel_auroc" in entry]
+        for one in (trainer, plain)
+    ]
+    assert scores[0] == pytest.approx(scores[1], abs=1e-3)  # the cache is in float16
+
+
+def test_references_do_not_change_the_loss(model, image_processor, batch, photo):
+    model.references = ReferenceBank.from_images(model, image_processor, [photo])
+    combined = model(**batch)
+    assert combined.reference_maps is not None
+    model.train()
+    found = model(**batch)
+    assert found.reference_maps is None
+    model.references = None
+    expected = model(**batch)
+    assert torch.equal(found.loss, expected.loss)
+    assert torch.equal(found.scores, expected.scores)
+    assert torch.equal(combined.loss, expected.loss)
 
 
 def test_parts_of_the_loss_are_logged(build):

@@ -1,19 +1,21 @@
 """Layout and events of the web app. [`vip2clip_hf.app.results`] computes the results."""
 
-import html
 import os
 import shutil
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from ..models.vip2clip.arguments_vip2clip import label_names
+from ..models.vip2clip.reference_bank_vip2clip import ReferenceBank
 from ..utils.extras import extra
 from .drawing import draw_mask
+from .references import read_references, references_note
 from .results import PhotoInspector, PhotoResult
+from .texts import SHOWN_REGIONS, describe_photo, describe_status as _status, introduction
 
 
 with extra("app", "The web app"):
@@ -23,8 +25,6 @@ with extra("app", "The web app"):
 
 # How long uploads and results are kept, and the maximum number of sessions.
 KEPT_SECONDS, KEPT_SESSIONS = 3600, 100
-# Maximum number of regions in the table. The download contains all of them.
-SHOWN_REGIONS = 100
 _EXPIRED = f"These results have expired: results are kept for {KEPT_SECONDS // 60} minutes. Add the photos again."
 ALL_LAYERS = "all layers"
 # System fonts: the page must not load anything from other servers.
@@ -52,11 +52,14 @@ class Session:
         results (`list[PhotoResult]`): one result per photo, in upload order.
         problems (`list[tuple[str, str]]`): name and error of each upload without a result.
         selected (`int`, defaults to 0): index of the displayed photo in `results`.
+        references ([`ReferenceBank`], *optional*, defaults to `"auto"`): photos of good parts to compare with, `None`,
+            or `"auto"` for those of the checkpoint.
     """
 
     results: list[PhotoResult] = field(default_factory=list)
     problems: list[tuple[str, str]] = field(default_factory=list)
     selected: int = 0
+    references: ReferenceBank | str | None = "auto"
 
 
 class Page:
@@ -86,7 +89,7 @@ class Page:
         with gr.Blocks(
             title="vip2clip", analytics_enabled=False, fill_width=True, delete_cache=(600, KEPT_SECONDS)
         ) as page:
-            gr.HTML(_introduction(self.model_name, bundled), elem_id="introduction")
+            gr.HTML(introduction(self.model_name, bundled), elem_id="introduction")
             session = gr.State(Session(), time_to_live=KEPT_SECONDS)
             with gr.Row(equal_height=False):
                 with gr.Column(scale=1, min_width=340):
@@ -96,6 +99,12 @@ class Page:
                         height=220,
                         elem_id="files",
                     )
+                    good = gr.File(
+                        label="Good photos to compare with (optional)", file_count="multiple", height=120,
+                        elem_id="good",
+                    )  # fmt: skip
+                    note = gr.HTML(references_note(inspector.detector, "auto"), elem_id="references")
+                    remove = gr.Button("Compare without good photos", size="sm", elem_id="remove")
                     with gr.Group():
                         image_slider = gr.Slider(
                             0, 1, image_threshold, step=0.001, label="Image threshold",
@@ -109,7 +118,9 @@ class Page:
                         layer = gr.Dropdown(
                             [ALL_LAYERS, *(f"layer {index}" for index in inspector.layers)],
                             value=ALL_LAYERS, label="Heatmap layer",
-                            info="Score, decision and mask always use all layers.", elem_id="layer",
+                            info="Score, decision and mask always use all layers. A single layer is shown without "
+                            "comparison to good photos.",
+                            elem_id="layer",
                         )  # fmt: skip
                     reset = gr.Button("Reset thresholds", size="sm", elem_id="reset")
                     pack = gr.Button("Prepare download", size="sm", elem_id="pack", interactive=False)
@@ -145,6 +156,23 @@ class Page:
                 self.on_files,
                 [files, session, *thresholds, layer],
                 [session, shown, photo_view, heatmap_view, *decided],
+                show_progress_on=status,
+                api_visibility="private",
+            )
+            computed = [session, shown, photo_view, heatmap_view, *decided]
+            gr.on(
+                # Not `change`, which the button below also triggers.
+                [good.upload, good.delete, good.clear],
+                self.on_references,
+                [good, files, session, *thresholds, layer],
+                [note, *computed],
+                show_progress_on=status,
+                api_visibility="private",
+            )
+            remove.click(
+                self.on_remove,
+                [files, session, *thresholds, layer],
+                [good, note, *computed],
                 show_progress_on=status,
                 api_visibility="private",
             )
@@ -197,13 +225,52 @@ class Page:
         paths = [str(path) for path in paths or []]
         count = min(len(paths), self.inspector.max_images)
         results, problems = self.inspector.analyse(
-            paths, session.results, lambda position, name: progress((position, count), desc=name, unit="photos")
+            paths,
+            session.results,
+            lambda position, name: progress((position, count), desc=name, unit="photos"),
+            session.references,
         )
-        session = Session(results, problems)
+        session = Session(results, problems, references=session.references)
         return [
             session,
             gr.update(visible=bool(results)),
             *self._show(session, image_threshold, pixel_threshold, layer),
+        ]
+
+    def on_references(
+        self,
+        good: list[str] | None,
+        paths: list[str] | None,
+        session: Session,
+        image_threshold: float,
+        pixel_threshold: float,
+        layer: str,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008 - gradio detects this default
+    ) -> list[Any]:
+        """Compare with the uploaded photos of good parts. Without any, with those of the checkpoint."""
+        found, problems = read_references(self.inspector, [str(path) for path in good or []])
+        if found is not None or not good:  # otherwise, keep the references
+            session = replace(session, references="auto" if found is None else found)
+        return [
+            references_note(self.inspector.detector, session.references, problems),
+            *self.on_files(paths, session, image_threshold, pixel_threshold, layer, progress),
+        ]
+
+    def on_remove(
+        self,
+        paths: list[str] | None,
+        session: Session,
+        image_threshold: float,
+        pixel_threshold: float,
+        layer: str,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008 - gradio detects this default
+    ) -> list[Any]:
+        """Compare without photos of good parts, also without those of the checkpoint."""
+        session = replace(session, references=None)
+        return [
+            None,
+            references_note(self.inspector.detector, None),
+            *self.on_files(paths, session, image_threshold, pixel_threshold, layer, progress),
         ]
 
     def on_select(
@@ -214,7 +281,7 @@ class Page:
         number = int(event.row_value[0])
         if not 1 <= number <= len(session.results):
             return [session, gr.skip(), gr.skip(), _status(session, _EXPIRED), *[gr.skip()] * 6]
-        session = Session(session.results, session.problems, number - 1)
+        session = replace(session, selected=number - 1)
         return [session, *self._show(session, image_threshold, pixel_threshold, layer)]
 
     def _show(self, session: Session, image_threshold: float, pixel_threshold: float, layer: str) -> list[Any]:
@@ -256,7 +323,7 @@ class Page:
         return [
             _status(session),
             rows,
-            _summary(result, found, label_names(self.inspector.detector.model.config.id2label)[0]),
+            describe_photo(result, found, label_names(self.inspector.detector.model.config.id2label)[0]),
             draw_mask(photo, found["mask"]),
             regions,
             gr.update(interactive=True),
@@ -304,48 +371,6 @@ class Page:
             shutil.rmtree(target.parent, ignore_errors=True)
             return [_status(session, str(error)), gr.skip()]
         return [_status(session), gr.update(value=str(target), visible=True)]
-
-
-def _introduction(model_name: str, bundled: bool) -> str:
-    text = f"<h2>Visual anomaly detection</h2><p>Model: <b>{html.escape(model_name)}</b>"
-    if bundled:
-        text += (
-            ", the small bundled checkpoint, intended for trying things out. For real work, start the app with a "
-            "larger checkpoint: <code>vip2clip app --model CHECKPOINT</code>"
-        )
-    return f"{text}.</p>"
-
-
-def _status(session: Session, problem: str | None = None) -> str:
-    """Return the number of photos and the list of problems as HTML. File names and messages are escaped."""
-    count, failed = len(session.results), list(session.problems)
-    text = f"<p>{count} {'photo' if count == 1 else 'photos'} analysed.</p>" if count else ""
-    if not count and not failed:
-        text = "<p>Add one or more photos to begin.</p>"
-    if problem is not None:
-        text += f'<div class="problem">{html.escape(problem)}</div>'
-    if failed:
-        lines = "".join(f"<li><b>{html.escape(name)}</b>: {html.escape(reason)}</li>" for name, reason in failed)
-        files = "1 file" if len(failed) == 1 else f"{len(failed)} files"
-        text += f'<div class="problem">No result for {files}:<ul>{lines}</ul></div>'
-    return text
-
-
-def _summary(result: PhotoResult, found: dict[str, Any], normal_label: str) -> str:
-    """Return name, label, score, marked pixels and number of regions of the displayed photo as HTML."""
-    height, width = result.size
-    marked, regions = int(found["mask"].sum()), len(found["regions"])
-    parts = [f"score {found['score']:.3f}"]
-    if found.get("p_value") is not None:
-        parts.append(f"p-value {found['p_value']:.4f}")
-    share = 100 * marked / (height * width)
-    parts.append(f'<span id="marked">{marked:,}</span> of {height * width:,} pixels marked ({share:.1f}%)')
-    parts.append(f"{regions} {'region' if regions == 1 else 'regions'}")
-    if regions > SHOWN_REGIONS:
-        parts[-1] += f" (first {SHOWN_REGIONS} listed below)"
-    label = html.escape(found["label"])
-    kind = "normal" if found["label"] == normal_label else "anomalous"
-    return f'<b>{html.escape(result.name)}</b> <span class="{kind}">{label}</span> {", ".join(parts)}'
 
 
 __all__ = ["CSS", "KEPT_SESSIONS", "THEME", "Page", "Session"]

@@ -18,14 +18,18 @@ from PIL import Image
 from ..models.vip2clip.heatmap_vip2clip import draw_heatmap
 from ..models.vip2clip.modeling_vip2clip import ViP2ClipForAnomalyDetection
 from ..models.vip2clip.pipeline_anomaly_detection import AnomalyDetectionPipeline
+from ..models.vip2clip.reference_bank_vip2clip import ReferenceBank
 from ..utils.csv_cells import safe_cell
 from ..utils.serialization import to_json
+from .references import describe_references, with_references
 
 
 MAX_IMAGES = 50
 MAX_FILE_SIZE = 20.0
 # Longer side, in pixels, of the stored anomaly map of a photo that was split into tiles.
 TILED_MAP_SIDE = 1024
+# Steps of a stored map that is combined with references, so that 16 bits are within 1e-5.
+STEPS = 65535
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
 
 
@@ -43,6 +47,10 @@ class PhotoResult:
             Float32 in [0, 1]; None if the photo was split into tiles.
         tiled_map (`np.ndarray` of shape `(height, width)`, *optional*):
             Float16 in [0, 1], at most 1024 pixels per side; set only if the photo was split into tiles.
+        combined_map (`np.ndarray` of shape `(image_size, image_size)`, *optional*):
+            Anomaly map in steps of 1 / 65535; set only with references, without tiles. `layer_maps` are zero-shot.
+        references ([`ReferenceBank`], *optional*):
+            Photos of good parts that the photo was compared with.
     """
 
     name: str
@@ -51,11 +59,14 @@ class PhotoResult:
     score: float
     layer_maps: np.ndarray | None = None
     tiled_map: np.ndarray | None = None
+    combined_map: np.ndarray | None = None
+    references: ReferenceBank | None = None
 
     @property
     def nbytes(self) -> int:
         """Size of the stored maps in bytes."""
-        return sum(kept.nbytes for kept in (self.layer_maps, self.tiled_map) if kept is not None)
+        stored = (self.layer_maps, self.tiled_map, self.combined_map)
+        return sum(kept.nbytes for kept in stored if kept is not None)
 
 
 class PhotoInspector:
@@ -68,7 +79,7 @@ class PhotoInspector:
         max_file_size (`float`, defaults to 20): maximum size of a file in megabytes (1024 x 1024 bytes).
 
     Raises:
-        ValueError: if a limit is not positive.
+        ValueError: if a limit is not positive, or the references were read with other tiles.
     """
 
     def __init__(
@@ -78,6 +89,7 @@ class PhotoInspector:
             raise ValueError(f"max_images is {max_images!r}; expected an integer of at least 1.")
         if not max_file_size > 0:
             raise ValueError(f"max_file_size is {max_file_size!r}; expected a positive number of megabytes.")
+        detector.score_settings()  # raises if the references were read with other tiles
         self.detector, self.max_images, self.max_file_size = detector, max_images, max_file_size
 
     @property
@@ -130,6 +142,7 @@ class PhotoInspector:
         paths: Sequence[str],
         known: Sequence[PhotoResult] = (),
         on_photo: Callable[[int, str], None] | None = None,
+        references: ReferenceBank | str | None = "auto",
     ) -> tuple[list[PhotoResult], list[tuple[str, str]]]:
         """
         Run the model on new uploads. An upload that cannot be read does not stop the others.
@@ -139,12 +152,16 @@ class PhotoInspector:
             known (`Sequence[PhotoResult]`, defaults to `()`): earlier results; reused for uploads with the same path.
             on_photo (`Callable[[int, str], None]`, *optional*):
                 Called with position and name before the model runs on a photo.
+            references ([`ReferenceBank`], *optional*, defaults to `"auto"`):
+                Photos of good parts to compare with. `"auto"` uses those of the pipeline, `None` none. Earlier results
+                with other references are computed again.
 
         Returns:
             `tuple[list[PhotoResult], list[tuple[str, str]]]`: the results in upload order, and name and error of each
             upload without a result.
         """
-        analysed = {result.path: result for result in known}
+        detector = with_references(self.detector, references)
+        analysed = {result.path: result for result in known if result.references is detector.references}
         results: list[PhotoResult] = []
         problems: list[tuple[str, str]] = []
         for position, path in enumerate(paths):
@@ -157,20 +174,25 @@ class PhotoInspector:
                 if on_photo is not None:
                     on_photo(position, name)
                 try:
-                    analysed[path] = self._analyse(path, name)
+                    analysed[path] = self._analyse(path, name, detector)
                 except (OSError, ValueError) as error:
                     problems.append((name, str(error)))
                     continue
             results.append(analysed[path])
         return results, problems
 
-    def _analyse(self, path: str, name: str) -> PhotoResult:
+    def _analyse(self, path: str, name: str, detector: AnomalyDetectionPipeline) -> PhotoResult:
         photo = self.read(path, name)
-        found = self.detector.decision_map(photo)
+        found = detector.decision_map(photo)
         result = PhotoResult(name, path, (photo.height, photo.width), found["score"], found["layer_maps"])
+        result.references = detector.references
         if result.layer_maps is None:
             result.tiled_map = _reduced(found["anomaly_map"])
-        self._postprocess(result, self._map(result), (1, 1), self.thresholds)  # raises if a value is not finite
+        combined = result.references is not None and result.layer_maps is not None
+        stored = torch.from_numpy(found["anomaly_map"])[None] if combined else self._map(result)
+        self._postprocess(result, stored, (1, 1), self.thresholds)  # raises if a value is not finite
+        if combined:
+            result.combined_map = np.round(found["anomaly_map"].astype(np.float64) * STEPS).astype(np.uint16)
         return result
 
     @torch.inference_mode()
@@ -183,6 +205,8 @@ class PhotoInspector:
                     f"{result.name!r} was split into tiles and has no maps of single layers. Select all layers."
                 )
             return torch.from_numpy(result.tiled_map.astype(np.float32))[None]
+        if layer is None and result.combined_map is not None:
+            return torch.from_numpy((result.combined_map / STEPS).astype(np.float32))[None]
         if layer is not None and layer not in self.layers:
             raise ValueError(f"layer is {layer!r}; expected one of {self.layers}, or None for all layers.")
         layer_maps = torch.from_numpy(result.layer_maps)[None].to(self.detector.device)  # (1, L, 2, grid, grid)
@@ -202,7 +226,8 @@ class PhotoInspector:
     ) -> dict[str, Any]:
         """Run the postprocessing of the pipeline with its own settings and these thresholds."""
         outputs = {"scores": torch.tensor([result.score]), "anomaly_maps": anomaly_map}
-        settings = {**self.detector._postprocess_params, "regions": regions, "threshold": thresholds}
+        settings = {**self.detector._postprocess_params, "references": result.references}
+        settings.update(regions=regions, threshold=thresholds)
         return self.detector.postprocess({**outputs, "target_size": size, "image": photo}, **settings)
 
     def decide(self, result: PhotoResult, thresholds: tuple[float, float]) -> dict[str, Any]:
@@ -243,7 +268,7 @@ class PhotoInspector:
 
     def heatmap(self, result: PhotoResult, photo: Image.Image, layer: int | None = None) -> Image.Image:
         """
-        Draw the anomaly map of all layers, or of one, over the photo.
+        Draw the anomaly map of all layers, or of one, over the photo. The map of one layer is zero-shot.
 
         Args:
             result ([`PhotoResult`]): result of the photo.
@@ -296,6 +321,8 @@ class PhotoInspector:
                 entries.append(entry)
             entries += [{"image": name, "error": reason} for name, reason in problems]
             content = {"model": model_name, "image_threshold": thresholds[0], "pixel_threshold": thresholds[1]}
+            bank = results[0].references if results else None
+            content["references"] = describe_references(bank)
             archive.writestr("results.json", to_json({**content, "results": entries}), zipfile.ZIP_DEFLATED)
             archive.writestr("results.csv", _csv(entries), zipfile.ZIP_DEFLATED)
 

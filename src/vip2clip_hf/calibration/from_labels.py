@@ -32,7 +32,8 @@ def calibrate_labelled(
     progress: bool = False,
 ) -> Calibration:
     """
-    Choose thresholds from labelled images: the thresholds with the best F1, or the largest with a given recall.
+    Choose thresholds from labelled images: the thresholds with the best F1, or the largest with a given recall. Images
+    that are among the references of the detector are left out, with a warning.
 
     Args:
         detector ([`AnomalyDetectionPipeline`]):

@@ -44,7 +44,8 @@ def calibrate(
 
     On new normal images that are exchangeable with the calibration images, the rate of images classified as anomalous
     is at most `false_alarm_rate`. So is the rate of images with any region in the mask. Each bound holds separately,
-    on average over draws of the calibration images.
+    on average over draws of the calibration images. Images that are among the references of the detector are left out,
+    with a warning.
 
     Args:
         detector ([`AnomalyDetectionPipeline`]):

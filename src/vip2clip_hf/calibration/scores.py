@@ -4,14 +4,21 @@ import os
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from transformers.utils import logging
+
 from ..models.vip2clip.pipeline_anomaly_detection import AnomalyDetectionPipeline
+from ..models.vip2clip.reference_records_vip2clip import photo_hash
+
+
+logger = logging.get_logger(__name__)
 
 
 def decision_maps(
     detector: AnomalyDetectionPipeline, images: Iterable[Any], unreadable: dict[str, str], progress: bool
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """
-    Compute the score and the anomaly map of each image. Images that cannot be read are skipped.
+    Compute the score and the anomaly map of each image. Images that cannot be read are skipped. So are photos that are
+    among the references, with a warning: their scores are lower than those of other photos of good parts.
 
     Args:
         detector ([`AnomalyDetectionPipeline`]): the pipeline.
@@ -25,6 +32,10 @@ def decision_maps(
     """
     from tqdm.auto import tqdm
 
+    detector.score_settings()  # an error of settings is not one of an image
+    bank = detector.references
+    known = set() if bank is None else {photo.sha256 for photo in bank.photos}
+    left_out: list[str] = []
     for number, image in enumerate(tqdm(images, desc="calibrating", disable=not progress)):
         path = image.get("path") if isinstance(image, dict) else image
         name = os.fspath(path) if isinstance(path, (str, os.PathLike)) else f"image {number}"
@@ -32,8 +43,16 @@ def decision_maps(
             loaded = detector.load(image)
         except (OSError, ValueError) as error:
             unreadable[name] = str(error)
-        else:
-            yield name, detector.decision_map(loaded)
+            continue
+        if known and photo_hash(loaded) in known:
+            left_out.append(name)
+            continue
+        yield name, detector.decision_map(loaded)
+    if left_out:
+        logger.warning(
+            f"{len(left_out)} images are among the references and are left out of the calibration: "
+            f"{', '.join(left_out[:10])}{', ...' if len(left_out) > 10 else ''}."
+        )
 
 
 def decision_settings(detector: AnomalyDetectionPipeline) -> dict[str, Any]:

@@ -9,11 +9,10 @@ from typing import Any
 from huggingface_hub import ModelCard
 
 from ..data.benchmarks.registry import BENCHMARKS
-from ..models.vip2clip.checkpoint_files_vip2clip import read_json
 from ..models.vip2clip.configuration_vip2clip import ViP2ClipConfig
 from ..models.vip2clip.decision_config_vip2clip import DecisionConfig
 from ..models.vip2clip.provenance_vip2clip import BackboneReference, Provenance
-from ..models.vip2clip.reference_files_vip2clip import REFERENCES_NAME
+from ..models.vip2clip.reference_bank_vip2clip import ReferenceBank
 from ..utils.files import write_atomically
 from .card_metadata import card_metadata
 
@@ -52,14 +51,13 @@ def write_card(folder: str | os.PathLike, run: Mapping[str, Any]) -> None:
     path = Path(folder, "README.md")
     if path.exists() and not is_generated(path.read_text(encoding="utf-8")):
         return
-    references = Path(folder, REFERENCES_NAME)
     card = model_card(
         ViP2ClipConfig.from_pretrained(folder),
         run,
         DecisionConfig.from_pretrained(folder),
         Provenance.from_pretrained(folder),
+        ReferenceBank.find(folder),
         adapters_only=BackboneReference.find(folder) is not None,
-        references=read_json(str(references)) if references.is_file() else None,
     )
     write_atomically(path, card)
 
@@ -69,9 +67,9 @@ def model_card(
     run: Mapping[str, Any] | None = None,
     decision: DecisionConfig | None = None,
     provenance: Provenance | None = None,
+    references: ReferenceBank | None = None,
     *,
     adapters_only: bool = False,
-    references: Mapping[str, Any] | None = None,
 ) -> str:
     """
     Create the model card of a checkpoint: what it contains, how to use it, how it was trained and how good it is.
@@ -88,10 +86,10 @@ def model_card(
             Thresholds of the checkpoint. The card describes their calibration.
         provenance ([`Provenance`], *optional*):
             Origin of the checkpoint. The card describes its training datasets and backbone.
+        references ([`ReferenceBank`], *optional*):
+            Photos of good parts that the checkpoint compares with.
         adapters_only (`bool`, defaults to `False`):
             Whether the checkpoint contains only the adapters.
-        references (`Mapping[str, Any]`, *optional*):
-            Content of `references.json`, of a checkpoint with references.
 
     Returns:
         `str`: text of the README.md, with the metadata for the Hub at the top.
@@ -104,8 +102,6 @@ def model_card(
         _describe_content(config, provenance, adapters_only),
         _describe_use(adapters_only and not provenance.backbone_id),
     ]
-    if references is not None:
-        parts.append(_describe_references(references))
     data = list(map(_describe_data, provenance.training_sets))
     if not provenance.training_recorded:
         data.append(UNRECORDED)
@@ -120,6 +116,8 @@ def model_card(
         parts.append("## Evaluation\n\n" + _describe_results(run["results"]))
     if decision is not None and (calibration := describe_calibration(decision)):
         parts.append(calibration)
+    if references is not None:
+        parts.append(describe_references(references))
     return str(ModelCard("\n\n".join([*parts, _LIMITS, _CITATION]) + "\n"))
 
 
@@ -202,25 +200,6 @@ from transformers import pipeline
 
 detector = pipeline("anomaly-detection", model="path/to/checkpoint", trust_remote_code=True{model_kwargs})
 ```"""
-
-
-def _describe_references(references: Mapping[str, Any]) -> str:
-    """Say what photos are compared with."""
-    count, options = len(references["photos"]), references["options"]
-    how = [text for name, text in _REFERENCE_OPTIONS.items() if options.get(name)]
-    return (
-        "## References\n\nThis checkpoint is adapted to one product: it compares the patches of a photo with those of "
-        f"{count} {'photos' if count > 1 else 'photo'} of good parts{''.join(how)}, and combines the distances with "
-        f"the zero-shot result. `references.json` lists the photos, and `references.safetensors` contains their "
-        "features. Pass `references=None` to use the zero-shot result alone."
-    )
-
-
-_REFERENCE_OPTIONS = {
-    "tile_size": ", tile by tile",
-    "rotations": ", in all orientations",
-    "aligned": ", place by place",
-}
 
 
 def _describe_data(entry: Mapping[str, Any]) -> str:
@@ -311,4 +290,33 @@ def describe_calibration(decision: DecisionConfig) -> str | None:
     )
 
 
-__all__ = ["GENERATED", "describe_calibration", "is_generated", "model_card", "write_card"]
+def describe_references(references: ReferenceBank) -> str:
+    """
+    Create the section "References" of the model card.
+
+    Args:
+        references ([`ReferenceBank`]): photos of good parts of the checkpoint.
+
+    Returns:
+        `str`: the section.
+    """
+    options, photos = references.options, len(references)
+    notes = [
+        f"tiles of {options.tile_size} pixels that overlap by {options.tile_overlap:g}" if options.tile_size else "",
+        "turned and mirrored copies" if options.rotations else "",
+        "distances compared at the same place of the photo (aligned parts)" if options.aligned else "",
+        "a subset of the patches that covers all of them" if references.reduced else "",
+    ]
+    return (
+        f"## References\n\nThis checkpoint compares images with {photos} photo{'' if photos == 1 else 's'} of good "
+        "parts. Scores and maps combine the zero-shot result with the distances to the patches of these photos. With "
+        "`references=None`, results are zero-shot.\n\n"
+        f"- Patches: {references.features.shape[1]:,} of {references.features.shape[0]} layers, "
+        f"{references.nbytes / 1024**2:.1f} MB.\n"
+        f"- Options: {', '.join(note for note in notes if note) or 'none'}.\n"
+        "- Privacy: the photos are not included, but features and anomaly maps derived from them are, and the names "
+        "of the files. Publish them only if you may publish the photos."
+    )
+
+
+__all__ = ["GENERATED", "describe_calibration", "describe_references", "is_generated", "model_card", "write_card"]

@@ -195,9 +195,8 @@ def _write(
         shutil.copyfile(path, folder / path.name)
     for path in folder.iterdir():  # some libraries write files that only their owner can read
         path.chmod(0o666 & ~umask())
-    references = None if model.references is None else model.references.description()
     card = model_card(
-        model.config, run, model.decision, model.provenance, adapters_only=adapters_only, references=references
+        model.config, run, model.decision, model.provenance, model.references, adapters_only=adapters_only
     )
     (folder / "README.md").write_text(encodable(card), encoding="utf-8")
 

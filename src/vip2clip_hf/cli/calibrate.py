@@ -56,11 +56,19 @@ def calibrate(
         typer.Option(help="New folder for a calibrated copy.", show_default="change the checkpoint in place"),
     ] = None,
     tile_size: Annotated[
-        int, typer.Option(min=0, help="Split larger photos into square tiles of this size, in pixels; 0 for none.")
-    ] = 0,
+        int | None,
+        typer.Option(
+            min=0, help="Split larger photos into square tiles of this size, in pixels; 0 for none.",
+            show_default="that of the references, else 0",
+        ),
+    ] = None,
     tile_overlap: Annotated[
-        float, typer.Option(help="Overlap of neighbouring tiles, as a fraction of the tile size.")
-    ] = 0.25,
+        float | None,
+        typer.Option(
+            help="Overlap of neighbouring tiles, as a fraction of the tile size.",
+            show_default="that of the references, else 0.25",
+        ),
+    ] = None,
     mask_threshold: MaskThreshold = None,
     mask_channel: MaskChannel = None,
     mask_invert: MaskInvert = None,
@@ -118,6 +126,17 @@ def calibrate(
     progress = shows_progress()
     detector = AnomalyDetectionPipeline.from_pretrained(
         checkpoint, device=device, tile_size=tile_size, tile_overlap=tile_overlap, bit_depth=bit_depth, page=page
+    )
+    bank = detector.references
+    detector = AnomalyDetectionPipeline(
+        model=detector.model,
+        image_processor=detector.image_processor,
+        task="anomaly-detection",
+        device=detector.device,
+        tile_size=(0 if bank is None else bank.options.tile_size) if tile_size is None else tile_size,
+        tile_overlap=(0.25 if bank is None else bank.options.tile_overlap) if tile_overlap is None else tile_overlap,
+        bit_depth=bit_depth,
+        page=page,
     )
     if normal is not None:
         found = calibrate_normal(

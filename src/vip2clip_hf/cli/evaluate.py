@@ -25,6 +25,7 @@ from .options import (
     one_of,
     print_json,
     shows_progress,
+    usage_error,
 )
 from .streams import say, say_error
 
@@ -76,6 +77,25 @@ def evaluate(
     bit_depth: BitDepth = None,
     page: Page = None,
     skip_unreadable: SkipUnreadable = False,
+    references: Annotated[
+        list[int] | None,
+        typer.Option(
+            min=1, help="Also evaluate with this number of normal photos per category. Repeatable.", show_default=False
+        ),
+    ] = None,
+    reference_seed: Annotated[
+        list[int] | None,
+        typer.Option(min=0, help="Seed of the draw of the references. Repeatable.", show_default="0"),
+    ] = None,
+    reference_folder: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of photos of good parts, or with one subfolder per category.", show_default="the split train"
+        ),
+    ] = None,
+    no_references: Annotated[
+        bool, typer.Option("--no-references", help="Do not use the references of the checkpoint.")
+    ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Delete an earlier evaluation in OUTPUT.")
     ] = False,
@@ -94,8 +114,11 @@ def evaluate(
     Examples:
       vip2clip evaluate mvtec=MVTec visa=VisA --model checkpoint --output results
       vip2clip evaluate photos --model org/vip2clip --output results --save-maps
+      vip2clip evaluate mvtec=MVTec --model checkpoint --output results --references 1 --references 4
     """
     from ..data.sources import DataSource
+    from ..evaluation.reference_sets import ReferenceChoice
+    from ..evaluation.reference_tables import reference_table
     from ..evaluation.reports import settings_lines
     from ..evaluation.runner import evaluate_checkpoint
     from ..evaluation.tables import category_table, comparison_tables, notes
@@ -108,9 +131,21 @@ def evaluate(
         say(f"\n{result['name']}, in percent\n{category_table(result)}")
 
     options = mask_options(mask_threshold, mask_channel, mask_invert, mask_orientation, keep_small_regions)
+    if no_references and (references or reference_folder):
+        raise usage_error("--no-references is given with other references; expected one of them.")
+    if reference_seed and not references:
+        raise usage_error("--reference-seed is given without --references; expected the number of references.")
+    choice = ReferenceChoice(
+        tuple(dict.fromkeys(references or ())),
+        tuple(dict.fromkeys(reference_seed or (0,))),
+        None if reference_folder is None else str(reference_folder),
+        not no_references,
+    )
     name = name_of(model) if name is None else name
     sources = [DataSource.parse(text, split, category, options, normal_label, anomalous_label) for text in sets]
-    check_output("--output", output, [source.root for source in sources])
+    check_output(
+        "--output", output, [*(source.root for source in sources), *([choice.folder] if choice.folder else [])]
+    )
     results = evaluate_checkpoint(
         model,
         sources,
@@ -130,6 +165,7 @@ def evaluate(
         bit_depth=bit_depth,
         page=page,
         skip_unreadable=skip_unreadable,
+        references=choice,
         progress=shows_progress(),
         on_result=None if as_json else show,
     )
@@ -140,6 +176,8 @@ def evaluate(
     else:
         for table in comparison_tables(results, name, "simple", methods=("ViP²-CLIP",)).values():
             say(f"\n{table}")
+        if (few := reference_table(results, name, "simple")) is not None:
+            say(f"\nWith k references per category\n{few}")
         for line in [*settings_lines(results), *notes(results)]:
             say(line)
         say(f"\nWritten to {output}: results.json, results.csv, tables.md (all six methods), tables.tex")

@@ -22,6 +22,9 @@ def export(
     ] = "onnx",
     opset: Annotated[int | None, typer.Option(help="ONNX operator set version.", show_default="18")] = None,
     backbone: Backbone = None,
+    no_references: Annotated[
+        bool, typer.Option("--no-references", help="Leave out the references of the checkpoint.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Export a checkpoint to ONNX or torch.export.
@@ -52,17 +55,20 @@ def export(
     model = checkpoint_or_bundled(model)
     shows_progress()
     loaded = ViP2ClipForAnomalyDetection.from_pretrained(model, dtype=torch.float32, backbone=backbone)
+    references = None if no_references else loaded.references
     image_processor = ViP2ClipImageProcessor.from_pretrained(model)
     if format_name == "onnx":
-        report = export_onnx(loaded, image_processor, output, opset=opset_or_default)
+        report = export_onnx(loaded, image_processor, output, opset=opset_or_default, references=references)
     else:
-        report = export_torch(loaded, image_processor, output)
+        report = export_torch(loaded, image_processor, output, references=references)
     if as_json:
         print_json(report)
         return
     say(f"Wrote {output}")
     for name, size in report["files"].items():
         say(f"  {name}: {f'{size / 1e6:.1f} MB' if size >= 1e5 else f'{size} bytes'}")
+    if report["references"]:
+        say(f"Contains {report['references']['num_photos']} references; omit them with --no-references.")
     found = ", ".join(f"{name} {value:.1e}" for name, value in report["largest_deviation"].items())
     say(f"Largest deviation from PyTorch: {found} (allowed: {report['tolerance']:g})")
 

@@ -60,6 +60,8 @@ def predict_photos(
     options["dtype"] = check_dtype(options["dtype"])
     progress = shows_progress()
     detector = AnomalyDetectionPipeline.from_pretrained(model, **options)
+    if hasattr(detector, "score_settings"):  # an error of settings is not one of a photo
+        detector.score_settings()
     if getattr(getattr(detector, "decision", None), "min_region_area", 0):
         require("data", "A checkpoint with a minimum area of regions", "scipy")
     entries = []

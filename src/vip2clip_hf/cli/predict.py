@@ -69,6 +69,16 @@ def predict(
     max_pixels: Annotated[
         int | None, typer.Option(min=1, help="Refuse photos with more pixels than this.", show_default="89 million")
     ] = None,
+    references: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of photos of good parts to compare with, including its subfolders.",
+            show_default="references of the checkpoint, if any",
+        ),
+    ] = None,
+    no_references: Annotated[
+        bool, typer.Option("--no-references", help="Do not use the references of the checkpoint.")
+    ] = False,
     recursive: Recursive = True,
     bit_depth: BitDepth = None,
     page: Page = None,
@@ -120,6 +130,7 @@ def predict(
     Examples:
       vip2clip predict photo.jpg --heatmap heatmap.png
       vip2clip predict photos --model org/vip2clip --heatmap heatmaps --json
+      vip2clip predict photos --references good-photos
       find . -name "*.jpg" -print0 | vip2clip predict - --model org/vip2clip
       vip2clip predict photos --model org/vip2clip --output predictions --heatmaps --num-workers 4
     """
@@ -141,6 +152,10 @@ def predict(
             f"--output is used with {'a list' if source[0] == '-' else f'{len(source)} sources'}; expected one folder "
             "or dataset. To predict a list, write it to a CSV file with the column image."
         )
+    if references is not None and no_references:
+        raise usage_error("--references and --no-references exclude each other; pass one of them.")
+    if references is not None and not references.is_dir():
+        raise OSError(f"--references {str(references)!r} is not a folder; expected a folder of photos of good parts.")
     if max_pixels is not None:
         from PIL import Image
 
@@ -152,6 +167,8 @@ def predict(
     model = checkpoint_or_bundled(model)
     options: dict[str, Any] = {"device": device, "dtype": dtype, "backbone": backbone, "top_k": top_k}
     options.update(tile_size=tile_size, tile_overlap=tile_overlap, bit_depth=bit_depth, page=page)
+    if references is not None or no_references:
+        options["references"] = None if references is None else str(references)
     if threshold is not None:
         options["threshold"] = (threshold, threshold)
     if output is not None:

@@ -14,4 +14,5 @@ __getattr__, __dir__, __all__ = lazy_names(__name__)
 if TYPE_CHECKING:
     from .evaluator import evaluate_model as evaluate_model
     from .metrics import METRICS as METRICS, AnomalyMetrics as AnomalyMetrics
+    from .reference_sets import ReferenceChoice as ReferenceChoice
     from .runner import evaluate_checkpoint as evaluate_checkpoint, evaluate_sets as evaluate_sets

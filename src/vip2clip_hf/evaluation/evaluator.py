@@ -1,5 +1,6 @@
 """Evaluate a model on a dataset, on one or several processes."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +13,11 @@ from ..data.mask_checks import warn_about_masks
 from ..models.vip2clip.image_processing_vip2clip import ViP2ClipImageProcessor
 from ..models.vip2clip.mask_options_vip2clip import MaskOptions
 from ..models.vip2clip.modeling_vip2clip import ViP2ClipForAnomalyDetection
-from ..utils.distributed import from_all, world
+from ..models.vip2clip.reference_bank_vip2clip import ReferenceBank
+from ..utils.distributed import from_all, on_first, world
 from ..utils.unreadable import check_unreadable
 from .recorder import EvaluationRecorder
+from .reference_rates import add_rates, among_references, banks_of, one_bank_batches
 from .regions import EvaluationMetrics
 
 
@@ -39,6 +42,7 @@ def evaluate_model(
     recorder: EvaluationRecorder | None = None,
     mask_options: MaskOptions | None = None,
     skip_unreadable: bool = False,
+    references: Mapping[str, ReferenceBank] | ReferenceBank | str | None = "auto",
 ) -> dict[str, Any]:
     """
     Compute image and pixel metrics of a model per category, and their mean.
@@ -74,6 +78,9 @@ def evaluate_model(
         skip_unreadable (`bool`, defaults to `False`):
             Whether to leave out images whose file or mask cannot be read, with a warning. By default, they are an
             error at the end that lists all of them.
+        references (`Mapping[str, ReferenceBank]` or [`ReferenceBank`], *optional*, defaults to `"auto"`):
+            Photos of good parts to compare with: one bank for each category, or one for all. `"auto"` uses
+            `model.references`, `None` uses none. An image with the same pixels as a reference is not evaluated.
 
     Returns:
         `dict`: the result of [`AnomalyMetrics.compute`], with the categories in the order of the dataset, and
@@ -83,11 +90,17 @@ def evaluate_model(
         `aupro_convention`, `dtype`, `image_size` and `mask_threshold`. If images were left out, `unreadable` contains
         the reason by image id.
 
+        With references, the result contains `references` (number per category, the smallest if it differs) and, if
+        there are any, `excluded` (name of the reference by id of the image that is one). Categories and mean contain
+        `detection_rate` and `false_alarm_rate` at the threshold for 5 % false alarms from the left-out references,
+        `reference_threshold`; they are NaN with fewer than 19 references.
+
     Raises:
         ImportError: if datasets or scipy is not installed.
         OSError: if images or masks cannot be read. The message lists them.
         ValueError: if there are no images, an image has no label, a mask is invalid or differs in size from its
-            image, or scores or maps are not finite. The message contains the ids of the images.
+            image, scores or maps are not finite, or the references belong to another model or lack a category. The
+            message contains the ids of the images.
     """
     if not len(dataset):
         raise ValueError("The dataset contains no images; expected at least one.")
@@ -105,8 +118,16 @@ def evaluate_model(
         warn_about_masks(dataset, options)
     metrics = EvaluationMetrics(fpr_limit, aupro_convention)
     # Strided and not padded, so that every image is evaluated exactly once on any number of processes.
-    share = recorder.remaining()[rank::world_size]
-    batches = [share[start : start + batch_size] for start in range(0, len(share), batch_size)]
+    categories = dataset["category"]
+    banks = banks_of(references, model, categories)
+    excluded = on_first(among_references, undecoded(dataset), banks, image_processor) if banks else {}
+    _check_excluded(excluded, len(dataset))
+    left = recorder.remaining()
+    if excluded:
+        ids = dataset["image_id"]
+        left = [position for position in left if ids[position] not in excluded]
+    share = left[rank::world_size]
+    batches = one_bank_batches(share, categories, banks, batch_size)
     loader = torch.utils.data.DataLoader(
         undecoded(dataset), batch_sampler=batches, collate_fn=ReadableRows(collator), num_workers=num_workers
     )
@@ -123,7 +144,7 @@ def evaluate_model(
                 if not kept or (failed and not skip_unreadable):
                     continue  # a later run evaluates the whole batch, once its images can be read
                 positions = [rows[number] for number in kept]
-                outputs = model(pixel_values=batch["pixel_values"].to(model.device))
+                outputs = model(pixel_values=batch["pixel_values"].to(model.device), **_chosen(model, banks, batch))
                 maps = {}
                 if "mask_labels" in batch:
                     maps = {
@@ -158,6 +179,10 @@ def evaluate_model(
         result["unreadable"] = unreadable
     result["categories"] = dict(sorted(result["categories"].items(), key=lambda item: order[item[0]]))
     result["mask_options"] = asdict(options)
+    if banks:
+        add_rates(result, banks, recorder.scores(), dataset["label"], categories)
+        result["references"] = min(map(len, banks.values()))
+        result |= {"excluded": excluded} if excluded else {}
     small, lost = (
         sum(found[name] for found in result["categories"].values())
         for name in ("num_small_regions", "num_lost_regions")
@@ -177,6 +202,26 @@ def evaluate_model(
         "mask_threshold": options.threshold,
     }
     return result
+
+
+def _chosen(model: Any, banks: Mapping[str, ReferenceBank], batch: Mapping[str, Any]) -> dict[str, Any]:
+    """Argument of the model for a batch of one bank. Other models have no such argument."""
+    if banks:
+        return {"references": banks[batch["categories"][0]]}
+    return {"references": None} if hasattr(model, "references") else {}
+
+
+def _check_excluded(excluded: Mapping[str, str], count: int) -> None:
+    """Warn about images that are not evaluated because they are references."""
+    if len(excluded) == count:
+        raise ValueError(f"All {count} images are references themselves; expected other images.")
+    if not excluded or world()[0]:
+        return
+    first, name = next(iter(excluded.items()))
+    logger.warning(
+        f"{len(excluded)} of {count} images are references themselves and are not evaluated: {first} (reference "
+        f"{name}){', ...' if len(excluded) > 1 else ''}."
+    )
 
 
 __all__ = ["evaluate_model"]

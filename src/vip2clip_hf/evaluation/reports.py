@@ -13,6 +13,8 @@ from ..utils.text import shown
 from .category_metrics import AUPROS, METRICS, THRESHOLDS
 from .comparison import PUBLISHED_CONVENTION, PUBLISHED_FPR_LIMIT, differences, mask_threshold, metric_differences
 from .published import TRIPLES
+from .reference_rates import RATES
+from .reference_tables import REFERENCES_NOTE, reference_table
 from .tables import NUMBERS, category_table, comparison_tables, notes
 
 
@@ -96,12 +98,17 @@ def dataset_lines(results: Sequence[dict[str, Any]]) -> list[str]:
         `list[str]`: one line per dataset.
     """
     lines = []
+    zero_shot = {result["name"] for result in results if not result.get("references")}
     for result in results:
+        if result.get("references") and result.get("dataset") in zero_shot:
+            continue  # described with the zero-shot result
         claim = result.get("zero_shot")
         if claim is None:
             claim = (
                 f"not zero-shot: {'; '.join(result['trained_on'])}" if result["trained_on"] else "zero-shot: not known"
             )
+        if count := result.get("references"):
+            claim = f"with {count} references per category. Without them: {claim}"
         parts = [f"{shown(result['name'])}: {shown(claim)}."]
         if result["benchmark"] is not None:
             benchmark = BENCHMARKS[result["benchmark"]]
@@ -157,6 +164,8 @@ def markdown_report(results: Sequence[dict[str, Any]], name: str) -> str:
         else:
             title = f"## {domain.capitalize()} datasets, as in {NUMBERS[domain]} of the paper"
             parts += [title, PUBLISHED_NOTE, table]
+    if (few := reference_table(results, name)) is not None:
+        parts += ["## With references", REFERENCES_NOTE, few]
     for result in results:
         parts += [
             f"## Categories of {shown(result['name'])}",
@@ -188,6 +197,8 @@ def latex_report(results: Sequence[dict[str, Any]], name: str) -> str:
         parts += [f"% {NUMBERS.get(domain, 'Other datasets')}", table]
         if domain != "own":
             parts.append(_latex_text(PUBLISHED_NOTE))
+    if (few := reference_table(results, name, "latex_booktabs")) is not None:
+        parts += ["% With references", few, _latex_text(REFERENCES_NOTE)]
     parts += map(_latex_text, [LEGEND, *settings_lines(results), *notes(results), *dataset_lines(results)])
     return "\n".join(parts) + "\n"
 
@@ -211,14 +222,17 @@ def csv_report(results: Sequence[dict[str, Any]]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     numbers = (*METRICS, *AUPROS.values(), *THRESHOLDS, *COUNTS)
-    writer.writerow(["dataset", "category", *numbers, *SETTINGS, "trained_on"])
+    writer.writerow(["dataset", "category", *numbers, *SETTINGS, "trained_on", "references", "reference_seed", *RATES])
     for result in results:
         settings = settings_of(result).values()
         for category, found in [*result["categories"].items(), ("MEAN", result["mean"])]:
             values = [*(found.get(key) for key in numbers), *settings]
             cells = [safe_cell(value) if isinstance(value, str) else _number(value) for value in values]
-            names, trained_on = (result["name"], category), "; ".join(result["trained_on"])
-            writer.writerow([*map(safe_cell, names), *cells, safe_cell(trained_on)])
+            names = (result.get("dataset") or result["name"], category)
+            trained_on = "; ".join(result["trained_on"])
+            used = [found.get("references", result.get("references")), result.get("reference_seed")]
+            rates = [_number(value) for value in (*used, *(found.get(rate) for rate in RATES))]
+            writer.writerow([*map(safe_cell, names), *cells, safe_cell(trained_on), *rates])
     return text.getvalue()
 
 

@@ -1,8 +1,5 @@
 """Evaluate a checkpoint on several datasets. Results, tables, sheets and maps go into one folder; runs can resume."""
 
-import csv
-import io
-import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -13,27 +10,26 @@ import numpy as np
 import torch
 from transformers.utils import logging
 
-from ..data.provenance import find_training_overlap, zero_shot_claim
+from ..data.provenance import find_training_overlap
 from ..data.sources import DataSource
 from ..models.loading import check_model, load_checkpoint, model_checksum, name_of, processor_settings
-from ..models.vip2clip.arguments_vip2clip import LABELS
 from ..models.vip2clip.image_processing_vip2clip import ViP2ClipImageProcessor
 from ..models.vip2clip.modeling_vip2clip import ViP2ClipForAnomalyDetection
 from ..utils.contents import decoding
-from ..utils.csv_cells import safe_cell
 from ..utils.distributed import from_all, on_first, world
 from ..utils.extras import require
 from ..utils.files import write_atomically
 from ..utils.serialization import to_json, without_nan
 from ..utils.versions import merge_versions
-from .category_metrics import AUPROS, METRICS, THRESHOLDS
 from .evaluator import evaluate_model
 from .map_writer import MapWriter
 from .metrics import AnomalyMetrics
 from .output import SCORES_FILE, SETTINGS_FILE, EvaluationFolder
 from .recorder import EvaluationRecorder
+from .reference_sets import EvaluatedSet, ReferenceChoice, evaluated_sets
 from .reports import csv_report, latex_report, markdown_report, not_compared
 from .set_key import SetKey
+from .set_results import about, scores_csv, with_nan
 from .sheets import write_sheets
 
 
@@ -61,6 +57,7 @@ def evaluate_sets(
     progress: bool = False,
     save_every: float = 60.0,
     skip_unreadable: bool = False,
+    references: ReferenceChoice | str | None = "auto",
     on_result: Callable[[dict[str, Any]], None] | None = None,
 ) -> list[dict[str, Any]]:
     """
@@ -110,18 +107,23 @@ def evaluate_sets(
             Seconds between saves of the progress.
         skip_unreadable (`bool`, defaults to `False`):
             Whether to leave out images whose file or mask cannot be read, see [`evaluate_model`].
+        references ([`ReferenceChoice`], *optional*, defaults to `"auto"`):
+            Photos of good parts to compare with. Each number of references and each seed is an evaluation of its own,
+            in a folder such as `DATASET-4-references-seed-0`, besides the zero-shot one. `"auto"` uses the references
+            of the model, if it has any, and `None` uses none.
         on_result (`Callable`, *optional*):
             Function called by the first process with the result of each dataset as soon as it is available.
 
     Returns:
-        `list[dict]`: for each dataset, the result of [`evaluate_model`] with the fields of its `DataSource` and
-        `trained_on`, a list of reasons why the result is not zero-shot (usually empty).
+        `list[dict]`: for each evaluation, the result of [`evaluate_model`] with the fields of its `DataSource` and
+        `trained_on`, a list of reasons why the result is not zero-shot (usually empty). With references, also
+        `dataset` (name of the dataset), `reference_seed` and `reference_photos` (names of the references).
 
     Raises:
         ImportError: if a package of the extra `train` is not installed.
         OSError: if an image cannot be read, or the folder cannot be written or contains something else.
         ValueError: if there are no datasets, two have the same name, `sheet_range` is invalid, an image has no label,
-            or scores or maps are not finite.
+            scores or maps are not finite, or there are fewer photos than references.
     """
     _check_packages(sheets)
     check_model(model)
@@ -130,6 +132,9 @@ def evaluate_sets(
     if not 0 <= sheet_range[0] < sheet_range[1] <= 1:
         raise ValueError(f"sheet_range is {sheet_range}; expected two ascending numbers in [0, 1].")
     AnomalyMetrics(fpr_limit, aupro_convention)  # checks both before a folder is created or changed
+    if isinstance(references, str) and references != "auto":
+        raise ValueError(f"references is {references!r}; expected a ReferenceChoice, 'auto' or None.")
+    choice = references if isinstance(references, ReferenceChoice) else ReferenceChoice(own=references is not None)
     names = [source.name for source in sets]
     duplicates = sorted({one for one in names if names.count(one) > 1})
     if duplicates:
@@ -137,7 +142,7 @@ def evaluate_sets(
             f"Several datasets have the same name: {', '.join(duplicates)}; expected different names. On the command "
             "line, use NAME=ROOT."
         )
-    datasets = [source.load() for source in sets]  # to find errors in any of them before the first is evaluated
+    evaluations = evaluated_sets(sets, choice, model, image_processor)
     output, rank = Path(output), world()[0]
     drawn = {"count": sheets, "range": list(sheet_range)} if sheets else {"count": 0}
     settings = {
@@ -146,28 +151,29 @@ def evaluate_sets(
         "fpr_limit": fpr_limit,
         "aupro_convention": aupro_convention,
     }
-    folder, keys = EvaluationFolder(output, names), {}
+    folder, keys = EvaluationFolder(output, [one.name for one in evaluations]), {}
 
     def prepare() -> dict[str, tuple[str, dict[str, Any] | None]]:
-        for source, dataset in zip(sets, datasets):
+        for one in evaluations:
+            source = one.source
             own = {"benchmark": source.benchmark, "split": source.split, "masks": asdict(source.mask_options)}
             more = {
                 "training": [model.provenance.training_sets, getattr(model.provenance, "training_recorded", True)],
                 "name": source.name,
             }
-            keys[source.name] = SetKey({**settings, **own}, dataset, more)
-        roots = [source.root for source in sets]
+            keys[one.name] = SetKey({**settings, **own, **one.settings()}, one.dataset, more)
+        roots = [*(source.root for source in sets), *([choice.folder] if choice.folder is not None else [])]
         return folder.prepare(keys, roots, overwrite, drawn, save_maps, skip_unreadable)
 
     def commit(
-        source: DataSource,
+        one: EvaluatedSet,
         dataset: "Dataset",
         action: str,
         result: dict[str, Any],
         scores: np.ndarray | None,
         readable: Sequence[int],
     ) -> dict[str, Any]:
-        name = source.name
+        name = one.name
         if action == "move":
             folder.wait(name)
         elif action != "reuse":
@@ -175,32 +181,35 @@ def evaluate_sets(
             if scores is not None:
                 new = folder.staging(name) / "new"
                 new.mkdir(parents=True, exist_ok=True)
-                write_atomically(new / SCORES_FILE, _scores_csv(dataset, scores[readable]))
+                write_atomically(new / SCORES_FILE, scores_csv(dataset, scores[readable]))
                 result["run"] = {"versions": folder.versions(name), "decoding": decoding()}
             else:
                 files = result["run"]["files"].items()
                 kept = {file: size for file, size in files if not file.startswith("sheets/")}
             result["run"] |= {"key": keys[name].to_dict(), "sheets": drawn}
             folder.commit(name, result, keys[name], kept)
-        return {**result, "root": source.root}  # the data can have been moved
+        return {**result, "root": one.source.root}  # the data can have been moved
 
     try:
         plans = on_first(prepare)
         results = []
-        for source, dataset in zip(sets, datasets):
-            action, result = plans[source.name]
-            new = folder.staging(source.name) / "new"
+        for one in evaluations:
+            source, dataset = one.source, one.dataset
+            action, result = plans[one.name]
+            new = folder.staging(one.name) / "new"
             recorder = None
+            # Of other evaluations, the features are not needed.
+            banks = one.references(model, image_processor) if action in ("evaluate", "draw") else None
             if action == "evaluate":
                 # Opens all images, so the other processes do not repeat it.
                 training_sets = model.provenance.training_sets
                 trained_on = on_first(find_training_overlap, training_sets, dataset, source.benchmark)
                 for reason in trained_on if rank == 0 else ():
-                    logger.warning(f"{source.name}: the results are not zero-shot, because the model was {reason}.")
+                    logger.warning(f"{one.name}: the results are not zero-shot, because the model was {reason}.")
                 maps = None
                 if save_maps:
                     maps = MapWriter(new / "maps", dataset["category"], dataset["image_id"], model.config.image_size)
-                recorder = EvaluationRecorder(len(dataset), folder.staging(source.name), maps, save_every)
+                recorder = EvaluationRecorder(len(dataset), folder.staging(one.name), maps, save_every)
                 result = evaluate_model(
                     model,
                     image_processor,
@@ -210,13 +219,15 @@ def evaluate_sets(
                     fpr_limit=fpr_limit,
                     aupro_convention=aupro_convention,
                     num_workers=num_workers,
-                    progress=source.name if progress else False,
+                    progress=one.name if progress else False,
                     recorder=recorder,
                     skip_unreadable=skip_unreadable,
+                    references=banks,
                 )
-                result = without_nan({**asdict(source), **_about(model, source, dataset, trained_on), **result})
-            left_out = (result or {}).get("unreadable") or {}
-            readable = [number for number, one in enumerate(dataset["image_id"]) if one not in left_out]
+                described = {**about(model, source, dataset, trained_on), "name": one.name, **one.fields()}
+                result = without_nan({**described, **result})
+            left_out = {**((result or {}).get("unreadable") or {}), **((result or {}).get("excluded") or {})}
+            readable = [number for number, image in enumerate(dataset["image_id"]) if image not in left_out]
             if left_out:
                 dataset = dataset.select(readable)
             if action in ("evaluate", "draw") and sheets:
@@ -227,8 +238,9 @@ def evaluate_sets(
                     new / "sheets",
                     count=sheets,
                     mask_options=source.mask_options,
-                    title=source.name,
+                    title=one.name,
                     value_range=sheet_range,
+                    references=banks,
                 )
             scores = None
             if recorder is not None:
@@ -236,13 +248,13 @@ def evaluate_sets(
                 if recorder.maps is not None:
                     recorder.maps.close()
             from_all(None)  # wait until all processes have written their sheets
-            results.append(with_nan(on_first(commit, source, dataset, action, result, scores, readable)))
+            results.append(with_nan(on_first(commit, one, dataset, action, result, scores, readable)))
             if on_result is not None and rank == 0:
                 on_result(results[-1])
 
         def finish() -> None:
             written = {"model": name, **settings, "sheets": sheets, "sheet_range": list(sheet_range)}
-            written |= {"save_maps": save_maps, "data": {one: key.digest for one, key in keys.items()}}
+            written |= {"save_maps": save_maps, "data": {found: key.digest for found, key in keys.items()}}
             compared = [{**result, "not_compared": not_compared(result)} for result in results]
             found = {
                 "settings": written,
@@ -327,50 +339,6 @@ def _check_packages(sheets: int) -> None:
     require("train", "An evaluation with tables", "accelerate", "datasets", "scipy", "tabulate")
     if sheets:
         require("train", "An evaluation with sheets", "matplotlib")
-
-
-def _scores_csv(dataset: "Dataset", scores: np.ndarray) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["image_id", "category", "label", "defect", "score"])
-    columns = [dataset[name] for name in ("image_id", "category", "label", "defect")]
-    for image_id, category, label, defect, score in zip(*columns, scores):
-        # All digits, so that metrics and decisions of the file are those of the evaluation.
-        writer.writerow([*map(safe_cell, (image_id, category, LABELS[label], defect)), repr(float(score))])
-    return text.getvalue()
-
-
-def _about(
-    model: ViP2ClipForAnomalyDetection, source: DataSource, dataset: "Dataset", trained_on: list[str]
-) -> dict[str, Any]:
-    """Fields of a result about its dataset."""
-    sets = model.provenance.training_sets if getattr(model.provenance, "training_recorded", True) else []
-    remark = dataset.info.description if source.benchmark is not None else ""
-    return {
-        "trained_on": trained_on,
-        "zero_shot": zero_shot_claim(sets, trained_on),
-        "licence": dataset.info.license or None,
-        "remarks": [remark] if remark else [],
-    }
-
-
-def with_nan(result: dict[str, Any]) -> dict[str, Any]:
-    """
-    Restore the undefined metrics of a result that was read from JSON.
-
-    Args:
-        result (`dict`): result with `None` for undefined metrics.
-
-    Returns:
-        `dict`: copy of the result with NaN for undefined metrics.
-    """
-    measured = {*METRICS, *AUPROS.values(), *THRESHOLDS}
-
-    def restored(found: dict[str, Any]) -> dict[str, Any]:
-        return {key: math.nan if value is None and key in measured else value for key, value in found.items()}
-
-    categories = {name: restored(found) for name, found in result["categories"].items()}
-    return {**result, "mean": restored(result["mean"]), "categories": categories}
 
 
 __all__ = ["evaluate_checkpoint", "evaluate_sets"]

@@ -1,7 +1,7 @@
 """Sheets of example images: image, ground truth and anomaly map side by side, on a fixed colour scale."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +15,12 @@ from ..models.vip2clip.image_processing_vip2clip import ViP2ClipImageProcessor
 from ..models.vip2clip.mask_loading_vip2clip import marked_pixels
 from ..models.vip2clip.mask_options_vip2clip import MaskOptions
 from ..models.vip2clip.modeling_vip2clip import ViP2ClipForAnomalyDetection
+from ..models.vip2clip.reference_bank_vip2clip import ReferenceBank
 from ..utils.distributed import world
 from ..utils.figures import new_figure, save_figure
 from ..utils.files import file_names
 from ..utils.text import shown
+from .reference_rates import banks_of
 
 
 if TYPE_CHECKING:
@@ -114,6 +116,7 @@ def write_sheets(
     mask_options: MaskOptions | None = None,
     title: str = "",
     value_range: tuple[float, float] = (0.0, 1.0),
+    references: Mapping[str, ReferenceBank] | ReferenceBank | str | None = "auto",
 ) -> list[Path]:
     """
     Write a sheet of example images for each category, `<category>.png`. Existing sheets are kept.
@@ -139,6 +142,8 @@ def write_sheets(
             Title of the sheets, followed by the name of the category.
         value_range (`tuple[float, float]`, defaults to `(0.0, 1.0)`):
             Anomaly map values at the ends of the colour scale.
+        references (`Mapping[str, ReferenceBank]` or [`ReferenceBank`], *optional*, defaults to `"auto"`):
+            See [`evaluate_model`].
 
     Returns:
         `list[pathlib.Path]`: one path per category, in the order of the dataset.
@@ -154,6 +159,7 @@ def write_sheets(
     dataset = undecoded(dataset)
     categories = dataset["category"]
     names = file_names(list(dict.fromkeys(categories)))
+    banks = banks_of(references, model, categories)
     rank, world_size = world()
     labels, defects, paths = dataset["label"], dataset["defect"], []
     for number, (category, name) in enumerate(names.items()):
@@ -167,7 +173,8 @@ def write_sheets(
             row = dataset[position]
             image = load_image(row["image"], **reading_options(image_processor))
             with torch.inference_mode():
-                outputs = model(image_processor(image, return_tensors="pt")["pixel_values"].to(model.device))
+                pixel_values = image_processor(image, return_tensors="pt")["pixel_values"].to(model.device)
+                outputs = model(pixel_values, references=banks.get(category))
             score = outputs.scores.item()
             caption = f"{_shorten(shown(row['image_id']))}\n{LABELS[row['label']]}, score {score:.3f}"
             mask = None

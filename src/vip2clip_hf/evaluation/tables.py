@@ -65,7 +65,7 @@ def category_table(result: dict[str, Any], tablefmt: str = "simple") -> str:
         total = sum(found["num_images"] for found in result["categories"].values())
         rows.append(["MEAN", total, *(_percent(result["mean"][metric]) for metric in METRICS)])
     headers = ["category", "images", *(TITLES[metric] for metric in METRICS)]
-    return _tabulate(rows, headers, tablefmt, right=range(1, len(headers)))
+    return tabulate_rows(rows, headers, tablefmt, right=range(1, len(headers)))
 
 
 def comparison_rows(results: Sequence[dict[str, Any]], methods: Sequence[str] = METHODS) -> dict[str, list[list[str]]]:
@@ -91,6 +91,7 @@ def comparison_rows(results: Sequence[dict[str, Any]], methods: Sequence[str] = 
         ValueError: if a method is not in the paper.
     """
     tables: dict[str, list[list[str]]] = {}
+    results = [result for result in results if not result.get("references")]  # these have a table of their own
     names = [result["benchmark"] for result in results]
     for domain in (*NUMBERS, "own"):
         for level in TRIPLES:
@@ -165,11 +166,28 @@ def comparison_tables(
     tables = {}
     for domain, rows in comparison_rows(results, methods).items():
         headers = ["Task", "Datasets", "C", *(methods if domain != "own" else ()), name]
-        tables[domain] = _tabulate(rows, headers, tablefmt)
+        tables[domain] = tabulate_rows(rows, headers, tablefmt)
     return tables
 
 
-def _tabulate(rows: Sequence[Sequence[object]], headers: list[str], tablefmt: str, right: Sequence[int] = ()) -> str:
+def tabulate_rows(
+    rows: Sequence[Sequence[object]], headers: list[str], tablefmt: str, right: Sequence[int] = ()
+) -> str:
+    """
+    Format a table.
+
+    Args:
+        rows (`Sequence[Sequence[object]]`): its rows.
+        headers (`list[str]`): titles of the columns.
+        tablefmt (`str`): table format of the tabulate library.
+        right (`Sequence[int]`, defaults to `()`): columns to align to the right.
+
+    Returns:
+        `str`: the table.
+
+    Raises:
+        ImportError: if tabulate is not installed.
+    """
     with extra("train", "Printing tables of results"):
         from tabulate import tabulate
 
@@ -191,15 +209,24 @@ def notes(results: Sequence[dict[str, Any]], with_average: bool = True) -> list[
     Returns:
         `list[str]`: the notes.
     """
-    found = [f"{SEEN} {shown(result['name'])}: {reason}." for result in results for reason in result["trained_on"]]
+    found = list(
+        dict.fromkeys(
+            f"{SEEN} {shown(result.get('dataset') or result['name'])}: {reason}."
+            for result in results
+            for reason in result["trained_on"]
+        )
+    )
     if found:
         average_note = " AVERAGE excludes these datasets for all methods." if with_average else ""
         found.append(f"{SEEN} These results are not zero-shot.{average_note}")
+    zero_shot = {result["benchmark"] for result in results if not result.get("references")}
     for result in results if with_average else ():
+        if result.get("references") and result["benchmark"] in zero_shot:
+            continue  # the reasons are those of the zero-shot result
         found += [f"{NOT_COMPARED} {shown(result['name'])}, {reason}." for reason in comparison_notes(result)]
     for result in results:
         name, claim = shown(result["name"]), result.get("zero_shot") or ""
-        if claim.startswith("not verified"):
+        if claim.startswith("not verified") and not result.get("references"):
             found.append(f"{name}: zero-shot is {shown(claim)}.")
         for metric, reason in result["mean"]["undefined"].items():
             if metric not in TITLES:  # AUPRO in the other convention
@@ -211,4 +238,4 @@ def notes(results: Sequence[dict[str, Any]], with_average: bool = True) -> list[
     return found
 
 
-__all__ = ["category_table", "comparison_rows", "comparison_tables", "notes"]
+__all__ = ["category_table", "comparison_rows", "comparison_tables", "notes", "tabulate_rows"]

@@ -14,6 +14,8 @@ import torch
 
 from ..models.vip2clip.image_processing_vip2clip import ViP2ClipImageProcessor, check_image_processor
 from ..models.vip2clip.modeling_vip2clip import ViP2ClipForAnomalyDetection
+from ..models.vip2clip.pipeline_steps_vip2clip import bank_of, score_settings
+from ..models.vip2clip.reference_bank_vip2clip import ReferenceBank
 from ..utils.extras import extra
 from ..utils.files import check_new_folder, new_folder, umask
 from .graph import ExportedDetector
@@ -33,6 +35,7 @@ def export_onnx(
     output: str | os.PathLike,
     *,
     opset: int = DEFAULT_OPSET,
+    references: ReferenceBank | str | None = "auto",
     tolerance: float = 1e-4,
 ) -> dict[str, Any]:
     """
@@ -51,6 +54,9 @@ def export_onnx(
             `model.onnx.data`.
         opset (`int`, defaults to 18):
             Version of the ONNX operator set, 18 or newer.
+        references ([`ReferenceBank`], *optional*, defaults to `"auto"`):
+            Photos of good parts to compare images with. Their features are constants of the graph, and scores and maps
+            combine both. `"auto"` uses the references of the checkpoint. `None` uses none.
         tolerance (`float`, defaults to 1e-4):
             Maximum absolute difference of scores and maps from those of the model.
 
@@ -58,8 +64,8 @@ def export_onnx(
         `dict`: content of `export.json`, and `files` (`dict[str, int]`), the size of each file in bytes.
 
     Raises:
-        ValueError: if the model cannot be exported, `opset` is not supported, or the image processor has another size
-            than the model.
+        ValueError: if the model cannot be exported, `opset` is not supported, the image processor has another size
+            than the model, or the references belong to another model or were read with other tiles.
         OSError: if the folder is not empty or cannot be written.
         RuntimeError: if the outputs of the exported graph differ from those of the model.
         ImportError: if onnx, onnxruntime or onnxscript is not installed.
@@ -90,7 +96,7 @@ def export_onnx(
             exported.save(path, external_data=weights > _LARGEST_ONNX_FILE)
         return {"opset": opset}
 
-    return _export(model, image_processor, output, "onnx", write, open_onnx, tolerance)
+    return _export(model, image_processor, output, "onnx", write, open_onnx, references, tolerance)
 
 
 def export_torch(
@@ -98,6 +104,7 @@ def export_torch(
     image_processor: ViP2ClipImageProcessor,
     output: str | os.PathLike,
     *,
+    references: ReferenceBank | str | None = "auto",
     tolerance: float = 1e-4,
 ) -> dict[str, Any]:
     """
@@ -107,7 +114,7 @@ def export_torch(
     program is loaded and compared with the model. If the outputs differ, nothing is written.
 
     Args:
-        model, image_processor, output, tolerance:
+        model, image_processor, output, references, tolerance:
             See [`export_onnx`].
 
     Returns:
@@ -127,7 +134,7 @@ def export_torch(
             torch.export.save(program, folder / "model.pt2")
         return {}
 
-    return _export(model, image_processor, output, "torch", write, open_torch, tolerance)
+    return _export(model, image_processor, output, "torch", write, open_torch, references, tolerance)
 
 
 def check_format(name: str) -> None:
@@ -187,20 +194,25 @@ def _export(
     name: str,
     write: Callable[[ExportedDetector, Path], dict[str, Any]],
     load: Callable[[Path], Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]],
+    references: ReferenceBank | str | None,
     tolerance: float,
 ) -> dict[str, Any]:
     """Write the graph with `write`, load it with `load`, compare it with the model and add the other files."""
     check_new_folder(output)
     check_image_processor(image_processor, model.config.image_size)
-    detector = ExportedDetector(model)
+    if isinstance(references, str) and references != "auto":
+        raise ValueError(f"references is {references!r}; expected a ReferenceBank, 'auto' or None.")
+    bank = bank_of(model, {"references": references})
+    settings = score_settings(model, {"references": bank})
+    detector = ExportedDetector(model, bank)
     with new_folder(output) as folder:
         details = write(detector, folder)
-        deviation = compare_with_model(load(folder), model, image_processor)
+        deviation = compare_with_model(load(folder), model, image_processor, bank)
         check_deviation(deviation, name, tolerance)
         model.config.save_pretrained(folder)
         model.decision.save_pretrained(folder)
         image_processor.save_pretrained(folder)
-        report = describe_export(model, name, details, deviation, tolerance)
+        report = describe_export(model, name, details, deviation, tolerance, settings, bank)
         (folder / "export.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         (folder / "README.md").write_text(export_card(report, image_processor), encoding="utf-8")
         for path in folder.iterdir():  # some writers create files that only the owner can read

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from ..models.vip2clip.modeling_vip2clip import ViP2ClipForAnomalyDetection
+from ..models.vip2clip.reference_bank_vip2clip import ReferenceBank
 
 
 class ExportedDetector(nn.Module):
@@ -20,18 +21,24 @@ class ExportedDetector(nn.Module):
     Args:
         model ([`ViP2ClipForAnomalyDetection`]):
             The model, in float32.
+        references ([`ReferenceBank`], *optional*):
+            Photos of good parts. Their features are constants of the graph, and scores and maps combine both.
 
     Raises:
-        ValueError: if the model cannot be exported; see [`check_exportable`].
+        ValueError: if the model cannot be exported, see [`check_exportable`], or the references belong to another
+            model.
     """
 
     text_embeds: torch.Tensor
 
-    def __init__(self, model: ViP2ClipForAnomalyDetection) -> None:
+    def __init__(self, model: ViP2ClipForAnomalyDetection, references: ReferenceBank | None = None) -> None:
         super().__init__()
         check_exportable(model)
+        if references is not None:
+            references.check_model(model)
         with torch.inference_mode(False), torch.no_grad():
             self.model = private_copy(model)
+            self.references = None if references is None else _as_constants(references, self.model)
             _keep_used_tokens(self.model)
             _resize_positions(self.model)
             if not self.model.config.use_image_conditioning:
@@ -62,7 +69,11 @@ class ExportedDetector(nn.Module):
         else:
             text_embeds = self.text_embeds.expand(pixel_values.shape[0], -1, -1)
         aligned = model.align(text_embeds, patch_embeds, image_embeds, top_k=model.decision.top_k)
-        return aligned["scores"], model.get_anomaly_maps(aligned["layer_maps"])
+        anomaly_maps = model.get_anomaly_maps(aligned["layer_maps"])
+        if self.references is None:
+            return aligned["scores"], anomaly_maps
+        logits = aligned["logits"]
+        return model.compare_with_references(self.references, patch_embeds, logits, anomaly_maps)[:2]
 
 
 def check_exportable(model: ViP2ClipForAnomalyDetection) -> None:
@@ -110,11 +121,22 @@ def private_copy(model: ViP2ClipForAnomalyDetection) -> ViP2ClipForAnomalyDetect
     shared: dict[int, Any] = {}
     for parameter in model.parameters():
         shared[id(parameter)] = nn.Parameter(parameter.detach().cpu(), requires_grad=False)
+    shared[id(model.references)] = model.references  # banks do not change
     private = copy.deepcopy(model, shared)
     for module in private.modules():
         for key, buffer in module._buffers.items():
             module._buffers[key] = None if buffer is None else buffer.cpu()
     return private.eval().requires_grad_(False)
+
+
+def _as_constants(references: ReferenceBank, model: ViP2ClipForAnomalyDetection) -> ReferenceBank:
+    """Copy a bank with its features prepared for the CPU. Without a smaller basis, they stay in float16, which is
+    exact and half the size."""
+    found = copy.copy(references)
+    prepared = found.rows_on(torch.device("cpu"), model.clip.visual_projection)
+    if prepared.basis is None:
+        prepared.rows = references.features.clone()  # tensors that were created in inference mode cannot be exported
+    return found
 
 
 def _keep_used_tokens(model: ViP2ClipForAnomalyDetection) -> None:

@@ -1,12 +1,14 @@
 """Files written next to an exported graph: `export.json` and `README.md`."""
 
 import importlib.metadata
+from dataclasses import asdict
 from typing import Any
 
 from .._version import __version__
 from ..models.vip2clip.fingerprint_vip2clip import is_calibrated
 from ..models.vip2clip.image_processing_vip2clip import ViP2ClipImageProcessor
 from ..models.vip2clip.modeling_vip2clip import ViP2ClipForAnomalyDetection
+from ..models.vip2clip.reference_bank_vip2clip import ReferenceBank
 
 
 def describe_export(
@@ -15,6 +17,8 @@ def describe_export(
     details: dict[str, Any],
     deviation: dict[str, float],
     tolerance: float,
+    settings: dict[str, Any],
+    references: ReferenceBank | None = None,
 ) -> dict[str, Any]:
     """
     Create the content of `export.json`.
@@ -25,18 +29,14 @@ def describe_export(
         details (`dict`): entries of the format, such as `opset`.
         deviation (`dict[str, float]`): largest absolute difference from the model by output.
         tolerance (`float`): allowed difference.
+        settings (`dict[str, Any]`): settings that scores depend on, see [`score_settings`].
+        references ([`ReferenceBank`], *optional*): photos of good parts in the graph.
 
     Returns:
-        `dict`: format, inputs, outputs, thresholds, the decision (without calibration scores), deviation, tolerance
-        and versions of the packages.
+        `dict`: format, inputs, outputs, thresholds, the decision (without calibration scores), references, deviation,
+        tolerance and versions of the packages.
     """
-
-    size, decision = model.config.image_size, model.decision
-    settings = {
-        "tile_size": decision.tile_size,
-        "tile_overlap": decision.tile_overlap if decision.tile_size else 0.25,
-        "top_k": model.config.top_k if decision.top_k is None else decision.top_k,
-    }
+    size = model.config.image_size
     packages = ("torch", "transformers", *(("onnx", "onnxscript", "onnxruntime") if name == "onnx" else ()))
     return {
         "format": name,
@@ -53,9 +53,20 @@ def describe_export(
             "top_k": settings["top_k"],
             "calibrated": is_calibrated(model, settings),
         },
+        "references": None if references is None else _describe_references(references),
         "largest_deviation": deviation,
         "tolerance": tolerance,
         "versions": {"vip2clip_hf": __version__, **{key: importlib.metadata.version(key) for key in packages}},
+    }
+
+
+def _describe_references(references: ReferenceBank) -> dict[str, Any]:
+    return {
+        "num_photos": len(references),
+        "num_patches": references.features.shape[1],
+        "checksum": references.checksum(),
+        "megabytes": round(references.nbytes / 1024**2, 3),
+        **asdict(references.options),
     }
 
 
@@ -84,6 +95,16 @@ def export_card(report: dict[str, Any], image_processor: ViP2ClipImageProcessor)
         run = "with torch.no_grad():\n    scores, anomaly_maps = model(torch.from_numpy(pixel_values))"
     decision = report["decision"]
     notes = [f"The score uses the top {decision['top_k']} patches of each layer."]
+    if references := report["references"]:
+        photos = (
+            "1 photo of a good part"
+            if references["num_photos"] == 1
+            else (f"{references['num_photos']} photos of good parts")
+        )
+        notes.append(
+            f"The graph contains features of {photos} ({references['megabytes']:.1f} MB in float16). Scores and maps "
+            "combine the zero-shot result with the distances to these features."
+        )
     if decision["min_region_area"]:
         notes.append(
             "In the mask, remove regions (connected by edges or corners) that are smaller than "

@@ -9,6 +9,7 @@ import torch
 from ..data.synthetic.dataset import generate_image
 from ..models.vip2clip.image_processing_vip2clip import ViP2ClipImageProcessor
 from ..models.vip2clip.modeling_vip2clip import ViP2ClipForAnomalyDetection
+from ..models.vip2clip.reference_bank_vip2clip import ReferenceBank
 from .graph import private_copy
 
 
@@ -57,6 +58,7 @@ def compare_with_model(
     run: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
     model: ViP2ClipForAnomalyDetection,
     image_processor: ViP2ClipImageProcessor,
+    references: ReferenceBank | None = None,
 ) -> dict[str, float]:
     """
     Compare the outputs on noise and synthetic images, in batches of one, two and three.
@@ -65,6 +67,7 @@ def compare_with_model(
         run (`Callable`): the exported graph, from [`open_onnx`] or [`open_torch`].
         model ([`ViP2ClipForAnomalyDetection`]): the model.
         image_processor ([`ViP2ClipImageProcessor`]): image processor of the model.
+        references ([`ReferenceBank`], *optional*): photos of good parts in the graph.
 
     Returns:
         `dict[str, float]`: largest absolute difference of `scores` and `anomaly_maps`; NaN if an output is NaN.
@@ -77,7 +80,7 @@ def compare_with_model(
     noise = np.random.default_rng(0).standard_normal((1, 3, size, size), dtype=np.float32)
     images = np.concatenate([noise, image_processor(synthetic, return_tensors="np")["pixel_values"]])
     with torch.inference_mode(False), torch.no_grad():
-        expected = private_copy(model)(torch.from_numpy(images), top_k=model.decision.top_k)
+        expected = private_copy(model)(torch.from_numpy(images), top_k=model.decision.top_k, references=references)
     deviation = dict.fromkeys(OUTPUTS, 0.0)
     for batch in (slice(0, 3), slice(1, 3), slice(0, 1)):
         for name, found in zip(OUTPUTS, run(np.ascontiguousarray(images[batch]))):

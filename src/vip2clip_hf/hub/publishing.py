@@ -80,7 +80,8 @@ def push_checkpoint(
     commit_message: str = "Upload ViP²-CLIP checkpoint",
 ) -> str:
     """
-    Publish a checkpoint folder on the Hub. Only files of the checkpoint are uploaded. Weights that the repository
+    Publish a checkpoint folder on the Hub. Only files of the checkpoint are uploaded, including its references, which
+    are features of photos and the names of their files. Weights that the repository
     contains under other names are deleted, if they would be loaded instead.
 
     Args:

@@ -56,7 +56,10 @@ NAMED = pa.schema([("name", pa.binary()), *RESULTS, *STATE])
 FREE_SETTINGS = ("num_images", "ids_sha256", "model", "versions", "decoding")
 NUM_THREADS = 8
 # How an error message refers to a setting; by default, "KEY setting".
-_TITLES = {"model_checksum": "model", "image_processor": "image processor", "dtype": "dtype", "source": "source"}
+_TITLES = {
+    "model_checksum": "model", "image_processor": "image processor", "dtype": "dtype", "source": "source",
+    "references": "bank of references",
+}  # fmt: skip
 
 
 @dataclass

@@ -48,7 +48,8 @@ def predict_chunks(
         ValueError: if scores are not finite. The message names the images of the batch.
     """
     model, image_processor, settings = detector.model, detector.image_processor, detector.score_settings()
-    names, tiled, calibrated = folder.names, bool(settings["tile_size"]), is_calibrated(model, settings)
+    names, tiled, decision = folder.names, bool(settings["tile_size"]), detector.decision
+    calibrated = is_calibrated(model, settings, decision)
     reading = detector.reading_options()
     batches = PredictionBatches(folder, chunks, batch_size)
     loader = torch.utils.data.DataLoader(
@@ -106,7 +107,7 @@ def predict_chunks(
                                 one,
                                 threshold=threshold,
                                 id2label=model.config.id2label,
-                                decision=detector.decision,
+                                decision=decision,
                                 calibrated=calibrated,
                             )
                         ]

@@ -7,12 +7,13 @@ from typing import Any
 import torch
 
 from ..models.loading import SCORING_VERSION, load_checkpoint, model_checksum, name_of, processor_settings
-from ..models.vip2clip.arguments_vip2clip import label_names, threshold_pair
+from ..models.vip2clip.arguments_vip2clip import call_arguments, label_names, threshold_pair
 from ..models.vip2clip.image_processing_vip2clip import ViP2ClipImageProcessor
 from ..models.vip2clip.modeling_vip2clip import ViP2ClipForAnomalyDetection
 from ..models.vip2clip.pipeline_anomaly_detection import AnomalyDetectionPipeline
+from ..models.vip2clip.pipeline_steps_vip2clip import as_bank
 from ..utils.contents import decoding
-from ..utils.distributed import from_all, from_first, world
+from ..utils.distributed import from_all, from_first, on_first, world
 from ..utils.versions import versions
 from .earlier import summarize
 from .folder import PredictionFolder
@@ -36,6 +37,7 @@ def predict_to_folder(
     tile_overlap: float | None = None,
     bit_depth: int | None = None,
     page: int | None = None,
+    references: Any = "auto",
     heatmaps: bool = False,
     maps: bool = False,
     chunk_size: int = 256,
@@ -81,6 +83,9 @@ def predict_to_folder(
             See [`AnomalyDetectionPipeline`]. With tiles, a batch of decoded images is kept in memory.
         bit_depth, page (*optional*):
             How to read images, see [`load_image`]. They default to those of the image processor.
+        references ([`ReferenceBank`] or photos, *optional*, defaults to those of the model):
+            Photos of good parts to compare with, see [`AnomalyDetectionPipeline`]. `None` uses none. With several
+            processes, the first one reads them.
         heatmaps (`bool`, defaults to `False`):
             Whether to save heatmaps in `heatmaps/`, at the size of the image.
         maps (`bool`, defaults to `False`):
@@ -110,23 +115,23 @@ def predict_to_folder(
         if value < 1:
             raise ValueError(f"{argument} is {value}; expected an integer of at least 1.")
     was_training = model.training
+    reading: dict[str, Any] = {"tile_size": tile_size, "tile_overlap": tile_overlap, "top_k": top_k}
+    reading.update(bit_depth=bit_depth, page=page)
+    reading = call_arguments(reading)
     detector = AnomalyDetectionPipeline(
         model=model,
         image_processor=image_processor,
         task="anomaly-detection",
         device=model.device,
-        tile_size=tile_size,
-        tile_overlap=tile_overlap,
-        top_k=top_k,
-        bit_depth=bit_depth,
-        page=page,
+        references=on_first(as_bank, references, model, image_processor, reading),
+        **reading,
     )
     model.train(was_training)  # the pipeline switched to eval mode
     scored_with = detector.score_settings()
     patches = model.config.patch_grid**2
     if top_k is not None and not 1 <= top_k <= patches:
         raise ValueError(f"top_k is {top_k}; expected an integer from 1 to {patches}, the number of patches.")
-    decision = model.decision
+    decision = detector.decision
     threshold = threshold_pair(threshold, (decision.image_threshold, decision.pixel_threshold))
 
     folder = PredictionFolder(Path(output), chunk_size)

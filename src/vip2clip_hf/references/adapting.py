@@ -118,17 +118,19 @@ def adapt(
         given = {"rotations": rotations, "aligned": aligned, "max_patches": max_patches != DEFAULT_MAX_PATCHES}
         if changed := [name for name, is_set in given.items() if is_set]:
             raise ValueError(f"{changed[0]} is set together with update; expected the options of the references.")
+    model: Any = detector.model
+    before = model.decision.calibration or {}
     if false_alarm_rate is not None:
         min_calibration_images(false_alarm_rate)  # raises if it is out of range
     elif earlier is not None:
-        before = detector.decision.calibration or {}  # a default depends on the number of photos
+        # A rate that was not chosen depends on the number of photos.
         false_alarm_rate = None if before.get("default_rate") else before.get("false_alarm_rate")
     listed = [] if good_photos is None and earlier is not None else list_photos(good_photos, recursive)
     bad, masks = (None, []) if defects is None else without_masks(list_photos(defects, recursive))
     steps = Steps(detector, options, list(keep), list(drop), drop_outliers, seed, progress)
     if masks:
         steps.note(f"{len(masks)} files of the photos of defects look like masks and are not used: {named(masks)}.")
-    if earlier is not None and bad is None and (detector.decision.calibration or {}).get("method") in ("f1", "cost"):
+    if earlier is not None and bad is None and before.get("method") in ("f1", "cost"):
         steps.note(
             "The image threshold was chosen with photos of defects. It is now chosen for a false-alarm rate; pass "
             "defects (--defects) again to choose it with them."

@@ -9,7 +9,7 @@ from tqdm.auto import tqdm
 
 from ..data.image_hashes import picture_hash, same_pictures
 from ..models.vip2clip.pipeline_anomaly_detection import AnomalyDetectionPipeline
-from ..models.vip2clip.reference_building_vip2clip import pixels_hash
+from ..models.vip2clip.reference_records_vip2clip import photo_hash
 from .photos import Photo
 
 
@@ -51,7 +51,7 @@ def read_photo(
     except (OSError, ValueError) as error:
         found.unreadable[photo.name] = str(error)
         return None
-    digest = pixels_hash(image)
+    digest = photo_hash(image)
     if digest in first:
         found.identical[photo.name] = first[digest]
         return None

@@ -272,6 +272,8 @@ class ViP2ClipTrainer(RecordedTrainer):
         """
         Train the adapters.
 
+        A calibration and references of the model are removed, because they belong to the weights before training.
+
         The run has an id and a record, `training_run.json`, in the output folder and in every checkpoint. The output
         folder is locked during training.
 
@@ -302,6 +304,12 @@ class ViP2ClipTrainer(RecordedTrainer):
                     "Training changes the weights, so the calibration is removed. Calibrate again afterwards."
                 )
                 self.model.decision = self.image_processor.decision = self.model.decision.without_calibration()
+            if self.model.references is not None:
+                logger.warning(
+                    "Training changes the weights, so the references are removed. Build them again afterwards, with "
+                    "ReferenceBank.from_images."
+                )
+                self.model.references = None
             if self.args.cache_features is not None:
                 self.train_dataset = CachedRows(rows, self.cache_features())
             self._parts = {}

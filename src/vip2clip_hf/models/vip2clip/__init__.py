@@ -26,6 +26,7 @@ from .pipeline_anomaly_detection import AnomalyDetectionPipeline
 from .pretrained_vip2clip import ViP2ClipPreTrainedModel
 from .provenance_vip2clip import Provenance
 from .reference_bank_vip2clip import ReferenceBank
+from .reference_records_vip2clip import LeftOutPhoto, ReferenceOptions, ReferencePhoto
 
 
 def _register() -> None:
@@ -46,9 +47,12 @@ _register()
 __all__ = [
     "AnomalyDetectionPipeline",
     "DecisionConfig",
+    "LeftOutPhoto",
     "MaskOptions",
     "Provenance",
     "ReferenceBank",
+    "ReferenceOptions",
+    "ReferencePhoto",
     "ViP2ClipAlignmentOutput",
     "ViP2ClipAnomalyDetectionOutput",
     "ViP2ClipConfig",

@@ -81,18 +81,19 @@ def calibration_differences(
     return differences
 
 
-def is_calibrated(model: Any, settings: Mapping[str, Any]) -> bool:
+def is_calibrated(model: Any, settings: Mapping[str, Any], decision: DecisionConfig | None = None) -> bool:
     """
     Check whether the calibration of a model belongs to its scores. If not, warn once and say what differs.
 
     Args:
         model ([`ViP2ClipForAnomalyDetection`]): the model, with its `decision`.
         settings (`Mapping[str, Any]`): `tile_size`, `tile_overlap`, `top_k` and, with references, `references`.
+        decision ([`DecisionConfig`], *optional*): the decision with the calibration. By default, that of the model.
 
     Returns:
         `bool`: whether the model is calibrated with these settings. `False` without a calibration.
     """
-    found = model.decision.calibration
+    found = (model.decision if decision is None else decision).calibration
     if found is None:
         return False
     fingerprint = model_fingerprint(model) if found.get("fingerprint") else None

@@ -669,6 +669,12 @@ class ViP2ClipForAnomalyDetection(ViP2ClipPreTrainedModel):
                 raise ValueError(f"references is {references!r}; expected a ReferenceBank, 'auto' or None.")
             references = None if self.training else self.references
         if references is not None:
+            # Compare names, not classes: remote code is loaded as separate copies of the classes.
+            if not hasattr(references, "check_model"):
+                raise ValueError(
+                    f"references is of type {type(references).__name__}; expected a ReferenceBank, 'auto' or None. "
+                    "Create it with ReferenceBank.from_images."
+                )
             references.check_model(self)
             logits: Any = aligned.logits
             compared = self.compare_with_references(references, patch_embeds, logits, anomaly_maps)

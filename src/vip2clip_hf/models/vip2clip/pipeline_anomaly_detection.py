@@ -14,12 +14,19 @@ from .arguments_vip2clip import READING_ARGUMENTS, call_arguments, label_names, 
 from .backbone_vip2clip import HUB_KWARGS, check_device, naming
 from .decision_config_vip2clip import DecisionConfig
 from .decision_vip2clip import find_regions
-from .fingerprint_vip2clip import is_calibrated
 from .heatmap_vip2clip import draw_heatmap
 from .image_loading_vip2clip import DEFAULT_TIMEOUT, reading_options
 from .image_processing_vip2clip import ViP2ClipImageProcessor, check_image_processor
 from .pipeline_inputs_vip2clip import as_inputs, load_with_tiles
-from .pipeline_steps_vip2clip import as_bank, bank_of, forward_tiles, score_settings, warn_about_references
+from .pipeline_steps_vip2clip import (
+    as_bank,
+    bank_of,
+    decision_of,
+    forward_tiles,
+    score_settings,
+    warn_about_references,
+    zero_shot_settings,
+)
 from .reference_bank_vip2clip import ReferenceBank
 
 
@@ -216,12 +223,10 @@ class AnomalyDetectionPipeline(Pipeline):
 
     def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         options = call_arguments(kwargs)
-        if "references" in options:
-            # With the defaults of the pipeline, which are not known yet when it is created.
+        if "references" in options:  # the defaults are not known yet when the pipeline is created
             defaults = {**getattr(self, "_preprocess_params", {}), **getattr(self, "_forward_params", {})}
-            options["references"] = as_bank(
-                options["references"], self.model, self.image_processor, {**defaults, **options}
-            )
+            given, defaults = options["references"], {**defaults, **options}
+            options["references"] = as_bank(given, self.model, self.image_processor, defaults)
         preprocess, forward, postprocess = (
             {name: options[name] for name in names if name in options} for names in (PREPROCESS, FORWARD, POSTPROCESS)
         )
@@ -229,9 +234,8 @@ class AnomalyDetectionPipeline(Pipeline):
 
     @property
     def decision(self) -> DecisionConfig:
-        """Thresholds, tiles and calibration: `decision` of the model."""
-        decision: Any = self.model.decision
-        return decision
+        """Thresholds, tiles and calibration: `decision` of the model, if it belongs to the references in use."""
+        return decision_of(self.model, {**self._preprocess_params, **self._forward_params})[0]
 
     @property
     def references(self) -> ReferenceBank | None:
@@ -295,6 +299,7 @@ class AnomalyDetectionPipeline(Pipeline):
             OSError: if the image cannot be read.
             ValueError: if the image is of another kind.
         """
+        self.score_settings()  # raises if the references were read with other tiles
         inputs = self.preprocess(image, **{**self._preprocess_params, "heatmap": False})
         outputs = self.forward(inputs, **self._forward_params)
         score, anomaly_map = outputs["scores"].float().reshape(-1)[0], outputs["anomaly_maps"][0]
@@ -316,7 +321,7 @@ class AnomalyDetectionPipeline(Pipeline):
         **reading: Any,
     ) -> dict[str, Any]:
         """Load an image, or the image of a row of a dataset, and prepare it and its tiles for the model."""
-        settings = score_settings(self.model, {"tile_size": tile_size, "tile_overlap": tile_overlap})
+        settings = zero_shot_settings(self.model, {"tile_size": tile_size, "tile_overlap": tile_overlap})
         image, boxes = load_with_tiles(image, timeout, {**self.reading_options(), **reading}, settings)
         # The processor resizes every tile in _forward. There is nothing to do for the whole photo.
         side, channels = self.model.config.image_size, self.model.config.clip_vision_config.num_channels
@@ -334,15 +339,14 @@ class AnomalyDetectionPipeline(Pipeline):
     def _forward(  # type: ignore[override]
         self, model_inputs: dict[str, Any], top_k: int | None = None, references: Any = "auto"
     ) -> Any:
+        options = {"top_k": zero_shot_settings(self.model, {"top_k": top_k})["top_k"], "references": references}
         # In a batch, pixel_values contains the photos that are not split into tiles.
-        options = {"top_k": score_settings(self.model, {"top_k": top_k})["top_k"], "references": references}
         pixel_values, tiles = model_inputs["pixel_values"], model_inputs["tiles"]
         passed = {"target_size": model_inputs["target_size"], "image": model_inputs["image"]}
         is_batch = isinstance(passed["target_size"], list)
         tiles_per_image = tiles if is_batch else [tiles]
         outputs = self.model(pixel_values=pixel_values, **options) if len(pixel_values) else None
-        if outputs is not None:
-            warn_about_references(outputs)
+        warn_about_references(outputs)
         if outputs is not None and not any(tiles_per_image):
             return {**{name: outputs[name] for name in ("scores", "anomaly_maps", "layer_maps")}, **passed}
         whole = [] if outputs is None else list(zip(outputs["scores"].cpu(), outputs["anomaly_maps"].cpu()))
@@ -368,20 +372,19 @@ class AnomalyDetectionPipeline(Pipeline):
         references: Any = "auto",
     ) -> dict[str, Any]:
         """Convert the outputs of the model for one image to the result of a call."""
-        # With tiling, the maps are a list, because they can differ in size.
-        maps = model_outputs["anomaly_maps"]
+        maps = model_outputs["anomaly_maps"]  # with tiling a list, because they can differ in size
         anomaly_maps = torch.stack(maps) if isinstance(maps, list) else maps
-        settings = {"tile_size": tile_size, "tile_overlap": tile_overlap, "top_k": top_k, "references": references}
+        options = {"tile_size": tile_size, "tile_overlap": tile_overlap, "top_k": top_k, "references": references}
+        decision, calibrated = decision_of(self.model, options)
         result = self.image_processor.post_process_anomaly_detection(
             {"scores": model_outputs["scores"].reshape(-1), "anomaly_maps": anomaly_maps},
             target_sizes=[model_outputs["target_size"]],
             threshold=threshold,
             id2label=self.model.config.id2label,
-            decision=self.decision,
-            calibrated=is_calibrated(self.model, score_settings(self.model, settings)),
+            decision=decision,
+            calibrated=calibrated,
         )[0]
-        for name in ("anomaly_map", "mask"):
-            result[name] = result[name].cpu().numpy()
+        result.update({name: result[name].cpu().numpy() for name in ("anomaly_map", "mask")})
         if regions:
             result["regions"] = find_regions(result["anomaly_map"], result["mask"])
         if model_outputs["image"] is not None:

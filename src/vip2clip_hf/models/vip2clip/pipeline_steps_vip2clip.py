@@ -1,6 +1,7 @@
 """Steps of the pipeline: tiles, references, and the settings that scores depend on."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -8,6 +9,8 @@ from PIL import Image
 from transformers.utils import logging
 
 from .arguments_vip2clip import READING_ARGUMENTS
+from .decision_config_vip2clip import DecisionConfig
+from .fingerprint_vip2clip import is_calibrated
 from .reference_bank_vip2clip import ReferenceBank
 from .tiling_vip2clip import Box, TileBlender
 
@@ -63,6 +66,25 @@ def as_bank(
     )
 
 
+def zero_shot_settings(model: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    Return the settings that zero-shot scores depend on: the arguments if set, else those of the checkpoint.
+
+    Args:
+        model ([`ViP2ClipForAnomalyDetection`]): the model.
+        options (`Mapping[str, Any]`): arguments of a call: `tile_size`, `tile_overlap` and `top_k`.
+
+    Returns:
+        `dict[str, Any]`: `tile_size` (0 without tiling), `tile_overlap` and `top_k`.
+    """
+    decision, found = model.decision, {}
+    for name in ("tile_size", "tile_overlap", "top_k"):
+        found[name] = getattr(decision, name) if options.get(name) is None else options[name]
+    found["tile_overlap"] = found["tile_overlap"] if found["tile_size"] else 0.25
+    found["top_k"] = model.config.top_k if found["top_k"] is None else found["top_k"]
+    return found
+
+
 def score_settings(model: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     """
     Return the settings that scores depend on: the arguments if set, else those of the checkpoint.
@@ -78,11 +100,7 @@ def score_settings(model: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: if the references were read with other tiles.
     """
-    decision, found = model.decision, {}
-    for name in ("tile_size", "tile_overlap", "top_k"):
-        found[name] = getattr(decision, name) if options.get(name) is None else options[name]
-    found["tile_overlap"] = found["tile_overlap"] if found["tile_size"] else 0.25
-    found["top_k"] = model.config.top_k if found["top_k"] is None else found["top_k"]
+    found = zero_shot_settings(model, options)
     bank = bank_of(model, options)
     if bank is not None:
         expected = {"tile_size": bank.options.tile_size, "tile_overlap": bank.options.tile_overlap}
@@ -93,6 +111,38 @@ def score_settings(model: Any, options: Mapping[str, Any]) -> dict[str, Any]:
                 "expected the same. Build the references again, or change the setting."
             )
     return found if bank is None else {**found, "references": bank.checksum()}
+
+
+def decision_of(model: Any, options: Mapping[str, Any]) -> tuple[DecisionConfig, bool]:
+    """
+    Return the settings of decisions for a call. Thresholds of zero-shot scores do not apply to combined scores.
+
+    Args:
+        model ([`ViP2ClipForAnomalyDetection`]): the model.
+        options (`Mapping[str, Any]`): arguments of the call.
+
+    Returns:
+        `tuple[DecisionConfig, bool]`: the decision, and whether its calibration belongs to the scores. The decision is
+        `model.decision` if it belongs to the references of the call: those of the calibration, or those of the
+        checkpoint if it is not calibrated. Otherwise it is a copy with thresholds of 0.5 and, with two or more
+        references, the scores of the left-out references, which p-values are computed from.
+    """
+    decision, bank, settings = model.decision, bank_of(model, options), score_settings(model, options)
+    calibration = decision.calibration
+    used = settings.get("references")
+    if calibration is None:
+        belongs = used == (None if model.references is None else model.references.checksum())
+    else:
+        belongs = used == (calibration.get("settings") or {}).get("references")
+    if not belongs:
+        is_calibrated(model, settings)  # says what differs
+        decision = replace(decision.without_calibration(), image_threshold=0.5, pixel_threshold=0.5)
+        if bank is not None and len(bank) > 1:
+            scores = bank.left_out_scores()
+            calibration = {"method": "left-out", "num_images": len(scores), "settings": settings}
+            calibration["fingerprint"] = bank.fingerprint
+            decision = replace(decision, calibration=calibration, image_scores=scores)
+    return decision, is_calibrated(model, settings, decision)
 
 
 def _named(settings: Mapping[str, Any]) -> str:
@@ -133,9 +183,9 @@ def warn_about_references(outputs: Any) -> None:
     Say once that a photo is one of the references: its score says nothing about other good parts.
 
     Args:
-        outputs ([`ViP2ClipAnomalyDetectionOutput`]): outputs of the model.
+        outputs ([`ViP2ClipAnomalyDetectionOutput`], *optional*): outputs of the model.
     """
-    found = outputs.get("reference_scores")
+    found = None if outputs is None else outputs.get("reference_scores")
     if found is not None and bool((found < SAME_PHOTO).any()):
         logger.warning_once(
             "A photo is one of the references, or the same as one. Its score is lower than that of other photos of "
@@ -143,4 +193,12 @@ def warn_about_references(outputs: Any) -> None:
         )
 
 
-__all__ = ["as_bank", "bank_of", "forward_tiles", "score_settings", "warn_about_references"]
+__all__ = [
+    "as_bank",
+    "bank_of",
+    "decision_of",
+    "forward_tiles",
+    "score_settings",
+    "warn_about_references",
+    "zero_shot_settings",
+]

@@ -293,10 +293,13 @@ class ViP2ClipPreTrainedModel(PreTrainedModel):
             ValueError: if the checkpoint belongs to another model type, its backbone is not the one used in training,
                 a value of the configuration is not allowed, or an adapter weight is not finite.
         """
+        if isinstance(references, str) and references != "auto":
+            raise ValueError(f"references is {references!r}; expected a ReferenceBank, 'auto' or None.")
         if pretrained_model_name_or_path is None:
             loaded = cls._load(None, *model_args, config=config, output_loading_info=output_loading_info, **kwargs)
-            if decision is not None:
-                (loaded[0] if output_loading_info else loaded).decision = decision
+            new = loaded[0] if output_loading_info else loaded
+            new.decision = new.decision if decision is None else decision
+            new.references = None if isinstance(references, str) else references
             return loaded
         checkpoint = pretrained_model_name_or_path
         check_moved(kwargs)

@@ -1,29 +1,28 @@
 """Patch features of photos of good parts, to compare the patches of other photos with."""
 
-import hashlib
-import json
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import torch
 from transformers.utils import logging
 
-from .fingerprint_vip2clip import calibration_differences, model_fingerprint
+from .fingerprint_vip2clip import model_fingerprint
 from .maps_vip2clip import resize_maps
-from .reference_building_vip2clip import build_bank
+from .reference_building_vip2clip import build_bank, check_aligned
 from .reference_changes_vip2clip import keep_photos, merge_banks
-from .reference_distances_vip2clip import nearest_distances, normalized, subspace
-from .reference_files_vip2clip import VERSION, check_tensors, read_references, write_references
+from .reference_checks_vip2clip import check_fingerprint, check_tensors
+from .reference_files_vip2clip import VERSION, checksum_of, read_references, write_references
 from .reference_left_out_vip2clip import evidence_levels, left_out_photos, position_offset
 from .reference_records_vip2clip import DEFAULT_MAX_PATCHES, LeftOutPhoto, ReferenceOptions, ReferencePhoto
 from .reference_rule_vip2clip import image_evidence, map_evidence, to_score, zero_shot_weight
+from .reference_search_vip2clip import ReferenceRows
 
 
 logger = logging.get_logger(__name__)
-# Banks up to this number of values are converted to float32 once; of larger ones, each block in each call.
-MAX_FLOAT32_VALUES = 1 << 28
 
 
 class ReferenceBank:
@@ -77,9 +76,10 @@ class ReferenceBank:
         self.view_maps, self.view_distances = view_maps, view_distances
         self.options, self.fingerprint, self.reduced = options, dict(fingerprint), reduced
         check_tensors(self.tensors(), len(self.photos))
-        self._prepared: tuple[Any, torch.Tensor, torch.Tensor | None] | None = None
+        self._rows: ReferenceRows | None = None
         self._checked: Any = None
         self._checksum: str | None = None
+        self._left_out_scores: np.ndarray | None = None
         config = self.fingerprint["config"]
         self.image_size, self.smoothing_sigma = config["image_size"], config["smoothing_sigma"]
         self.position_offset = position_offset(view_distances) if options.aligned else None
@@ -154,14 +154,17 @@ class ReferenceBank:
         """
         options = ReferenceOptions(tile_size, tile_overlap, rotations, aligned, max_patches, weight)
         more: dict[str, Any] = {"top_k": top_k, "reading": reading, "batch_size": batch_size, "progress": progress}
-        return cls(**build_bank(model, image_processor, images, options, **more))
+        arguments = build_bank(model, image_processor, images, options, **more)
+        check_aligned(arguments["options"], len(arguments["photos"]))
+        return cls(**arguments)
 
     def add(self, model: Any, image_processor: Any, images: Any, **options: Any) -> "ReferenceBank":
         """
         Add photos, read with the options of this bank.
 
         Args:
-            model, image_processor, images, options: see [`ReferenceBank.from_images`].
+            model, image_processor, images: see [`ReferenceBank.from_images`].
+            options: `top_k`, `reading`, `batch_size` and `progress`, see [`ReferenceBank.from_images`].
 
         Returns:
             [`ReferenceBank`]: a new bank with the photos of both. Photos that this bank contains are left out.
@@ -169,7 +172,8 @@ class ReferenceBank:
         Raises:
             OSError, ValueError: see [`ReferenceBank.from_images`].
         """
-        return self.merge(self.from_images(model, image_processor, images, **{**asdict(self.options), **options}))
+        self.check_model(model)
+        return self.merge(type(self)(**build_bank(model, image_processor, images, self.options, **options)))
 
     def merge(self, other: "ReferenceBank") -> "ReferenceBank":
         """
@@ -192,7 +196,7 @@ class ReferenceBank:
         Remove photos.
 
         Args:
-            names (`Iterable[str]`): names of photos to remove.
+            names (`Iterable[str]` or `str`): names of photos to remove.
 
         Returns:
             [`ReferenceBank`]: a new bank without them.
@@ -200,11 +204,14 @@ class ReferenceBank:
         Raises:
             ValueError: if a name is unknown or no photo is left.
         """
-        names = set(names)
+        names = {names} if isinstance(names, str) else set(names)
         if unknown := sorted(names - {photo.name for photo in self.photos}):
-            raise ValueError(f"{unknown[0]!r} is not the name of a reference; expected names such as those of photos.")
+            raise ValueError(
+                f"{unknown[0]!r} is not the name of a reference; expected names such as {self.photos[0].name!r}."
+            )
         numbers = [number for number, photo in enumerate(self.photos) if photo.name not in names]
-        return type(self)(**keep_photos(self, numbers))
+        check_aligned(self.options, len(numbers))
+        return self if len(numbers) == len(self) else type(self)(**keep_photos(self, numbers))
 
     # Scoring
 
@@ -219,21 +226,9 @@ class ReferenceBank:
             ValueError: if weights, image size or another field that features depend on differ.
         """
         found = model_fingerprint(model)
-        if self._checked == found:
-            return
-        expected = {**self.fingerprint, "dtype": found["dtype"]}
-        differences = calibration_differences({"fingerprint": expected}, found, {})
-        if differences:
-            raise ValueError(
-                f"The references belong to another model: {', '.join(differences)} differ. Build them again from the "
-                "photos, with ReferenceBank.from_images."
-            )
-        if found["dtype"] != self.fingerprint["dtype"]:
-            logger.warning_once(
-                f"The references were computed in {self.fingerprint['dtype']}, the model is in {found['dtype']}; "
-                "scores differ slightly."
-            )
-        self._checked = found
+        if self._checked != found:
+            check_fingerprint(self.fingerprint, found)
+            self._checked = found
 
     def distances(self, patch_embeds: torch.Tensor, projection: torch.nn.Module) -> torch.Tensor:
         """
@@ -248,16 +243,17 @@ class ReferenceBank:
         Returns:
             `torch.FloatTensor` of shape `(batch_size, grid, grid)`: distances in [0, 2], float32 or float64.
         """
-        rows, basis = self._rows_on(patch_embeds.device, projection)
-        layers, batch, patches = rows.shape[0], patch_embeds.shape[0], patch_embeds.shape[2]
-        queries = normalized(patch_embeds[:, :layers])  # (B, L, P, D)
-        if basis is not None:
-            queries = queries @ basis.to(queries.dtype)
-        queries = queries.transpose(0, 1).flatten(1, 2)  # (L, B * P, D)
-        found = nearest_distances(queries, rows).mean(dim=0)  # (B * P,)
-        grid = int(patches**0.5)
-        found = found.view(batch, grid, grid)
-        return found if self.position_offset is None else found * self.position_offset.to(found)
+        layers, _, width = self.features.shape
+        shape, grid = tuple(patch_embeds.shape), math.isqrt(patch_embeds.shape[2])
+        offset = self.position_offset
+        if shape[1] < layers or shape[3] != width or (offset is not None and offset.shape[0] != grid):
+            patches = self.view_maps[0].numel()
+            raise ValueError(
+                f"patch_embeds has shape {shape}; expected at least {layers} layers of {patches} patches with {width} "
+                "values, like those of the references."
+            )
+        found = self.rows_on(patch_embeds.device, projection).distances(patch_embeds).unflatten(1, (grid, grid))
+        return found if offset is None else found * offset.to(found)
 
     def maps(self, distances: torch.Tensor) -> torch.Tensor:
         """
@@ -307,6 +303,17 @@ class ReferenceBank:
         """
         return left_out_photos(self)
 
+    def left_out_scores(self) -> np.ndarray:
+        """
+        Return the scores of all references, see [`left_out`].
+
+        Returns:
+            `np.ndarray` of shape `(num_photos,)`: float32 in [0, 1], in ascending order.
+        """
+        if self._left_out_scores is None:
+            self._left_out_scores = np.sort(np.asarray([one.score for one in self.left_out()], dtype=np.float32))
+        return self._left_out_scores
+
     # Files
 
     def checksum(self) -> str:
@@ -317,18 +324,14 @@ class ReferenceBank:
             `str`: 16 hexadecimal digits.
         """
         if self._checksum is None:
-            digest = hashlib.sha256(json.dumps(self.description(), sort_keys=True).encode())
-            for _, tensor in sorted(self.tensors().items()):
-                digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
-            self._checksum = digest.hexdigest()[:16]
+            self._checksum = checksum_of(self.description(), self.tensors())
         return self._checksum
 
     def save_pretrained(self, save_directory: str | os.PathLike) -> None:
         """
         Write `references.json` and `references.safetensors`. In a checkpoint folder, the checkpoint then uses them.
 
-        Each file is written under a temporary name first. The first file contains the checksum of the second, so an
-        interruption between both is noticed.
+        Both files are written under temporary names first, so an interruption leaves earlier references as they were.
 
         Args:
             save_directory (`str` or `os.PathLike`): folder to write to. It is created if it does not exist.
@@ -385,15 +388,15 @@ class ReferenceBank:
             "photos": [asdict(photo) for photo in self.photos],
         }
 
-    def _rows_on(self, device: torch.device, projection: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Return features and basis on a device: in float32 and in the basis, unless that takes too much memory."""
-        if self._prepared is None or self._prepared[0] != device:
-            rows, basis = self.features, None
-            if rows.numel() <= MAX_FLOAT32_VALUES:
-                rows, basis = rows.float(), subspace(projection)
-                rows = rows if basis is None else rows @ basis
-            self._prepared = (device, rows.to(device), None if basis is None else basis.to(device))
-        return self._prepared[1:]
+    def rows_on(self, device: torch.device, projection: torch.nn.Module) -> ReferenceRows:
+        """Return the features, prepared for a device once."""
+        if self._rows is None or self._rows.device != device:
+            self._rows = ReferenceRows(self.features, device, projection)
+        return self._rows
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy needs: not what is prepared for a device."""
+        return {**self.__dict__, "_rows": None}
 
 
 __all__ = ["ReferenceBank"]

@@ -1,10 +1,8 @@
 """Build, combine and shorten banks of references."""
 
-import hashlib
 import os
 import random
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,8 +15,9 @@ from .fingerprint_vip2clip import model_fingerprint
 from .image_loading_vip2clip import DEFAULT_TIMEOUT, reading_options
 from .image_processing_vip2clip import check_image_processor
 from .pipeline_inputs_vip2clip import as_inputs, image_of, load_with_tiles
-from .reference_distances_vip2clip import covering_rows, left_out_distances, subspace
-from .reference_records_vip2clip import ReferenceOptions, ReferencePhoto
+from .reference_distances_vip2clip import covering_rows
+from .reference_records_vip2clip import ReferenceOptions, ReferencePhoto, photo_hash
+from .reference_search_vip2clip import left_out_distances
 
 
 logger = logging.get_logger(__name__)
@@ -53,30 +52,41 @@ def check_options(options: ReferenceOptions) -> ReferenceOptions:
         ValueError: if an option is out of range, or two options exclude each other.
     """
     size, overlap = check_tiling(16 if options.tile_size == 0 else options.tile_size, options.tile_overlap)
-    if options.max_patches is not None:
-        as_integer("max_patches", options.max_patches, least=1)
-    if options.weight is not None and not (is_finite(options.weight) and options.weight >= 0):
-        raise ValueError(f"weight is {options.weight!r}; expected a number of at least 0, or None.")
+    limit, weight = options.max_patches, options.weight
+    if weight is not None and not (is_finite(weight) and weight >= 0):
+        raise ValueError(f"weight is {weight!r}; expected a number of at least 0, or None.")
     if options.aligned and (options.rotations or options.tile_size):
         other = "rotations" if options.rotations else "tile_size"
         raise ValueError(
             f"aligned is set together with {other}; expected one of them, because aligned compares each place of a "
             "photo with the same place of the references."
         )
-    return replace(options, tile_size=options.tile_size and size, tile_overlap=overlap if options.tile_size else 0.25)
+    return ReferenceOptions(
+        tile_size=size if options.tile_size else 0,
+        tile_overlap=overlap if options.tile_size else 0.25,
+        rotations=bool(options.rotations),
+        aligned=bool(options.aligned),
+        max_patches=None if limit is None else as_integer("max_patches", limit, least=1),
+        weight=None if weight is None else float(weight),
+    )
 
 
-def pixels_hash(image: Image.Image) -> str:
+def check_aligned(options: ReferenceOptions, count: int) -> None:
     """
-    Compute the hash that identifies a photo of a bank.
+    Check that there are enough photos to compare distances with those at the same place.
 
     Args:
-        image (`PIL.Image.Image`): the photo, in mode RGB.
+        options ([`ReferenceOptions`]): the options.
+        count (`int`): number of photos.
 
-    Returns:
-        `str`: 16 hexadecimal digits of the hash of size and pixels.
+    Raises:
+        ValueError: if `aligned` is set with fewer than 4 photos.
     """
-    return hashlib.sha256(b"%d x %d:" % image.size + image.tobytes()).hexdigest()[:16]
+    if options.aligned and count < LEAST_ALIGNED:
+        raise ValueError(
+            f"aligned is set with {count} reference{'s' if count != 1 else ''}; expected at least {LEAST_ALIGNED}. "
+            "Add photos, or set aligned=False."
+        )
 
 
 # Features (L, P, D), zero-shot logit and patch map (grid, grid) of a view. A turned view has no map.
@@ -151,6 +161,8 @@ def build_bank(
     options = check_options(options)
     check_image_processor(image_processor, model.config.image_size)
     as_integer("batch_size", batch_size, least=1)
+    if model.device.type == "meta":
+        raise ValueError("The model is on the device 'meta', so it has no weights; expected a loaded model.")
     reading = {**reading_options(image_processor), **(reading or {})}
     collected, seen = _Collected(options), _Seen()
     was_training = model.training
@@ -168,19 +180,13 @@ def build_bank(
         model.train(was_training)
     if not collected.photos:
         raise ValueError("There are no reference photos; expected at least one photo of a good part.")
-    if options.aligned and len(collected.photos) < LEAST_ALIGNED:
-        raise ValueError(
-            f"aligned is set with {len(collected.photos)} photos; expected at least {LEAST_ALIGNED} references."
-        )
     seen.warn()
     features, row_photo = collected.reduce()
     numbers = sorted(collected.views)
     scored = [(number, *view) for number in numbers for view in collected.views[number]]
     view_photo = torch.tensor([number for number, *_ in scored], dtype=torch.int32)
     view_features = torch.stack([found for _, found, _, _ in scored])  # (V, L, P, D)
-    distances = left_out_distances(
-        view_features, view_photo, features, row_photo, subspace(model.clip.visual_projection)
-    )
+    distances = left_out_distances(view_features, view_photo, features, row_photo)
     return {
         "features": features,
         "row_photo": row_photo,
@@ -207,7 +213,7 @@ class _Seen:
 
     def photo(self, name: str, image: Image.Image) -> ReferencePhoto | None:
         """Describe a photo, or return None if another one has the same pixels."""
-        digest = pixels_hash(image)
+        digest = photo_hash(image)
         if digest in self.hashes:
             self.duplicates.append(f"{name} (same as {self.hashes[digest]})")
             return None
@@ -307,4 +313,4 @@ def _compute(
         del found[: len(views)]
 
 
-__all__ = ["build_bank", "check_options", "pixels_hash"]
+__all__ = ["MAX_LEFT_OUT", "build_bank", "check_aligned", "check_options"]

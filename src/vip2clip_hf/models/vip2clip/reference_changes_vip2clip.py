@@ -1,14 +1,18 @@
 """Combine and shorten banks of references."""
 
+import random
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 from transformers.utils import logging
 
-from .reference_distances_vip2clip import covering_rows, left_out_distances
+from .fingerprint_vip2clip import calibration_differences
+from .reference_building_vip2clip import MAX_LEFT_OUT
+from .reference_distances_vip2clip import covering_rows
 from .reference_records_vip2clip import ReferenceOptions, ReferencePhoto
+from .reference_search_vip2clip import left_out_distances
 
 
 logger = logging.get_logger(__name__)
@@ -17,10 +21,17 @@ logger = logging.get_logger(__name__)
 def merge_banks(bank: Any, other: Any) -> dict[str, Any] | None:
     """Return the arguments of the bank that combines two, see [`ReferenceBank.merge`]. `None` if there are no new
     photos."""
-    if bank.options != other.options:
+    if not hasattr(other, "row_photo"):
+        raise ValueError(f"other is of type {type(other).__name__}; expected a ReferenceBank. For photos, use add.")
+    # Compare values, not classes: remote code is loaded as separate copies of the classes.
+    if asdict(bank.options) != asdict(other.options):
         raise ValueError(f"The references were read with {other.options}; expected {bank.options}.")
     if bank.fingerprint != other.fingerprint:
-        raise ValueError("The references belong to different models; expected references of one model.")
+        changed = ", ".join(calibration_differences({"fingerprint": bank.fingerprint}, other.fingerprint, {}))
+        raise ValueError(
+            f"The references belong to different models ({changed or 'other weights'}); expected references of one "
+            "model."
+        )
     known = {photo.sha256 for photo in bank.photos}
     new = [number for number, photo in enumerate(other.photos) if photo.sha256 not in known]
     if len(new) < len(other.photos):
@@ -92,6 +103,13 @@ def _rebuilt(
 ) -> dict[str, Any]:
     """Return the arguments of a bank of changed rows. Distances are computed again if all patches are known. Otherwise
     they remain those to fewer photos, which are never too small."""
+    scored = sorted(set(view_photo.tolist()))
+    if len(scored) > MAX_LEFT_OUT:
+        some = torch.tensor(sorted(random.Random(0).sample(scored, MAX_LEFT_OUT)))
+        chosen = torch.isin(view_photo, some)
+        view_photo, view_logits, view_maps, view_distances = (
+            tensor[chosen] for tensor in (view_photo, view_logits, view_maps, view_distances)
+        )
     limit = options.max_patches
     if not reduced:
         patches, places = view_distances.shape[1] * view_distances.shape[2], []

@@ -6,10 +6,15 @@ import torch.nn.functional as F
 from .maps_vip2clip import without_autocast
 
 
-# Cosines that are computed at once. A block of them stays in the cache of a CPU; an accelerator needs larger ones.
-CPU_BLOCK, DEVICE_BLOCK = 1 << 20, 1 << 26
+# Cosines that are computed at once, and the largest number of queries in a block. A block stays in the cache of a CPU;
+# an accelerator needs larger ones.
+CPU_BLOCK, DEVICE_BLOCK, QUERIES = 1 << 20, 1 << 26, 2048
+# Rows of a block in an exported graph, which must not depend on the number of queries.
+EXPORTED_STEP = 4096
 # Dimensions and seed of the random projection that a covering subset is chosen in, and its number of steps.
 PROJECTED, PROJECTION_SEED, STEPS = 64, 0, 500
+# Distances to new centers that are computed at once.
+COVERING_BLOCK = 1 << 22
 
 
 def nearest_distances(queries: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
@@ -22,22 +27,26 @@ def nearest_distances(queries: torch.Tensor, rows: torch.Tensor) -> torch.Tensor
         queries (`torch.FloatTensor` of shape `(num_layers, num_queries, width)`):
             L2-normalized features, float32 or float64.
         rows (`torch.FloatTensor` of shape `(num_layers, num_rows, width)`):
-            L2-normalized features, at least one row, of any floating dtype. Each block is converted to that of the
-            queries.
+            L2-normalized features, at least one row, of any floating dtype. Of another dtype than the queries, each
+            block is converted and normalized again, because rounding changes the lengths.
 
     Returns:
         `torch.FloatTensor` of shape `(num_layers, num_queries)`: distances in [0, 2].
     """
-    layers, count, _ = queries.shape
     largest = CPU_BLOCK if queries.device.type == "cpu" else DEVICE_BLOCK
-    step = max(256, largest // max(1, count))
-    best = []
+    found = []
     with without_autocast(queries.device.type):
-        for layer in range(layers):
-            blocks = (rows[layer, start : start + step].to(queries.dtype) for start in range(0, rows.shape[1], step))
-            found = [(queries[layer] @ block.mT).amax(dim=-1) for block in blocks]  # (Q,) each
-            best.append(found[0] if len(found) == 1 else torch.stack(found).amax(dim=0))
-        return (1 - torch.stack(best)).clamp(0, 2)  # (L, Q)
+        for layer in range(queries.shape[0]):
+            # In an exported graph, the number of queries is symbolic.
+            known = isinstance(queries.shape[1], int)
+            for part in queries[layer].split(QUERIES) if known else (queries[layer],):
+                step = max(1, largest // max(1, part.shape[0])) if known else EXPORTED_STEP
+                blocks = (rows[layer, start : start + step] for start in range(0, rows.shape[1], step))
+                if rows.dtype != queries.dtype:
+                    blocks = (F.normalize(block.to(queries.dtype), dim=-1) for block in blocks)
+                best = [(part @ block.mT).amax(dim=-1) for block in blocks]  # (Q,) each
+                found.append(best[0] if len(best) == 1 else torch.stack(best).amax(dim=0))
+        return (1 - torch.cat(found).view(queries.shape[:2])).clamp(0, 2)  # (L, Q)
 
 
 def self_distances(features: torch.Tensor, grid: int) -> torch.Tensor:
@@ -54,47 +63,11 @@ def self_distances(features: torch.Tensor, grid: int) -> torch.Tensor:
     y, x = torch.meshgrid(torch.arange(grid), torch.arange(grid), indexing="ij")
     places = torch.stack([y, x], dim=-1).reshape(-1, 2)
     adjacent = (places[:, None] - places[None]).abs().amax(dim=-1) <= min(1, max(0, (grid - 1) // 2))
-    features = features.float()
-    cosines = (features @ features.mT).masked_fill(adjacent.to(features.device), -1)
-    return (1 - cosines.amax(dim=-1)).clamp(0, 2)
-
-
-def left_out_distances(
-    view_features: torch.Tensor,
-    view_photo: torch.Tensor,
-    features: torch.Tensor,
-    row_photo: torch.Tensor,
-    basis: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """
-    Compute the distance of every patch of every view to the nearest patch of another photo.
-
-    Args:
-        view_features (`torch.HalfTensor` of shape `(num_views, num_layers, num_patches, width)`):
-            Features of the views.
-        view_photo (`torch.IntTensor` of shape `(num_views,)`):
-            Photo of each view.
-        features (`torch.HalfTensor` of shape `(num_layers, num_rows, width)`), row_photo (`(num_rows,)`):
-            Features of all photos, and the photo of each row, in ascending order.
-        basis (`torch.FloatTensor` of shape `(width, num_dimensions)`, *optional*):
-            Basis to compare them in, see [`subspace`].
-
-    Returns:
-        `torch.FloatTensor` of shape `(num_views, grid, grid)`: distances in [0, 2]. Of a single photo, to a patch of
-        the photo that is not adjacent.
-    """
-    grid = int(view_features.shape[2] ** 0.5)
-    rows = features if basis is None else features.float() @ basis
+    adjacent = adjacent.to(features.device)
     found = []
-    for view, number in zip(view_features, view_photo.tolist()):
-        first, last = (int(torch.searchsorted(row_photo, number, right=right)) for right in (False, True))
-        queries = view.float() if basis is None else view.float() @ basis
-        others = [part for part in (rows[:, :first], rows[:, last:]) if part.shape[1]]
-        if others:
-            distances = torch.stack([nearest_distances(queries, part) for part in others]).amin(dim=0)
-        else:
-            distances = self_distances(queries, grid)
-        found.append(distances.mean(dim=0).view(grid, grid))
+    for layer in normalized(features):
+        cosines = (layer @ layer.mT).masked_fill(adjacent, -1)  # (P, P)
+        found.append((1 - cosines.amax(dim=-1)).clamp(0, 2))
     return torch.stack(found)
 
 
@@ -128,8 +101,11 @@ def covering_rows(features: torch.Tensor, count: int) -> torch.Tensor:
     left = count - 1
     while left:
         centers = small[chosen[-1]]
-        found = squares[:, None] - 2 * small @ centers.mT + centers.square().sum(dim=1)
-        distances = torch.minimum(distances, found.amin(dim=1))
+        lengths, size = centers.square().sum(dim=1), max(1, COVERING_BLOCK // len(centers))
+        for start in range(0, total, size):
+            block = slice(start, start + size)
+            nearest = torch.addmm(lengths, small[block], centers.mT, alpha=-2).amin(dim=1) + squares[block]
+            distances[block] = torch.minimum(distances[block], nearest)
         distances[chosen[-1]] = -1
         chosen.append(distances.topk(min(step, left)).indices)
         left -= len(chosen[-1])
@@ -169,4 +145,4 @@ def normalized(features: torch.Tensor) -> torch.Tensor:
     return F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)
 
 
-__all__ = ["covering_rows", "left_out_distances", "nearest_distances", "normalized", "self_distances", "subspace"]
+__all__ = ["covering_rows", "nearest_distances", "normalized", "self_distances", "subspace"]

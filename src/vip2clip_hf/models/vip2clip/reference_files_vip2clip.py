@@ -1,5 +1,7 @@
 """Files of a bank of references: `references.json` and `references.safetensors`."""
 
+import hashlib
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,37 +20,30 @@ REFERENCES_NAME, FEATURES_NAME = "references.json", "references.safetensors"
 VERSION = 1
 
 
-def check_tensors(tensors: Mapping[str, torch.Tensor], num_photos: int) -> None:
+def checksum_of(description: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> str:
     """
-    Check that the tensors of a bank fit together.
+    Compute a checksum of both files.
 
     Args:
-        tensors (`Mapping[str, torch.Tensor]`): the tensors, see [`ReferenceBank`].
-        num_photos (`int`): number of photos.
+        description (`Mapping[str, Any]`): content of `references.json`, without the checksum.
+        tensors (`Mapping[str, torch.Tensor]`): content of `references.safetensors`.
 
-    Raises:
-        ValueError: if a shape or an index is wrong, or a value is not finite.
+    Returns:
+        `str`: 16 hexadecimal digits.
     """
-    features, maps, views = tensors["features"], tensors["view_maps"], len(tensors["view_photo"])
-    rows = features.shape[1] if features.ndim == 3 else 0
-    grid = maps.shape[-1] if maps.ndim == 3 else 0
-    shapes: dict[str, tuple[int, ...]] = {"row_photo": (rows,), "view_photo": (views,), "view_logits": (views,)}
-    shapes.update(dict.fromkeys(("view_maps", "view_distances"), (views, grid, grid)))
-    wrong = [name for name, shape in shapes.items() if tuple(tensors[name].shape) != shape]
-    if not (num_photos and views and rows and grid) or wrong:
-        raise ValueError(f"the references are incomplete ({', '.join(wrong) or 'no photos'})")
-    for name in ("row_photo", "view_photo"):
-        if int(tensors[name].min()) < 0 or int(tensors[name].max()) >= num_photos:
-            raise ValueError(f"{name} refers to photos that do not exist")
-    if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
-        raise ValueError("the features of the references contain NaN or infinite values")
+    digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode())
+    for _, tensor in sorted(tensors.items()):
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
 
 
 def write_references(
     folder: str | os.PathLike, description: Mapping[str, Any], checksum: str, tensors: dict[str, torch.Tensor]
 ) -> None:
     """
-    Write both files, each under a temporary name first.
+    Write both files under temporary names, then rename them one after the other.
+
+    `references.json` contains the checksum of both, so an interruption between both names is noticed.
 
     Args:
         folder (`str` or `os.PathLike`): folder to write to. It is created if it does not exist.
@@ -61,8 +56,15 @@ def write_references(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    write_bytes(folder / FEATURES_NAME, save({name: tensor.contiguous() for name, tensor in tensors.items()}))
-    write_fields(folder / REFERENCES_NAME, {**description, "checksum": checksum})
+    temporary = {name: folder / f".{name}.{os.getpid()}.new" for name in (FEATURES_NAME, REFERENCES_NAME)}
+    try:
+        write_bytes(temporary[FEATURES_NAME], save({name: tensor.contiguous() for name, tensor in tensors.items()}))
+        write_fields(temporary[REFERENCES_NAME], {**description, "checksum": checksum})
+        for name, path in temporary.items():
+            os.replace(path, folder / name)
+    finally:
+        for path in temporary.values():
+            path.unlink(missing_ok=True)
 
 
 def remove_references(folder: str | os.PathLike) -> None:
@@ -103,26 +105,34 @@ def read_references(cls: Any, checkpoint: str | os.PathLike, hub_kwargs: Mapping
         raise OSError(
             f"{path} has version {content.get('version')!r}; expected {VERSION}. Build the references again."
         )
+    description = {name: value for name, value in content.items() if name != "checksum"}
     try:
-        bank = cls(
-            **load(Path(tensors).read_bytes()),
+        loaded = load(Path(tensors).read_bytes())
+    except SafetensorError as error:
+        raise OSError(f"{tensors} is not a valid safetensors file: {error}. Build the references again.") from error
+    # Before the contents are used: they may be damaged in any way.
+    if checksum_of(description, loaded) != content.get("checksum"):
+        raise OSError(
+            f"{tensors} does not belong to {path}; expected the two files that were written together. Build the "
+            "references again."
+        )
+    try:
+        return cls(
+            **loaded,
             photos=[ReferencePhoto(**photo) for photo in content["photos"]],
             options=ReferenceOptions(**content["options"]),
             fingerprint=content["fingerprint"],
             reduced=content["reduced"],
         )
-    except (KeyError, TypeError, ValueError, SafetensorError) as error:
-        raise OSError(f"The references in {path} are damaged: {error}") from error
-    if bank.checksum() != content.get("checksum"):
-        raise OSError(f"{tensors} does not belong to {path}; expected the file that was written with it.")
-    return bank
+    except (KeyError, TypeError, ValueError) as error:
+        raise OSError(f"The references in {path} are not valid: {error}. Build the references again.") from error
 
 
 __all__ = [
     "FEATURES_NAME",
     "REFERENCES_NAME",
     "VERSION",
-    "check_tensors",
+    "checksum_of",
     "read_references",
     "remove_references",
     "write_references",

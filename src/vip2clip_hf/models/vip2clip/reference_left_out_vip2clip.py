@@ -132,7 +132,7 @@ def hide_photos(bank: Any, numbers: Iterable[int]) -> Any:
         raise ValueError("All references are hidden; expected at least one photo to compare with.")
     other = copy.copy(bank)
     other.features, other.row_photo = bank.features[:, kept], bank.row_photo[kept]
-    other._prepared = other._checksum = None
+    other._rows = other._checksum = None
     return other
 
 

@@ -1,8 +1,10 @@
 """What a bank of references records about its photos."""
 
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
+from PIL import Image
 
 
 DEFAULT_MAX_PATCHES = 100_000
@@ -69,4 +71,17 @@ class LeftOutPhoto:
     distance: float
 
 
-__all__ = ["DEFAULT_MAX_PATCHES", "LeftOutPhoto", "ReferenceOptions", "ReferencePhoto"]
+def photo_hash(image: Image.Image) -> str:
+    """
+    Compute the hash of the pixels of a photo, to recognize it among references.
+
+    Args:
+        image (`PIL.Image.Image`): the upright photo, in mode RGB, as [`AnomalyDetectionPipeline.load`] returns it.
+
+    Returns:
+        `str`: 16 hexadecimal digits, the `sha256` of a [`ReferencePhoto`].
+    """
+    return hashlib.sha256(b"%d x %d:" % image.size + image.tobytes()).hexdigest()[:16]
+
+
+__all__ = ["DEFAULT_MAX_PATCHES", "LeftOutPhoto", "ReferenceOptions", "ReferencePhoto", "photo_hash"]
