@@ -80,11 +80,9 @@ class ReferenceBank:
         self._checked: Any = None
         self._checksum: str | None = None
         self._left_out_scores: np.ndarray | None = None
-        config = self.fingerprint["config"]
-        self.image_size, self.smoothing_sigma = config["image_size"], config["smoothing_sigma"]
+        self.image_size, self.smoothing_sigma = (fingerprint["config"][n] for n in ("image_size", "smoothing_sigma"))
         self.position_offset = position_offset(view_distances) if options.aligned else None
-        rule = zero_shot_weight(len(self.photos), view_logits.numpy())
-        self.weight = rule if options.weight is None else options.weight
+        self.weight = zero_shot_weight(len(photos), view_logits.numpy()) if options.weight is None else options.weight
         self.image_level, self.pixel_level = evidence_levels(self)
 
     def __len__(self) -> int:
