@@ -80,6 +80,7 @@ if TYPE_CHECKING:
         result_figure as result_figure,
         save_figure as save_figure,
     )
+    from .references import Adaptation as Adaptation, adapt as adapt
     from .training import (
         FeatureCache as FeatureCache,
         ViP2ClipTrainer as ViP2ClipTrainer,

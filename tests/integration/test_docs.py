@@ -20,6 +20,7 @@ from transformers import CLIPConfig, CLIPModel
 
 import vip2clip_hf
 from helpers import benchmark_trees as trees, docs_runner as runner
+from helpers.good_photos import bad_photo, good_photo, write_photos
 from helpers.tiny import EXAMPLES, FIXTURES, tiny_clip_config
 from vip2clip_hf import ViP2ClipForAnomalyDetection
 from vip2clip_hf.checkpoints.bundled import bundled_checkpoint
@@ -33,8 +34,8 @@ PAGES = {
 }
 SLOW = (
     "docs/bulk.md", "docs/calibration.md", "docs/data.md", "docs/deployment.md", "docs/evaluation.md",
-    "docs/export.md", "docs/performance.md", "docs/pictures.md", "docs/quickstart.md", "docs/training.md",
-    "training/README.md",
+    "docs/export.md", "docs/performance.md", "docs/pictures.md", "docs/quickstart.md", "docs/references.md",
+    "docs/training.md", "training/README.md",
 )  # fmt: skip
 # Packages that a page needs and that may be missing.
 NEEDS = {"docs/export.md": ("onnx", "onnxscript", "onnxruntime")}
@@ -110,6 +111,10 @@ def _normal(folder: Path):
     _flat(folder, 12)
 
 
+def _large(photo: Callable[..., Image.Image]) -> Callable[[int], Image.Image]:
+    return lambda number: photo(number, (120, 96))
+
+
 def _table(path: Path):
     _photos(path.with_suffix(""))
     images = sorted(path.with_suffix("").glob("[na]*/*.png"))
@@ -127,6 +132,9 @@ PREPARED: dict[str, Callable[[Path], object]] = {
     "photo.jpg": _photo,
     "photos": _photos,
     "normal_photos": _normal,
+    "good_photos": lambda folder: write_photos(folder, 10, photo=_large(good_photo)),
+    "more_photos": lambda folder: write_photos(folder, 3, 20, _large(good_photo)),
+    "bad_photos": lambda folder: write_photos(folder, 5, 50, _large(bad_photo)),
     "parts.csv": _table,
     "parts": _photos,
     "other_parts": _photos,

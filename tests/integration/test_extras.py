@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "folder": (["predict", "PHOTOS", "--output", "predictions", "--device", "cpu"], ("data", "train")),
     "data": (["data", "SET", "--check"], ()),
     "calibrate": (["calibrate", "--normal", "NORMAL", "--false-alarm-rate", "0.2", "--output", "normal"], ()),
+    "adapt": (["adapt", "NORMAL", "--output", "adapted", "--drop-outliers", "--device", "cpu"], ()),
     "labelled": (["calibrate", "--labelled", "SET", "--output", "labelled"], ("data", "train")),
     "evaluate": (["evaluate", "SET", "--model", "CHECKPOINT", "--output", "results", "--device", "cpu"], ("train",)),
     "train": (["train", "--clip", "random-tiny", "--train_data", "SET", "--eval_data", "SET", "--use_cpu", "true",

@@ -21,7 +21,7 @@ LAYERS = (
     ("evaluation",),
     ("checkpoints",),
     ("calibration", "inference", "training"),
-    ("export", "hub", "plotting"),
+    ("export", "hub", "plotting", "references"),
     ("app", "demo"),
     ("cli",),
     ("__main__",),

@@ -254,10 +254,26 @@ def describe_calibration(decision: DecisionConfig) -> str | None:
     if found["method"] == "conformal":
         rate, area = found["false_alarm_rate"], decision.min_region_area
         region = f"an anomalous region of at least {100 * area:.3g} % of the image" if area else "any anomalous pixel"
+        if found.get("leave_one_out"):
+            origin = (
+                f"from the scores of {number} references, each compared with the others. About {100 * rate:.3g} % of "
+                "new normal images from the same source are called anomalous, and at most twice as many in the worst "
+                f"case. So are those with {region} in the mask."
+            )
+        else:
+            origin = (
+                f"by split conformal prediction from {number} normal images. A new normal image from the same source "
+                f"is called anomalous with a probability of at most {rate:g}. Its mask contains {region} with a "
+                f"probability of at most {rate:g}."
+            )
+    elif found.get("leave_one_out"):
+        aim = "the largest F1"
+        if found["method"] == "cost":
+            aim = f"the lowest cost, if a missed defect costs {found['miss_cost']:g} false alarms"
         origin = (
-            f"by split conformal prediction from {number} normal images. A new normal image from the same source is "
-            f"called anomalous with a probability of at most {rate:g}. Its mask contains {region} with a probability "
-            f"of at most {rate:g}."
+            f"from {number} references, each compared with the others, and {found['num_anomalous']} photos of "
+            f"defects: the image threshold with {aim}, the pixel threshold for a false-alarm rate of "
+            f"{found['false_alarm_rate']:g}."
         )
     elif found["method"] == "recall":
         origin = (

@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 
 from .._version import __version__
 from . import streams
+from .adapt import adapt
 from .app_page import app_page
 from .calibrate import calibrate
 from .convert import convert
@@ -25,7 +26,7 @@ from .train import TRAIN_SETTINGS, train
 
 # Commands by the heading of their group in the help.
 COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
-    "Use": {"predict": predict, "calibrate": calibrate, "app": app_page, "demo": demo},
+    "Use": {"predict": predict, "adapt": adapt, "calibrate": calibrate, "app": app_page, "demo": demo},
     "Train": {"data": data, "train": train},
     "Evaluate": {"evaluate": evaluate},
     "Ship": {"convert": convert, "export": export},

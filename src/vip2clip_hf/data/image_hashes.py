@@ -193,6 +193,26 @@ def among(hashes: np.ndarray, others: np.ndarray) -> np.ndarray:
     return found
 
 
+def same_pictures(hashes: np.ndarray) -> list[tuple[int, int]]:
+    """
+    Find the images that show the same picture as an earlier one.
+
+    Args:
+        hashes (`np.ndarray` of shape `(n, 2, 4)`, uint64): results of `picture_hash`.
+
+    Returns:
+        `list[tuple[int, int]]`: position of each such image, and of the first one with the same picture.
+    """
+    found = []
+    for position in range(1, len(hashes)):
+        bits, strong = hashes[position]
+        same = np.flatnonzero(_count_bits((bits[0] ^ hashes[:position, 0, 0]) & strong[0]) <= MAX_DISTANCE)
+        distances = _count_bits((bits ^ hashes[same, 0]) & strong).sum(axis=1, dtype=np.int64)
+        if (distances <= MAX_DISTANCE).any():
+            found.append((position, int(same[distances <= MAX_DISTANCE][0])))
+    return found
+
+
 def _count_bits(words: np.ndarray) -> np.ndarray:
     """Number of set bits of every word."""
     if hasattr(np, "bitwise_count"):  # from numpy 2.0
@@ -204,4 +224,4 @@ def _count_bits(words: np.ndarray) -> np.ndarray:
     return ((words * np.uint64(0x0101010101010101)) >> np.uint64(56)).astype(np.uint8)
 
 
-__all__ = ["among", "image_hashes", "pack_hashes", "picture_hash", "unpack_hashes"]
+__all__ = ["among", "image_hashes", "pack_hashes", "picture_hash", "same_pictures", "unpack_hashes"]

@@ -82,9 +82,11 @@ class DecisionConfig(CheckpointFile):
         top_k (`int`, *optional*):
             Number of top patches per layer used for the image score. By default, `top_k` of the model's configuration.
         calibration (`dict[str, Any]`, *optional*):
-            Origin of the thresholds, as written by [`vip2clip_hf.calibration.calibrate`]: `method` (`"conformal"`,
-            `"f1"` or `"recall"`), `false_alarm_rate` or `recall`, `date`, `num_images`, and what determined the
-            scores: `settings` (tiles and top-k) and `fingerprint` (weights and configuration of the model).
+            Origin of the thresholds, as written by [`vip2clip_hf.calibration.calibrate`] and
+            [`vip2clip_hf.references.adapt`]: `method` (`"conformal"`, `"f1"`, `"recall"` or `"cost"`),
+            `false_alarm_rate` or `recall`, `leave_one_out` (whether the images are references), `date`, `num_images`,
+            and what determined the scores: `settings` (tiles, top-k and references) and `fingerprint` (weights and
+            configuration of the model).
         image_scores, pixel_scores (`np.ndarray` of shape `(num_scores,)`, *optional*):
             Scores of the normal images of the calibration, float32 in ascending order: of the images, which p-values
             are computed from, and the largest value at which a map has a region.

@@ -80,10 +80,9 @@ class ReferenceBank:
         self._checked: Any = None
         self._checksum: str | None = None
         self._left_out_scores: np.ndarray | None = None
-        config = self.fingerprint["config"]
-        self.image_size, self.smoothing_sigma = config["image_size"], config["smoothing_sigma"]
+        self.image_size, self.smoothing_sigma = (fingerprint["config"][n] for n in ("image_size", "smoothing_sigma"))
         self.position_offset = position_offset(view_distances) if options.aligned else None
-        self.weight = zero_shot_weight(len(self.photos), view_logits.numpy())
+        self.weight = zero_shot_weight(len(photos), view_logits.numpy()) if options.weight is None else options.weight
         self.image_level, self.pixel_level = evidence_levels(self)
 
     def __len__(self) -> int:
@@ -115,6 +114,7 @@ class ReferenceBank:
         rotations: bool = False,
         aligned: bool = False,
         max_patches: int | None = DEFAULT_MAX_PATCHES,
+        weight: float | None = None,
         top_k: int | None = None,
         reading: Mapping[str, Any] | None = None,
         batch_size: int = 8,
@@ -131,7 +131,7 @@ class ReferenceBank:
             images:
                 Photos without defects: a folder, or an iterable of images in any form that the pipeline accepts.
                 Photos with the same pixels are used once, with a warning.
-            tile_size, tile_overlap, rotations, aligned, max_patches (*optional*):
+            tile_size, tile_overlap, rotations, aligned, max_patches, weight (*optional*):
                 See [`ReferenceOptions`].
             top_k (`int`, *optional*):
                 Number of top patches of the zero-shot score. By default, that of `model.decision`, else `top_k` of the
@@ -150,7 +150,7 @@ class ReferenceBank:
             OSError: if a photo cannot be read.
             ValueError: if there are no photos, or an option is out of range.
         """
-        options = ReferenceOptions(tile_size, tile_overlap, rotations, aligned, max_patches)
+        options = ReferenceOptions(tile_size, tile_overlap, rotations, aligned, max_patches, weight)
         more: dict[str, Any] = {"top_k": top_k, "reading": reading, "batch_size": batch_size, "progress": progress}
         arguments = build_bank(model, image_processor, images, options, **more)
         check_aligned(arguments["options"], len(arguments["photos"]))

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from transformers.utils import logging
 
-from .arguments_vip2clip import as_integer, check_tiling
+from .arguments_vip2clip import as_integer, check_tiling, is_finite
 from .fingerprint_vip2clip import model_fingerprint
 from .image_loading_vip2clip import DEFAULT_TIMEOUT, reading_options
 from .image_processing_vip2clip import check_image_processor
@@ -52,7 +52,9 @@ def check_options(options: ReferenceOptions) -> ReferenceOptions:
         ValueError: if an option is out of range, or two options exclude each other.
     """
     size, overlap = check_tiling(16 if options.tile_size == 0 else options.tile_size, options.tile_overlap)
-    limit = options.max_patches
+    limit, weight = options.max_patches, options.weight
+    if weight is not None and not (is_finite(weight) and weight >= 0):
+        raise ValueError(f"weight is {weight!r}; expected a number of at least 0, or None.")
     if options.aligned and (options.rotations or options.tile_size):
         other = "rotations" if options.rotations else "tile_size"
         raise ValueError(
@@ -65,6 +67,7 @@ def check_options(options: ReferenceOptions) -> ReferenceOptions:
         rotations=bool(options.rotations),
         aligned=bool(options.aligned),
         max_patches=None if limit is None else as_integer("max_patches", limit, least=1),
+        weight=None if weight is None else float(weight),
     )
 
 

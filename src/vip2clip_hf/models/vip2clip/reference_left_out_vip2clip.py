@@ -1,6 +1,7 @@
 """References scored like new photos: each with the other references only."""
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,6 +94,48 @@ def left_out_photos(bank: Any) -> Iterator[LeftOutPhoto]:
         )
 
 
+def left_out_evidence(bank: Any) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """
+    Compute what the scores of [`ReferenceBank.left_out`] consist of, to combine it with another weight.
+
+    Args:
+        bank ([`ReferenceBank`]): the references.
+
+    Yields:
+        `tuple[torch.Tensor, torch.Tensor]`: of each photo, the mean of the largest percent of the distance map and
+        the zero-shot logit of its views, both of shape `(num_views,)`.
+    """
+    for one in _left_out(bank):
+        yield one.distances, one.logits
+
+
+def hide_photos(bank: Any, numbers: Iterable[int]) -> Any:
+    """
+    Copy a bank that does not compare with some of its photos, with scores on the same scale.
+
+    Unlike with [`ReferenceBank.without`], weight and levels remain those of all photos. Use it to score changed
+    versions of a reference like those of a new photo.
+
+    Args:
+        bank ([`ReferenceBank`]): the references.
+        numbers (`Iterable[int]`): positions of the photos in `bank.photos`.
+
+    Returns:
+        [`ReferenceBank`]: the copy. It is for scoring only.
+
+    Raises:
+        ValueError: if no photo is left to compare with.
+    """
+    hidden = torch.tensor(sorted(set(numbers)), dtype=bank.row_photo.dtype)
+    kept = ~torch.isin(bank.row_photo, hidden)
+    if not kept.any():
+        raise ValueError("All references are hidden; expected at least one photo to compare with.")
+    other = copy.copy(bank)
+    other.features, other.row_photo = bank.features[:, kept], bank.row_photo[kept]
+    other._rows = other._checksum = None
+    return other
+
+
 def position_offset(distances: torch.Tensor) -> torch.Tensor:
     """
     Compute the factor of each position that makes the typical distances of references the same everywhere.
@@ -107,4 +150,4 @@ def position_offset(distances: torch.Tensor) -> torch.Tensor:
     return (logs.mean() - logs).exp()
 
 
-__all__ = ["evidence_levels", "left_out_photos", "position_offset"]
+__all__ = ["evidence_levels", "hide_photos", "left_out_evidence", "left_out_photos", "position_offset"]

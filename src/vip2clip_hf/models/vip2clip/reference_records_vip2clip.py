@@ -38,6 +38,8 @@ class ReferenceOptions:
         aligned (`bool`, defaults to `False`): whether distances are compared with those of the references at the same
             place of the photo.
         max_patches (`int`, *optional*, defaults to 100,000): largest number of stored patches.
+        weight (`float`, *optional*): weight of the zero-shot logit in the score, at least 0. By default, it is
+            computed from the photos.
     """
 
     tile_size: int = 0
@@ -45,6 +47,7 @@ class ReferenceOptions:
     rotations: bool = False
     aligned: bool = False
     max_patches: int | None = DEFAULT_MAX_PATCHES
+    weight: float | None = None
 
 
 @dataclass(frozen=True)

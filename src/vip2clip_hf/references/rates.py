@@ -1,0 +1,84 @@
+"""How well a threshold from few photos is known: the range of its true false-alarm rate."""
+
+import math
+from fractions import Fraction
+
+
+DEFAULT_RATE = 0.05
+
+
+def smallest_rate(num_photos: int) -> float:
+    """
+    Compute the smallest false-alarm rate that a number of photos allows, rounded up to four digits.
+
+    Args:
+        num_photos (`int`): number of photos, at least 1.
+
+    Returns:
+        `float`: the rate.
+    """
+    return math.ceil(Fraction(10_000, num_photos + 1)) / 10_000
+
+
+def alarms_allowed(num_photos: int, false_alarm_rate: float) -> int:
+    """
+    Compute which of the scores is the threshold.
+
+    Args:
+        num_photos (`int`): number of scores.
+        false_alarm_rate (`float`): false-alarm rate, in (0, 1).
+
+    Returns:
+        `int`: r, if the threshold is the r-th largest score.
+    """
+    rate = Fraction(str(float(false_alarm_rate)))
+    return num_photos + 1 - math.ceil((num_photos + 1) * (1 - rate))
+
+
+def rate_interval(num_photos: int, false_alarm_rate: float, confidence: float = 0.9) -> tuple[float, float]:
+    """
+    Compute the range in which the false-alarm rate of a threshold lies.
+
+    The rate of new photos above the r-th largest of k scores is a random number with the distribution
+    Beta(r, k + 1 - r), if the k photos are a random sample of good parts.
+
+    Args:
+        num_photos (`int`): number of scores.
+        false_alarm_rate (`float`): false-alarm rate of the threshold, in (0, 1).
+        confidence (`float`, defaults to 0.9): probability of the range, in (0, 1).
+
+    Returns:
+        `tuple[float, float]`: lower and upper end of the range.
+    """
+    rank = alarms_allowed(num_photos, false_alarm_rate)
+    tail = (1 - confidence) / 2
+    return beta_quantile(tail, rank, num_photos + 1 - rank), beta_quantile(1 - tail, rank, num_photos + 1 - rank)
+
+
+def beta_quantile(probability: float, first: int, second: int) -> float:
+    """
+    Compute a quantile of the beta distribution with integer parameters.
+
+    Args:
+        probability (`float`): probability, in (0, 1).
+        first, second (`int`): parameters, at least 1.
+
+    Returns:
+        `float`: the quantile, in [0, 1].
+    """
+    total = first + second - 1
+    logs = [math.lgamma(total + 1) - math.lgamma(n + 1) - math.lgamma(total - n + 1) for n in range(first)]
+
+    def above(value: float) -> float:
+        """Probability of more than `value`: of fewer than `first` among `total` uniform numbers below it."""
+        inside, outside = math.log(value), math.log1p(-value)
+        return math.fsum(math.exp(log + n * inside + (total - n) * outside) for n, log in enumerate(logs))
+
+    low, high = 0.0, 1.0
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (middle, high) if 1 - above(middle) < probability else (low, middle)
+    return (low + high) / 2
+
+
+__all__ = ["DEFAULT_RATE", "alarms_allowed", "beta_quantile", "rate_interval", "smallest_rate"]
