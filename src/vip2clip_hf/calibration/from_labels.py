@@ -32,7 +32,7 @@ def calibrate_labelled(
     progress: bool = False,
 ) -> Calibration:
     """
-    Choose the thresholds with the best F1, or the largest with a given recall. References are left out, with a warning.
+    Choose the thresholds with the best F1, or the largest with a given recall. References are left out with a warning.
 
     Args:
         detector ([`AnomalyDetectionPipeline`]):

@@ -100,7 +100,7 @@ def calibrate(
     from ..calibration.from_labels import calibrate_labelled
     from ..calibration.from_normal import calibrate as calibrate_normal
     from ..calibration.saving import save_calibration
-    from ..models.vip2clip import AnomalyDetectionPipeline
+    from ..models.vip2clip import AnomalyDetectionPipeline, ReferenceBank
     from ..models.vip2clip.image_loading_vip2clip import list_images
     from ..utils.files import check_new_folder
     from ..utils.outputs import check_output
@@ -124,19 +124,13 @@ def calibrate(
         what = "The bundled checkpoint" if model is None else f"Checkpoint {model!r} on the Hub"
         raise usage_error(f"{what} is not changed: pass --output with a new folder for a calibrated copy.")
     progress = shows_progress()
+    bank = ReferenceBank.find(checkpoint) if tile_size is None or tile_overlap is None else None
+    if tile_size is None:
+        tile_size = 0 if bank is None else bank.options.tile_size
+    if tile_overlap is None:
+        tile_overlap = 0.25 if bank is None else bank.options.tile_overlap
     detector = AnomalyDetectionPipeline.from_pretrained(
         checkpoint, device=device, tile_size=tile_size, tile_overlap=tile_overlap, bit_depth=bit_depth, page=page
-    )
-    bank = detector.references
-    detector = AnomalyDetectionPipeline(
-        model=detector.model,
-        image_processor=detector.image_processor,
-        task="anomaly-detection",
-        device=detector.device,
-        tile_size=(0 if bank is None else bank.options.tile_size) if tile_size is None else tile_size,
-        tile_overlap=(0.25 if bank is None else bank.options.tile_overlap) if tile_overlap is None else tile_overlap,
-        bit_depth=bit_depth,
-        page=page,
     )
     if normal is not None:
         found = calibrate_normal(
