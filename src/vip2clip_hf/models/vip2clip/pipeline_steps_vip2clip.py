@@ -122,26 +122,29 @@ def decision_of(model: Any, options: Mapping[str, Any]) -> tuple[DecisionConfig,
         options (`Mapping[str, Any]`): arguments of the call.
 
     Returns:
-        `tuple[DecisionConfig, bool]`: the decision, and whether its calibration belongs to the scores. The decision is
-        `model.decision` if it belongs to the references of the call: those of the calibration, or those of the
-        checkpoint if it is not calibrated. Otherwise it is a copy with thresholds of 0.5 and, with two or more
-        references, the scores of the left-out references, which p-values are computed from.
+        `tuple[DecisionConfig, bool]`: the decision, and whether its calibration belongs to the scores. The thresholds
+        are those of `model.decision` if they belong to the references of the call: those of the calibration, or those
+        of the checkpoint if it is not calibrated. Otherwise they are 0.5. Without a calibration for two or more
+        references, p-values are computed from the scores of the left-out references.
     """
     decision, bank, settings = model.decision, bank_of(model, options), score_settings(model, options)
-    calibration = decision.calibration
-    used = settings.get("references")
-    if calibration is None:
-        belongs = used == (None if model.references is None else model.references.checksum())
+    used, found = settings.get("references"), decision.calibration
+    if found is not None:
+        expected = (found.get("settings") or {}).get("references")
     else:
-        belongs = used == (calibration.get("settings") or {}).get("references")
-    if not belongs:
+        expected = None if model.references is None else model.references.checksum()
+    if used != expected:
         is_calibrated(model, settings)  # says what differs
-        decision = replace(decision.without_calibration(), image_threshold=0.5, pixel_threshold=0.5)
-        if bank is not None and len(bank) > 1:
-            scores = bank.left_out_scores()
-            calibration = {"method": "left-out", "num_images": len(scores), "settings": settings}
-            calibration["fingerprint"] = bank.fingerprint
-            decision = replace(decision, calibration=calibration, image_scores=scores)
+        decision = replace(decision, image_threshold=0.5, pixel_threshold=0.5)
+    if bank is not None and len(bank) > 1 and (found is None or used != expected):
+        scores = bank.left_out_scores()
+        found = {
+            "method": "left-out",
+            "num_images": len(scores),
+            "settings": settings,
+            "fingerprint": bank.fingerprint,
+        }
+        decision = replace(decision, calibration=found, image_scores=scores, pixel_scores=None)
     return decision, is_calibrated(model, settings, decision)
 
 
