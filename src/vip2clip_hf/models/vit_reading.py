@@ -210,9 +210,7 @@ def _canonical(name: str) -> str:
     return name
 
 
-def _split(
-    named: dict[str, torch.Tensor], num_layers: int
-) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+def _split(named: dict[str, torch.Tensor], num_layers: int) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """Split `qkv`, add biases that are left out, separate the scales, and check that nothing is missing or left."""
     weights = {name: tensor for name, tensor in named.items() if ".scale" not in name}
     scales = {name: tensor for name, tensor in named.items() if ".scale" in name}
