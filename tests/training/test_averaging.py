@@ -3,7 +3,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from helpers.training import assert_same_tensors, build_trainer, write_training_set
+from helpers.processes import TORCHRUN, run_program
+from helpers.tiny import TINY
+from helpers.training import assert_same_tensors, build_trainer, with_sgd, write_training_set
 from vip2clip_hf import ViP2ClipForAnomalyDetection
 from vip2clip_hf.data.loading import load_folder
 from vip2clip_hf.training.arguments import ViP2ClipTrainingArguments
@@ -108,7 +110,7 @@ def test_bad_values(build, tmp_path):
         ViP2ClipTrainingArguments(
             str(tmp_path), average_weights_from=1, load_best_model_at_end=True, eval_strategy="epoch", use_cpu=True
         )
-    with pytest.raises(ValueError, match="but training ends at epoch 1.5"):
+    with pytest.raises(ValueError, match=r"but training ends at epoch 1\.5"):
         build(max_steps=3, average_weights_from=1.5).train()
     assert not (tmp_path / "run" / "training_run.json").exists()
 
@@ -123,3 +125,34 @@ def test_a_training_that_stops_early_says_so(build, caplog):
     trainer.train()
     assert "before average_weights_from=2" in caplog.text
     assert_same_tensors(record.steps[0], trained(trainer), 0)
+
+
+@pytest.mark.slow
+def test_two_processes_equal_a_large_batch(clip_folder, clip, image_processor, dataset, tmp_path):
+    (tmp_path / "run.py").write_text(
+        f"""
+import torch
+from safetensors.torch import save_file
+from vip2clip_hf import ViP2ClipForAnomalyDetection, ViP2ClipImageProcessor
+from vip2clip_hf.data.loading import load_folder
+from vip2clip_hf.training.arguments import ViP2ClipTrainingArguments
+from vip2clip_hf.training.trainer import ViP2ClipTrainer
+
+torch.manual_seed(5)
+model = ViP2ClipForAnomalyDetection.from_clip({str(clip_folder)!r}, **{TINY!r})
+args = ViP2ClipTrainingArguments(output_dir={str(tmp_path / "two")!r}, disable_tqdm=True, use_cpu=True,
+    num_train_epochs=2, per_device_train_batch_size=4, save_strategy="epoch", average_weights_from=1)
+trainer = ViP2ClipTrainer(model, args, ViP2ClipImageProcessor(size=48), load_folder({str(tmp_path / "set")!r}))
+trainer.optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+trainer.train()
+save_file(model.adapter_state_dict(), {str(tmp_path)!r} + f"/{{args.process_index}}.safetensors")
+"""
+    )
+    run_program(*TORCHRUN, tmp_path / "run.py")
+    options = {"num_train_epochs": 2, "average_weights_from": 1}
+    whole = with_sgd(build_trainer(clip, image_processor, tmp_path / "one", dataset, **options))
+    whole.train()
+    first, second = (load_file(tmp_path / f"{number}.safetensors") for number in range(2))
+    assert_same_tensors(first, second, 0)
+    assert_same_tensors(whole.model.adapter_state_dict(), first, 1e-5)
+    assert (tmp_path / "two" / "checkpoint-4" / AVERAGE_FILE).is_file()

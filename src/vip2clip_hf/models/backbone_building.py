@@ -13,7 +13,7 @@ from transformers.utils.hub import cached_file
 from ..utils.files import check_new_folder, new_folder, umask
 from .vip2clip.backbone_vip2clip import backbone_checksum, load_clip
 from .vit_reading import read_vit
-from .vit_to_clip import VOCABULARY, PlainViT, vit_to_clip
+from .vit_to_clip import VOCABULARY, PlainViT, extra_channels, vit_to_clip
 
 
 # Largest relative deviation of the features of a block, in float32.
@@ -105,7 +105,7 @@ def build_backbone(
     name = Path(source).resolve().name if os.path.exists(source) else os.fspath(source)
     card = CARD.format(
         source=name, revision=_revision(source, revision), layers=vit.num_layers, heads=vit.num_heads,
-        width=vit.width, extra=clip.config.vision_config.hidden_size - vit.width, image_size=vit.image_size,
+        width=vit.width, extra=extra_channels(vit.num_heads), image_size=vit.image_size,
         patch_size=vit.patch_size, mean=_numbers(vit.mean), std=_numbers(vit.std), exact=deviation, seed=seed,
         stored=f", {stored:.1e} with weights in float16" if float16 else "",
         dtype="float16" if float16 else "float32", checksum=report["checksum"], blocks=" ".join(map(str, layers)),
@@ -147,7 +147,7 @@ def state_word_tokenizer() -> PreTrainedTokenizerFast:
     from tokenizers.pre_tokenizers import Whitespace
 
     tokenizer = Tokenizer(WordLevel(dict(VOCABULARY), unk_token="<unknown>"))
-    tokenizer.pre_tokenizer = Whitespace()  # type: ignore[assignment]
+    tokenizer.pre_tokenizer = Whitespace()
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<start>", eos_token="<end>", unk_token="<unknown>", pad_token="<end>"
     )
