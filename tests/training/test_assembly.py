@@ -28,10 +28,11 @@ def test_tower_and_comparison(vit, tmp_path, capsys):
     assert "Wrote the tower" in capsys.readouterr().out
     main(["compare", "--vit", str(vit), "--clip", str(tower)])
     assert f"{tower} has the weights of {vit}." in capsys.readouterr().out
-    model = ViP2ClipForAnomalyDetection.from_clip(tower, **TINY)
+    model = ViP2ClipForAnomalyDetection.from_clip(tower, variant="release", **TINY)
     assert torch.isfinite(model(torch.randn(1, 3, 48, 48)).scores).all()
     wrapped = wrap(CLIPModel.from_pretrained(tower), (1, 2), 48)
-    assert wrapped.config.normal_token_ids == model.config.normal_token_ids
+    for name in ("normal_token_ids", "anomalous_token_ids", "bos_token_id", "eos_token_id"):
+        assert getattr(wrapped.config, name) == getattr(model.config, name)
 
     # Another constant of the additional channels changes nothing, another weight does.
     weights = load_file(tower / "model.safetensors")
@@ -67,7 +68,7 @@ def test_only_the_state_words_are_kept(clip, tmp_path):
     for backbone in (clip, smaller):
         torch.manual_seed(3)
         model = wrap(backbone, (1, 2), 48).eval()
-        assert (model.config.normal_word, model.config.anomalous_word) == ("damaged", "good")  # of the release
+        assert (model.config.normal_word, model.config.anomalous_word) == ("damaged", "damaged")  # of the release
         with torch.no_grad():
             found.append(model(torch.ones(1, 3, 48, 48)))
     assert torch.equal(found[0].scores, found[1].scores)

@@ -21,12 +21,12 @@ TOKENS = {
 
 
 def state_words(variant: str) -> dict[str, Any]:
-    """Return the token ids of a variant in the vocabulary of the state words."""
+    """Return the state words of a variant, and their token ids in the vocabulary of the state words."""
     config = ViP2ClipConfig.from_variant(variant)
-    return {
-        "bos_token_id": VOCABULARY["<start>"], "normal_token_ids": (VOCABULARY[str(config.normal_word)],),
-        "anomalous_token_ids": (VOCABULARY[str(config.anomalous_word)],), "eos_token_id": VOCABULARY["<end>"],
-    }  # fmt: skip
+    settings: dict[str, Any] = {"bos_token_id": VOCABULARY["<start>"], "eos_token_id": VOCABULARY["<end>"]}
+    for kind, word in (("normal", str(config.normal_word)), ("anomalous", str(config.anomalous_word))):
+        settings.update({f"{kind}_word": word, f"{kind}_token_ids": (VOCABULARY[word],)})
+    return settings
 
 
 def wrap(
