@@ -10,7 +10,8 @@ from helpers.training import train_arguments, write_train_and_eval_sets
 from vip2clip_hf import ViP2ClipForAnomalyDetection
 from vip2clip_hf.cli import app
 from vip2clip_hf.models import backbone_building
-from vip2clip_hf.models.backbone_building import build_backbone, feature_layers, state_word_tokenizer
+from vip2clip_hf.models.backbone_building import build_backbone, feature_layers
+from vip2clip_hf.models.small_text_tower import state_word_tokenizer
 from vip2clip_hf.models.vip2clip.state_words_vip2clip import STATE_WORD_TOKEN_IDS
 
 

@@ -7,11 +7,12 @@ import os
 import torch
 from transformers import CLIPModel
 
-from vip2clip_hf.models.backbone_building import build_backbone, state_word_tokenizer
+from vip2clip_hf.models.backbone_building import build_backbone
+from vip2clip_hf.models.small_text_tower import VOCABULARY, state_word_tokenizer
 from vip2clip_hf.models.vip2clip.backbone_vip2clip import load_clip
 from vip2clip_hf.models.vip2clip.state_words_vip2clip import CLIP_VOCAB_SIZE, STATE_WORD_TOKEN_IDS
 from vip2clip_hf.models.vit_reading import read_vit
-from vip2clip_hf.models.vit_to_clip import VOCABULARY, vit_to_clip
+from vip2clip_hf.models.vit_to_clip import vit_to_clip
 from vip2clip_hf.utils.files import new_folder, umask
 
 

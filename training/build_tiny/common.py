@@ -5,7 +5,7 @@ from typing import Any
 from transformers import CLIPModel
 
 from vip2clip_hf import ViP2ClipConfig, ViP2ClipForAnomalyDetection
-from vip2clip_hf.models.vit_to_clip import VOCABULARY
+from vip2clip_hf.models.small_text_tower import VOCABULARY
 
 
 # Side of the training crops of the tower, and of a patch, in pixels.

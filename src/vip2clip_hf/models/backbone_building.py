@@ -1,19 +1,18 @@
 """Write a vision transformer as the folder of a CLIP backbone, and verify it."""
 
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModel, CLIPModel, PreTrainedTokenizerFast
-from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from transformers.utils.hub import cached_file
 
 from ..utils.files import check_new_folder, new_folder, umask
+from .backbone_features import deviation, original_features, tower_features
+from .small_text_tower import state_word_tokenizer
 from .vip2clip.backbone_vip2clip import backbone_checksum, load_clip
 from .vit_reading import read_vit
-from .vit_to_clip import VOCABULARY, PlainViT, extra_channels, vit_to_clip
+from .vit_to_clip import extra_channels, vit_to_clip
 
 
 # Largest relative deviation of the features of a block, in float32.
@@ -84,29 +83,29 @@ def build_backbone(
     vit = read_vit(source, num_heads=num_heads, revision=revision)
     clip = vit_to_clip(vit, seed=seed)
     image = torch.rand((1, 3, vit.image_size, vit.image_size), generator=torch.Generator().manual_seed(0))
-    expected = _original_features(source, revision, vit, image)
-    deviation = _deviation(_tower_features(clip, image), expected)
-    if not deviation <= TOLERANCE:
+    expected = original_features(source, revision, vit, image)
+    found = deviation(tower_features(clip, image), expected)
+    if not found <= TOLERANCE:
         raise RuntimeError(
-            f"The rewritten tower deviates from the original by {deviation:.1e}; expected at most {TOLERANCE:g}. "
+            f"The rewritten tower deviates from the original by {found:.1e}; expected at most {TOLERANCE:g}. "
             "Nothing was written."
         )
     if float16:
         clip = clip.half()
-    stored = _deviation(_tower_features(clip.float(), image), expected)
+    stored = deviation(tower_features(clip.float(), image), expected)
     clip = clip.half() if float16 else clip
     layers = feature_layers(vit.num_layers)
     report: dict[str, Any] = {
         "output": os.fspath(output), "width": vit.width, "num_heads": vit.num_heads, "num_layers": vit.num_layers,
         "patch_size": vit.patch_size, "image_size": vit.image_size, "mean": list(vit.mean), "std": list(vit.std),
-        "feature_layers": layers, "deviation": deviation, "stored_deviation": stored,
+        "feature_layers": layers, "deviation": found, "stored_deviation": stored,
         "checksum": backbone_checksum(clip.state_dict(), clip.dtype),
     }  # fmt: skip
     name = Path(source).resolve().name if os.path.exists(source) else os.fspath(source)
     card = CARD.format(
         source=name, revision=_revision(source, revision), layers=vit.num_layers, heads=vit.num_heads,
         width=vit.width, extra=extra_channels(vit.num_heads), image_size=vit.image_size,
-        patch_size=vit.patch_size, mean=_numbers(vit.mean), std=_numbers(vit.std), exact=deviation, seed=seed,
+        patch_size=vit.patch_size, mean=_numbers(vit.mean), std=_numbers(vit.std), exact=found, seed=seed,
         stored=f", {stored:.1e} with weights in float16" if float16 else "",
         dtype="float16" if float16 else "float32", checksum=report["checksum"], blocks=" ".join(map(str, layers)),
     )  # fmt: skip
@@ -135,54 +134,6 @@ def feature_layers(num_layers: int) -> list[int]:
     return sorted({max(1, round(num_layers * quarter / 4)) for quarter in range(1, 5)})
 
 
-def state_word_tokenizer() -> PreTrainedTokenizerFast:
-    """
-    Create the tokenizer of the small text tower. It knows the state words of the package only.
-
-    Returns:
-        `PreTrainedTokenizerFast`: the tokenizer.
-    """
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
-    from tokenizers.pre_tokenizers import Whitespace
-
-    tokenizer = Tokenizer(WordLevel(dict(VOCABULARY), unk_token="<unknown>"))
-    tokenizer.pre_tokenizer = Whitespace()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<start>", eos_token="<end>", unk_token="<unknown>", pad_token="<end>"
-    )
-
-
-@torch.no_grad()
-def _original_features(
-    source: str | os.PathLike, revision: str | None, vit: PlainViT, image: torch.Tensor
-) -> list[torch.Tensor]:
-    """Compute the features of all blocks with the original model, or with [`PlainViT`] for weights of timm."""
-    pixels = _normalize(image, vit.mean, vit.std)
-    path = cached_file(source, "config.json", revision=revision)
-    if path is None or "model_type" not in json.loads(Path(path).read_text(encoding="utf-8")):
-        return vit.features(pixels)
-    model: Any = AutoModel.from_pretrained(source, dtype=torch.float32, revision=revision).eval()
-    states = model(pixel_values=pixels, output_hidden_states=True).hidden_states[1:]
-    return [model.layernorm(state) for state in states]
-
-
-@torch.no_grad()
-def _tower_features(clip: CLIPModel, image: torch.Tensor) -> list[torch.Tensor]:
-    tower: Any = clip.vision_model
-    pixels = _normalize(image, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD)
-    states = tower(pixel_values=pixels, output_hidden_states=True).hidden_states[1:]
-    return [clip.visual_projection(tower.post_layernorm(state)) for state in states]
-
-
-def _normalize(image: torch.Tensor, mean: Any, std: Any) -> torch.Tensor:
-    return (image - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
-
-
-def _deviation(found: list[torch.Tensor], expected: list[torch.Tensor]) -> float:
-    return max(float((one - other).norm() / other.norm()) for one, other in zip(found, expected, strict=True))
-
-
 def _revision(source: str | os.PathLike, revision: str | None) -> str:
     """Name the commit of a checkpoint from the Hub."""
     if os.path.isdir(source):
@@ -196,4 +147,4 @@ def _numbers(values: tuple[float, ...]) -> str:
     return ", ".join(f"{value:g}" for value in values)
 
 
-__all__ = ["TOLERANCE", "build_backbone", "feature_layers", "state_word_tokenizer"]
+__all__ = ["TOLERANCE", "build_backbone", "feature_layers"]

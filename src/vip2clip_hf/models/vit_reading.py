@@ -13,8 +13,8 @@ from transformers.utils import logging
 from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.utils.hub import cached_file
 
+from .plain_vit import PlainViT
 from .vip2clip.backbone_vip2clip import naming
-from .vit_to_clip import PlainViT
 
 
 logger = logging.get_logger(__name__)
