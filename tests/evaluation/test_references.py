@@ -297,6 +297,7 @@ def test_folder_of_references(model, image_processor, source, root, tmp_path):
 # evaluate_sets
 
 
+@pytest.mark.slow
 def test_results_of_each_draw_and_resuming(model, image_processor, source, root, tmp_path, monkeypatch):
     output, choice = tmp_path / "out", ReferenceChoice((1, 2), (3,))
     zero_shot, *few = evaluate_sets(model, image_processor, [source], output, sheets=1, references=choice)
@@ -475,6 +476,7 @@ def test_published_results_stand_beside_comparable_results(monkeypatch):
 # Command
 
 
+@pytest.mark.slow
 def test_command(root, tmp_path):
     output = tmp_path / "out"
     command = ["evaluate", str(root), "--model", str(bundled_checkpoint()), "--output", str(output), "--sheets", "0",

@@ -257,6 +257,7 @@ def test_torch_with_other_batch_sizes(torch_export):
             torch.testing.assert_close(maps, model(images).anomaly_maps, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_torch_example(torch_export, photo, monkeypatch):
     model, folder, _ = torch_export
     monkeypatch.chdir(folder.parent)

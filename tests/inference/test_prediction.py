@@ -582,6 +582,7 @@ def test_references_from_photos(model, image_processor, photos, bank, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 def test_command_with_references(model, image_processor, photos, bank, tmp_path):
     """`--references` for single photos and with `--output`; `--no-references` for a checkpoint that carries some."""
     for name, references in (("plain", None), ("part", bank)):

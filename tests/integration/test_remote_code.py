@@ -90,6 +90,7 @@ print(json.dumps({
     torch.testing.assert_close(maps["adapters"], expected.anomaly_maps)
 
 
+@pytest.mark.slow
 def test_references_without_the_package(clip_folder, image_processor, tmp_path, photo):
     model = ViP2ClipForAnomalyDetection.from_clip(clip_folder, **TINY).eval()
     change_weights(model)

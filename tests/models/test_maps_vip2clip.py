@@ -78,6 +78,7 @@ def test_matrices_are_constants_of_an_exported_graph(strict):
     torch.testing.assert_close(program.module()(maps), Twice()(maps), rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_matrices_in_a_compiled_graph():
     torch._dynamo.reset()
     compiled = torch.compile(Twice(), fullgraph=True, backend="aot_eager")

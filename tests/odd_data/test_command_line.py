@@ -335,6 +335,8 @@ outputs = [
          "--output", "used", "--overwrite"), err="is inside")),
     Case("checkpoint in a used folder", *kept(lambda f: vip2clip("convert", "--checkpoint", "x.pth", "--clip", "c",
          "--output", "used", "--overwrite"), err="does not contain a checkpoint of this model")),
+    Case("backbone in a used folder", *kept(lambda f: vip2clip("build-backbone", "v", "--output", "used"),
+         err="not empty")),
     Case("export to a used folder", *kept(lambda f: vip2clip("export", "--format", "torch", "--output", "used"),
          err="not empty")),
     Case("synthetic images in a used folder", *kept(lambda f: vip2clip("data", "used", "--synthetic"),

@@ -250,7 +250,7 @@ def test_contents_of_images_at_urls():
 # The command
 
 
-@pytest.mark.parametrize("metric", ["pixel_auroc", "more_pixel_auroc"])
+@pytest.mark.parametrize("metric", ["pixel_auroc", pytest.param("more_pixel_auroc", marks=pytest.mark.slow)])
 def test_results_on_data_that_the_epoch_was_chosen_on(clip_folder, tmp_path, metric):
     roots = write_train_and_eval_sets(tmp_path)
     more = write_dataset(tmp_path / "more", ("grains",), num_normal=2, num_anomalous=1, size=48, seed=2)

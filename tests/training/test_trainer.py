@@ -254,6 +254,7 @@ def test_complete_checkpoints(build, tmp_path):
     assert last_complete_checkpoint(tmp_path / "absent") is None
 
 
+@pytest.mark.slow
 def test_a_full_disk_keeps_the_last_checkpoint(build, monkeypatch, tmp_path):
     first = build(num_train_epochs=1, save_strategy="epoch")
     first.train()

@@ -1,10 +1,15 @@
-"""Build the bundled checkpoint from random weights: train a small CLIP, then ViP²-CLIP adapters on it.
+"""Build the bundled checkpoint: assemble or train a small CLIP, then train ViP²-CLIP adapters on it.
 
-python -m training.build_tiny tower --teacher CLIP --output tower
+python -m training.build_tiny tower --output tower
+python -m training.build_tiny compare --clip tower
+python -m training.build_tiny distil --teacher CLIP --output tower
 python -m training.build_tiny evaluate --tower tower --teacher CLIP --data A B C --output study
 python -m training.build_tiny adapters --tower tower --data A B C --output study --checkpoint vip2clip-tiny
 
-`tower` distils the patch features of a teacher, any CLIP, on synthetic images and, with --data, on crops of real
+`tower` rewrites a vision transformer as a CLIP, in float16: that of --vit, or with --clip one that is rewritten
+already. `compare` rebuilds a tower from the original and compares the weights.
+
+`distil` distils the patch features of a teacher, any CLIP, on synthetic images and, with --data, on crops of real
 images. If interrupted, run the same command again to resume. `evaluate` selects the settings by leaving out one real
 dataset at a time. `adapters` trains on synthetic images and, with --data, on real images. docs/tiny.md describes the
 settings and the results.
@@ -14,6 +19,7 @@ import argparse
 from collections.abc import Sequence
 
 from .adapters import build_adapters
+from .assembly import DEFAULT_VIT, assemble_tower, compare_tower
 from .common import STUDENT_BLOCKS
 from .study import EXAMPLES, evaluate_study
 from .tower import build_tower
@@ -27,7 +33,18 @@ def make_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    tower = commands.add_parser("tower", help="distil the vision tower")
+    assemble = commands.add_parser("tower", help="assemble the vision tower from a vision transformer")
+    source = assemble.add_mutually_exclusive_group()
+    source.add_argument("--vit", default=DEFAULT_VIT, help=f"folder or Hub id; default: {DEFAULT_VIT}")
+    source.add_argument("--clip", help="folder of a CLIP with a vision transformer that is rewritten already")
+    assemble.add_argument("--output", required=True, help="new folder for the tower")
+    assemble.add_argument("--seed", type=int, default=0, help="random seed of the text tower, with --vit")
+    assemble.set_defaults(run=assemble_tower)
+    compare = commands.add_parser("compare", help="compare a tower with the vision transformer it comes from")
+    compare.add_argument("--clip", required=True, help="folder of the tower")
+    compare.add_argument("--vit", default=DEFAULT_VIT, help=f"folder or Hub id; default: {DEFAULT_VIT}")
+    compare.set_defaults(run=compare_tower)
+    tower = commands.add_parser("distil", help="distil the vision tower")
     tower.add_argument("--teacher", required=True, help="folder or Hub id of a CLIP checkpoint")
     tower.add_argument("--output", required=True, help="folder for the tower and the state of the run")
     tower.add_argument("--data", nargs="*", help="folders of real images to crop, in addition to synthetic images")
@@ -43,7 +60,7 @@ def make_parser() -> argparse.ArgumentParser:
         ("adapters", build_adapters, "train the adapters of the bundled checkpoint"),
     ):
         command = commands.add_parser(name, help=text)
-        command.add_argument("--tower", required=True, help="output folder of the tower command")
+        command.add_argument("--tower", required=True, help="output folder of the tower or distil command")
         command.add_argument("--teacher", help="folder or Hub id of a CLIP checkpoint to compare with")
         command.add_argument("--data", nargs="*", help="folders of real datasets with masks")
         command.add_argument("--output", required=True, help="folder for the embeddings and results of the study")

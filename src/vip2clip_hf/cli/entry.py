@@ -12,6 +12,7 @@ from .._version import __version__
 from . import streams
 from .adapt import adapt
 from .app_page import app_page
+from .build_backbone import build_backbone
 from .calibrate import calibrate
 from .convert import convert
 from .data import data
@@ -27,7 +28,7 @@ from .train import TRAIN_SETTINGS, train
 # Commands by the heading of their group in the help.
 COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
     "Use": {"predict": predict, "adapt": adapt, "calibrate": calibrate, "app": app_page, "demo": demo},
-    "Train": {"data": data, "train": train},
+    "Train": {"data": data, "build-backbone": build_backbone, "train": train},
     "Evaluate": {"evaluate": evaluate},
     "Ship": {"convert": convert, "export": export},
 }

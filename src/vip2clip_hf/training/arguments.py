@@ -1,6 +1,7 @@
 """Arguments of a training run: recipe, model and data."""
 
 import difflib
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -44,6 +45,10 @@ class ViP2ClipTrainingArguments(TrainingArguments):
         augmentation_views (`int`, *optional*):
             Number of views per image. The epochs cycle through the views; the first view is the original image. By
             default, every epoch uses a new view. Required with `cache_features`, at least 2: all views are cached.
+        average_weights_from (`float`, *optional*):
+            Number of epochs after which the weights of the adapters are averaged over all steps, up to the end of
+            training. With 1, the average begins with the second epoch. The final model has the averaged weights. By
+            default, it has those of the last step.
         overwrite_output_dir (`bool`, defaults to `False`):
             Whether to delete the checkpoints and the model of an earlier training run in `output_dir`. Other files
             are kept. Without it, a new training in the folder of another run is an error.
@@ -100,6 +105,14 @@ class ViP2ClipTrainingArguments(TrainingArguments):
         metadata={
             "help": "Number of views per image. The epochs cycle through the views; the first view is the original "
             "image. By default, every epoch uses a new view. Required with cache_features, which stores all views."
+        },
+    )
+    average_weights_from: float | None = field(
+        default=None,
+        metadata={
+            "help": "Average the weights of the adapters over all steps after this number of epochs, and use the "
+            "average as the final weights: 1 averages from the second epoch on. By default, the weights of the last "
+            "step are used."
         },
     )
     overwrite_output_dir: bool = field(
@@ -170,6 +183,7 @@ class ViP2ClipTrainingArguments(TrainingArguments):
         if self.cache_dtype not in CACHE_DTYPES:
             raise ValueError(f"cache_dtype is {self.cache_dtype!r}; expected {' or '.join(CACHE_DTYPES)}.")
         self._check_augmentation()
+        self._check_average()
         if self.metric_for_best_model is not None:
             self._check_metric(self.metric_for_best_model.removeprefix("eval_"))
         # With several GPUs in one process, transformers would use DataParallel, which changes the number of images per
@@ -191,6 +205,20 @@ class ViP2ClipTrainingArguments(TrainingArguments):
             raise ValueError(
                 f"augmentation_views is {views}; expected an integer of at least 2, because the feature cache stores "
                 "every view. Set augmentation_views, or omit cache_features or augmentation."
+            )
+
+    def _check_average(self) -> None:
+        start = self.average_weights_from
+        if start is None:
+            return
+        planned = self.num_train_epochs if self.max_steps <= 0 else math.inf  # with max_steps, known in training
+        if not 0 <= start < planned:
+            limit = f" and less than num_train_epochs ({planned:g})" if math.isfinite(planned) else ""
+            raise ValueError(f"average_weights_from is {start:g}; expected a number of at least 0{limit}.")
+        if self.load_best_model_at_end:
+            raise ValueError(
+                "average_weights_from and load_best_model_at_end are both set; expected one of them, because each "
+                "determines the final weights."
             )
 
     @staticmethod

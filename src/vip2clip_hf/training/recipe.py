@@ -177,6 +177,8 @@ def describe_recipe(trainer: Any) -> dict[str, Any]:
     if args.augmentation is not None:
         views = f", {args.augmentation_views} views" if args.augmentation_views else ""
         found["augmentation"] = ", ".join(args.augmentation) + views
+    if (average := trainer._average) is not None:
+        found["averaged weights"] = f"over {average.count} steps, from epoch {average.start:g} on"
     masks = {name: value for name, value in trainer.mask_settings().items() if value is not None}
     if masks:
         found["masks"] = ", ".join(f"{name} {value}" for name, value in masks.items())

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers import SchedulerType, Trainer
+from transformers import SchedulerType, Trainer, TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy, TrainOutput
 from transformers.utils import logging
 
@@ -20,9 +20,10 @@ from ..models.vip2clip.training_record_vip2clip import check_training_record, re
 from ..utils.distributed import on_first, world
 from ..utils.versions import versions
 from .arguments import ViP2ClipTrainingArguments
+from .averaging import WeightAveraging
 from .contents import describe_contents
 from .recipe import describe_recipe, recipe_of, rounding_of
-from .resuming import load_adapters, run_of
+from .resuming import STATE_FILE, load_adapters, run_of
 from .run_folder import RunFolder, is_checkpoint_file
 from .run_record import RunRecord
 from .run_start import begin_run, union
@@ -62,6 +63,7 @@ class RecordedTrainer(Trainer):
     _folder: RunFolder | None = None
     _sampler: "EpochSampler | None" = None
     _checksum: str | None = None
+    _average: WeightAveraging | None = None
     _training, _limit = False, None
     _replaced: RunRecord | None = None
 
@@ -157,6 +159,8 @@ class RecordedTrainer(Trainer):
     def _begin(self, step: int) -> None:
         """Called when everything is ready for training, at the given step: the folder is changed from here on."""
 
+        self._check_average()
+
         def prepare() -> None:
             run, folder, replaced = self.run, self.run_folder, self._replaced
             if run is None:
@@ -177,19 +181,34 @@ class RecordedTrainer(Trainer):
         args, state = self.args, self.state
         strategy = SaveStrategy(args.save_strategy)
         if strategy == SaveStrategy.EPOCH:
-            batches = len(self._sampler or ()) / (args.train_batch_size * args.world_size)
-            batches = math.floor(batches) if args.dataloader_drop_last else math.ceil(batches)
-            interval = max(1, math.ceil(batches / args.gradient_accumulation_steps))
+            interval = self._steps_per_epoch()
         elif strategy == SaveStrategy.STEPS:
             interval = int(state.save_steps)
         else:
             return []
         return [*range(interval, state.max_steps, interval), state.max_steps]
 
+    def _steps_per_epoch(self) -> int:
+        args = self.args
+        batches = len(self._sampler or ()) / (args.train_batch_size * args.world_size)
+        batches = math.floor(batches) if args.dataloader_drop_last else math.ceil(batches)
+        return max(1, math.ceil(batches / args.gradient_accumulation_steps))
+
+    def _check_average(self) -> None:
+        """Check that the average begins before the end, which depends on the data with `max_steps`."""
+        epochs = self.state.max_steps / self._steps_per_epoch()
+        if self._average is not None and self._average.start >= epochs:
+            raise ValueError(
+                f"average_weights_from is {self._average.start:g}, but training ends at epoch {epochs:g}; expected a "
+                "smaller number."
+            )
+
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         folder = self.run_folder.path / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         if self.args.should_save and self.run is not None:
             self.run_folder.begin_checkpoint(folder, self.run)
+            if self._average is not None:  # before the state file, which makes the checkpoint complete
+                self._average.save(folder)
         super()._save_checkpoint(*args, **kwargs)
         if self.args.should_save and self.run is not None:
             self.run_folder.rotate(self.run.run_id, self._limit, [folder, self.state.best_model_checkpoint])
@@ -230,6 +249,9 @@ class RecordedTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         self._load_adapters(resume_from_checkpoint)
+        if self._average is not None:
+            state = TrainerState.load_from_json(str(Path(resume_from_checkpoint, STATE_FILE)))
+            self._average.load(resume_from_checkpoint, state.epoch or 0.0)
 
     def _load_best_model(self) -> None:
         best, run = str(self.state.best_model_checkpoint), self.run

@@ -13,6 +13,7 @@ from transformers.utils import logging
 
 from ..checkpoints.card import is_generated
 from ..checkpoints.saving import CODE_FILES, FILE_NAMES, WEIGHT_FILE
+from .averaging import AVERAGE_FILE
 from .resuming import STATE_FILE, checkpoints_in, has_state, run_of
 from .run_record import RECORD_FILE, RunRecord
 
@@ -23,7 +24,7 @@ RESULTS_FILE = "results.json"
 _CODE = frozenset(path.name for path in CODE_FILES)
 _TRAINER_FILE = re.compile(
     r"optimizer\.(pt|bin)|scheduler\.pt|scaler\.pt|rng_state(_\d+)?\.pth|trainer_state\.json|training_args\.bin"
-    r"|\..*\.tmp"
+    rf"|{re.escape(AVERAGE_FILE)}|\..*\.tmp"
 )
 
 

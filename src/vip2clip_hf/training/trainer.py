@@ -19,6 +19,7 @@ from ..models.vip2clip.mask_options_vip2clip import MaskOptions
 from ..models.vip2clip.modeling_vip2clip import ViP2ClipForAnomalyDetection
 from .arguments import ViP2ClipTrainingArguments
 from .augmentation import Augmentation
+from .averaging import WeightAveraging
 from .callbacks import TrainingHooks, replace_loggers
 from .checks import check_loss, check_trained_weights, check_training_data
 from .feature_cache import CachedRows, FeatureCache
@@ -107,6 +108,10 @@ class ViP2ClipTrainer(RecordedTrainer):
         pixel_labels = train_dataset is None or check_training_data(train_dataset, self.augmentation, options)
         self._collator = ViP2ClipCollator(image_processor, pixel_labels, mask_options=options)
         rows = None if train_dataset is None else TrainingRows(train_dataset, self.augmentation, options)
+        self._average = None
+        if args.average_weights_from is not None:
+            self._average = WeightAveraging(model, args.average_weights_from)
+        added = [] if self._average is None else [self._average]
         super().__init__(
             model=model,
             args=args,
@@ -114,7 +119,7 @@ class ViP2ClipTrainer(RecordedTrainer):
             train_dataset=rows,
             eval_dataset=eval_dataset,
             processing_class=image_processor,
-            callbacks=[TrainingHooks(self._begin, self._begin_epoch), *(callbacks or [])],
+            callbacks=[TrainingHooks(self._begin, self._begin_epoch), *added, *(callbacks or [])],
         )
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise ValueError(
@@ -313,6 +318,8 @@ class ViP2ClipTrainer(RecordedTrainer):
             if self.args.cache_features is not None:
                 self.train_dataset = CachedRows(rows, self.cache_features())
             self._parts = {}
+            if self._average is not None:
+                self._average.reset()
             return super(ViP2ClipTrainer, self).train(checkpoint, trial, ignore_keys_for_eval)
 
         rows = self._rows
