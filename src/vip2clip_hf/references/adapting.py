@@ -136,6 +136,15 @@ def adapt(
             "The image threshold was chosen with photos of defects. It is now chosen for a false-alarm rate; pass "
             "defects (--defects) again to choose it with them."
         )
+    elif earlier is not None and bad is None and before and not before.get("leave_one_out"):
+        steps.note(
+            "The thresholds were chosen from photos that are not references. They are now chosen from the references; "
+            "use calibrate again to choose them from other photos."
+        )
+    if area := model.decision.min_region_area:
+        steps.note(
+            f"min_region_area of the checkpoint is {area:g}. It is now 0: the pixel threshold is for any region."
+        )
     found = steps.run(listed, earlier, false_alarm_rate, bad, miss_cost, masks)
     folder = model_or_checkpoint if update else output
     if folder is not None:

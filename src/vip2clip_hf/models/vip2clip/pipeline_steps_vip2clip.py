@@ -135,7 +135,13 @@ def decision_of(model: Any, options: Mapping[str, Any]) -> tuple[DecisionConfig,
     else:
         belongs = used == (calibration.get("settings") or {}).get("references")
     if not belongs:
-        is_calibrated(model, settings)  # says what differs
+        if bank is None or len(bank) < 2:
+            is_calibrated(model, settings)  # says what differs
+        elif calibration is not None or (decision.image_threshold, decision.pixel_threshold) != (0.5, 0.5):
+            logger.warning_once(
+                "The thresholds of the checkpoint were chosen for other references or for none, so they are 0.5 for "
+                "these references. p_value is relative to the scores of the references, each compared with the others."
+            )
         decision = replace(decision.without_calibration(), image_threshold=0.5, pixel_threshold=0.5)
         if bank is not None and len(bank) > 1:
             scores = bank.left_out_scores()
