@@ -3,6 +3,7 @@
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from transformers.utils import logging
 
 from vip2clip_hf import AnomalyDetectionPipeline, DecisionConfig, ReferenceBank, generate_image, predict_to_folder
 
@@ -41,6 +42,15 @@ def test_p_values_come_from_the_left_out_references(detector, bank):
     larger = sum(score >= np.float32(result["score"]) for score in bank.left_out_scores())
     assert result["p_value"] == pytest.approx((1 + larger) / 7)
     assert "p_value" not in detector(DEFECT)
+
+
+def test_the_warning_is_true_for_other_references(detector, bank, caplog):
+    """It said that p_value is None, next to a p-value."""
+    logging.warning_once.cache_clear()
+    detector.model.decision = calibrated([0.2, 0.4], **detector.score_settings())
+    assert detector(DEFECT, references=bank)["p_value"] is not None
+    assert "p_value is None" not in caplog.text
+    assert "they are 0.5 for these references" in caplog.text
 
 
 def test_one_reference_gives_no_p_value(detector, model, image_processor):

@@ -1,5 +1,6 @@
 """From photos of good parts to a checkpoint that uses them."""
 
+import dataclasses
 import json
 import shutil
 
@@ -346,3 +347,13 @@ def test_after_defects_an_update_says_that_the_threshold_changes(checkpoint, par
     found = adapt(part, good, update=True, device="cpu")
     assert found.decision.calibration["method"] == "conformal"
     assert any("pass defects (--defects) again" in note for note in found.notes)
+
+
+def test_after_a_calibration_an_update_says_that_the_thresholds_change(part, good):
+    """Thresholds of other photos, and the smallest region, were replaced without a word."""
+    model = AnomalyDetectionPipeline.from_pretrained(part, device="cpu").model
+    calibration = {**model.decision.calibration, "leave_one_out": False}
+    dataclasses.replace(model.decision, calibration=calibration, min_region_area=0.01).save_pretrained(part)
+    notes = adapt(part, good, update=True, device="cpu").notes
+    assert any("chosen from photos that are not references" in note for note in notes)
+    assert any("min_region_area of the checkpoint is 0.01" in note for note in notes)

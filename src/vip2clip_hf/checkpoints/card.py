@@ -270,10 +270,12 @@ def describe_calibration(decision: DecisionConfig) -> str | None:
         aim = "the largest F1"
         if found["method"] == "cost":
             aim = f"the lowest cost, if a missed defect costs {found['miss_cost']:g} false alarms"
+        pixel = f"for a false-alarm rate of {found['false_alarm_rate']:g}"
+        if found.get("num_masks"):
+            pixel = f"with the largest F1 of pixels on {found['num_masks']} masks and the references"
         origin = (
             f"from {number} references, each compared with the others, and {found['num_anomalous']} photos of "
-            f"defects: the image threshold with {aim}, the pixel threshold for a false-alarm rate of "
-            f"{found['false_alarm_rate']:g}."
+            f"defects: the image threshold with {aim}, the pixel threshold {pixel}."
         )
     elif found["method"] == "recall":
         origin = (

@@ -43,7 +43,8 @@ def adapt(
     defects: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of photos of defects, to choose the image threshold and the weight of the zero-shot score.",
+            help="Folder of photos of defects, to choose the image threshold and the weight of the zero-shot score. "
+            "Masks in it choose the pixel threshold.",
             show_default=False,
         ),
     ] = None,

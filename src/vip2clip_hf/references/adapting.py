@@ -13,12 +13,12 @@ from ..models.vip2clip.reference_bank_vip2clip import ReferenceBank
 from ..models.vip2clip.reference_records_vip2clip import DEFAULT_MAX_PATCHES, ReferenceOptions
 from ..utils.files import check_new_folder
 from .adaptation import Adaptation
-from .photos import list_photos, without_masks
+from .defect_photos import list_defects
+from .photos import list_photos
 from .report import write_report
 from .saving import save_adapted
 from .scoring import with_references
 from .steps import Steps
-from .summary import named
 
 
 def adapt(
@@ -67,7 +67,8 @@ def adapt(
             Largest fraction of photos of good parts that are called anomalous, in (0, 1). By default that of the
             updated checkpoint, else 0.05, or the smallest possible rate for fewer than 19 photos.
         defects (`str`, `os.PathLike` or iterable, *optional*):
-            Photos of defects, to choose the weight of the zero-shot score and the image threshold.
+            Photos of defects, to choose the weight of the zero-shot score and the image threshold. In a folder with
+            masks, in any layout of [`load_folder`], the masks choose the pixel threshold.
         miss_cost (`float`, *optional*):
             With `defects`, cost of a missed defect relative to a false alarm. By default, F1 is maximized.
         keep, drop (`Iterable[str]`, *optional*):
@@ -126,16 +127,25 @@ def adapt(
         # A rate that was not chosen depends on the number of photos.
         false_alarm_rate = None if before.get("default_rate") else before.get("false_alarm_rate")
     listed = [] if good_photos is None and earlier is not None else list_photos(good_photos, recursive)
-    bad, masks = (None, []) if defects is None else without_masks(list_photos(defects, recursive))
+    bad, masks, notes = (None, {}, []) if defects is None else list_defects(defects, recursive)
     steps = Steps(detector, options, list(keep), list(drop), drop_outliers, seed, progress)
-    if masks:
-        steps.note(f"{len(masks)} files of the photos of defects look like masks and are not used: {named(masks)}.")
+    for note in notes:
+        steps.note(note)
     if earlier is not None and bad is None and before.get("method") in ("f1", "cost"):
         steps.note(
             "The image threshold was chosen with photos of defects. It is now chosen for a false-alarm rate; pass "
             "defects (--defects) again to choose it with them."
         )
-    found = steps.run(listed, earlier, false_alarm_rate, bad, miss_cost)
+    elif earlier is not None and bad is None and before and not before.get("leave_one_out"):
+        steps.note(
+            "The thresholds were chosen from photos that are not references. They are now chosen from the references; "
+            "use calibrate again to choose them from other photos."
+        )
+    if area := model.decision.min_region_area:
+        steps.note(
+            f"min_region_area of the checkpoint is {area:g}. It is now 0: the pixel threshold is for any region."
+        )
+    found = steps.run(listed, earlier, false_alarm_rate, bad, miss_cost, masks)
     folder = model_or_checkpoint if update else output
     if folder is not None:
         found.folder = Path(folder)  # type: ignore[arg-type]  # an update has a folder, see _load

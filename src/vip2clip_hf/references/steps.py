@@ -1,6 +1,6 @@
 """Steps from photos of good parts to references and thresholds."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -77,6 +77,7 @@ class Steps:
         false_alarm_rate: float | None,
         defects: Sequence[Photo] | None,
         miss_cost: float | None,
+        masks: Mapping[str, Any] | None = None,
     ) -> Adaptation:
         """
         Build references, choose thresholds and measure them.
@@ -86,6 +87,7 @@ class Steps:
             earlier ([`ReferenceBank`], *optional*): references to add them to.
             false_alarm_rate, miss_cost (`float`, *optional*): see [`adapt`].
             defects (`Sequence[Photo]`, *optional*): photos of defects.
+            masks (`Mapping[str, Any]`, *optional*): masks of defects by name of the photo.
 
         Returns:
             [`Adaptation`]: the result.
@@ -139,7 +141,7 @@ class Steps:
             notes=self._notes,
         )  # fmt: skip
         self._report_duplicates(found)
-        self._choose(found, false_alarm_rate, defects, miss_cost)
+        self._choose(found, false_alarm_rate, defects, miss_cost, masks)
         names = {photo.name for photo in found.bank.photos}
         photos = [Photo(name, source) for name, source in self.sources.items() if name in names]
         found.synthetic = score_synthetic_defects(self.detector, found.bank, photos, self.seed)
@@ -208,14 +210,20 @@ class Steps:
         false_alarm_rate: float | None,
         defects: Sequence[Photo] | None,
         miss_cost: float | None,
+        masks: Mapping[str, Any] | None,
     ) -> None:
         """Choose the thresholds."""
         threshold = None
         if defects is not None:
             found.bank, threshold, found.defects = choose_with_defects(
-                self.detector, found.bank, defects, miss_cost=miss_cost, seed=self.seed
+                self.detector, found.bank, defects, masks=masks, miss_cost=miss_cost, seed=self.seed
             )
             found.scores, found.peaks = left_out_scores(found.bank)
+            if found.defects.identical:
+                self.note(
+                    f"{len(found.defects.identical)} photos of defects have the same pixels as a reference or another "
+                    f"photo of a defect, and are left out: {named(list(found.defects.identical))}."
+                )
             if found.defects.num_photos < LEAST_TO_WEIGH:
                 self.note(
                     f"{found.defects.num_photos} photos of defects choose the image threshold only. Choosing the "
@@ -240,9 +248,12 @@ class Steps:
             level: deciding_photos(values, rate) for level, values in (("image", found.scores), ("pixel", found.peaks))
         }
         if found.defects is not None and threshold is not None:
+            pixel_threshold = found.defects.pixel_threshold
+            if pixel_threshold is None:
+                pixel_threshold = found.pixel_threshold
             found.decision = labelled_decision(
-                detector, threshold, found.pixel_threshold, found.scores, found.peaks, rate,
-                false_alarm_rate is None, found.defects.num_photos, miss_cost,
+                detector, threshold, pixel_threshold, found.scores, found.peaks, rate,
+                false_alarm_rate is None, found.defects.num_photos, miss_cost, found.defects.num_masks,
             )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from ..models.vip2clip.decision_vip2clip import min_calibration_images
 from ..utils.text import shown
 from .adaptation import Adaptation
+from .defects import DefectReport
 from .synthetic_defects import SIZES
 
 
@@ -53,6 +54,8 @@ def _rates(found: Adaptation) -> list[str]:
     rate = found.false_alarm_rate
     more = [(smaller, min_calibration_images(smaller)) for smaller in RATES if smaller < rate]
     needed = ", and a rate of ".join(f"{100 * smaller:g} % needs {number}" for smaller, number in more[:2])
+    if found.defects is not None and found.defects.pixel_threshold is not None:
+        return []
     what = "False-alarm rate" if found.defects is None else "The pixel threshold is for a false-alarm rate"
     lines = [
         f"{what} of {100 * rate:.3g} %: the true rate lies between {low:.1f} and {high:.1f} % with a probability of "
@@ -60,7 +63,10 @@ def _rates(found: Adaptation) -> list[str]:
     ]
     image, pixel = (named(found.deciding[level]) for level in ("image", "pixel"))
     if found.defects is None:
-        lines.append(f"The image threshold is set by {image}; the pixel threshold by {pixel}.")
+        lines.append(
+            f"The image threshold is set by {image}; the pixel threshold by {pixel}. If one of them shows a defect, "
+            "leave it out with --drop."
+        )
     else:
         lines.append(f"It is set by {pixel}.")
     return lines
@@ -77,12 +83,24 @@ def _defects(found: Adaptation) -> list[str]:
     if report.weight != report.rule_weight:
         chosen += f" The weight of the zero-shot score is {report.weight:.3g} instead of {report.rule_weight:.3g}."
     if report.f1 is None or report.detection is None or report.false_alarms is None:
-        return [chosen, "The detection is not measured: a cross-validation needs at least 2 photos of defects."]
+        return [
+            chosen,
+            "The detection is not measured: a cross-validation needs at least 2 photos of defects.",
+            *_masks(report),
+        ]
     return [
         chosen,
         f"By cross-validation, {100 * report.detection:.0f} % of the defects are found, with "
         f"{100 * report.false_alarms:.0f} % false alarms (F1 {100 * report.f1:.0f} %).",
+        *_masks(report),
     ]
+
+
+def _masks(report: DefectReport) -> list[str]:
+    if not report.num_masks:
+        return []
+    found = "" if report.pixel_f1 is None else f" By cross-validation, the F1 is {100 * report.pixel_f1:.0f} %."
+    return [f"The pixel threshold was chosen for the largest F1 of pixels with {report.num_masks} masks.{found}"]
 
 
 def synthetic_summary(found: Adaptation) -> str:

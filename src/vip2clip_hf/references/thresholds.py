@@ -105,6 +105,7 @@ def labelled_decision(
     default_rate: bool,
     num_anomalous: int,
     miss_cost: float | None,
+    num_masks: int = 0,
 ) -> DecisionConfig:
     """
     Combine an image threshold that was chosen with photos of defects with a pixel threshold.
@@ -116,6 +117,7 @@ def labelled_decision(
         false_alarm_rate (`float`), default_rate (`bool`): of the pixel threshold, as in [`conformal_decision`].
         num_anomalous (`int`): number of photos of defects.
         miss_cost (`float`, *optional*): cost of a missed defect relative to a false alarm, if it was used.
+        num_masks (`int`, defaults to 0): number of masks that chose the pixel threshold. 0 if it is that of the rate.
 
     Returns:
         [`DecisionConfig`]: the thresholds.
@@ -123,6 +125,8 @@ def labelled_decision(
     origin: dict[str, Any] = {"method": "f1"} if miss_cost is None else {"method": "cost", "miss_cost": miss_cost}
     origin.update(false_alarm_rate=float(false_alarm_rate), default_rate=default_rate)
     origin.update(num_anomalous=num_anomalous, leave_one_out=True)
+    if num_masks:
+        origin["num_masks"] = num_masks
     return _decision(detector, image_threshold, pixel_threshold, scores, peaks, origin)
 
 

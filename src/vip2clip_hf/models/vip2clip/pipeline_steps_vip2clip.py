@@ -134,7 +134,13 @@ def decision_of(model: Any, options: Mapping[str, Any]) -> tuple[DecisionConfig,
     else:
         expected = None if model.references is None else model.references.checksum()
     if used != expected:
-        is_calibrated(model, settings)  # says what differs
+        if bank is None or len(bank) < 2:
+            is_calibrated(model, settings)  # says what differs
+        elif found is not None or (decision.image_threshold, decision.pixel_threshold) != (0.5, 0.5):
+            logger.warning_once(
+                "The thresholds of the checkpoint were chosen for other references or for none, so they are 0.5 for "
+                "these references. p_value is relative to the scores of the references, each compared with the others."
+            )
         decision = replace(decision, image_threshold=0.5, pixel_threshold=0.5)
     if bank is not None and len(bank) > 1 and (found is None or used != expected):
         scores = bank.left_out_scores()
