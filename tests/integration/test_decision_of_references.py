@@ -12,6 +12,12 @@ PHOTOS = [generate_image("dots", None, 48, seed)[0] for seed in range(6)]
 DEFECT = generate_image("dots", "blob", 48, 9)[0]
 
 
+@pytest.fixture(autouse=True)
+def _warn_again():
+    """Warnings that are given once do not depend on earlier tests."""
+    logging.warning_once.cache_clear()
+
+
 @pytest.fixture
 def detector(model, image_processor):
     return AnomalyDetectionPipeline(model=model, image_processor=image_processor, task="anomaly-detection")
@@ -46,7 +52,6 @@ def test_p_values_come_from_the_left_out_references(detector, bank):
 
 def test_the_warning_is_true_for_other_references(detector, bank, caplog):
     """It said that p_value is None, next to a p-value."""
-    logging.warning_once.cache_clear()
     detector.model.decision = calibrated([0.2, 0.4], **detector.score_settings())
     assert detector(DEFECT, references=bank)["p_value"] is not None
     assert "p_value is None" not in caplog.text
