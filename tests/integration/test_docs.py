@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import CLIPConfig, CLIPModel
+from transformers import CLIPConfig, CLIPModel, Dinov2Config, Dinov2Model
 
 import vip2clip_hf
 from helpers import benchmark_trees as trees, docs_runner as runner
@@ -56,6 +56,8 @@ WORDS = {"SEED": "1", "VARIANT": "release"}
 SMALL = {
     r".*training/train\.py .*": "--num_train_epochs 1 --use_cpu true --disable_tqdm true --dataloader_num_workers 0",
     r".*train_mvtec\.json.*": "--image_size 70 --top_k 5",
+    r"vip2clip train .*": "--num_train_epochs 1 --use_cpu true --disable_tqdm true --image_size 70 --top_k 5 "
+    "--output_dir outputs_on_backbone",
     r"vip2clip evaluate .*|.*training/evaluate\.py .*": "--sheets 1",
 }
 # Replacements in Python blocks: (page, text, replacement).
@@ -99,6 +101,12 @@ def _clip(folder: Path, layers: int, patch: int, side: int, joint: int = 16, tex
 
 def _backbone(folder: Path):
     ViP2ClipForAnomalyDetection.from_pretrained(bundled_checkpoint()).clip.save_pretrained(folder)
+
+
+def _vit(folder: Path):
+    """A vision transformer in the layout of the named one, with few channels and random weights."""
+    shape = {"hidden_size": 24, "num_attention_heads": 2, "num_hidden_layers": 12, "patch_size": 14, "image_size": 70}
+    Dinov2Model(Dinov2Config(**shape)).save_pretrained(folder)
 
 
 def _flat(folder: Path, count: int = 2):
@@ -151,6 +159,7 @@ PREPARED: dict[str, Callable[[Path], object]] = {
     "openai/clip-vit-large-patch14-336": lambda folder: _clip(folder, 24, 14, 336, joint=64, text=96),
     "epoch_10.pth": lambda path: shutil.copy(FIXTURES / "oracle_release" / "release_checkpoint.pth", path),
     "path/to/clip": _backbone,
+    "facebook/dinov2-small": _vit,
     "data/MVTec": trees.mvtec_official,  # used in the recipes
     "data/VisA": trees.visa_official,
     "MVTec": trees.mvtec_official,

@@ -8,11 +8,12 @@ from PIL import Image
 
 from helpers.good_photos import bad_photo, good_photo, write_photos, write_tiny_checkpoint
 from vip2clip_hf import AnomalyDetectionPipeline, AnomalyMetrics, ReferenceBank, adapt
+from vip2clip_hf.models.vip2clip.pipeline_steps_vip2clip import with_references
 from vip2clip_hf.references.defect_photos import list_defects
 from vip2clip_hf.references.defects import _choose, _cross_validate, choose_with_defects
 from vip2clip_hf.references.photos import list_photos
 from vip2clip_hf.references.pixel_choice import PixelChoice
-from vip2clip_hf.references.scoring import rebuilt, with_references
+from vip2clip_hf.references.scoring import rebuilt
 
 
 @pytest.fixture(scope="module")

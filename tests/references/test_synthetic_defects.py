@@ -6,10 +6,10 @@ from PIL import Image
 
 from helpers.good_photos import good_photo, write_photos, write_tiny_checkpoint
 from vip2clip_hf import AnomalyDetectionPipeline, ReferenceBank
+from vip2clip_hf.models.vip2clip.pipeline_steps_vip2clip import with_references
 from vip2clip_hf.models.vip2clip.reference_left_out_vip2clip import hide_photos
 from vip2clip_hf.references.pasting import DEFECTS, paste_defect
 from vip2clip_hf.references.photos import list_photos
-from vip2clip_hf.references.scoring import with_references
 from vip2clip_hf.references.synthetic_defects import MAX_PHOTOS, SIZES, score_synthetic_defects
 
 

@@ -1,6 +1,5 @@
 """Photos of good parts in the web app: read the uploads, and compare photos with them."""
 
-import copy
 import html
 import os
 from collections.abc import Callable, Sequence
@@ -9,27 +8,6 @@ from typing import Any
 from ..models.vip2clip.pipeline_anomaly_detection import AnomalyDetectionPipeline
 from ..models.vip2clip.pipeline_steps_vip2clip import as_bank, bank_of
 from ..models.vip2clip.reference_bank_vip2clip import ReferenceBank
-
-
-def with_references(
-    detector: AnomalyDetectionPipeline, references: ReferenceBank | str | None
-) -> AnomalyDetectionPipeline:
-    """
-    Return a pipeline with the same model and settings that uses other references.
-
-    Args:
-        detector ([`AnomalyDetectionPipeline`]): the pipeline; it is not changed.
-        references ([`ReferenceBank`], *optional*): the references, `None`, or `"auto"` for those of the pipeline.
-
-    Returns:
-        [`AnomalyDetectionPipeline`]: the pipeline.
-    """
-    if isinstance(references, str):
-        return detector
-    found = copy.copy(detector)
-    for name in ("_forward_params", "_postprocess_params"):
-        setattr(found, name, {**getattr(detector, name), "references": references})
-    return found
 
 
 def read_references(
@@ -120,4 +98,4 @@ def references_note(
     return text
 
 
-__all__ = ["describe_references", "read_references", "references_note", "with_references"]
+__all__ = ["describe_references", "read_references", "references_note"]

@@ -18,10 +18,11 @@ from PIL import Image
 from ..models.vip2clip.heatmap_vip2clip import draw_heatmap
 from ..models.vip2clip.modeling_vip2clip import ViP2ClipForAnomalyDetection
 from ..models.vip2clip.pipeline_anomaly_detection import AnomalyDetectionPipeline
+from ..models.vip2clip.pipeline_steps_vip2clip import with_references
 from ..models.vip2clip.reference_bank_vip2clip import ReferenceBank
 from ..utils.csv_cells import safe_cell
 from ..utils.serialization import to_json
-from .references import describe_references, with_references
+from .references import describe_references
 
 
 MAX_IMAGES = 50

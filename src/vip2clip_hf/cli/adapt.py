@@ -12,6 +12,8 @@ from .options import (
     Model,
     Page,
     Recursive,
+    TileOverlap,
+    TileSize,
     checkpoint_or_bundled,
     print_json,
     shows_progress,
@@ -74,17 +76,8 @@ def adapt(
         bool,
         typer.Option("--aligned", help="For parts that are always at the same place: compare place by place."),
     ] = False,
-    tile_size: Annotated[
-        int | None,
-        typer.Option(
-            min=0, help="Split larger photos into square tiles of this size, in pixels; 0 for none.",
-            show_default="set by the checkpoint",
-        ),
-    ] = None,
-    tile_overlap: Annotated[
-        float | None,
-        typer.Option(help="Overlap of neighbouring tiles, as a fraction of the tile size.", show_default="0.25"),
-    ] = None,
+    tile_size: TileSize = None,
+    tile_overlap: TileOverlap = None,
     bit_depth: BitDepth = None,
     page: Page = None,
     max_patches: Annotated[

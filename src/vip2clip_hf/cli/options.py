@@ -120,6 +120,17 @@ Page = Annotated[
     int | None,
     typer.Option(min=1, help="Page or frame of photos with several.", show_default="several are an error"),
 ]
+TileSize = Annotated[
+    int | None,
+    typer.Option(
+        min=0, help="Split larger photos into square tiles of this size, in pixels; 0 for none.",
+        show_default="set by the checkpoint",
+    ),
+]  # fmt: skip
+TileOverlap = Annotated[
+    float | None,
+    typer.Option(help="Overlap of neighbouring tiles, as a fraction of the tile size.", show_default="0.25"),
+]
 SkipUnreadable = Annotated[
     bool, typer.Option("--skip-unreadable", help="Leave out images and masks that cannot be read.")
 ]
@@ -285,6 +296,8 @@ __all__ = [
     "Page",
     "Recursive",
     "SkipUnreadable",
+    "TileOverlap",
+    "TileSize",
     "checkpoint_or_bundled",
     "expand_user",
     "mask_options",

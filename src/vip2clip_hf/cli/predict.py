@@ -15,6 +15,8 @@ from .options import (
     Model,
     Page,
     Recursive,
+    TileOverlap,
+    TileSize,
     checkpoint_or_bundled,
     print_json,
     shows_progress,
@@ -55,17 +57,8 @@ def predict(
     dtype: Dtype = "float32",
     backbone: Backbone = None,
     regions: Annotated[bool, typer.Option("--regions", help="List the connected regions of the mask.")] = False,
-    tile_size: Annotated[
-        int | None,
-        typer.Option(
-            min=0, help="Split larger photos into square tiles of this size, in pixels; 0 for none.",
-            show_default="set by the checkpoint",
-        ),
-    ] = None,
-    tile_overlap: Annotated[
-        float | None,
-        typer.Option(help="Overlap of neighbouring tiles, as a fraction of the tile size.", show_default="0.25"),
-    ] = None,
+    tile_size: TileSize = None,
+    tile_overlap: TileOverlap = None,
     max_pixels: Annotated[
         int | None, typer.Option(min=1, help="Refuse photos with more pixels than this.", show_default="89 million")
     ] = None,

@@ -33,7 +33,7 @@ class ReferenceChoice:
     Which references to evaluate with.
 
     Args:
-        counts (`tuple[int, ...]`): numbers of references per category. Each is evaluated, besides zero-shot.
+        counts (`tuple[int, ...]`): numbers of references per category. Each is evaluated in addition to zero-shot.
         seeds (`tuple[int, ...]`, defaults to `(0,)`): seeds of the draws. Each count is evaluated with each seed.
         folder (`str`, *optional*): folder with photos of good parts: for all categories, or in subfolders with the
             names of the categories. Without counts, all of its photos are used. By default, references are drawn from

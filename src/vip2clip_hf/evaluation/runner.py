@@ -108,9 +108,9 @@ def evaluate_sets(
         skip_unreadable (`bool`, defaults to `False`):
             Whether to leave out images whose file or mask cannot be read, see [`evaluate_model`].
         references ([`ReferenceChoice`], *optional*, defaults to `"auto"`):
-            Photos of good parts to compare with. Each number of references and each seed is an evaluation of its own,
-            in a folder such as `DATASET-4-references-seed-0`, besides the zero-shot one. `"auto"` uses the references
-            of the model, if it has any, and `None` uses none.
+            Photos of good parts to compare with. Each number of references is evaluated with each seed, in a folder
+            such as `DATASET-4-references-seed-0`, in addition to zero-shot. `"auto"` uses the references of the model,
+            if it has any, and `None` uses none.
         on_result (`Callable`, *optional*):
             Function called by the first process with the result of each dataset as soon as it is available.
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..models.vip2clip.decision_vip2clip import min_calibration_images
 from ..models.vip2clip.pipeline_anomaly_detection import AnomalyDetectionPipeline
+from ..models.vip2clip.pipeline_steps_vip2clip import with_references
 from ..models.vip2clip.provenance_vip2clip import BackboneReference
 from ..models.vip2clip.reference_bank_vip2clip import ReferenceBank
 from ..models.vip2clip.reference_records_vip2clip import DEFAULT_MAX_PATCHES, ReferenceOptions
@@ -17,7 +18,6 @@ from .defect_photos import list_defects
 from .photos import list_photos
 from .report import write_report
 from .saving import save_adapted
-from .scoring import with_references
 from .steps import Steps
 
 

@@ -11,13 +11,14 @@ from PIL import Image
 from ..data.collator import resolve_mask_options
 from ..models.vip2clip.mask_loading_vip2clip import mask_labels
 from ..models.vip2clip.pipeline_anomaly_detection import AnomalyDetectionPipeline
+from ..models.vip2clip.pipeline_steps_vip2clip import with_references
 from ..models.vip2clip.reference_bank_vip2clip import ReferenceBank
 from ..models.vip2clip.reference_left_out_vip2clip import left_out_evidence
 from ..models.vip2clip.reference_rule_vip2clip import image_evidence, to_score, zero_shot_weight
 from .photos import Photo
 from .pixel_choice import PixelChoice
 from .reading import ReadPhotos, read_photo
-from .scoring import rebuilt, view_evidence, with_references
+from .scoring import rebuilt, view_evidence
 
 
 # Weights to choose from, relative to that of the rule.

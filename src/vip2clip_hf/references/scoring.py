@@ -8,36 +8,11 @@ import torch
 from PIL import Image
 
 from ..models.vip2clip.pipeline_anomaly_detection import AnomalyDetectionPipeline
-from ..models.vip2clip.pipeline_steps_vip2clip import TILES_AT_ONCE, score_settings
+from ..models.vip2clip.pipeline_steps_vip2clip import TILES_AT_ONCE
 from ..models.vip2clip.reference_bank_vip2clip import ReferenceBank
 from ..models.vip2clip.reference_records_vip2clip import ReferenceOptions
 from ..models.vip2clip.tiling_vip2clip import tile_boxes
 from .photos import Photo
-
-
-def with_references(detector: AnomalyDetectionPipeline, bank: ReferenceBank | None) -> AnomalyDetectionPipeline:
-    """
-    Create a pipeline with the model and settings of another one, and other references.
-
-    Args:
-        detector ([`AnomalyDetectionPipeline`]): the pipeline. It is not changed.
-        bank ([`ReferenceBank`], *optional*): the references, or `None` for none.
-
-    Returns:
-        [`AnomalyDetectionPipeline`]: the new pipeline.
-    """
-    settings = score_settings(
-        detector.model, {**detector._preprocess_params, **detector._forward_params, "references": None}
-    )
-    return AnomalyDetectionPipeline(
-        model=detector.model,
-        image_processor=detector.image_processor,
-        task="anomaly-detection",
-        device=detector.device,
-        references=bank,
-        **settings,
-        **detector.reading_options(),
-    )
 
 
 def rebuilt(bank: ReferenceBank, names: Sequence[str] | None = None, **options: Any) -> ReferenceBank:
@@ -129,4 +104,4 @@ def _view_batches(
             yield outputs.reference_scores.cpu(), (outputs.logits[:, 1] - outputs.logits[:, 0]).float().cpu()
 
 
-__all__ = ["build", "rebuilt", "view_evidence", "with_references"]
+__all__ = ["build", "rebuilt", "view_evidence"]

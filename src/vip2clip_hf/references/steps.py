@@ -9,6 +9,7 @@ from transformers.utils import logging
 from ..calibration.scores import decision_settings
 from ..models.vip2clip.decision_config_vip2clip import DecisionConfig
 from ..models.vip2clip.pipeline_anomaly_detection import AnomalyDetectionPipeline
+from ..models.vip2clip.pipeline_steps_vip2clip import with_references
 from ..models.vip2clip.reference_bank_vip2clip import ReferenceBank
 from ..models.vip2clip.reference_records_vip2clip import ReferenceOptions
 from .adaptation import Adaptation
@@ -18,7 +19,7 @@ from .outliers import find_outliers
 from .photos import Photo, split_photos
 from .rates import rate_interval
 from .reading import near_duplicates, read_photos
-from .scoring import build, with_references
+from .scoring import build
 from .summary import named
 from .synthetic_defects import score_synthetic_defects
 from .thresholds import choose_rate, conformal_decision, deciding_photos, labelled_decision

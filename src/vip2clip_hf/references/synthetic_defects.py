@@ -7,11 +7,11 @@ from PIL import Image
 
 from ..models.vip2clip.decision_vip2clip import region_score
 from ..models.vip2clip.pipeline_anomaly_detection import AnomalyDetectionPipeline
+from ..models.vip2clip.pipeline_steps_vip2clip import with_references
 from ..models.vip2clip.reference_bank_vip2clip import ReferenceBank
 from ..models.vip2clip.reference_left_out_vip2clip import hide_photos
 from .pasting import DEFECTS, paste_defect
 from .photos import Photo
-from .scoring import with_references
 
 
 # Length of a defect, as a fraction of the shorter side of the photo.

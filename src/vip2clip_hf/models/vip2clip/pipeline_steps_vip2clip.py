@@ -1,5 +1,6 @@
 """Steps of the pipeline: tiles, references, and the settings that scores depend on."""
 
+import copy
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -64,6 +65,25 @@ def as_bank(
     return ReferenceBank.from_images(
         model, image_processor, references, reading=reading, **{name: settings[name] for name in names}
     )
+
+
+def with_references(detector: Any, references: ReferenceBank | str | None) -> Any:
+    """
+    Return a pipeline with the same model and settings that uses other references.
+
+    Args:
+        detector ([`AnomalyDetectionPipeline`]): the pipeline; it is not changed.
+        references ([`ReferenceBank`], *optional*): the references, `None`, or `"auto"` for those of the pipeline.
+
+    Returns:
+        [`AnomalyDetectionPipeline`]: the pipeline.
+    """
+    if isinstance(references, str):
+        return detector
+    found = copy.copy(detector)
+    for name in ("_forward_params", "_postprocess_params"):
+        setattr(found, name, {**getattr(detector, name), "references": references})
+    return found
 
 
 def zero_shot_settings(model: Any, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -209,5 +229,6 @@ __all__ = [
     "forward_tiles",
     "score_settings",
     "warn_about_references",
+    "with_references",
     "zero_shot_settings",
 ]

@@ -116,8 +116,8 @@ def subspace(projection: torch.nn.Module) -> torch.Tensor | None:
     """
     Compute an orthonormal basis of the features that a projection can return, if these fill fewer dimensions.
 
-    Cosines in this basis are the same, and faster. CLIP projects the patches of small vision towers to more dimensions
-    than the tower has.
+    Cosines do not change in this basis and are faster to compute. CLIP projects the patches of small vision towers to
+    more dimensions than the tower has.
 
     Args:
         projection (`torch.nn.Module`): the visual projection of CLIP.
