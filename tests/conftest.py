@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import CLIPConfig, CLIPModel
+from transformers.utils import logging
 
 from helpers.tiny import FIXTURES, RELEASE_LAYERS, TINY, tiny_clip_config, tiny_config
 from vip2clip_hf import ViP2ClipForAnomalyDetection, ViP2ClipImageProcessor
@@ -31,6 +32,12 @@ def pytest_runtest_makereport():
 def _seed():
     torch.manual_seed(0)
     np.random.seed(0)  # noqa: NPY002 - libraries may use the global state
+
+
+@pytest.fixture(autouse=True)
+def _warn_again():
+    """Warnings that are given once do not depend on the tests before."""
+    logging.warning_once.cache_clear()
 
 
 @pytest.fixture

@@ -3,19 +3,12 @@
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from transformers.utils import logging
 
 from vip2clip_hf import AnomalyDetectionPipeline, DecisionConfig, ReferenceBank, generate_image, predict_to_folder
 
 
 PHOTOS = [generate_image("dots", None, 48, seed)[0] for seed in range(6)]
 DEFECT = generate_image("dots", "blob", 48, 9)[0]
-
-
-@pytest.fixture(autouse=True)
-def _warn_again():
-    """Warnings that are given once do not depend on earlier tests."""
-    logging.warning_once.cache_clear()
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from PIL import Image
 from helpers.good_photos import good_photo, write_photos, write_tiny_checkpoint
 from vip2clip_hf import AnomalyDetectionPipeline, ReferenceBank
 from vip2clip_hf.models.vip2clip.pipeline_steps_vip2clip import with_references
-from vip2clip_hf.models.vip2clip.reference_left_out_vip2clip import hide_photos
+from vip2clip_hf.models.vip2clip.reference_left_out_vip2clip import hide_photo
 from vip2clip_hf.references.pasting import DEFECTS, paste_defect
 from vip2clip_hf.references.photos import list_photos
 from vip2clip_hf.references.synthetic_defects import MAX_PHOTOS, SIZES, score_synthetic_defects
@@ -53,12 +53,12 @@ def test_a_photo_is_not_compared_with_itself(detector, tmp_path):
     bank = ReferenceBank.from_images(detector.model, detector.image_processor, folder)
     left_out = {one.photo.name: one.score for one in bank.left_out()}
     for number, photo in enumerate(bank.photos):
-        score = with_references(detector, hide_photos(bank, [number])).decision_map(folder / photo.name)["score"]
+        score = with_references(detector, hide_photo(bank, number)).decision_map(folder / photo.name)["score"]
         assert score == pytest.approx(left_out[photo.name], abs=2e-3)  # features of the bank are float16
         assert score > with_references(detector, bank).decision_map(folder / photo.name)["score"]
     assert bank.checksum() == ReferenceBank.from_images(detector.model, detector.image_processor, folder).checksum()
     with pytest.raises(ValueError, match="All references are hidden"):
-        hide_photos(bank, range(6))
+        hide_photo(bank.without([photo.name for photo in bank.photos[1:]]), 0)
 
 
 def test_scores(detector, tmp_path):

@@ -1,6 +1,5 @@
 """Evaluation with references: which bank belongs to which image, and the decisions that the references lead to."""
 
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +10,7 @@ import numpy as np
 from ..models.vip2clip.decision_vip2clip import conformal_threshold, min_calibration_images
 from ..models.vip2clip.image_loading_vip2clip import load_image, reading_options
 from ..models.vip2clip.reference_bank_vip2clip import ReferenceBank
+from ..models.vip2clip.reference_records_vip2clip import photo_hash
 
 
 if TYPE_CHECKING:
@@ -105,16 +105,11 @@ def among_references(dataset: "Dataset", banks: Mapping[str, ReferenceBank], ima
             image = load_image(row["image"], **options)
         except (OSError, ValueError):
             return None  # reported by the evaluation
-        return known[row["category"]].get(pixel_digest(image))
+        return known[row["category"]].get(photo_hash(image))
 
     with ThreadPoolExecutor(NUM_THREADS) as pool:
         found = list(pool.map(reference, range(len(dataset))))
     return {image_id: name for image_id, name in zip(dataset["image_id"], found) if name is not None}
-
-
-def pixel_digest(image: Any) -> str:
-    """Hash the pixels of an image (`PIL.Image.Image` in mode RGB) like a bank of references."""
-    return hashlib.sha256(b"%d x %d:" % image.size + image.tobytes()).hexdigest()[:16]
 
 
 def add_rates(

@@ -9,7 +9,7 @@ from ..models.vip2clip.decision_vip2clip import region_score
 from ..models.vip2clip.pipeline_anomaly_detection import AnomalyDetectionPipeline
 from ..models.vip2clip.pipeline_steps_vip2clip import with_references
 from ..models.vip2clip.reference_bank_vip2clip import ReferenceBank
-from ..models.vip2clip.reference_left_out_vip2clip import hide_photos
+from ..models.vip2clip.reference_left_out_vip2clip import hide_photo
 from .pasting import DEFECTS, paste_defect
 from .photos import Photo
 
@@ -75,7 +75,7 @@ def score_synthetic_defects(
         place = (turn + rng.uniform()) / -(-count // len(DEFECTS))
         defect, size = DEFECTS[kind], float(SIZES[0] + place * (SIZES[1] - SIZES[0]))
         image, mask = paste_defect(rng, detector.load(photo.source), defect, size)
-        others = hide_photos(bank, [numbers[photo.name]]) if photo.name in numbers else bank
+        others = hide_photo(bank, numbers[photo.name]) if photo.name in numbers else bank
         result = with_references(detector, others).decision_map(image)
         anomaly_map = result["anomaly_map"]
         peak = region_score(np.where(_resized(mask, anomaly_map.shape), anomaly_map, 0))

@@ -77,6 +77,7 @@ class ReferenceBank:
         self.options, self.fingerprint, self.reduced = options, dict(fingerprint), reduced
         check_tensors(self.tensors(), len(self.photos))
         self._rows: ReferenceRows | None = None
+        self.hidden_rows = (0, 0)
         self._checked: Any = None
         self._checksum: str | None = None
         self._left_out_scores: np.ndarray | None = None
@@ -242,15 +243,14 @@ class ReferenceBank:
             `torch.FloatTensor` of shape `(batch_size, grid, grid)`: distances in [0, 2], float32 or float64.
         """
         layers, _, width = self.features.shape
-        shape, grid = tuple(patch_embeds.shape), math.isqrt(patch_embeds.shape[2])
-        offset = self.position_offset
+        shape, grid, offset = tuple(patch_embeds.shape), math.isqrt(patch_embeds.shape[2]), self.position_offset
         if shape[1] < layers or shape[3] != width or (offset is not None and offset.shape[0] != grid):
-            patches = self.view_maps[0].numel()
             raise ValueError(
-                f"patch_embeds has shape {shape}; expected at least {layers} layers of {patches} patches with {width} "
-                "values, like those of the references."
+                f"patch_embeds has shape {shape}; expected at least {layers} layers of {self.view_maps[0].numel()} "
+                f"patches with {width} values, like those of the references."
             )
-        found = self.rows_on(patch_embeds.device, projection).distances(patch_embeds).unflatten(1, (grid, grid))
+        found = self.rows_on(patch_embeds.device, projection).distances(patch_embeds, self.hidden_rows)
+        found = found.unflatten(1, (grid, grid))
         return found if offset is None else found * offset.to(found)
 
     def maps(self, distances: torch.Tensor) -> torch.Tensor:

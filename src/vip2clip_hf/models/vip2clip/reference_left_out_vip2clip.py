@@ -1,7 +1,7 @@
 """References scored like new photos: each with the other references only."""
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,16 +109,16 @@ def left_out_evidence(bank: Any) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         yield one.distances, one.logits
 
 
-def hide_photos(bank: Any, numbers: Iterable[int]) -> Any:
+def hide_photo(bank: Any, number: int) -> Any:
     """
-    Copy a bank that does not compare with some of its photos, with scores on the same scale.
+    Copy a bank that does not compare with one of its photos, with scores on the same scale.
 
-    Unlike with [`ReferenceBank.without`], weight and levels remain those of all photos. Use it to score changed
-    versions of a reference like those of a new photo.
+    Unlike with [`ReferenceBank.without`], weight and levels remain those of all photos, and the prepared features are
+    shared. Use it to score changed versions of a reference like those of a new photo.
 
     Args:
         bank ([`ReferenceBank`]): the references.
-        numbers (`Iterable[int]`): positions of the photos in `bank.photos`.
+        number (`int`): position of the photo in `bank.photos`.
 
     Returns:
         [`ReferenceBank`]: the copy. It is for scoring only.
@@ -126,13 +126,12 @@ def hide_photos(bank: Any, numbers: Iterable[int]) -> Any:
     Raises:
         ValueError: if no photo is left to compare with.
     """
-    hidden = torch.tensor(sorted(set(numbers)), dtype=bank.row_photo.dtype)
-    kept = ~torch.isin(bank.row_photo, hidden)
-    if not kept.any():
+    first, last = (int(torch.searchsorted(bank.row_photo, number, right=right)) for right in (False, True))
+    if last - first == len(bank.row_photo):
         raise ValueError("All references are hidden; expected at least one photo to compare with.")
     other = copy.copy(bank)
-    other.features, other.row_photo = bank.features[:, kept], bank.row_photo[kept]
-    other._rows = other._checksum = None
+    other.hidden_rows, other._checksum = (first, last), None
+    other.rows_on = bank.rows_on  # prepared once for all copies
     return other
 
 
@@ -150,4 +149,4 @@ def position_offset(distances: torch.Tensor) -> torch.Tensor:
     return (logs.mean() - logs).exp()
 
 
-__all__ = ["evidence_levels", "hide_photos", "left_out_evidence", "left_out_photos", "position_offset"]
+__all__ = ["evidence_levels", "hide_photo", "left_out_evidence", "left_out_photos", "position_offset"]

@@ -178,13 +178,15 @@ class ReferenceRows:
                     self._search = PatchSearch(rows)
             self.rows = rows.to(device)
 
-    def distances(self, patch_embeds: torch.Tensor) -> torch.Tensor:
+    def distances(self, patch_embeds: torch.Tensor, skip: tuple[int, int] = (0, 0)) -> torch.Tensor:
         """
         Compute the distance of every patch to its nearest row, averaged over the layers.
 
         Args:
             patch_embeds (`torch.FloatTensor` of shape `(batch_size, num_layers, num_patches, width)`):
                 Patch embeddings of the layers of the rows, and possibly of more.
+            skip (`tuple[int, int]`, defaults to `(0, 0)`):
+                First row, and row after the last, that are left out. Some rows must remain.
 
         Returns:
             `torch.FloatTensor` of shape `(batch_size, num_patches)`: distances in [0, 2], float32 or float64.
@@ -197,9 +199,12 @@ class ReferenceRows:
             queries = queries.transpose(0, 1).flatten(1, 2)  # (L, B * P, D)
             # The search depends on values, so it cannot be part of a graph, and it has no gradient.
             if self._search is None or queries.dtype != torch.float32 or _is_traced(queries):
-                found = nearest_distances(queries, self.rows)
+                rows = self.rows
+                if skip[0] < skip[1]:
+                    rows = torch.cat([rows[:, : skip[0]], rows[:, skip[1] :]], dim=1)
+                found = nearest_distances(queries, rows)
             else:
-                found = self._search.nearest(queries)
+                found = self._search.nearest(queries, skip)
             return found.mean(dim=0).view(patch_embeds.shape[0], -1)
 
 
