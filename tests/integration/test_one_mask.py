@@ -41,11 +41,6 @@ from vip2clip_hf.training.parsing import parse_arguments
 SIDE = 96
 
 
-@pytest.fixture(autouse=True)
-def _say_again():
-    logging.warning_once.cache_clear()
-
-
 @pytest.fixture
 def model(clip):
     return model_with_wide_maps(clip)
