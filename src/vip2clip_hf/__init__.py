@@ -78,6 +78,7 @@ if TYPE_CHECKING:
         layer_anomaly_maps as layer_anomaly_maps,
         layers_figure as layers_figure,
         result_figure as result_figure,
+        results_figure as results_figure,
         save_figure as save_figure,
     )
     from .references import Adaptation as Adaptation, adapt as adapt

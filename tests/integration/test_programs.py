@@ -23,17 +23,26 @@ TRAINING = ROOT / "training"
 @pytest.mark.slow
 def test_demo(tmp_path):
     out = run_program(TRAINING / "demo.py", "--output", tmp_path / "demo", cwd=tmp_path).stdout
-    lines = [line for line in out.splitlines() if "after fine-tuning" in line]
-    changes = [[float(value) for value in re.findall(r"\d\.\d{3}", line)] for line in lines]
-    assert len(changes) == 3
-    # Fine-tuning improves the results on its own categories.
-    assert sum(after for _, after in changes) > sum(before for before, _ in changes)
-    assert out.count("hazelnut_") == 4
+    found = re.findall(r"((?:hazelnut|toy)_\w+\.jpg) +(\d\.\d{3}) (normal|anomalous)", out)
+    assert len(found) == 4 + 5 + 5
+    # No false alarm, and with references each damaged toy is found.
+    for name, _, label in [*found[:4], *found[-5:]]:
+        assert label == ("anomalous" if "damaged" in name else "normal"), name
+    assert out.splitlines()[-1].strip() == "vip2clip adapt good_photos --output my-part"
     assert (tmp_path / "demo" / "sheet.png").stat().st_size > 10_000
-    assert (tmp_path / "demo" / "checkpoint" / "model.safetensors").exists()
-    recorded = json.loads((tmp_path / "demo" / "checkpoint" / "provenance.json").read_text())["training_sets"]
-    assert recorded[-1]["name"] == "synthetic images of dots"  # after those of the bundled checkpoint
-    assert len(recorded) > 1
+    assert {"model.safetensors", "references.json", "report.html"} <= {
+        path.name for path in (tmp_path / "demo" / "checkpoint").iterdir()
+    }
+    again = run(TRAINING / "demo.py", "--output", tmp_path / "demo")
+    assert again.returncode == 1
+    assert "exists" in again.stderr
+    done = CliRunner().invoke(app, ["demo", "--output", str(tmp_path / "demo"), "--overwrite", "--json"])
+    assert done.exit_code == 0, done.output
+    result = json.loads(done.stdout)
+    assert {name for name in result["adapted"] if name.startswith("toy_damaged")} == {
+        name for name, one in result["adapted"].items() if one["label"] == "anomalous"
+    }
+    assert sorted(path.name for path in (tmp_path / "demo").iterdir()) == ["checkpoint", "sheet.png"]
 
 
 @pytest.mark.slow

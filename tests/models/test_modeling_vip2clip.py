@@ -607,9 +607,15 @@ def test_from_clip_takes_ids_from_a_tokenizer(clip):
     model = ViP2ClipForAnomalyDetection.from_clip(
         clip, WordTokenizer(), **TINY, normal_word="spot-less", anomalous_word="ruined", anomalous_token_ids=(77,)
     )
-    assert model.config.normal_token_ids == (4, 4)
+    assert (model.config.normal_word, model.config.normal_token_ids) == ("spot-less", (4, 4))
     assert model.config.anomalous_token_ids == (77,)
     assert (model.config.bos_token_id, model.config.eos_token_id) == (101, 102)
+
+
+def test_from_clip_with_a_tokenizer_keeps_the_default_words(clip):
+    config = ViP2ClipForAnomalyDetection.from_clip(clip, WordTokenizer(), **TINY).config
+    assert (config.normal_word, config.normal_token_ids) == ("good", (4,))
+    assert (config.anomalous_word, config.anomalous_token_ids) == ("damaged", (7,))
 
 
 def test_from_clip_with_an_empty_tokenizer(clip_folder):

@@ -3,13 +3,13 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import CLIPModel, ViTConfig, ViTModel
+from transformers import ViTConfig, ViTModel
 
 from helpers.tiny import TINY, change_weights
 from training.build_tiny.__main__ import main
 from training.build_tiny.assembly import differences, keep_state_words
-from training.build_tiny.common import wrap
 from vip2clip_hf import ViP2ClipForAnomalyDetection
+from vip2clip_hf.models.small_text_tower import state_word_tokenizer
 
 
 @pytest.fixture
@@ -30,9 +30,8 @@ def test_tower_and_comparison(vit, tmp_path, capsys):
     assert f"{tower} has the weights of {vit}." in capsys.readouterr().out
     model = ViP2ClipForAnomalyDetection.from_clip(tower, variant="release", **TINY)
     assert torch.isfinite(model(torch.randn(1, 3, 48, 48)).scores).all()
-    wrapped = wrap(CLIPModel.from_pretrained(tower), (1, 2), 48)
-    for name in ("normal_token_ids", "anomalous_token_ids", "bos_token_id", "eos_token_id"):
-        assert getattr(wrapped.config, name) == getattr(model.config, name)
+    assert (model.config.normal_token_ids, model.config.anomalous_token_ids) == ((4,), (4,))
+    assert (model.config.normal_word, model.config.anomalous_word) == ("damaged", "damaged")  # of the release
 
     # Another constant of the additional channels changes nothing, another weight does.
     weights = load_file(tower / "model.safetensors")
@@ -65,9 +64,9 @@ def test_only_the_state_words_are_kept(clip, tmp_path):
     smaller = keep_state_words(clip)
     assert set(differences(clip, smaller).values()) == {0.0}
     found = []
-    for backbone in (clip, smaller):
+    for backbone, tokenizer in ((clip, None), (smaller, state_word_tokenizer())):
         torch.manual_seed(3)
-        model = wrap(backbone, (1, 2), 48).eval()
+        model = ViP2ClipForAnomalyDetection.from_clip(backbone, tokenizer, variant="release", **TINY).eval()
         assert (model.config.normal_word, model.config.anomalous_word) == ("damaged", "damaged")  # of the release
         with torch.no_grad():
             found.append(model(torch.ones(1, 3, 48, 48)))

@@ -1,13 +1,15 @@
-import argparse
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from training.build_tiny import adapters, common, crops, study, tower
-from vip2clip_hf import AnomalyDetectionPipeline
-from vip2clip_hf.data.synthetic.dataset import ALL, generate_image, write_dataset
+from training.build_tiny import adapters, recipe, study, tables
+from training.build_tiny.__main__ import main, make_parser
+from vip2clip_hf import AnomalyDetectionPipeline, ViP2ClipForAnomalyDetection
+from vip2clip_hf.data.synthetic.dataset import generate_image, write_dataset
 from vip2clip_hf.data.synthetic.defects import DEFECTS
 from vip2clip_hf.data.synthetic.scenes import SCENES
 
@@ -26,67 +28,90 @@ def test_scenes(kind):
         assert not (changed != images[1]).any(axis=-1)[~marked].any()  # the mask is exact
 
 
-def test_crops_are_reproducible(tmp_path):
-    root = write_dataset(tmp_path / "photos", ("weave",), num_normal=2, num_anomalous=1, size=64)
-    one = crops.make_crops(6, 3, [root])
-    assert one.shape == (6, common.CROP, common.CROP, 3)
-    np.testing.assert_array_equal(one, crops.make_crops(6, 3, [root]))
-    assert not np.array_equal(one, crops.make_crops(6, 3, []))
-    assert set(study.SYNTHETIC_TRAIN) | set(study.SYNTHETIC_HELD_OUT) <= set(ALL)
-    assert not set(study.SYNTHETIC_TRAIN) & set(study.SYNTHETIC_HELD_OUT)
+def test_thresholds_are_those_of_the_datasets_left_out():
+    def result(normal, anomalous, pixel_threshold):
+        labels = [0] * len(normal) + [1] * len(anomalous)
+        return {"0": {"scores": normal + anomalous, "labels": labels, "pixel_threshold": pixel_threshold}}
+
+    results = {"a": result([0.1, 0.2], [0.4, 0.9], 0.3), "b": result([0.3, 0.45], [0.6, 0.7], 0.5)}
+    image_threshold, pixel_threshold, rates = adapters.choose_thresholds(results)
+    assert 0.3 <= image_threshold < 0.6  # any value there is best, or as good as the best
+    assert pixel_threshold == pytest.approx(0.4)
+    for name, (detected, alarms) in rates.items():
+        found = np.array(results[name]["0"]["scores"]) > image_threshold
+        assert (detected, alarms) == (found[2:].mean(), found[:2].mean())
+    best = sum(detected - alarms for detected, alarms in rates.values())
+    assert best == pytest.approx(1.5)
 
 
-def test_choice_does_not_use_the_dataset_left_out():
-    def results(first, second):
-        metrics = dict.fromkeys(study.METRICS, 0.5)
-        found = {}
-        for pair, value in (("a -> b", first), ("b -> a", first), ("a -> c", second), ("c -> a", second)):
-            for epoch in study.EPOCHS:
-                found[f"{pair}, {epoch}"] = {**metrics, "image_auroc": value}
-        return found
+def test_only_the_backbone_is_stored_in_half(tmp_path):
+    path = tmp_path / "model.safetensors"
+    save_file({"clip.one": torch.tensor([0.1, 2.0]), "prompts": torch.tensor([0.1])}, path, {"format": "pt"})
+    adapters.store_backbone_in_half(path)
+    stored = load_file(path)
+    assert (stored["clip.one"].dtype, stored["prompts"].dtype) == (torch.float16, torch.float32)
+    save_file({"clip.one": torch.tensor([1e6])}, path, {"format": "pt"})
+    with pytest.raises(RuntimeError, match=r"clip\.one has values that are too large"):
+        adapters.store_backbone_in_half(path)
+    assert load_file(path)["clip.one"].dtype == torch.float32  # unchanged
 
-    # The first candidate is better on a and b, the second on a and c.
-    found = {0: results(0.9, 0.1), 1: results(0.2, 0.95)}
-    assert study.choose(found, "c")[0] is study.CANDIDATES[0]
-    assert study.choose(found, "b")[0] is study.CANDIDATES[1]
+
+def test_variants_differ_in_the_fields_of_the_study():
+    changed = {name: release for name, (_, release) in study.FIELDS.items()}
+    from vip2clip_hf.models.vip2clip.configuration_tables_vip2clip import VARIANTS
+
+    assert changed == {**VARIANTS["release"]}
 
 
 @pytest.mark.slow
-def test_all_stages(clip_folder, tmp_path, monkeypatch, capsys):
-    """Run all stages on small data: train a tower and resume it, run the study, and build a working checkpoint."""
-    tower_options = argparse.Namespace(
-        teacher=str(clip_folder), output=str(tmp_path / "tower"), data=None, steps=3, batch_size=4, crops=40,
-        learning_rate=1e-3, bf16=False, seed=0,
-    )  # fmt: skip
-    tower.build_tower(tower_options)
-    tower_options.steps = 5
-    tower.build_tower(tower_options)
-    assert "Resuming at step 3." in capsys.readouterr().out
-    assert [entry["step"] for entry in json.loads((tmp_path / "tower" / "log.json").read_text())] == [3, 5]
+def test_all_stages(tmp_path, monkeypatch, capsys):
+    """Assemble a tower, run the study in two parts and again, and build a working checkpoint, on small data."""
+    from transformers import ViTConfig, ViTModel
 
-    monkeypatch.setattr(study, "CANDIDATES", study.CANDIDATES[-1:])
-    monkeypatch.setattr(study, "EPOCHS", (1,))
-    monkeypatch.setattr(study, "SEEDS", (1,))
-    monkeypatch.setattr(study, "PER_SET", 8)
-    monkeypatch.setattr(study, "SYNTHETIC_TRAIN", ("weave",))
-    monkeypatch.setattr(study, "SYNTHETIC_HELD_OUT", ("dots",))
+    torch.manual_seed(0)
+    config = ViTConfig(hidden_size=48, num_hidden_layers=4, num_attention_heads=3, intermediate_size=96,
+                       image_size=48, patch_size=8)  # fmt: skip
+    ViTModel(config).save_pretrained(tmp_path / "vit")
+    main(["tower", "--vit", str(tmp_path / "vit"), "--output", str(tmp_path / "tower")])
+    small = recipe.Recipe(image_size=48, layers=(2, 4), epochs=2)
+    monkeypatch.setattr(study, "RECIPE", small)
+    monkeypatch.setattr(adapters, "RECIPE", small)
+    monkeypatch.setattr(study, "ENTRIES", {study.SHIPPED: small})
+    monkeypatch.setattr(study, "REFERENCES", (1, 2))
+    monkeypatch.setattr(adapters, "REFERENCES", (1, 2))
+    monkeypatch.setattr(recipe, "EXAMPLES", ("000.png",))
+    monkeypatch.setattr(recipe, "ALL", ("weave",))
     roots = [
-        str(write_dataset(tmp_path / name, (category,), num_normal=3, num_anomalous=1, size=64))
+        str(write_dataset(tmp_path / name, (category,), num_normal=3, num_anomalous=1, size=64, num_train=3))
         for name, category in (("one", "waves"), ("two", "grains"), ("three", "stripes"))
     ]
-    options = argparse.Namespace(
-        tower=str(tmp_path / "tower"), teacher=None, data=roots, output=str(tmp_path / "study"), hold_out=["000.png"],
-        checkpoint=str(tmp_path / "tiny"), variant="paper", image_size=224, rates=[1e-3, 1e-3], epochs=1, seed=1,
-        layers=(2, 3, 5, 6), crops=40,
-    )  # fmt: skip
-    study.evaluate_study(options)
-    assert "local contrast, three" in capsys.readouterr().out
-    adapters.build_adapters(options)
+    common = ["--tower", str(tmp_path / "tower"), "--data", *roots, "--output", str(tmp_path / "study")]
+    for part in ("1/2", "2/2"):
+        main(["study", *common, "--seeds", "1", "2", "--part", part])
+    written = {path.name for path in (tmp_path / "study" / "results").iterdir()}
+    assert {
+        f"recipe,_{name}_left_out,_seed_{seed}.json" for name in ("one", "two", "three") for seed in (1, 2)
+    } <= written
+    capsys.readouterr()
+    main(["study", *common, "--seeds", "1", "2"])
+    assert "Wrote" not in capsys.readouterr().out  # nothing is computed again
+
+    options = make_parser().parse_args(["study", *common])
+    assert "| **recipe** |" in tables.table_of_means(study.Study(options), [study.SHIPPED])
+    main(["adapters", *common, "--checkpoint", str(tmp_path / "tiny"), "--seed", "1"])
     card = (tmp_path / "tiny" / "README.md").read_text(encoding="utf-8")
-    assert "| one | **this tower, trained adapters** |" in card
+    assert "| one | zero-shot |" in card
+    assert "| three | 2 references |" in card
     assert "{" not in card
     detector = AnomalyDetectionPipeline.from_pretrained(tmp_path / "tiny", device="cpu")
     assert 0 <= detector(generate_image("dots", "blob", 64)[0])["score"] <= 1
     names = [entry["name"] for entry in detector.model.provenance.training_sets]
-    assert names == ["generated pictures", "one", "two", "three"]
-    assert torch.isfinite(detector.model.clip.vision_model.embeddings.patch_embedding.weight).all()
+    assert names == ["one", "two", "three", "generated"]
+    assert detector.model.dtype == torch.float32
+    assert json.loads((tmp_path / "tiny" / "config.json").read_text())["fgp_scaled"] is False
+    first = load_file(tmp_path / "tiny" / "model.safetensors")
+    shutil.rmtree(tmp_path / "tiny")
+    main(["adapters", *common, "--checkpoint", str(tmp_path / "tiny"), "--seed", "1"])
+    again = load_file(tmp_path / "tiny" / "model.safetensors")
+    assert all(torch.equal(tensor, again[name]) for name, tensor in first.items())
+    assert isinstance(detector.model, ViP2ClipForAnomalyDetection)

@@ -1,18 +1,15 @@
-"""Build the bundled checkpoint: assemble or train a small CLIP, then train ViP²-CLIP adapters on it.
+"""Build the bundled checkpoint: assemble a small CLIP from a vision transformer, then train ViP²-CLIP adapters on it.
 
 python -m training.build_tiny tower --output tower
 python -m training.build_tiny compare --clip tower
-python -m training.build_tiny distil --teacher CLIP --output tower
-python -m training.build_tiny evaluate --tower tower --teacher CLIP --data A B C --output study
+python -m training.build_tiny study --tower tower --data A B C --output study
 python -m training.build_tiny adapters --tower tower --data A B C --output study --checkpoint vip2clip-tiny
 
 `tower` rewrites a vision transformer as a CLIP, in float16: that of --vit, or with --clip one that is rewritten
-already. `compare` rebuilds a tower from the original and compares the weights.
-
-`distil` distils the patch features of a teacher, any CLIP, on synthetic images and, with --data, on crops of real
-images. If interrupted, run the same command again to resume. `evaluate` selects the settings by leaving out one real
-dataset at a time. `adapters` trains on synthetic images and, with --data, on real images. docs/tiny.md describes the
-settings and the results.
+already. `compare` rebuilds a tower from the original and compares the weights. `study` evaluates the recipe and
+changes of it, leaving out one real dataset at a time. If interrupted, run the same command again to resume; run it
+with --part 1/2 and --part 2/2 at the same time to use two processes. `adapters` trains on all datasets and writes the
+checkpoint with its model card. docs/tiny.md describes the recipe and the results.
 """
 
 import argparse
@@ -20,9 +17,7 @@ from collections.abc import Sequence
 
 from .adapters import build_adapters
 from .assembly import DEFAULT_VIT, assemble_tower, compare_tower
-from .common import STUDENT_BLOCKS
-from .study import EXAMPLES, evaluate_study
-from .tower import build_tower
+from .study import ENTRIES, SEEDS, run_study
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -44,42 +39,20 @@ def make_parser() -> argparse.ArgumentParser:
     compare.add_argument("--clip", required=True, help="folder of the tower")
     compare.add_argument("--vit", default=DEFAULT_VIT, help=f"folder or Hub id; default: {DEFAULT_VIT}")
     compare.set_defaults(run=compare_tower)
-    tower = commands.add_parser("distil", help="distil the vision tower")
-    tower.add_argument("--teacher", required=True, help="folder or Hub id of a CLIP checkpoint")
-    tower.add_argument("--output", required=True, help="folder for the tower and the state of the run")
-    tower.add_argument("--data", nargs="*", help="folders of real images to crop, in addition to synthetic images")
-    tower.add_argument("--steps", type=int, default=3000, help="number of training steps")
-    tower.add_argument("--batch_size", type=int, default=24, help="number of crops per step")
-    tower.add_argument("--crops", type=int, default=6000, help="number of crops to train on")
-    tower.add_argument("--learning_rate", type=float, default=1e-3, help="peak learning rate")
-    tower.add_argument("--bf16", action="store_true", help="train in bfloat16, faster on CPUs that support it")
-    tower.add_argument("--seed", type=int, default=0, help="random seed of weights, crops and batches")
-    tower.set_defaults(run=build_tower)
-    for name, run, text in (
-        ("evaluate", evaluate_study, "select the settings and report results, leaving out one dataset at a time"),
-        ("adapters", build_adapters, "train the adapters of the bundled checkpoint"),
-    ):
-        command = commands.add_parser(name, help=text)
-        command.add_argument("--tower", required=True, help="output folder of the tower or distil command")
-        command.add_argument("--teacher", help="folder or Hub id of a CLIP checkpoint to compare with")
-        command.add_argument("--data", nargs="*", help="folders of real datasets with masks")
-        command.add_argument("--output", required=True, help="folder for the embeddings and results of the study")
-        command.add_argument(
-            "--hold_out", nargs="*", default=list(EXAMPLES), help="leave out images with an id that ends like this"
-        )
-        if name == "adapters":
-            command.add_argument("--checkpoint", required=True, help="folder for the checkpoint")
-            command.add_argument("--variant", default="release", help="variant of the model: paper or release")
-            command.add_argument("--image_size", type=int, default=320, help="side of the input images in pixels")
-            command.add_argument(
-                "--rates", type=float, nargs=2, default=[1e-3, 1e-3],
-                help="learning rates of prompts and image-conditioned adapter, and of fine-grained perception",
-            )  # fmt: skip
-            command.add_argument("--layers", type=int, nargs="+", default=STUDENT_BLOCKS, help="feature layers")
-            command.add_argument("--epochs", type=int, default=2, help="number of training epochs")
-            command.add_argument("--seed", type=int, default=111, help="random seed of weights and batches")
-            command.add_argument("--crops", type=int, default=6000, help="--crops of the tower, for the model card")
-        command.set_defaults(run=run)
+    study = commands.add_parser("study", help="evaluate the recipe, leaving out one real dataset at a time")
+    adapters = commands.add_parser("adapters", help="train the adapters of the bundled checkpoint")
+    for command in (study, adapters):
+        command.add_argument("--tower", required=True, help="folder of the tower")
+        command.add_argument("--data", nargs="+", required=True, help="folders of real datasets with masks")
+        command.add_argument("--output", required=True, help="folder of the features and results of the study")
+    study.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS), help="random seeds")
+    study.add_argument("--entries", nargs="+", choices=list(ENTRIES), metavar="ENTRY", help="changes of the recipe")
+    study.add_argument("--previous", help="another checkpoint to evaluate on the same datasets")
+    study.add_argument("--part", default="1/1", help="compute the K-th of N parts: K/N")
+    study.set_defaults(run=run_study)
+    adapters.add_argument("--checkpoint", required=True, help="new folder for the checkpoint")
+    adapters.add_argument("--seed", type=int, default=SEEDS[0], help="random seed")
+    adapters.set_defaults(run=build_adapters)
     return parser
 
 

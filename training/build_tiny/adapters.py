@@ -1,79 +1,103 @@
 """Stage 3: train the adapters of the bundled checkpoint, and write it."""
 
 import argparse
-import json
 from pathlib import Path
 
+import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 
-from vip2clip_hf import ViP2ClipForAnomalyDetection, ViP2ClipImageProcessor
-from vip2clip_hf.data.provenance import describe_training_set
-from vip2clip_hf.evaluation.metrics import AnomalyMetrics
+from vip2clip_hf import ViP2ClipForAnomalyDetection
 from vip2clip_hf.utils.files import new_folder, umask
 
-from .study import PER_SET, Study, choices, label_of, results_table
-from .training import CachedDataset, train_adapters
+from .study import RECIPE, REFERENCES, SHIPPED, Results, Study, file_of
+from .tables import table_by_set
 
 
-# Model card. Its text on the teacher, the data and the licences describes the bundled checkpoint. Change it for other
+# Model card. Its text on the tower, the data and the licences describes the bundled checkpoint. Change it for other
 # checkpoints.
 CARD = Path(__file__).with_name("card.md")
 
 
-def set_thresholds(model: ViP2ClipForAnomalyDetection, sets: list[CachedDataset]) -> None:
+def choose_thresholds(results: dict[str, Results]) -> tuple[float, float, dict[str, tuple[float, float]]]:
     """
-    Set the thresholds of a model to those with the best F1 on its training datasets.
+    Choose the thresholds from the results on the datasets left out, which the evaluated adapters have not seen.
 
     Args:
-        model ([`ViP2ClipForAnomalyDetection`]): the model; its `decision` is changed in place.
-        sets (`list[CachedDataset]`): training datasets. A subset of each is used, so that they have similar weights.
+        results (`dict[str, Results]`): results of the recipe by dataset left out.
+
+    Returns:
+        `tuple`: the image threshold with the highest mean of detection rate and rate of normal images that are called
+        normal, averaged over the datasets; the mean of the pixel thresholds with the best F1; and by dataset, the
+        detection rate and the false-alarm rate at the image threshold.
     """
-    metrics = AnomalyMetrics()
-    with torch.inference_mode():
-        for data in (dataset.subset() for dataset in sets):
-            for start in range(0, data.count, 16):
-                batch = data.batch(range(start, min(start + 16, data.count)))
-                outputs = model(image_embeds=batch["image_embeds"], patch_embeds=batch["patch_embeds"])
-                metrics.update(
-                    outputs.scores, batch["labels"], outputs.anomaly_maps, batch["mask_labels"],
-                    has_mask=batch["mask_valid"],
-                )  # fmt: skip
-    found = metrics.compute()["categories"]["all"]
-    # The model uses "greater than the threshold", the metrics use "greater or equal".
-    model.decision.image_threshold = round(float(found["image_f1_threshold"]) - 1e-4, 4)
-    model.decision.pixel_threshold = round(float(found["pixel_f1_threshold"]) - 1e-4, 4)
+    zero_shot = {name: result["0"] for name, result in results.items()}
+    scores = {name: np.array(one["scores"]) for name, one in zero_shot.items()}
+    labels = {name: np.array(one["labels"]) == 1 for name, one in zero_shot.items()}
+
+    def rates(name: str, threshold: float) -> tuple[float, float]:
+        found = scores[name] > threshold
+        return float(found[labels[name]].mean()), float(found[~labels[name]].mean())
+
+    def balanced(threshold: float) -> float:
+        return float(np.mean([detected - alarms for detected, alarms in (rates(name, threshold) for name in scores)]))
+
+    image_threshold = max(np.round(np.arange(0.001, 1, 0.001), 3).tolist(), key=balanced)
+    pixel_threshold = round(float(np.mean([one["pixel_threshold"] for one in zero_shot.values()])), 4)
+    return image_threshold, pixel_threshold, {name: rates(name, image_threshold) for name in scores}
+
+
+def store_backbone_in_half(path: Path) -> None:
+    """Store the weights of CLIP in a file in float16. The adapters stay in float32."""
+    weights = load_file(path)
+    halves = {name: tensor.half() if name.startswith("clip.") else tensor for name, tensor in weights.items()}
+    wrong = [name for name in halves if not torch.isfinite(halves[name].float()).all()]
+    if wrong:
+        raise RuntimeError(f"{wrong[0]} has values that are too large for float16.")
+    save_file(halves, path, metadata={"format": "pt"})
 
 
 def build_adapters(options: argparse.Namespace) -> None:
-    """Train adapters on the synthetic images and all real datasets, and write the checkpoint with its model card."""
+    """Train adapters on all datasets, and write the checkpoint with its model card."""
     study = Study(options)
-    candidate = {
-        "variant": options.variant, "image_size": options.image_size, "rates": tuple(options.rates),
-        "layers": tuple(options.layers),
-    }  # fmt: skip
-    data = study.data("tower", candidate)
-    model = study.model("tower", candidate, options.seed)
-    sets = [data["synthetic"], *(data[name] for name in study.real)]
-    for _ in train_adapters(model, sets, PER_SET, options.epochs, candidate["rates"], options.seed):
-        pass
-    set_thresholds(model, sets)
-    trained_on = [("generated pictures", study.synthetic), *study.real.items()]
-    model.provenance.training_sets = [describe_training_set(dataset, name) for name, dataset in trained_on]
-    log = json.loads(Path(options.tower, "log.json").read_text(encoding="utf-8"))
-    settings = f"{label_of(candidate)}, {options.epochs} epochs, seed {options.seed}"
-    training_data = [
-        f"- {entry['name']}: {entry['num_images']} images, {entry['num_anomalous_images']} of them anomalous"
-        for entry in model.provenance.training_sets
-    ]
+    results = {}
+    for held_out in study.roots:
+        study.result(SHIPPED, held_out, options.seed, REFERENCES)
+        results[held_out] = study.stored(file_of(SHIPPED, held_out, options.seed)) or {}
+    model = RECIPE.create(options.tower, options.seed)
+    processor = RECIPE.train(model, study.sets, options.seed, study.folder / "cache")
+    model.cpu()
+    image_threshold, pixel_threshold, rates = choose_thresholds(results)
+    model.decision.image_threshold, model.decision.pixel_threshold = image_threshold, pixel_threshold
+    rows = [("zero-shot", SHIPPED, 0), *((f"{k} reference{'s' * (k > 1)}", SHIPPED, k) for k in REFERENCES)]
     card = CARD.read_text(encoding="utf-8").format(
-        settings=settings, crops=options.crops, steps=log[-1]["step"], cosine=log[-1]["cosine_held_out"],
-        data="\n".join(training_data), table=results_table(study), chosen=choices(study),
+        settings=f"{RECIPE.describe()}, seed {options.seed}",
+        data="\n".join(
+            f"- {entry['name']}: {entry['num_images']} images, {entry['num_anomalous_images']} of them anomalous"
+            for entry in model.provenance.training_sets or []
+        ),
+        table=table_by_set(study, rows), thresholds=f"{image_threshold:g} and {pixel_threshold:g}",
+        rates="; ".join(f"{name} {found:.0%} and {alarms:.0%}" for name, (found, alarms) in rates.items()),
     )  # fmt: skip
     with new_folder(options.checkpoint) as target:
         model.save_pretrained(target)
-        ViP2ClipImageProcessor(size=candidate["image_size"]).save_pretrained(target)
+        store_backbone_in_half(target / "model.safetensors")
+        processor.save_pretrained(target)
         (target / "README.md").write_text(card, encoding="utf-8")
         for path in target.iterdir():  # some writers create files that only their owner can read
             path.chmod(0o666 & ~umask())
+    check_storage(model, Path(options.checkpoint))
     size = Path(options.checkpoint, "model.safetensors").stat().st_size
     print(f"Wrote the checkpoint to {options.checkpoint}: {size / 1e6:.1f} MB")
+
+
+@torch.inference_mode()
+def check_storage(model: ViP2ClipForAnomalyDetection, folder: Path) -> None:
+    """Print the largest differences of the stored checkpoint from the trained model, on random images."""
+    size = model.config.image_size
+    pixels = torch.randn((4, 3, size, size), generator=torch.Generator().manual_seed(0))
+    one, two = model(pixels), ViP2ClipForAnomalyDetection.from_pretrained(folder)(pixels)
+    scores, maps = (
+        (a - b).abs().max().item() for a, b in ((one.scores, two.scores), (one.anomaly_maps, two.anomaly_maps))
+    )
+    print(f"Largest differences of the stored checkpoint: scores {scores:.1e}, maps {maps:.1e}")

@@ -1,254 +1,191 @@
-"""Stage 2: select the settings, leaving out one real dataset at a time."""
+"""Stage 2: train on all datasets but one, and evaluate on the one left out, with several seeds."""
 
 import argparse
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import datasets
-import numpy as np
 import torch
-from transformers import set_seed
 
-from vip2clip_hf import ViP2ClipForAnomalyDetection
-from vip2clip_hf.data.loading import load_folder
-from vip2clip_hf.models.vip2clip.backbone_vip2clip import backbone_checksum, load_clip
+from vip2clip_hf import ViP2ClipForAnomalyDetection, ViP2ClipImageProcessor
+from vip2clip_hf.data.sources import DataSource
+from vip2clip_hf.evaluation.evaluator import evaluate_model
+from vip2clip_hf.evaluation.recorder import EvaluationRecorder
+from vip2clip_hf.evaluation.reference_sets import EvaluatedSet, ReferenceChoice, evaluated_sets
 from vip2clip_hf.utils.files import write_atomically
 
-from .common import STUDENT_BLOCKS, TEACHER_BLOCKS, wrap
-from .training import CachedDataset, evaluate_cached, local_contrast, synthetic_set, train_adapters
+from .recipe import EXAMPLES, GENERATED, Recipe, load_sets, synthetic_set
+from .yardsticks import local_contrast
 
 
-# Synthetic surfaces to train on, and synthetic surfaces for evaluation only.
-SYNTHETIC_TRAIN = ("stripes", "grains", "weave", "waves", "materials", "objects", "prints")
-SYNTHETIC_HELD_OUT = ("brushed", "dots")
-# Name of the second dataset in the files of the study.
-HELD_OUT = "held-out generated"
-# Images of hazelnut_toy that are bundled as example photos. They are excluded from training.
-EXAMPLES = (
-    "hazelnut/test/colour/02.jpg",
-    "hazelnut/test/colour/14.jpg",
-    "hazelnut/test/good/23.jpg",
-    "hazelnut/test/good/13.jpg",
-)
-# Settings to choose from. `rates` are the learning rates of prompts and image-conditioned adapter, and of fine-grained
-# perception.
-CANDIDATES: list[dict[str, Any]] = [
-    {"variant": variant, "image_size": size, "rates": rates, "layers": layers}
-    for variant, size, rates, layers in (
-        ("release", 320, (1e-3, 1e-3), STUDENT_BLOCKS),
-        ("paper", 320, (1e-3, 1e-3), STUDENT_BLOCKS),
-        ("release", 320, (1e-3, 1e-5), STUDENT_BLOCKS),
-        ("release", 224, (1e-3, 1e-3), STUDENT_BLOCKS),
-        ("release", 224, (1e-3, 1e-3), STUDENT_BLOCKS[1:]),
-        ("release", 224, (1e-3, 1e-3), STUDENT_BLOCKS[2:]),
-        ("release", 224, (1e-3, 1e-3), STUDENT_BLOCKS[:3]),
-    )
-]
-EPOCHS = (1, 2, 4)
-# Maximum number of images per dataset and epoch.
-PER_SET = 120
-SEEDS = (111, 112, 113)
+RECIPE = Recipe()
+RELEASE = replace(RECIPE, variant="release", config={})
+PAPER = replace(RECIPE, variant="paper", config={})
+# Fields in which the variants differ: values of the paper and of the authors' released code.
+FIELDS: dict[str, tuple[Any, Any]] = {
+    "normal_word": ("good", "damaged"),
+    "fgp_num_heads": (1, 8),
+    "fgp_scaled": (True, False),
+    "image_score": ("pooled_features", "mean_logits"),
+    "image_embeds_layernorm": (True, False),
+    "focal_smooth": (0.0, 1e-5),
+}
+
+
+def _with(recipe: Recipe, **fields: Any) -> Recipe:
+    return replace(recipe, config={**recipe.config, **fields})
+
+
+# Names of results in the files of the study.
+SHIPPED, UNTRAINED, CONTRAST, PREVIOUS = "recipe", "untrained", "local contrast", "another checkpoint"
+ENTRIES: dict[str, Recipe] = {
+    SHIPPED: RECIPE,
+    "variant paper": PAPER,
+    **{f"variant paper, {name} of release": _with(PAPER, **{name: value}) for name, (_, value) in FIELDS.items()},
+    "variant release": RELEASE,
+    **{f"variant release, {name} of paper": _with(RELEASE, **{name: value}) for name, (value, _) in FIELDS.items()},
+    **{f"variant release, {size} pixels": replace(RELEASE, image_size=size) for size in (224, 256, 384, 448)},
+    "variant release, without averaging": replace(RELEASE, average_from=None),
+    "variant release, perception rate 1e-5": replace(RELEASE, rates=(3e-4, 1e-5)),
+    **{f"recipe, {size} pixels": replace(RECIPE, image_size=size) for size in (256, 384)},
+    "recipe, 8 heads": _with(RECIPE, fgp_num_heads=8),
+    "recipe, mean_logits": _with(RECIPE, image_score="mean_logits"),
+    "recipe, top_k 40": _with(RECIPE, top_k=40),
+    "recipe, initializer_range 0.005": _with(RECIPE, initializer_range=0.005),
+    "recipe, feature layers 6, 9, 12": replace(RECIPE, layers=(6, 9, 12)),
+    "recipe, feature layers 3, 6, 9": replace(RECIPE, layers=(3, 6, 9)),
+    "recipe, 1 epoch": replace(RECIPE, epochs=1, average_from=0.5),
+    "recipe, 3 epochs": replace(RECIPE, epochs=3),
+    "recipe, 1e-3, 1 epoch": replace(RECIPE, rates=(1e-3, 1e-3), epochs=1, average_from=0.5),
+    "recipe, 1e-4": replace(RECIPE, rates=(1e-4, 1e-4)),
+    "recipe, three times the synthetic images": replace(RECIPE, synthetic=30),
+    "recipe, without synthetic images": replace(RECIPE, without=GENERATED),
+    "recipe, without hazelnut_toy": replace(RECIPE, without="hazelnut_toy"),
+}
+SEEDS = (111, 112, 113, 114, 115)
+# Numbers of references.
+REFERENCES = (1, 4, 16)
 METRICS = ("image_auroc", "image_f1", "pixel_auroc", "pixel_aupro", "pixel_f1")
+Results = dict[str, dict[str, Any]]
 
 
 class Study:
     """
-    Backbones, datasets, and the cached embeddings and results of a study.
+    Datasets and stored results of a study.
 
     Args:
         options (`argparse.Namespace`): options of the command line.
-
-    Raises:
-        ValueError: if the output folder contains another study.
     """
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.folder = Path(options.output)
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.tower, _ = load_clip(options.tower)
-        self.teacher = None if options.teacher is None else load_clip(options.teacher)[0]
-        self.real: dict[str, datasets.Dataset] = {}
-        for root in options.data or []:
-            dataset = load_folder(root)
-            kept = [n for n, name in enumerate(dataset["image_id"]) if not name.endswith(tuple(options.hold_out))]
-            self.real[Path(root).name] = dataset.select(kept)
-        self.synthetic = synthetic_set(self.folder, SYNTHETIC_TRAIN, 12, 8, 0)
-        self.held_out = synthetic_set(self.folder, SYNTHETIC_HELD_OUT, 12, 8, 1)
-        inputs = {
-            "tower": backbone_checksum(self.tower.state_dict(), torch.float32),
-            "data": {name: len(dataset) for name, dataset in self.real.items()},
-            "choices": [CANDIDATES, EPOCHS, PER_SET, SEEDS, SYNTHETIC_TRAIN, SYNTHETIC_HELD_OUT],
+        self.tower = options.tower
+        self.roots = {Path(root).name: root for root in options.data or []}
+        self.sets = load_sets(list(self.roots.values()), self.folder)
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    def train(self, recipe: Recipe, seed: int, held_out: str | None = None) -> ViP2ClipForAnomalyDetection:
+        """Train adapters on all datasets but one."""
+        model = recipe.create(self.tower, seed)
+        sets = {name: one for name, one in self.sets.items() if name != held_out}
+        if recipe.synthetic != RECIPE.synthetic:
+            sets[GENERATED] = synthetic_set(self.folder, recipe.synthetic)
+        recipe.train(model, sets, seed, self.folder / "cache")
+        return model
+
+    def evaluate(
+        self, model: ViP2ClipForAnomalyDetection, held_out: str, seed: int, counts: tuple[int, ...] = REFERENCES
+    ) -> Results:
+        """Evaluate a model on a real dataset, zero-shot (`"0"`) and with numbers of references drawn with a seed."""
+        model.to(self.device).eval()
+        processor = ViP2ClipImageProcessor(size=model.config.image_size)
+        source = DataSource.parse(self.roots[held_out])
+        found = {}
+        for one in evaluated_sets([source], ReferenceChoice(counts, (seed,), own=False), model, processor):
+            found[str(one.count or 0)] = self._metrics(model, processor, one)
+        return found
+
+    def _metrics(
+        self, model: ViP2ClipForAnomalyDetection, processor: ViP2ClipImageProcessor, one: EvaluatedSet
+    ) -> dict[str, Any]:
+        dataset = one.dataset.select(
+            [n for n, name in enumerate(one.dataset["image_id"]) if not name.endswith(EXAMPLES)]
+        )
+        banks, recorder = one.references(model, processor), EvaluationRecorder(len(dataset))
+        result = evaluate_model(model, processor, dataset, batch_size=16, references=banks, recorder=recorder)
+        thresholds = [category["pixel_f1_threshold"] for category in result["categories"].values()]
+        return {
+            **{name: result["mean"][name] for name in METRICS},
+            "pixel_threshold": sum(thresholds) / len(thresholds),
+            "scores": [round(float(score), 5) for score in recorder.scores()],
+            "labels": list(dataset["label"]),
         }
-        inputs = json.loads(json.dumps(inputs))
-        if self.stored("study", lambda: inputs) != inputs:
-            raise ValueError(f"{str(self.folder)!r} contains another study; expected a new or the same --output.")
 
-    def model(self, tower: str, candidate: dict[str, Any], seed: int) -> ViP2ClipForAnomalyDetection:
-        """Create a model with new adapters on the `"tower"` or the `"teacher"`."""
-        set_seed(seed)
-        clip, blocks = self.tower, candidate["layers"]
-        if tower == "teacher":
-            if self.teacher is None:
-                raise ValueError("--teacher is missing; expected the folder or Hub id of a CLIP checkpoint.")
-            clip = self.teacher
-            blocks = tuple(TEACHER_BLOCKS[STUDENT_BLOCKS.index(block)] for block in candidate["layers"])
-        size = candidate["image_size"]
-        top_k = max(1, round(15 * (size / 320) ** 2))
-        # Smoothing relative to the image size as in the paper: 8 pixels at 518.
-        options = {"variant": candidate["variant"], "top_k": top_k, "smoothing_sigma": 8.0 * size / 518}
-        return wrap(clip, blocks, size, **options)
-
-    def data(self, tower: str, candidate: dict[str, Any]) -> dict[str, CachedDataset]:
-        """Cache the embeddings of all datasets for a candidate."""
-        model = self.model(tower, candidate, 0)
-        sets = {**self.real, "synthetic": self.synthetic, HELD_OUT: self.held_out}
-        return {name: CachedDataset(model, dataset, self.folder / "cache") for name, dataset in sets.items()}
-
-    def stored(self, name: str, compute: Callable[[], Any]) -> Any:
-        """Return the result of a step of the study from its JSON file. Compute it if the file does not exist."""
-        path = self.folder / f"{name}.json"
+    def stored(self, name: str, compute: Callable[[], Results] | None = None) -> Results | None:
+        """Return the results of a step from its JSON file. Without the file, compute and store them."""
+        path = self.folder / "results" / f"{name.replace(' ', '_')}.json"
         if not path.exists():
+            if compute is None:
+                return None
+            path.parent.mkdir(exist_ok=True)
             write_atomically(path, json.dumps(compute(), indent=1) + "\n")
+            print(f"Wrote {path}", flush=True)
         return json.loads(path.read_text(encoding="utf-8"))
 
+    def result(self, entry: str, held_out: str, seed: int, counts: tuple[int, ...]) -> None:
+        """Train an entry without one dataset, and evaluate on that dataset."""
+        train = self.train
+        self.stored(
+            file_of(entry, held_out, seed),
+            lambda: self.evaluate(train(ENTRIES[entry], seed, held_out), held_out, seed, counts),
+        )
 
-def label_of(candidate: dict[str, Any]) -> str:
-    """Describe a candidate in one line."""
-    prompts, perception = candidate["rates"]
-    layers = ", ".join(map(str, candidate["layers"]))
-    return (
-        f"{candidate['variant']}, {candidate['image_size']} px, feature layers {layers}, "
-        f"learning rates {prompts:g} and {perception:g}"
-    )
+    def untrained(self, held_out: str, seed: int) -> None:
+        """Evaluate adapters that are not trained."""
+        self.stored(
+            file_of(UNTRAINED, held_out, seed),
+            lambda: self.evaluate(RECIPE.create(self.tower, seed), held_out, seed, ()),
+        )
 
+    def contrast(self, held_out: str) -> None:
+        """Evaluate local contrast."""
+        self.stored(
+            file_of(CONTRAST, held_out, 0),
+            lambda: {"0": local_contrast(self.sets[held_out].dataset, RECIPE.image_size)},
+        )
 
-def search(study: Study) -> dict[int, dict[str, dict[str, float]]]:
-    """
-    Evaluate all candidates on all pairs of real datasets.
-
-    Each candidate is trained on the synthetic images and the first dataset of a pair, and evaluated on the second.
-
-    Args:
-        study (`Study`): the study.
-
-    Returns:
-        `dict[int, dict]`: for each index in `CANDIDATES`, the metrics by `"<trained> -> <evaluated>, <epoch>"`.
-    """
-    found = {}
-    for number, candidate in enumerate(CANDIDATES):
-
-        def pairs(candidate: dict[str, Any] = candidate) -> dict[str, dict[str, float]]:
-            data, results = study.data("tower", candidate), {}
-            for trained in study.real:
-                model = study.model("tower", candidate, 111)
-                sets = [data["synthetic"], data[trained]]
-                for epoch in train_adapters(model, sets, PER_SET, max(EPOCHS), candidate["rates"], 111):
-                    if epoch in EPOCHS:
-                        for evaluated in study.real:
-                            if evaluated != trained:
-                                metrics = evaluate_cached(model, data[evaluated].subset())
-                                key = f"{trained} -> {evaluated}, {epoch}"
-                                results[key] = {name: metrics[name] for name in METRICS}
-                                text = " ".join(f"{name} {metrics[name]:.3f}" for name in METRICS)
-                                print(f"{label_of(candidate)}: {key}: {text}", flush=True)
-            return results
-
-        found[number] = study.stored(f"search-{number}", pairs)
-    return found
+    def previous(self, checkpoint: str, held_out: str, seed: int) -> None:
+        """Evaluate another checkpoint, which may have been trained on the dataset."""
+        self.stored(
+            file_of(PREVIOUS, held_out, seed),
+            lambda: self.evaluate(ViP2ClipForAnomalyDetection.from_pretrained(checkpoint), held_out, seed),
+        )
 
 
-def choose(found: dict[int, dict[str, dict[str, float]]], held_out: str) -> tuple[dict[str, Any], int, float]:
-    """
-    Select the best candidate without using one dataset.
-
-    Args:
-        found (`dict[int, dict]`): results of [`search`].
-        held_out (`str`): name of the dataset that is not used.
-
-    Returns:
-        `tuple[dict, int, float]`: the candidate, the number of epochs and the criterion: the mean of image AUROC,
-        pixel AUROC and AUPRO over all pairs of the other datasets.
-    """
-    scores: dict[tuple[int, int], float] = {}
-    for number, results in found.items():
-        for epoch in EPOCHS:
-            values = [
-                (metrics["image_auroc"] + metrics["pixel_auroc"] + metrics["pixel_aupro"]) / 3
-                for key, metrics in results.items()
-                if key.endswith(f", {epoch}") and held_out not in key
-            ]
-            scores[number, epoch] = float(np.mean(values))
-    number, epoch = max(scores, key=lambda choice: scores[choice])
-    return CANDIDATES[number], epoch, scores[number, epoch]
+def file_of(entry: str, held_out: str, seed: int) -> str:
+    """Return the name of the file with a result."""
+    return f"{entry}, {held_out} left out, seed {seed}"
 
 
-def evaluate_study(options: argparse.Namespace) -> None:
-    """Select and train on all real datasets but one, and evaluate on the one left out, with three seeds."""
+def run_study(options: argparse.Namespace) -> None:
+    """Run the part of the study that one process computes, and print the tables when all results are there."""
     study = Study(options)
-    found = search(study)
-    table = {}
-    for held_out in study.real:
-        candidate, epochs, _ = choose(found, held_out)
-
-        def evaluate(
-            held_out: str = held_out, candidate: dict[str, Any] = candidate, epochs: int = epochs
-        ) -> dict[str, Any]:
-            results: dict[str, Any] = {"chosen": f"{label_of(candidate)}, {epochs} epochs"}
-            for tower in ("tower", "teacher") if study.teacher is not None else ("tower",):
-                data = study.data(tower, candidate)
-                sets = [data["synthetic"], *(data[name] for name in study.real if name != held_out)]
-                for what in (held_out, HELD_OUT):
-                    results[f"{tower}, untrained, {what}"] = [
-                        evaluate_cached(study.model(tower, candidate, seed).eval(), data[what]) for seed in SEEDS
-                    ]
-                    results[f"{tower}, {what}"] = []
-                for seed in SEEDS:
-                    model = study.model(tower, candidate, seed)
-                    for _ in train_adapters(model, sets, PER_SET, epochs, candidate["rates"], seed):
-                        pass
-                    for what in (held_out, HELD_OUT):
-                        results[f"{tower}, {what}"].append(evaluate_cached(model, data[what]))
-                if tower == "tower":
-                    for what in (held_out, HELD_OUT):
-                        results[f"local contrast, {what}"] = [local_contrast(data[what], candidate["image_size"])]
-            return results
-
-        table[held_out] = study.stored(f"held-out-{held_out}", evaluate)
-    for held_out, results in table.items():
-        print(f"{held_out}: {results['chosen']}")
-        for what, seeds in results.items():
-            if what != "chosen":
-                means = {name: np.mean([metrics[name] for metrics in seeds]) for name in METRICS}
-                print(f"  {what:40s} " + " ".join(f"{name} {value:.3f}" for name, value in means.items()))
-
-
-def results_table(study: Study) -> str:
-    """Format the results of the study as a Markdown table: means over the seeds, in percent."""
-    headers = ("left out", "detector", "image AUROC", "image F1", "pixel AUROC", "AUPRO", "pixel F1")
-    lines = [f"| {' | '.join(headers)} |", "|---|---|---|---|---|---|---|"]
-    names = {
-        "tower, {}": "**this tower, trained adapters**", "teacher, {}": "teacher, trained adapters",
-        "tower, untrained, {}": "this tower, untrained adapters", "local contrast, {}": "local contrast",
-    }  # fmt: skip
-    for held_out in study.real:
-        path = study.folder / f"held-out-{held_out}.json"
-        results = json.loads(path.read_text(encoding="utf-8"))
-        for what in (held_out, HELD_OUT):
-            title = what if what == held_out else f"{', '.join(SYNTHETIC_HELD_OUT)} (synthetic; without {held_out})"
-            for key, detector in names.items():
-                seeds = results.get(key.format(what))
-                if seeds:
-                    values = [f"{100 * np.mean([metrics[name] for metrics in seeds]):.1f}" for name in METRICS]
-                    lines.append(f"| {title} | {detector} | {' | '.join(values)} |")
-    return "\n".join(lines)
-
-
-def choices(study: Study) -> str:
-    """List the selected settings for each dataset left out."""
-    lines = []
-    for held_out in study.real:
-        results = json.loads((study.folder / f"held-out-{held_out}.json").read_text(encoding="utf-8"))
-        lines.append(f"- {held_out} left out: {results['chosen']}")
-    return "\n".join(lines)
+    part, parts = (int(number) for number in options.part.split("/"))
+    trainings: list[Callable[[], object]] = []
+    others: list[Callable[[], object]] = []
+    for seed in options.seeds:
+        for held_out in study.roots:
+            for entry in options.entries or ENTRIES:
+                counts = REFERENCES if entry == SHIPPED or entry.endswith("pixels") else ()
+                trainings.append(lambda e=entry, h=held_out, s=seed, c=counts: study.result(e, h, s, c))
+            others.append(lambda h=held_out, s=seed: study.untrained(h, s))
+            if options.previous:
+                others.append(lambda h=held_out, s=seed: study.previous(options.previous, h, s))
+    others += [lambda h=held_out: study.contrast(h) for held_out in study.roots]
+    tasks = [*trainings, *others]
+    for number, task in enumerate(tasks):
+        if number % parts == part - 1:
+            task()

@@ -11,9 +11,8 @@ def bundled_checkpoint() -> Path:
     """
     Get the folder of the bundled checkpoint, `vip2clip-tiny`, for `from_pretrained`.
 
-    The checkpoint is a CLIP model with 3 million parameters and trained adapters. It is intended for trying things out
-    and for tests. A checkpoint on CLIP ViT-L/14 gives much better results. The measured results of the bundled
-    checkpoint are in its README.md.
+    The checkpoint is an ImageNet ViT-Ti/16 with trained adapters. With references, it is a usable detector; zero-shot,
+    it is intended for trying things out. Its README.md contains the measured results.
 
     Returns:
         `pathlib.Path`: the folder.
@@ -36,9 +35,10 @@ def bundled_checkpoint() -> Path:
 
 def example_photos() -> Path:
     """
-    Get the folder of the example photos: two normal and two damaged hazelnuts.
+    Get the folder of the example photos: two normal and two damaged hazelnuts, and photos of toys.
 
-    `*_mask.png` are the masks of the damaged hazelnuts. README.md contains source and licence of the photos.
+    `*_mask.png` are the masks of the damaged hazelnuts. `toys/good` contains 20 photos of good toys, to use as
+    references, and `toys/test` two good and three damaged toys. README.md contains sources and licences.
 
     Returns:
         `pathlib.Path`: the folder.

@@ -11,17 +11,17 @@ from .streams import say
 
 
 def demo(
-    output: Annotated[
-        Path, typer.Option(help="Folder for the sheet of results and the fine-tuned checkpoint.")
-    ] = Path("demo_output"),
-    seed: Annotated[int, typer.Option(help="Seed of the synthetic images and of training.")] = 0,
+    output: Annotated[Path, typer.Option(help="Folder for the sheet of results and the adapted checkpoint.")] = Path(
+        "demo_output"
+    ),
+    seed: Annotated[int, typer.Option(help="Seed of the synthetic defects of the report.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the files of an earlier demo.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Try the bundled checkpoint: find defects, fine-tune.
+    """Try the bundled checkpoint: find defects, adapt it to a part.
 
-    Scores example photos and synthetic images, draws them in one sheet, then fine-tunes the checkpoint on synthetic
-    images. Runs offline on a CPU in under two minutes.
+    Scores example photos zero-shot, adapts the checkpoint with photos of good parts, scores them again, and draws the
+    results in one sheet. Runs offline on a CPU in under a minute.
 
     \b
     Example:

@@ -17,3 +17,4 @@ if TYPE_CHECKING:
     )
     from .canvas import heat_colors as heat_colors
     from .results import result_figure as result_figure
+    from .sheet import results_figure as results_figure

@@ -64,14 +64,14 @@ def result_figure(
     """
     photo = load_image(image)
     shown = PhotoCanvas(photo)
-    anomaly_map, mask = _check_result(result, photo)
+    anomaly_map, mask = check_result(result, photo)
     if pixel_threshold is not None and not 0 <= pixel_threshold <= 1:
         raise ValueError(f"pixel_threshold is {pixel_threshold!r}; expected a number in [0, 1].")
     outlines: list[tuple[str, np.ndarray, str, Literal["solid", "dashed"]]] = [("mask", mask, MASK_COLOR, "solid")]
     if ground_truth is not None:
         options = MaskOptions(threshold=mask_threshold).over(mask_options or MaskOptions())
         truth = marked_pixels(ground_truth, options, image, "ground_truth")
-        _check_size("ground_truth", truth, photo)
+        check_size("ground_truth", truth, photo)
         outlines.append(("ground truth", truth, TRUTH_COLOR, "dashed"))
 
     width, height = panel(photo, 3.4)
@@ -91,11 +91,11 @@ def result_figure(
         bar.ax.axhline(pixel_threshold, color=MASK_COLOR, linewidth=1.5)
         handles[0].set_label(f"{handles[0].get_label()}, threshold {pixel_threshold:.3f}")
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=7, frameon=False)
-    figure.suptitle("\n".join(line for line in (title, _summary(result)) if line), fontsize=9, parse_math=False)
+    figure.suptitle("\n".join(line for line in (title, summary(result)) if line), fontsize=9, parse_math=False)
     return figure
 
 
-def _check_result(result: Any, photo: Image.Image) -> tuple[np.ndarray, np.ndarray]:
+def check_result(result: Any, photo: Image.Image) -> tuple[np.ndarray, np.ndarray]:
     """Check a result and return its map and mask."""
     needed = ("score", "label", "anomaly_map", "mask")
     if not isinstance(result, dict) or any(name not in result for name in needed):
@@ -103,11 +103,12 @@ def _check_result(result: Any, photo: Image.Image) -> tuple[np.ndarray, np.ndarr
         raise ValueError(f"result is {found}; expected a dict with {', '.join(needed)}, the result of one image.")
     anomaly_map, mask = (torch.as_tensor(result[name]).cpu().numpy() for name in ("anomaly_map", "mask"))
     for name, values in (("anomaly_map", anomaly_map), ("mask", mask)):
-        _check_size(name, values, photo)
+        check_size(name, values, photo)
     return anomaly_map, mask.astype(bool)
 
 
-def _check_size(name: str, values: np.ndarray, photo: Image.Image) -> None:
+def check_size(name: str, values: np.ndarray, photo: Image.Image) -> None:
+    """Check that a map or mask has the size of its photo."""
     if values.shape != (photo.height, photo.width):
         raise ValueError(
             f"{name} has shape {values.shape}; expected {(photo.height, photo.width)}, the height and width of the "
@@ -115,11 +116,12 @@ def _check_size(name: str, values: np.ndarray, photo: Image.Image) -> None:
         )
 
 
-def _summary(result: dict[str, Any]) -> str:
+def summary(result: dict[str, Any]) -> str:
+    """Describe score, label and p-value in one line."""
     parts = [f"score {result['score']:.3f}", result["label"]]
     if result.get("p_value") is not None:
         parts.append(f"p-value {result['p_value']:.3g}")
     return ", ".join(parts)
 
 
-__all__ = ["result_figure"]
+__all__ = ["check_result", "check_size", "result_figure", "summary"]

@@ -261,7 +261,7 @@ def token_settings(
     tokenizer: Any = None,
     source: str | None = None,
     **hub_kwargs: Any,
-) -> dict[str, int | tuple[int, ...]]:
+) -> dict[str, int | str | tuple[int, ...]]:
     """
     Look up token ids and return them as fields of the configuration.
 
@@ -275,7 +275,7 @@ def token_settings(
         hub_kwargs: options of `from_pretrained`, such as `revision`, `token` and `cache_dir`.
 
     Returns:
-        `dict[str, int | tuple[int, ...]]`: fields of [`ViP2ClipConfig`]. Empty if the defaults can be used.
+        `dict[str, int | str | tuple[int, ...]]`: fields of [`ViP2ClipConfig`]. Empty if the defaults can be used.
 
     Raises:
         OSError: if the tokenizer cannot be loaded.
@@ -306,6 +306,7 @@ def token_settings(
                 f"another tokenizer=, or {kind}_token_ids=."
             )
         ids[f"{kind}_token_ids"] = found
+        ids[f"{kind}_word"] = word  # otherwise, the word of ids that are set is unknown
     return {name: value for name, value in ids.items() if value is not None}
 
 

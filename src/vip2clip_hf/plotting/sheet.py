@@ -1,0 +1,98 @@
+"""Figure of the results of several images."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..models.vip2clip.image_loading_vip2clip import load_image
+from ..models.vip2clip.mask_loading_vip2clip import marked_pixels
+from ..models.vip2clip.mask_options_vip2clip import MaskOptions
+from ..utils.figures import new_figure
+from .canvas import MASK_COLOR, TRUTH_COLOR, PhotoCanvas, bare, heat_colors, panel
+from .results import check_result, check_size, summary
+
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def results_figure(
+    images: Sequence[Any],
+    results: Sequence[dict[str, Any]],
+    ground_truths: Sequence[Any] | None = None,
+    titles: Sequence[str] | None = None,
+    *,
+    mask_threshold: int | float | None = None,
+    mask_options: MaskOptions | None = None,
+) -> "Figure":
+    """
+    Draw the results of several images, one row per image.
+
+    The columns are the photo, the anomaly map, the anomaly map over the photo with the outline of the mask, and, if
+    set, the ground truth. Maps have the fixed scale from 0 to 1. Below the photo is its title, below the map score,
+    label and p-value.
+
+    Args:
+        images (`Sequence`):
+            Images, in any form that the pipeline accepts.
+        results (`Sequence[dict]`):
+            Outputs of the pipeline for these images, at the size of the images.
+        ground_truths (`Sequence`, *optional*):
+            True masks at the size of the images, `None` for images without one. See [`load_mask`].
+        titles (`Sequence[str]`, *optional*):
+            Line below each photo.
+        mask_threshold (`int` or `float`, *optional*, defaults to 0):
+            Values of the ground truths greater than this are anomalous. Use 127 for masks in a lossy format (JPEG).
+        mask_options ([`MaskOptions`], *optional*):
+            How to read the ground truths.
+
+    Returns:
+        `matplotlib.figure.Figure`: the figure; [`save_figure`] writes it to a file.
+
+    Raises:
+        ValueError: if there are no images, the sequences differ in length, or a result or ground truth does not fit
+            its image.
+        OSError: if an image cannot be read.
+        ImportError: if matplotlib is not installed.
+    """
+    if not len(images):
+        raise ValueError("images is empty; expected at least one image.")
+    for name, values in (("results", results), ("ground_truths", ground_truths), ("titles", titles)):
+        if values is not None and len(values) != len(images):
+            raise ValueError(f"{name} has {len(values)} entries; expected {len(images)}, one for each image.")
+    photos = [load_image(image) for image in images]
+    options = MaskOptions(threshold=mask_threshold).over(mask_options or MaskOptions())
+    columns = ["photo", "anomaly map", "marked region", *(["ground truth"] if ground_truths is not None else [])]
+    sizes = [panel(photo, 2.2) for photo in photos]
+    width = max(size[0] for size in sizes)
+    # In addition to the photos: the line below each, and the titles of the columns.
+    figure = new_figure(len(columns) * (width + 0.1), sum(height + 0.35 for _, height in sizes) + 0.2)
+    axes = figure.subplots(
+        len(photos), len(columns), squeeze=False, gridspec_kw={"height_ratios": [height for _, height in sizes]}
+    )
+    for number, (photo, result, row) in enumerate(zip(photos, results, axes)):
+        anomaly_map, mask = check_result(result, photo)
+        shown = PhotoCanvas(photo)
+        heads = columns if number == 0 else [""] * len(columns)
+        shown.draw(row[0], heads[0])
+        row[1].imshow(anomaly_map, cmap=heat_colors(), vmin=0, vmax=1, extent=shown.extent)
+        row[1].set_facecolor("white")
+        bare(row[1], heads[1])
+        shown.draw_map(row[2], anomaly_map, heads[2])
+        shown.outline(row[2], mask, MASK_COLOR, "solid", "mask")
+        if ground_truths is not None:
+            truth = ground_truths[number]
+            if truth is None:
+                bare(row[3], heads[3])
+                row[3].text(0.5, 0.5, "none", ha="center", va="center", transform=row[3].transAxes, fontsize=8)
+            else:
+                marked = marked_pixels(truth, options, images[number], "ground_truths")
+                check_size("ground_truths", marked, photo)
+                shown.draw(row[3], heads[3], grey=True)
+                shown.outline(row[3], marked, TRUTH_COLOR, "solid", "ground truth")
+        if titles is not None:
+            row[0].set_xlabel(titles[number], fontsize=8, parse_math=False)
+        row[1].set_xlabel(summary(result), fontsize=8, parse_math=False)
+    return figure
+
+
+__all__ = ["results_figure"]
