@@ -54,7 +54,8 @@ NOT_RUN = {
 WORDS = {"SEED": "1", "VARIANT": "release"}
 # Arguments added to commands so that they finish in seconds on a CPU. They override earlier arguments.
 SMALL = {
-    r".*training/train\.py .*": "--num_train_epochs 1 --use_cpu true --disable_tqdm true --dataloader_num_workers 0",
+    r".*training/train\.py .*": "--num_train_epochs 1 --average_weights_from 0 --use_cpu true "
+    "--disable_tqdm true --dataloader_num_workers 0",
     r".*train_mvtec\.json.*": "--image_size 70 --top_k 5",
     r"vip2clip train .*": "--num_train_epochs 1 --use_cpu true --disable_tqdm true --image_size 70 --top_k 5 "
     "--output_dir outputs_on_backbone",

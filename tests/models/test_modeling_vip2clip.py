@@ -612,10 +612,11 @@ def test_from_clip_takes_ids_from_a_tokenizer(clip):
     assert (model.config.bos_token_id, model.config.eos_token_id) == (101, 102)
 
 
-def test_from_clip_with_a_tokenizer_keeps_the_default_words(clip):
+def test_from_clip_with_another_tokenizer_of_the_same_size(clip):
+    """The ids of the default words are not those of CLIP, so the words are not stored with them."""
     config = ViP2ClipForAnomalyDetection.from_clip(clip, WordTokenizer(), **TINY).config
-    assert (config.normal_word, config.normal_token_ids) == ("good", (4,))
-    assert (config.anomalous_word, config.anomalous_token_ids) == ("damaged", (7,))
+    assert (config.normal_word, config.normal_token_ids) == (None, (4,))
+    assert (config.anomalous_word, config.anomalous_token_ids) == (None, (7,))
 
 
 def test_from_clip_with_an_empty_tokenizer(clip_folder):

@@ -22,6 +22,7 @@ from vip2clip_hf.plotting import canvas
 from vip2clip_hf.plotting.attention import attention_figure, attention_maps, layer_anomaly_maps, layers_figure
 from vip2clip_hf.plotting.canvas import heat_colors
 from vip2clip_hf.plotting.results import result_figure
+from vip2clip_hf.plotting.sheet import results_figure
 from vip2clip_hf.utils.figures import save_figure
 
 
@@ -188,6 +189,33 @@ def test_types_of_ground_truth(photo, truth, tmp_path):
     assert np.array_equal(shown, truth > 0)
 
 
+def test_several_results(photo, truth, tmp_path):
+    other = Image.new("RGB", (30, 45))
+    results = [a_result(photo, p_value=0.02), a_result(other, score=0.1, label="normal")]
+    figure = results_figure([photo, other], results, [truth, None], ["one.jpg", "two $.jpg"])
+    assert titles(figure) == ["photo", "anomaly map", "marked region", "ground truth"]
+    rows = [figure.axes[:4], figure.axes[4:]]
+    assert [axes[0].get_xlabel() for axes in rows] == ["one.jpg", "two $.jpg"]
+    assert [axes[1].get_xlabel() for axes in rows] == [
+        "score 0.750, anomalous, p-value 0.02", "score 0.100, normal",
+    ]  # fmt: skip
+    assert [len(outlines(axes[2])) for axes in rows] == [1, 1]
+    assert [len(outlines(axes[3])) for axes in rows] == [1, 0]
+    for axes, result in zip(rows, results):
+        np.testing.assert_allclose(np.asarray(axes[1].images[0].get_array()), result["anomaly_map"])
+        assert axes[1].images[0].get_clim() == (0, 1)
+    assert rows[1][3].texts[0].get_text() == "not available"
+    with Image.open(save_figure(figure, tmp_path / "sheet.png")) as picture:
+        assert picture.width > picture.height
+    assert titles(results_figure([photo], [a_result(photo)])) == ["photo", "anomaly map", "marked region"]
+    with pytest.raises(ValueError, match="images is empty"):
+        results_figure([], [])
+    with pytest.raises(ValueError, match="titles has 1 entries; expected 2"):
+        results_figure([photo, other], results, titles=["one"])
+    with pytest.raises(ValueError, match="anomaly_map has shape"):
+        results_figure([other], results[:1])
+
+
 def test_colours_are_those_of_the_heatmap(photo):
     ramp = np.tile(np.linspace(0, 1, 60, dtype=np.float32), (40, 1))
     colors = heat_colors()(ramp)
@@ -314,7 +342,12 @@ def test_documentation_examples(tmp_path, monkeypatch, capsys):
     names = {}
     for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
         exec(block, names)
-    assert {path.name for path in tmp_path.glob("*.png")} == {"attention.png", "layers.png", "result.png"}
+    assert {path.name for path in tmp_path.glob("*.png")} == {
+        "attention.png",
+        "layers.png",
+        "result.png",
+        "results.png",
+    }
     (shown,) = re.findall(r"```\n(\(4, 2.*?)```", page, re.DOTALL)
     found = capsys.readouterr().out
     numbers = [[float(number) for number in re.findall(r"\d+(?:\.\d+)?", text)] for text in (shown, found)]

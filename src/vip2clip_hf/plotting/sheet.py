@@ -83,7 +83,10 @@ def results_figure(
             truth = ground_truths[number]
             if truth is None:
                 bare(row[3], heads[3])
-                row[3].text(0.5, 0.5, "none", ha="center", va="center", transform=row[3].transAxes, fontsize=8)
+                row[3].text(
+                    0.5, 0.5, "not available", ha="center", va="center", transform=row[3].transAxes, fontsize=8
+                )
+                row[3].spines[:].set_visible(False)
             else:
                 marked = marked_pixels(truth, options, images[number], "ground_truths")
                 check_size("ground_truths", marked, photo)

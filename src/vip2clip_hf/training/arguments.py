@@ -254,6 +254,13 @@ class ModelArguments:
         metadata={"help": "Numbers of the vision blocks used as feature layers, counted from 1."},
     )
     top_k: int = field(default=50, metadata={"help": "Number of top patches per layer used for the image score."})
+    fgp_scaled: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Whether the fine-grained perception divides its logits by the square root of the head size. "
+            "Small backbones learn better without, see docs/tiny.md. Defaults to the value of the variant."
+        },
+    )
 
 
 @dataclass

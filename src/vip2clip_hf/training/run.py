@@ -161,6 +161,7 @@ def _build_model(arguments: ModelArguments, seed: int) -> ViP2ClipForAnomalyDete
     if clip == "random-tiny":
         logger.warning("The backbone has random weights: use it to try the command. Its results are meaningless.")
         clip = _random_tiny_clip(seed)
+    chosen: dict[str, Any] = {} if arguments.fgp_scaled is None else {"fgp_scaled": arguments.fgp_scaled}
     set_seed(seed)
     return ViP2ClipForAnomalyDetection.from_clip(
         clip,
@@ -168,6 +169,7 @@ def _build_model(arguments: ModelArguments, seed: int) -> ViP2ClipForAnomalyDete
         image_size=arguments.image_size,
         feature_layers=tuple(arguments.feature_layers),
         top_k=arguments.top_k,
+        **chosen,
     )
 
 

@@ -306,7 +306,8 @@ def token_settings(
                 f"another tokenizer=, or {kind}_token_ids=."
             )
         ids[f"{kind}_token_ids"] = found
-        ids[f"{kind}_word"] = word  # otherwise, the word of ids that are set is unknown
+        if known.get(word, found) == found:  # unless another tokenizer has as many tokens as that of CLIP
+            ids[f"{kind}_word"] = word
     return {name: value for name, value in ids.items() if value is not None}
 
 
