@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -57,28 +58,39 @@ def store_backbone_in_half(path: Path) -> None:
     save_file(halves, path, metadata={"format": "pt"})
 
 
+def held_out_thresholds(study: Study, seed: int) -> tuple[float, float, dict[str, tuple[float, float]]]:
+    """Choose the thresholds from the stored results of the recipe with a seed, see [`choose_thresholds`]."""
+    return choose_thresholds(
+        {held_out: study.stored(file_of(SHIPPED, held_out, seed)) or {} for held_out in study.roots}
+    )
+
+
+def write_card(study: Study, seed: int, training_sets: list[dict[str, Any]]) -> str:
+    """Write the model card from the results of the study."""
+    image_threshold, pixel_threshold, rates = held_out_thresholds(study, seed)
+    rows = [("zero-shot", SHIPPED, 0), *((f"{k} reference{'s' * (k > 1)}", SHIPPED, k) for k in REFERENCES)]
+    return CARD.read_text(encoding="utf-8").format(
+        settings=f"{RECIPE.describe()}, seed {seed}",
+        data="\n".join(
+            f"- {entry['name']}: {entry['num_images']} images, {entry['num_anomalous_images']} of them anomalous"
+            for entry in training_sets
+        ),
+        table=table_by_set(study, rows), thresholds=f"{image_threshold:g} and {pixel_threshold:g}",
+        rates="\n".join(f"- {name}: {found:.0%} and {alarms:.0%}" for name, (found, alarms) in rates.items()),
+    )  # fmt: skip
+
+
 def build_adapters(options: argparse.Namespace) -> None:
     """Train adapters on all datasets, and write the checkpoint with its model card."""
     study = Study(options)
-    results = {}
     for held_out in study.roots:
         study.result(SHIPPED, held_out, options.seed, REFERENCES)
-        results[held_out] = study.stored(file_of(SHIPPED, held_out, options.seed)) or {}
     model = RECIPE.create(options.tower, options.seed)
     processor = RECIPE.train(model, study.sets, options.seed, study.folder / "cache")
     model.cpu()
-    image_threshold, pixel_threshold, rates = choose_thresholds(results)
+    image_threshold, pixel_threshold, _ = held_out_thresholds(study, options.seed)
     model.decision.image_threshold, model.decision.pixel_threshold = image_threshold, pixel_threshold
-    rows = [("zero-shot", SHIPPED, 0), *((f"{k} reference{'s' * (k > 1)}", SHIPPED, k) for k in REFERENCES)]
-    card = CARD.read_text(encoding="utf-8").format(
-        settings=f"{RECIPE.describe()}, seed {options.seed}",
-        data="\n".join(
-            f"- {entry['name']}: {entry['num_images']} images, {entry['num_anomalous_images']} of them anomalous"
-            for entry in model.provenance.training_sets or []
-        ),
-        table=table_by_set(study, rows), thresholds=f"{image_threshold:g} and {pixel_threshold:g}",
-        rates="; ".join(f"{name} {found:.0%} and {alarms:.0%}" for name, (found, alarms) in rates.items()),
-    )  # fmt: skip
+    card = write_card(study, options.seed, model.provenance.training_sets or [])
     with new_folder(options.checkpoint) as target:
         model.save_pretrained(target)
         store_backbone_in_half(target / "model.safetensors")
