@@ -57,8 +57,8 @@ SMALL = {
     r".*training/train\.py .*": "--num_train_epochs 1 --average_weights_from 0 --use_cpu true "
     "--disable_tqdm true --dataloader_num_workers 0",
     r".*train_mvtec\.json.*": "--image_size 70 --top_k 5",
-    r"vip2clip train .*": "--num_train_epochs 1 --use_cpu true --disable_tqdm true --image_size 70 --top_k 5 "
-    "--output_dir outputs_on_backbone",
+    r"vip2clip train .*": "--num_train_epochs 1 --average_weights_from 0 --use_cpu true --disable_tqdm true "
+    "--image_size 70 --top_k 5 --output_dir outputs_on_backbone",
     r"vip2clip evaluate .*|.*training/evaluate\.py .*": "--sheets 1",
 }
 # Replacements in Python blocks: (page, text, replacement).

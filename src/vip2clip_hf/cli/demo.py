@@ -18,7 +18,7 @@ def demo(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the files of an earlier demo.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Try the bundled checkpoint: find defects, adapt it to a part.
+    """Try the bundled checkpoint on example photos.
 
     Scores example photos zero-shot, adapts the checkpoint with photos of good parts, scores them again, and draws the
     results in one sheet. Runs offline on a CPU in under a minute.
