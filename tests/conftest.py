@@ -5,6 +5,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub reads it
 # Several threads slow down tiny models, especially if several tests run in parallel.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import gc
 import json
 from pathlib import Path
 
@@ -26,6 +27,17 @@ def pytest_runtest_makereport():
     """Escape bytes of file names that are not UTF-8, which pytest-xdist cannot send to the main process."""
     report = (yield).get_result()
     report.sections = [(title, text.encode("utf-8", "backslashreplace").decode()) for title, text in report.sections]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _imported_modules_are_not_garbage():
+    """
+    Leave the objects of imported modules out of garbage collection.
+
+    There are millions of them, and accelerate collects garbage in each training: otherwise a quarter of its time here.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -156,7 +156,7 @@ PREPARED: dict[str, Callable[[Path], object]] = {
     "cookies": _data_set(4),
     "magnetic_tile": _data_set(5),
     "generated": _data_set(6),
-    "TOWER": lambda folder: _clip(folder, layers=12, patch=16, side=224),
+    "TOWER": lambda folder: _clip(folder, layers=12, patch=14, side=224),
     "CLIP": lambda folder: _clip(folder, layers=12, patch=16, side=224),
     # Sizes that match the recorded checkpoint of the authors' code.
     "openai/clip-vit-large-patch14-336": lambda folder: _clip(folder, 24, 14, 336, joint=64, text=96),

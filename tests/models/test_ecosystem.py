@@ -293,12 +293,14 @@ def tiny_overrides():
 def test_adapters_train_in_half_precision(dtype):
     """Three Adam steps move nearly all weights of the perception, in the direction of float32."""
     images = [generate_image("brushed", defect, seed=number, size=128) for number, defect in enumerate(DEFECTS)]
-    processor = ViP2ClipImageProcessor.from_pretrained(bundled_checkpoint())
+    processor = ViP2ClipImageProcessor(size=160)
     inputs = dict(processor([image for image, _ in images], [mask for _, mask in images], return_tensors="pt"))
     inputs["labels"] = torch.tensor([int(defect is not None) for defect in DEFECTS])
     updates, losses = {}, {}
     for name in (torch.float32, dtype):
-        model = ViP2ClipForAnomalyDetection.from_pretrained(bundled_checkpoint(), dtype=name).train()
+        model = ViP2ClipForAnomalyDetection.from_pretrained(
+            bundled_checkpoint(), dtype=name, image_size=160, top_k=4, smoothing_sigma=4.0
+        ).train()
         start = {k: v.clone() for k, v in model.fine_grained_perception.state_dict().items()}
         optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-5)
         for _ in range(3):
