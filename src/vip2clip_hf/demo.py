@@ -1,7 +1,7 @@
 """Demo of the bundled checkpoint: find defects zero-shot, adapt to a part, draw the results. Runs offline on a CPU."""
 
+import contextlib
 import os
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +11,7 @@ from .checkpoints.bundled import bundled_checkpoint, example_photos
 from .models.vip2clip.pipeline_anomaly_detection import AnomalyDetectionPipeline
 from .plotting.sheet import results_figure
 from .references.adapting import adapt
-from .references.saving import REPORT_NAME
+from .references.saving import REPORT_NAME, replaced_folder
 from .utils.figures import save_figure
 
 
@@ -44,14 +44,23 @@ def run_demo(
         `dict`: `zero_shot` and `adapted` (`score` and `label` by name of the photo), `sheet` and `checkpoint` (paths).
 
     Raises:
-        OSError: if the folder is a file, contains `sheet.png` or `checkpoint` already, or cannot be written.
+        OSError: if the folder is a file, contains `sheet.png` or `checkpoint` already, or cannot be written. With
+            `overwrite`, if they are not from a demo.
+        ImportError: if matplotlib, datasets or scipy is not installed.
+        ValueError: if the seed is negative.
     """
     output = Path(output)
     if output.exists() and not output.is_dir():
         raise OSError(f"{str(output)!r} is a file; expected a folder, or a path that does not exist.")
-    existing = [path for path in (output / SHEET, output / CHECKPOINT) if os.path.lexists(path)]
+    if seed < 0:
+        raise ValueError(f"seed is {seed}; expected an integer of at least 0.")
+    sheet, checkpoint = output / SHEET, output / CHECKPOINT
+    existing = [path for path in (sheet, checkpoint) if os.path.lexists(path)]
     if existing and not overwrite:
         raise OSError(f"{str(existing[0])!r} exists; choose another folder, or replace it with --overwrite.")
+    if sheet.is_dir() or (os.path.lexists(checkpoint) and not (checkpoint / "config.json").is_file()):
+        wrong = sheet if sheet.is_dir() else checkpoint
+        raise OSError(f"{str(wrong)!r} is not from a demo; move it, or choose another folder.")
     output.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     detector = AnomalyDetectionPipeline.from_pretrained(bundled_checkpoint(), device="cpu")
@@ -69,14 +78,11 @@ def run_demo(
     zero_shot = score(detector, hazelnuts)
     say("2. Zero-shot, on toys that the checkpoint was never trained on. All scores are high, also of good toys:")
     zero_shot |= score(detector, toys)
-    with tempfile.TemporaryDirectory(dir=output, prefix=".demo-") as folder:
-        written = adapt(bundled_checkpoint(), good, Path(folder, CHECKPOINT), device="cpu", seed=seed)
+    # An earlier checkpoint is only replaced when the new one is complete.
+    with replaced_folder(checkpoint) if checkpoint.exists() else contextlib.nullcontext(checkpoint) as target:
+        written = adapt(bundled_checkpoint(), good, target, device="cpu", seed=seed)
         say(f"3. The same toys, compared with {len(written.bank)} photos of good toys:")
-        adapted = score(AnomalyDetectionPipeline.from_pretrained(Path(folder, CHECKPOINT), device="cpu"), toys)
-        checkpoint = output / CHECKPOINT
-        if os.path.lexists(checkpoint):
-            checkpoint.rename(Path(folder, "earlier"))
-        Path(folder, CHECKPOINT).rename(checkpoint)
+        adapted = score(AnomalyDetectionPipeline.from_pretrained(target, device="cpu"), toys)
     paths, results = {**hazelnuts, **toys}, {**zero_shot, **adapted}
     masks = [path.with_name(f"{path.stem}_mask.png") for path in (paths[name] for name in SHOWN)]
     figure = results_figure(
@@ -85,7 +91,7 @@ def run_demo(
         [mask if mask.exists() else None for mask in masks],
         [f"{name}, {'with references' if name in adapted else 'zero-shot'}" for name in SHOWN],
     )
-    sheet = save_figure(figure, output / SHEET)
+    save_figure(figure, sheet)
     say(f"Drew the results in {sheet}. The detector of step 3 is {checkpoint}; its report is {REPORT_NAME} there.")
     say("Not everything is found: docs/tiny.md has the rates for this part and others.")
     say(f"Took {time.perf_counter() - start:.0f} seconds. Next, with photos of good parts of your own:")

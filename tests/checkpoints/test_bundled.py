@@ -19,6 +19,7 @@ from vip2clip_hf.cli import app
 from vip2clip_hf.data.loading import load_folder
 from vip2clip_hf.data.synthetic.dataset import generate_image, write_dataset
 from vip2clip_hf.evaluation.evaluator import evaluate_model
+from vip2clip_hf.hub.publishing import save_checkpoint
 
 
 # Results of the bundled checkpoint on the dataset below, measured when it was built. If a change to training or
@@ -55,6 +56,18 @@ def test_loads_like_any_checkpoint():
     result = AnomalyDetectionPipeline.from_pretrained(bundled_checkpoint(), device="cpu")(picture)
     assert 0 <= result["score"] <= 1
     assert result["anomaly_map"].shape == (64, 64)
+
+
+def test_attribution_of_the_tower_is_kept(tmp_path):
+    """Its licence demands attribution, also in checkpoints that are derived from the bundled one."""
+    model = ViP2ClipForAnomalyDetection.from_pretrained(bundled_checkpoint())
+    assert "Apache-2.0" in model.provenance.backbone_attribution
+    other = ViP2ClipForAnomalyDetection.from_clip(model, image_size=64, feature_layers=(3,), top_k=2)
+    assert other.provenance.backbone_attribution == model.provenance.backbone_attribution
+    save_checkpoint(model, ViP2ClipImageProcessor.from_pretrained(bundled_checkpoint()), tmp_path / "saved")
+    assert "Steiner et al." in (tmp_path / "saved" / "README.md").read_text(encoding="utf-8")
+    loaded = ViP2ClipForAnomalyDetection.from_pretrained(tmp_path / "saved")
+    assert loaded.provenance.backbone_attribution == model.provenance.backbone_attribution
 
 
 def test_quality(tmp_path):
@@ -156,8 +169,11 @@ def test_examples_have_a_licence():
     text = (EXAMPLES / "README.md").read_text(encoding="utf-8")
     assert "CC BY 4.0" in text
     assert "CC BY-SA 4.0" in text
-    for path in EXAMPLES.rglob("*.jpg"):
-        assert path.name in text or path.parent.name == "good"
+    good = sorted(path.name for path in (EXAMPLES / "toys" / "good").iterdir())
+    assert good == [f"toy_good_{number:02d}.jpg" for number in range(1, 21)]
+    assert "`toys/good/toy_good_01.jpg` to `toy_good_20.jpg`" in text
+    for path in [*EXAMPLES.glob("*.jpg"), *(EXAMPLES / "toys" / "test").iterdir()]:
+        assert path.name in text
         mask = path.with_name(f"{path.stem}_mask.png")
         if "damaged" in path.name and path.parent == EXAMPLES:
             assert np.asarray(Image.open(mask)).any()

@@ -251,8 +251,8 @@ def test_results_and_notes(photos, detector, monkeypatch):
     done = vip2clip("predict", photos)
     assert done.stdout == f"{photos / 'good.png'}: 0.250 normal\n"
     bundled, many = done.stderr.splitlines()
-    assert bundled.startswith("Using the small bundled checkpoint, intended for trying things out.")
-    assert "pass a ViT-L/14 checkpoint with --model" in bundled
+    assert bundled.startswith("Using the small bundled checkpoint. It needs photos of good parts as references")
+    assert "A ViT-L/14 checkpoint is better: --model" in bundled
     assert many == "1 photos: with --output FOLDER, prediction is batched and an interrupted run resumes."
     assert detector[0][0].endswith("vip2clip-tiny")
     done = vip2clip("predict", photos / "good.png", "--model", "x", "--json")

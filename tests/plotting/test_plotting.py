@@ -210,6 +210,10 @@ def test_several_results(photo, truth, tmp_path):
     assert titles(results_figure([photo], [a_result(photo)])) == ["photo", "anomaly map", "marked region"]
     with pytest.raises(ValueError, match="images is empty"):
         results_figure([], [])
+    with pytest.raises(ValueError, match="images is a str; expected a list"):
+        results_figure("photo.png", results)
+    with pytest.raises(ValueError, match="results is a dict; expected a list"):
+        results_figure([photo], results[0])
     with pytest.raises(ValueError, match="titles has 1 entries; expected 2"):
         results_figure([photo, other], results, titles=["one"])
     with pytest.raises(ValueError, match="anomaly_map has shape"):

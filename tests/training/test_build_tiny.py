@@ -96,6 +96,11 @@ def test_all_stages(tmp_path, monkeypatch, capsys):
     main(["study", *common, "--seeds", "1", "2"])
     assert "Wrote" not in capsys.readouterr().out  # nothing is computed again
 
+    with pytest.raises(ValueError, match=r"--part is '3/2'; expected K/N"):
+        main(["study", *common, "--part", "3/2"])
+    main(["tower", "--vit", str(tmp_path / "vit"), "--output", str(tmp_path / "other"), "--seed", "5"])
+    with pytest.raises(ValueError, match="contains results of another tower"):
+        main(["study", "--tower", str(tmp_path / "other"), *common[2:]])
     options = make_parser().parse_args(["study", *common])
     assert "| **recipe** |" in tables.table_of_means(study.Study(options), [study.SHIPPED])
     main(["adapters", *common, "--checkpoint", str(tmp_path / "tiny"), "--seed", "1"])

@@ -17,7 +17,8 @@ from collections.abc import Sequence
 
 from .adapters import build_adapters
 from .assembly import DEFAULT_VIT, assemble_tower, compare_tower
-from .study import ENTRIES, SEEDS, run_study
+from .study import ENTRIES, SEEDS
+from .tables import run_and_print
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -49,7 +50,7 @@ def make_parser() -> argparse.ArgumentParser:
     study.add_argument("--entries", nargs="+", choices=list(ENTRIES), metavar="ENTRY", help="changes of the recipe")
     study.add_argument("--previous", help="another checkpoint to evaluate on the same datasets")
     study.add_argument("--part", default="1/1", help="compute the K-th of N parts: K/N")
-    study.set_defaults(run=run_study)
+    study.set_defaults(run=run_and_print)
     adapters.add_argument("--checkpoint", required=True, help="new folder for the checkpoint")
     adapters.add_argument("--seed", type=int, default=SEEDS[0], help="random seed")
     adapters.set_defaults(run=build_adapters)

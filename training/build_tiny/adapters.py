@@ -15,6 +15,11 @@ from .study import RECIPE, REFERENCES, SHIPPED, Results, Study, file_of
 from .tables import table_by_set
 
 
+# Kept by checkpoints that are derived from the bundled one.
+ATTRIBUTION = (
+    'weights of ViT-Ti/16 from "How to train your ViT?" (Steiner et al., Google Research), published as '
+    "timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k under Apache-2.0, rewritten as the vision tower of a CLIPModel."
+)
 # Model card. Its text on the tower, the data and the licences describes the bundled checkpoint. Change it for other
 # checkpoints.
 CARD = Path(__file__).with_name("card.md")
@@ -88,6 +93,7 @@ def build_adapters(options: argparse.Namespace) -> None:
     model = RECIPE.create(options.tower, options.seed)
     processor = RECIPE.train(model, study.sets, options.seed, study.folder / "cache")
     model.cpu()
+    model.provenance.backbone_attribution = ATTRIBUTION
     image_threshold, pixel_threshold, _ = held_out_thresholds(study, options.seed)
     model.decision.image_threshold, model.decision.pixel_threshold = image_threshold, pixel_threshold
     card = write_card(study, options.seed, model.provenance.training_sets or [])

@@ -14,6 +14,7 @@ from vip2clip_hf.data.sources import DataSource
 from vip2clip_hf.evaluation.evaluator import evaluate_model
 from vip2clip_hf.evaluation.recorder import EvaluationRecorder
 from vip2clip_hf.evaluation.reference_sets import EvaluatedSet, ReferenceChoice, evaluated_sets
+from vip2clip_hf.models.vip2clip.backbone_vip2clip import backbone_checksum, load_clip
 from vip2clip_hf.utils.files import write_atomically
 
 from .recipe import EXAMPLES, GENERATED, Recipe, load_sets, synthetic_set
@@ -85,9 +86,19 @@ class Study:
         self.folder = Path(options.output)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.tower = options.tower
+        self._check_tower()
         self.roots = {Path(root).name: root for root in options.data or []}
         self.sets = load_sets(list(self.roots.values()), self.folder)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    def _check_tower(self) -> None:
+        """Refuse results that were computed with another tower."""
+        found = backbone_checksum(load_clip(self.tower)[0].state_dict(), torch.float32)
+        path = self.folder / "tower.txt"
+        if not path.exists():
+            write_atomically(path, found + "\n")
+        elif path.read_text(encoding="utf-8").strip() != found:
+            raise ValueError(f"{str(self.folder)!r} contains results of another tower; expected a new --output.")
 
     def train(self, recipe: Recipe, seed: int, held_out: str | None = None) -> ViP2ClipForAnomalyDetection:
         """Train adapters on all datasets but one."""
@@ -172,10 +183,13 @@ def file_of(entry: str, held_out: str, seed: int) -> str:
     return f"{entry}, {held_out} left out, seed {seed}"
 
 
-def run_study(options: argparse.Namespace) -> None:
-    """Run the part of the study that one process computes, and print the tables when all results are there."""
+def run_study(options: argparse.Namespace) -> Study:
+    """Run the part of the study that one process computes, and return the study."""
+    part, slash, parts_text = options.part.partition("/")
+    if not (slash and part.isdecimal() and parts_text.isdecimal() and 1 <= int(part) <= int(parts_text)):
+        raise ValueError(f"--part is {options.part!r}; expected K/N with K from 1 to N, such as 1/2.")
+    parts = int(parts_text)
     study = Study(options)
-    part, parts = (int(number) for number in options.part.split("/"))
     trainings: list[Callable[[], object]] = []
     others: list[Callable[[], object]] = []
     for seed in options.seeds:
@@ -189,5 +203,6 @@ def run_study(options: argparse.Namespace) -> None:
     others += [lambda h=held_out: study.contrast(h) for held_out in study.roots]
     tasks = [*trainings, *others]
     for number, task in enumerate(tasks):
-        if number % parts == part - 1:
+        if number % parts == int(part) - 1:
             task()
+    return study

@@ -1,10 +1,11 @@
 """Tables of the study, as Markdown."""
 
+import argparse
 import re
 import statistics
 from collections.abc import Sequence
 
-from .study import METRICS, SHIPPED, Study, file_of
+from .study import CONTRAST, ENTRIES, METRICS, PREVIOUS, REFERENCES, SHIPPED, UNTRAINED, Study, file_of, run_study
 
 
 TITLES = dict(zip(METRICS, ("image AUROC", "image F1", "pixel AUROC", "AUPRO", "pixel F1"), strict=True))
@@ -77,3 +78,13 @@ def table_of_means(study: Study, entries: Sequence[str], count: int = 0) -> str:
         bold = "**" if entry == SHIPPED else ""
         lines.append(f"| {bold}{entry}{bold} | {' | '.join(cells)} | {len(seeds)} |")
     return "\n".join(lines)
+
+
+def run_and_print(options: argparse.Namespace) -> None:
+    """Run a part of the study. Print all results so far: by dataset those of the recipe, and the means of entries."""
+    study = run_study(options)
+    rows = [("zero-shot", SHIPPED, 0), *((f"references: {k}", SHIPPED, k) for k in REFERENCES)]
+    rows += [(title, title, 0) for title in (UNTRAINED, CONTRAST, PREVIOUS)]
+    print(table_by_set(study, rows))
+    for count in (0, *REFERENCES):
+        print(f"\nreferences: {count}\n{table_of_means(study, list(ENTRIES), count)}")

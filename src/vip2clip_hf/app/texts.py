@@ -25,8 +25,8 @@ def introduction(model_name: str, bundled: bool) -> str:
     text = f"<h2>Visual anomaly detection</h2><p>Model: <b>{html.escape(model_name)}</b>"
     if bundled:
         text += (
-            ", the small bundled checkpoint, intended for trying things out. For real work, start the app with a "
-            "larger checkpoint: <code>vip2clip app --model CHECKPOINT</code>"
+            ", the small bundled checkpoint. It needs good photos to compare with; without them, it is for trying "
+            "things out. To use a larger checkpoint: <code>vip2clip app --model CHECKPOINT</code>"
         )
     return f"{text}.</p>"
 

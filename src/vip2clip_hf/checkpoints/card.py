@@ -165,9 +165,11 @@ def _describe_content(config: ViP2ClipConfig, provenance: Provenance, adapters_o
             "the adapters only. The frozen CLIP backbone they were trained on is not on the Hub; pass its folder as "
             "`backbone=`, as shown below"
         )
+    attribution = provenance.backbone_attribution
     return "\n".join(
         [
             f"- Content: {content}.",
+            *([f"- Backbone: {attribution}"] if attribution else []),
             f"- Image size: {config.image_size} x {config.image_size} pixels.",
             f"- Feature layers: {', '.join(map(str, config.feature_layers))}.",
             f"- Top patches per layer for the image score (top-k): {config.top_k}.",

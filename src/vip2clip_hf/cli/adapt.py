@@ -85,7 +85,7 @@ def adapt(
     ] = None,
     recursive: Recursive = True,
     device: Device = None,
-    seed: Annotated[int, typer.Option(help="Seed of synthetic defects and of cross-validation.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of synthetic defects and of cross-validation.")] = 0,
     as_json: Json = False,
 ) -> None:  # fmt: skip
     """Make a detector for your part from a few good photos.

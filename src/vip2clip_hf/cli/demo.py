@@ -14,7 +14,7 @@ def demo(
     output: Annotated[Path, typer.Option(help="Folder for the sheet of results and the adapted checkpoint.")] = Path(
         "demo_output"
     ),
-    seed: Annotated[int, typer.Option(help="Seed of the synthetic defects of the report.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the synthetic defects of the report.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the files of an earlier demo.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -27,7 +27,7 @@ def demo(
     Example:
       vip2clip demo --output demo_output
     """
-    require("train", "The demo", "accelerate", "datasets", "scipy")
+    require("train", "The demo", "accelerate", "datasets", "matplotlib", "scipy")
     from ..demo import run_demo
     from ..utils.serialization import without_nan
 

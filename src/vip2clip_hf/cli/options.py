@@ -241,8 +241,9 @@ def checkpoint_or_bundled(model: str | None) -> str:
 
     if os.environ.get("RANK", "0") == "0":  # print once
         say_error(
-            "Using the small bundled checkpoint, intended for trying things out. For real work, pass a ViT-L/14 "
-            "checkpoint with --model: convert the authors' checkpoint or train your own, see docs/quickstart.md."
+            "Using the small bundled checkpoint. It needs photos of good parts as references (vip2clip adapt); "
+            "without them, it is for trying things out. A ViT-L/14 checkpoint is better: --model, see "
+            "docs/quickstart.md."
         )
     return str(bundled_checkpoint())
 

@@ -54,11 +54,14 @@ def results_figure(
         OSError: if an image cannot be read.
         ImportError: if matplotlib is not installed.
     """
-    if not len(images):
+    for name, values in (("images", images), ("results", results)):
+        if not isinstance(values, Sequence) or isinstance(values, str):
+            raise ValueError(f"{name} is a {type(values).__name__}; expected a list, with one entry for each image.")
+    if not images:
         raise ValueError("images is empty; expected at least one image.")
-    for name, values in (("results", results), ("ground_truths", ground_truths), ("titles", titles)):
-        if values is not None and len(values) != len(images):
-            raise ValueError(f"{name} has {len(values)} entries; expected {len(images)}, one for each image.")
+    for name, other in (("results", results), ("ground_truths", ground_truths), ("titles", titles)):
+        if other is not None and len(other) != len(images):
+            raise ValueError(f"{name} has {len(other)} entries; expected {len(images)}, one for each image.")
     photos = [load_image(image) for image in images]
     options = MaskOptions(threshold=mask_threshold).over(mask_options or MaskOptions())
     columns = ["photo", "anomaly map", "marked region", *(["ground truth"] if ground_truths is not None else [])]

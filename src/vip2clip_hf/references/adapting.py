@@ -107,6 +107,8 @@ def adapt(
     """
     if update and output is not None:
         raise ValueError("output is set together with update, which replaces the checkpoint; expected one of them.")
+    if seed < 0:
+        raise ValueError(f"seed is {seed}; expected an integer of at least 0.")
     if output is not None:
         check_new_folder(output)
     reading = {name: value for name, value in (("bit_depth", bit_depth), ("page", page)) if value is not None}

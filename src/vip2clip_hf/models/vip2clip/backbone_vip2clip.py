@@ -50,7 +50,8 @@ def load_clip(clip: PreTrainedModel | str | os.PathLike, **hub_kwargs: Any) -> t
     # Not with isinstance: models from remote code have another class.
     if isinstance(clip, PreTrainedModel) and clip.config.model_type == "vip2clip":
         model: Any = clip
-        origin = {name: getattr(model.provenance, name) for name in ("backbone_id", "backbone_revision")}
+        names = ("backbone_id", "backbone_revision", "backbone_attribution")
+        origin = {name: getattr(model.provenance, name) for name in names}
         return model.clip, {name: value for name, value in origin.items() if value is not None}
     if not isinstance(clip, (str, os.PathLike)):
         raise TypeError(
@@ -255,6 +256,27 @@ def check_device(device: int | str | torch.device | None) -> None:
         ) from error
 
 
+def tokens_of(model: object, words: dict[str, str | None]) -> dict[str, Any] | None:
+    """
+    Return the token ids of a ViP²-CLIP model, if it has the same state words.
+
+    Args:
+        model: a [`ViP2ClipForAnomalyDetection`]; of anything else, there are no token ids.
+        words (`dict[str, str | None]`): state words, with the keys `"normal"` and `"anomalous"`.
+
+    Returns:
+        `dict[str, Any]`, *optional*: fields of [`ViP2ClipConfig`]. `None` if a word is another one.
+    """
+    config: Any = getattr(model, "config", None)
+    if getattr(config, "model_type", None) != "vip2clip":
+        return None
+    if any(word is not None and word != getattr(config, f"{kind}_word") for kind, word in words.items()):
+        return None
+    names = ["bos_token_id", "eos_token_id"]
+    names += [f"{kind}_{field}" for kind, word in words.items() if word is not None for field in ("word", "token_ids")]
+    return {name: getattr(config, name) for name in names}
+
+
 def token_settings(
     words: dict[str, str | None],
     vocab_size: int,
@@ -319,4 +341,5 @@ __all__ = [
     "naming",
     "quiet_loading",
     "token_settings",
+    "tokens_of",
 ]

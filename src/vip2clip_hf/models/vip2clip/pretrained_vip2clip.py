@@ -21,6 +21,7 @@ from .backbone_vip2clip import (
     naming,
     quiet_loading,
     token_settings,
+    tokens_of,
 )
 from .configuration_tables_vip2clip import check_moved
 from .configuration_vip2clip import ViP2ClipConfig
@@ -222,11 +223,10 @@ class ViP2ClipPreTrainedModel(PreTrainedModel):
         }
         clip_config = CLIPConfig.from_dict(clip_model.config.to_dict())
         vocab_size = clip_model.text_model.embeddings.token_embedding.num_embeddings
-        settings = {
-            "clip_config": clip_config,
-            **token_settings(words, vocab_size, tokenizer, source, revision=revision, **hub_kwargs),
-            **config_overrides,
-        }
+        tokens = tokens_of(clip, words) if tokenizer is None else None
+        if tokens is None:
+            tokens = token_settings(words, vocab_size, tokenizer, source, revision=revision, **hub_kwargs)
+        settings = {"clip_config": clip_config, **tokens, **config_overrides}
         config = ViP2ClipConfig.from_variant(variant, **settings)
         weights = {BACKBONE_PREFIX + k: v for k, v in clip_model.state_dict().items()}
         kwargs = {"attn_implementation": attn_implementation, "device_map": device_map}

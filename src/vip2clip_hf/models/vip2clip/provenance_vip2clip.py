@@ -54,6 +54,9 @@ class Provenance(_BackboneOrigin):
         training_sets (`list[dict[str, Any]]`, *optional*, defaults to an empty list):
             Datasets the adapters were trained on, as returned by [`vip2clip_hf.data.describe_training_set`]: name,
             benchmark, split, categories, counts, and hashes of all images. Evaluating on one of them logs a warning.
+        backbone_attribution (`str`, *optional*):
+            Origin and licence of the weights of the backbone, for the model card, if its licence demands attribution.
+            Checkpoints that are derived from this one keep it.
         training_recorded (`bool`, defaults to `True`):
             Whether `training_sets` contains all training data. False if the weights were changed without adding to
             it, for example by a plain `Trainer`, and for converted checkpoints: results are then not known to be
@@ -76,6 +79,7 @@ class Provenance(_BackboneOrigin):
     file_name: ClassVar[str] = "provenance.json"
 
     training_sets: list[dict[str, Any]] = field(default_factory=list)
+    backbone_attribution: str | None = None
     training_recorded: bool = True
 
     def to_dict(self) -> dict[str, Any]:
@@ -83,9 +87,12 @@ class Provenance(_BackboneOrigin):
         Convert to a dict that can be saved as JSON.
 
         Returns:
-            `dict[str, Any]`: the fields. Without `training_recorded` if it is True, as in earlier versions.
+            `dict[str, Any]`: the fields. Without `training_recorded` if it is True and without `backbone_attribution`
+            if it is not set, as in earlier versions.
         """
         content = super().to_dict()
+        if self.backbone_attribution is None:
+            del content["backbone_attribution"]
         if self.training_recorded:
             del content["training_recorded"]
         return content
@@ -95,6 +102,8 @@ class Provenance(_BackboneOrigin):
         super().check_values()
         if not isinstance(self.training_recorded, bool):
             raise ValueError(f"training_recorded is {self.training_recorded!r}; expected True or False.")
+        if self.backbone_attribution is not None and not isinstance(self.backbone_attribution, str):
+            raise ValueError(f"backbone_attribution is {self.backbone_attribution!r}; expected a string.")
         found = self.training_sets
         if not isinstance(found, list) or not all(isinstance(entry, Mapping) for entry in found):
             raise ValueError(f"training_sets is {found!r}; expected a list of dicts.")
