@@ -1,6 +1,6 @@
 """Run the `vip2clip train` command with accelerate, on one or more processes.
 
-accelerate launch training/train.py training/configs/tiny.json --clip CLIP --train_data A --eval_data B C
+accelerate launch training/train.py --recipe tiny --clip CLIP --train_data A --eval_data B C
 """
 
 import sys

@@ -14,7 +14,8 @@ from vip2clip_hf.data.benchmarks.registry import BENCHMARKS
 from vip2clip_hf.data.loading import load_folder
 from vip2clip_hf.data.synthetic.dataset import write_dataset
 from vip2clip_hf.hub import publishing
-from vip2clip_hf.training.parsing import parse_arguments
+from vip2clip_hf.training.named_recipes import RECIPES, recipe_path
+from vip2clip_hf.training.parsing import given_arguments, parse_arguments
 from vip2clip_hf.training.run import run_training
 
 
@@ -125,7 +126,58 @@ def test_diverged_training_is_not_saved(roots, clip_folder, tmp_path):
     assert not (tmp_path / "out" / "model.safetensors").exists()
 
 
-@pytest.mark.parametrize("config", sorted((TRAINING / "configs").glob("*.json")))
+def test_recipes_of_the_package(roots, tmp_path):
+    listed = vip2clip("train", "--list-recipes")
+    assert [line.split()[0] for line in listed.stdout.splitlines()] == list(RECIPES)
+    config = tmp_path / "mine.json"
+    config.write_text(json.dumps({"top_k": 7, "seed": 3}))
+    words = ["--recipe", "tiny", "--train_data", str(roots[0]), "--seed", "4", "--fgp_scaled", "true"]
+    printed = vip2clip("train", config, *words, "--print-config")
+    assert printed.exit_code == 0, printed.stderr
+    found = json.loads(printed.stdout)
+    recipe = json.loads(recipe_path("tiny").read_text())
+    assert found == {**recipe, "top_k": 7, "seed": 4, "fgp_scaled": True, "train_data": [str(roots[0])]}
+    (tmp_path / "printed.json").write_text(printed.stdout)
+    assert given_arguments([str(tmp_path / "printed.json")]) == found
+    for given in (["--recipe", "mvtek"], ["--recipe=mvtek"]):
+        wrong = vip2clip("train", *given)
+        assert wrong.exit_code == 2
+        assert "recipe is 'mvtek'; expected mvtec, visa, tiny; did you mean 'mvtec'?" in " ".join(wrong.stderr.split())
+    assert not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_dry_run(cached, roots, clip_folder, tmp_path):
+    words = [
+        "train", "--clip", clip_folder, "--train_data", roots[0], "--eval_data", roots[1], "--image_size", "48",
+        "--feature_layers", "1", "2", "4", "--top_k", "5", "--num_train_epochs", "3", "--average_weights_from", "1",
+        "--per_device_train_batch_size", "4", "--use_cpu", "true", "--output_dir", tmp_path / "out", "--dry-run",
+        *(["--cache_features", tmp_path / "cache"] if cached else []),
+    ]  # fmt: skip
+    done = vip2clip(*words, "--json", "true")
+    assert done.exit_code == 0, done.stderr
+    plan = json.loads(done.stdout)
+    assert plan["train_data"] == [{"name": "train", "num_normal": 6, "num_anomalous": 8, "num_masks": 8}]
+    assert [one["name"] for one in plan["eval_data"]] == ["eval"]
+    assert (plan["images_per_step"], plan["num_steps"], plan["num_epochs"]) == (4, 12, 3)  # 14 images
+    model = ViP2ClipForAnomalyDetection.from_clip(clip_folder, **TINY)
+    assert plan["frozen_weights"] == sum(weight.numel() for weight in model.clip.parameters())
+    assert plan["trained_weights"] > 0
+    expected = plan["num_steps"] * plan["step_seconds"]
+    if cached:
+        assert plan["cache_bytes"] > 14 * 3 * 36 * 16 * 2  # layers, patches, width, float16; and the masks
+        expected += 14 * plan["cache_image_seconds"]
+    else:
+        assert plan["cache_bytes"] is plan["cache_image_seconds"] is None
+    assert plan["seconds"] == pytest.approx(expected)
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "cache").exists()
+    text = vip2clip(*words)
+    assert "12 of 4 images (3 epochs)" in text.stdout
+    assert text.stdout.splitlines()[-1].endswith("Nothing was trained or written.")
+
+
+@pytest.mark.parametrize("config", [recipe_path(name) for name in RECIPES])
 def test_configs_are_valid(config, tmp_path):
     model_arguments, _, arguments = parse_arguments([str(config), "--output_dir", str(tmp_path)])
     assert arguments.per_device_train_batch_size == 8
@@ -164,7 +216,7 @@ def test_recipes_run(name, clip_folder, tmp_path):
     other = "visa" if name == "mvtec" else "mvtec"
     report = train(
         [
-            str(TRAINING / "configs" / f"train_{name}.json"), "--clip", str(clip_folder), "--image_size", "48",
+            "--recipe", name, "--clip", str(clip_folder), "--image_size", "48",
             "--feature_layers", "1", "2", "--top_k", "3", "--num_train_epochs", "1", "--disable_tqdm", "true",
             "--train_data", f"{name}={roots[name]}", "--eval_data", f"{other}={roots[other]}", "--use_cpu", "true",
             "--output_dir", str(tmp_path / "out"), "--dataloader_num_workers", "0",

@@ -56,9 +56,10 @@ WORDS = {"SEED": "1", "VARIANT": "release"}
 SMALL = {
     r".*training/train\.py .*": "--num_train_epochs 1 --average_weights_from 0 --use_cpu true "
     "--disable_tqdm true --dataloader_num_workers 0",
-    r".*train_mvtec\.json.*": "--image_size 70 --top_k 5",
+    r".*--recipe mvtec.*": "--image_size 70 --top_k 5",
     r"vip2clip train .*": "--num_train_epochs 1 --average_weights_from 0 --use_cpu true --disable_tqdm true "
     "--image_size 70 --top_k 5 --output_dir outputs_on_backbone",
+    r"vip2clip train .*--dry-run.*": "--image_size 64",
     r"vip2clip evaluate .*|.*training/evaluate\.py .*": "--sheets 1",
 }
 # Replacements in Python blocks: (page, text, replacement).
@@ -184,7 +185,7 @@ PREPARED: dict[str, Callable[[Path], object]] = {
 # Names with a different meaning on one page.
 OWN: dict[tuple[str, str], Callable[[Path], object]] = {("docs/quickstart.md", "photos"): _flat}
 # Files and folders that a page needs if it contains this text.
-IMPLIED = {"train_mvtec.json": ("data/MVTec", "data/VisA", "openai/clip-vit-large-patch14-336")}
+IMPLIED = {"--recipe mvtec": ("data/MVTec", "data/VisA", "openai/clip-vit-large-patch14-336")}
 
 
 def prepare(page: str, code: str, folder: Path):
@@ -247,7 +248,7 @@ def run(command: str) -> str:
             runner.check_options(command)
         return ""
     # "training/train.py ..." is an abbreviation. Run it with the arguments of the first command on the page.
-    same = "training/train.py training/configs/tiny.json --train_data A --output_dir outputs/again"
+    same = "training/train.py --recipe tiny --train_data A --output_dir outputs/again"
     command = command.replace("training/train.py ...", same)
     words = [WORDS.get(word, word) for word in command.split()]
     command = " ".join(words)

@@ -127,7 +127,7 @@ def test_launch_from_the_command_line(tmp_path):
     """The command of the README, without a downloaded backbone."""
     roots = write_train_and_eval_sets(tmp_path)
     done = run_program(
-        "-m", "accelerate.commands.launch", TRAINING / "train.py", TRAINING / "configs" / "tiny.json", "--train_data",
+        "-m", "accelerate.commands.launch", TRAINING / "train.py", "--recipe", "tiny", "--train_data",
         roots[0], "--eval_data", roots[1], "--output_dir", tmp_path / "out", "--num_train_epochs", "1",
         "--average_weights_from", "0", "--image_size", "64", "--top_k", "3", "--disable_tqdm", "true", cwd=tmp_path,
     )  # fmt: skip

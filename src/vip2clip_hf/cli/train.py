@@ -1,5 +1,6 @@
 """`vip2clip train`."""
 
+import json
 import logging
 from typing import Annotated, Any
 
@@ -16,18 +17,37 @@ def train(
     """Train adapters on datasets with defects."""
     argv = list(arguments or [])
     wants_help = not argv or bool({"--help", "-h", "--help-all"} & set(argv))
-    from ..training.parsing import make_parser, parse_arguments
+    from ..training.parsing import given_arguments, make_parser, parse_arguments
 
     if wants_help:
         say(make_parser(show_all="--help-all" in argv).format_help(), end="")
         raise typer.Exit(0 if argv else 2)
+    if "--list-recipes" in argv:
+        from ..training.named_recipes import RECIPES
+
+        say("\n".join(f"{name:8s} {text}" for name, text in RECIPES.items()))
+        raise typer.Exit
+    dry_run, print_config = "--dry-run" in argv, "--print-config" in argv
+    argv = [word for word in argv if word not in ("--dry-run", "--print-config")]
     require("train", "Training", "accelerate", "datasets", "scipy", "tabulate")
     logging.basicConfig(level=logging.INFO, format="%(message)s")  # to stderr
     shows_progress()
     try:
+        if print_config:
+            say(json.dumps(given_arguments(argv), indent=2))
+            raise typer.Exit
         model_arguments, data_arguments, training_arguments = parse_arguments(argv)
     except ValueError as error:
         raise usage_error(str(error)) from error
+    if dry_run:
+        from ..training.dry_run import plan_training
+
+        plan = plan_training(model_arguments, data_arguments, training_arguments)
+        if data_arguments.json:
+            print_json(plan)
+        else:
+            _print_plan(plan, training_arguments)
+        return
     if training_arguments.process_index > 0:
         logging.getLogger().setLevel(logging.WARNING)  # print once
     repository = training_arguments.hub_model_id if training_arguments.push_to_hub else None
@@ -66,6 +86,29 @@ TRAIN_SETTINGS: dict[str, Any] = {
     "context_settings": {"ignore_unknown_options": True, "help_option_names": []},
     "add_help_option": False,
 }
+
+
+def _print_plan(plan: dict[str, Any], arguments: Any) -> None:
+    for kind, title in (("train_data", "train on"), ("eval_data", "evaluate on")):
+        for one in plan[kind]:
+            counts = (
+                f"{one['num_normal']} normal and {one['num_anomalous']} anomalous images, {one['num_masks']} masks"
+            )
+            say(f"{title} {one['name']}: {counts}")
+    say(f"weights: {plan['trained_weights']:,} trained, {plan['frozen_weights']:,} frozen")
+    steps = f"{plan['num_steps']} of {plan['images_per_step']} images ({plan['num_epochs']:g} epochs)"
+    say(f"steps: {steps} on {plan['device']}, {plan['step_seconds']:.3g} s each")
+    if plan["cache_bytes"] is not None:
+        size = f"{plan['cache_bytes'] / 1e9:.2g} GB in {arguments.cache_features}"
+        say(f"feature cache: {size}, {plan['cache_image_seconds']:.3g} s for each image")
+    say(f"memory: {plan['memory_bytes'] / 1e9:.2g} GB in the measured steps")
+    say(f"estimated time: {_duration(plan['seconds'])}, without evaluation. Nothing was trained or written.")
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def _print_result(result: dict[str, Any]) -> None:

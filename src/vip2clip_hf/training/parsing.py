@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import enum
 import inspect
 import json
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from .arguments import DataArguments, ModelArguments, ViP2ClipTrainingArguments
+from .named_recipes import recipe_path
 
 
 _TYPES = (ModelArguments, DataArguments, ViP2ClipTrainingArguments)
@@ -21,15 +23,19 @@ _USAGE = "vip2clip train [CONFIG] [--NAME VALUE ...]"
 _DESCRIPTION = """\
 Train adapters on datasets with defects, evaluate them on other datasets, and write a checkpoint.
 
-CONFIG is a JSON or YAML file that maps argument names to values. Arguments on the command line override it.
+CONFIG is a JSON or YAML file that maps argument names to values. --recipe NAME is one of the files of the package.
+CONFIG overrides the recipe, and arguments on the command line override both.
 To train on several GPUs, run: accelerate launch training/train.py [CONFIG] [--NAME VALUE ...]
 To resume an interrupted run, add --resume_from_checkpoint true to the same command."""
 _EPILOG = """\
 examples:
-  vip2clip train training/configs/tiny.json --clip CLIP --train_data A --eval_data B
+  vip2clip train --recipe tiny --clip CLIP --train_data A --eval_data B
+  vip2clip train --recipe mvtec --dry-run
   vip2clip train --clip CLIP --train_data mvtec=MVTec --eval_data visa=VisA --cache_features cache
 
 All arguments of transformers.TrainingArguments are accepted. Use --help-all to list them."""
+# Arguments of the command itself.
+_FLAGS = ("recipe", "list_recipes", "print_config", "dry_run")
 # Help of inherited arguments that work differently here.
 _HELP = {
     "push_to_hub": "Whether to publish the final checkpoint on the Hub. Requires hub_model_id.",
@@ -60,8 +66,18 @@ def make_parser(show_all: bool = False) -> HfArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--help-all", action="store_true", help="show all arguments and exit")
+    parser.add_argument("--recipe", metavar="NAME", help="start from a recipe of the package, see --list-recipes")
+    parser.add_argument("--list-recipes", action="store_true", help="list the recipes of the package and exit")
+    parser.add_argument(
+        "--print-config", action="store_true", help="print the arguments that are set as a JSON file, and exit"
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print what would be trained, with times from a few measured steps, and exit",
+    )
     shown = {field.name for dataclass in (ModelArguments, DataArguments) for field in fields(dataclass)}
-    shown |= {"help", "help_all", "bf16", "eval_strategy", *_HELP}
+    shown |= {"help", "help_all", "bf16", "eval_strategy", *_FLAGS, *_HELP}
     shown |= set(inspect.get_annotations(ViP2ClipTrainingArguments))
     shown -= {"remove_unused_columns", "logging_nan_inf_filter", "dataloader_pin_memory"}  # rarely changed
     for action in parser._actions:
@@ -73,7 +89,7 @@ def make_parser(show_all: bool = False) -> HfArgumentParser:
 
 def parse_arguments(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments, ViP2ClipTrainingArguments]:
     """
-    Parse `[CONFIG] [--name value ...]`. The command line overrides the file.
+    Parse `[CONFIG] [--name value ...]`. The command line overrides the file, which overrides the recipe.
 
     Args:
         argv (`Sequence[str]`): command line without the name of the command.
@@ -83,25 +99,62 @@ def parse_arguments(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments,
 
     Raises:
         OSError: if the configuration file does not exist.
-        ValueError: if the file does not contain an object, or if the name or the value of an argument is not valid.
+        ValueError: if the file does not contain an object, if there is no such recipe, or if the name or the value of
+            an argument is not valid.
         SystemExit: if a value has the wrong type. The parser prints the usage.
     """
+    parsed: Any = make_parser().parse_args_into_dataclasses(args=_expand(argv), return_remaining_strings=True)
+    model_arguments, data_arguments, training_arguments, _, unknown = parsed
+    if unknown:
+        raise ValueError(f"Unknown argument {unknown[0]!r}{_hint(unknown[0].lstrip('-'))}")
+    return model_arguments, data_arguments, training_arguments
+
+
+def given_arguments(argv: Sequence[str]) -> dict[str, Any]:
+    """
+    Return the arguments that are set by a recipe, a file or the command line, as the content of a CONFIG file.
+
+    Args:
+        argv (`Sequence[str]`): command line without the name of the command.
+
+    Returns:
+        `dict[str, Any]`: values by name, JSON-serializable.
+
+    Raises:
+        OSError, ValueError, SystemExit: see [`parse_arguments`].
+    """
+    parse_arguments(argv)  # to check the values
+    parser = make_parser()
+    for action in parser._actions:
+        action.default = argparse.SUPPRESS
+    found = vars(parser.parse_args(_expand(argv)))
+    return {
+        name: value.value if isinstance(value, enum.Enum) else value
+        for name, value in found.items()
+        if name not in (*_FLAGS, "help_all")
+    }
+
+
+def _expand(argv: Sequence[str]) -> list[str]:
+    """Replace the recipe and the configuration file by the arguments that they contain."""
     argv = list(argv)
+    files = []
     if argv and not argv[0].startswith("-"):
-        path, argv = Path(argv[0]), argv[1:]
-        options = []
+        files.append(Path(argv.pop(0)))
+    only_recipe = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    only_recipe.add_argument("--recipe")
+    found, argv = only_recipe.parse_known_args(argv)
+    if found.recipe is not None:
+        files.insert(0, recipe_path(found.recipe))
+    options: list[str] = []
+    for path in files:
         for name, value in _read(path).items():
             if name not in _NAMES:
                 raise ValueError(f"{path} contains the unknown argument {name!r}{_hint(str(name))}")
             if value is not None:
                 values = value if isinstance(value, list) else [value]
                 options += [f"--{name}", *(item if isinstance(item, str) else json.dumps(item) for item in values)]
-        argv = options + argv  # if an argument occurs twice, the parser uses the last value
-    parsed: Any = make_parser().parse_args_into_dataclasses(args=argv, return_remaining_strings=True)
-    model_arguments, data_arguments, training_arguments, _, unknown = parsed
-    if unknown:
-        raise ValueError(f"Unknown argument {unknown[0]!r}{_hint(unknown[0].lstrip('-'))}")
-    return model_arguments, data_arguments, training_arguments
+    return options + argv  # if an argument occurs twice, the parser uses the last value
 
 
 def _hint(name: str) -> str:
@@ -126,4 +179,4 @@ def _read(path: Path) -> dict[str, Any]:
     return config
 
 
-__all__ = ["make_parser", "parse_arguments"]
+__all__ = ["given_arguments", "make_parser", "parse_arguments"]

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,11 +61,98 @@ def run_training(
             other files that would be replaced, or if it cannot be written.
         RuntimeError: if the loss is not finite.
     """
+    folder = check_target(arguments.output_dir)
+    prepared = prepare_training(model_arguments, data_arguments, arguments, before_training=before_training)
+    trainer, model, image_processor = prepared.trainer, prepared.trainer.model, prepared.trainer.image_processor
+    eval_datasets = prepared.eval_datasets
+    trainer.files = (RESULTS_FILE,)
+    resume: Any = arguments.resume_from_checkpoint
+    resume = True if str(resume).lower() == "true" else None if str(resume).lower() == "false" else resume
+    with trainer.locked():  # until the results are written
+        trainer.train(resume_from_checkpoint=resume)
+        first = trainer.is_world_process_zero()
+        recipe = {"variant": model_arguments.variant, **describe_recipe(trainer)}
+        run = {"recipe": recipe, "versions": versions()}
+        if first:  # before the evaluation, which can fail
+            write_checkpoint(model, image_processor, folder, adapters_only=data_arguments.adapters_only, run=run)
+            trainer.record_files([path.name for path in folder.iterdir() if is_checkpoint_file(path.name)])
+        history = [entry for entry in trainer.state.log_history if "loss" in entry]
+        report: dict[str, Any] = {
+            "training_sets": model.provenance.training_sets,
+            "losses": [entry["loss"] for entry in history],
+            "history": history,
+            "results": [],
+            **run,
+        }
+        if prepared.eval_sources:
+            chosen = trainer.state.best_model_checkpoint if arguments.load_best_model_at_end else None
+            trainer.evaluate()
+            for source, dataset in zip(prepared.eval_sources, prepared.eval_sets):
+                seen = find_training_overlap(model.provenance.training_sets, dataset, source.benchmark)
+                result = {"name": source.name, "benchmark": source.benchmark, "trained_on": seen}
+                if chosen is not None and arguments.metric_for_best_model is not None:
+                    result["chosen_on"] = describe_selection(
+                        arguments.metric_for_best_model, source.name, eval_datasets
+                    )
+                report["results"].append({**result, **trainer.results[source.name]})
+        if first:
+            write_atomically(Path(folder, RESULTS_FILE), to_json(without_nan(report)))
+            trainer.record_files([RESULTS_FILE])
+            write_card(folder, {**run, "results": report["results"]})
+    return report
+
+
+@dataclass
+class PreparedTraining:
+    """
+    A training that is ready to start: the trainer, and the datasets as they were named.
+
+    Args:
+        trainer ([`ViP2ClipTrainer`]): the trainer.
+        train_sources, eval_sources (`list[DataSource]`): names and locations of the datasets.
+        train_sets, eval_sets (`list[datasets.Dataset]`): their images, in the same order.
+    """
+
+    trainer: ViP2ClipTrainer
+    train_sources: list[DataSource]
+    train_sets: list["Dataset"]
+    eval_sources: list[DataSource]
+    eval_sets: list["Dataset"]
+
+    @property
+    def train_dataset(self) -> "Dataset":
+        """All images to train on, with their options for masks."""
+        return concatenate(self.train_sources, self.train_sets)
+
+    @property
+    def eval_datasets(self) -> dict[str, "Dataset"]:
+        """The datasets to evaluate on by name, with their options for masks."""
+        return {s.name: concatenate([s], [dataset]) for s, dataset in zip(self.eval_sources, self.eval_sets)}
+
+
+def prepare_training(
+    model_arguments: ModelArguments,
+    data_arguments: DataArguments,
+    arguments: ViP2ClipTrainingArguments,
+    *,
+    before_training: Callable[[], None] | None = None,
+) -> PreparedTraining:
+    """
+    Load the data and the model of a training.
+
+    Args:
+        model_arguments, data_arguments, arguments, before_training: see [`run_training`].
+
+    Returns:
+        [`PreparedTraining`]: the training.
+
+    Raises:
+        ValueError, OSError: see [`run_training`].
+    """
     if not data_arguments.train_data:
         raise ValueError("--train_data is missing; expected one or more datasets to train on.")
     train_sources, train_sets = _read_sources(data_arguments, data_arguments.train_data, data_arguments.train_split)
     eval_sources, eval_sets = _read_sources(data_arguments, data_arguments.eval_data, data_arguments.eval_split)
-    folder = check_target(arguments.output_dir)
     if before_training is not None:
         before_training()
     model = _build_model(model_arguments, arguments.seed)
@@ -90,41 +178,7 @@ def run_training(
             for source, dataset in zip(train_sources, train_sets)
         ],
     )
-    trainer.files = (RESULTS_FILE,)
-    resume: Any = arguments.resume_from_checkpoint
-    resume = True if str(resume).lower() == "true" else None if str(resume).lower() == "false" else resume
-    with trainer.locked():  # until the results are written
-        trainer.train(resume_from_checkpoint=resume)
-        first = trainer.is_world_process_zero()
-        recipe = {"variant": model_arguments.variant, **describe_recipe(trainer)}
-        run = {"recipe": recipe, "versions": versions()}
-        if first:  # before the evaluation, which can fail
-            write_checkpoint(model, image_processor, folder, adapters_only=data_arguments.adapters_only, run=run)
-            trainer.record_files([path.name for path in folder.iterdir() if is_checkpoint_file(path.name)])
-        history = [entry for entry in trainer.state.log_history if "loss" in entry]
-        report: dict[str, Any] = {
-            "training_sets": model.provenance.training_sets,
-            "losses": [entry["loss"] for entry in history],
-            "history": history,
-            "results": [],
-            **run,
-        }
-        if eval_sources:
-            chosen = trainer.state.best_model_checkpoint if arguments.load_best_model_at_end else None
-            trainer.evaluate()
-            for source, dataset in zip(eval_sources, eval_sets):
-                seen = find_training_overlap(model.provenance.training_sets, dataset, source.benchmark)
-                result = {"name": source.name, "benchmark": source.benchmark, "trained_on": seen}
-                if chosen is not None and arguments.metric_for_best_model is not None:
-                    result["chosen_on"] = describe_selection(
-                        arguments.metric_for_best_model, source.name, eval_datasets
-                    )
-                report["results"].append({**result, **trainer.results[source.name]})
-        if first:
-            write_atomically(Path(folder, RESULTS_FILE), to_json(without_nan(report)))
-            trainer.record_files([RESULTS_FILE])
-            write_card(folder, {**run, "results": report["results"]})
-    return report
+    return PreparedTraining(trainer, train_sources, train_sets, eval_sources, eval_sets)
 
 
 def _read_sources(
@@ -173,4 +227,4 @@ def _build_model(arguments: ModelArguments, seed: int) -> ViP2ClipForAnomalyDete
     )
 
 
-__all__ = ["run_training"]
+__all__ = ["PreparedTraining", "prepare_training", "run_training"]
