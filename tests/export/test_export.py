@@ -513,7 +513,7 @@ def test_command_with_the_bundled_checkpoint(tmp_path):
     done = run_export("--output", tmp_path / "exported")
     assert done.exit_code == 0, done.output
     assert "small bundled checkpoint" in done.stderr
-    assert "model.onnx: 1" in done.stdout
+    assert "model.onnx: 2" in done.stdout
     assert "Largest deviation from PyTorch: scores " in done.stdout
     assert "torch.onnx" not in done.output  # no output of the exporter
     processor = ViP2ClipImageProcessor.from_pretrained(tmp_path / "exported")

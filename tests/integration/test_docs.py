@@ -156,7 +156,7 @@ PREPARED: dict[str, Callable[[Path], object]] = {
     "hazelnut_toy": _data_set(3),
     "cookies": _data_set(4),
     "magnetic_tile": _data_set(5),
-    "generated": _data_set(6),
+    "synthetic_set": _data_set(6),
     "TOWER": lambda folder: _clip(folder, layers=12, patch=14, side=224),
     "CLIP": lambda folder: _clip(folder, layers=12, patch=16, side=224),
     # Sizes that match the recorded checkpoint of the authors' code.
