@@ -94,7 +94,7 @@ def run_demo(
     save_figure(figure, sheet)
     say(f"Drew the results in {sheet}. The detector of step 3 is {checkpoint}; its report is {REPORT_NAME} there.")
     say("Not everything is found: docs/tiny.md has the rates for this part and others.")
-    say(f"Took {time.perf_counter() - start:.0f} seconds. Next, with photos of good parts of your own:")
+    say(f"Took {time.perf_counter() - start:.0f} seconds. Next, with your own photos of good parts:")
     say("   vip2clip adapt good_photos --output my-part")
     return {
         "zero_shot": {name: _decision(result) for name, result in zero_shot.items()},

@@ -8,10 +8,11 @@ from safetensors.torch import load_file, save_file
 
 from training.build_tiny import adapters, recipe, study, tables
 from training.build_tiny.__main__ import main, make_parser
-from vip2clip_hf import AnomalyDetectionPipeline, ViP2ClipForAnomalyDetection
+from vip2clip_hf import AnomalyDetectionPipeline, ViP2ClipConfig, ViP2ClipForAnomalyDetection
 from vip2clip_hf.data.synthetic.dataset import generate_image, write_dataset
 from vip2clip_hf.data.synthetic.defects import DEFECTS
 from vip2clip_hf.data.synthetic.scenes import SCENES
+from vip2clip_hf.training.named_recipes import recipe_path
 
 
 @pytest.mark.parametrize("kind", SCENES)
@@ -44,6 +45,12 @@ def test_thresholds_are_those_of_the_datasets_left_out():
     assert best == pytest.approx(1.5)
 
 
+def test_spread_of_undefined_metrics():
+    assert tables.spread([50.0, 52.0]) == "51.0 ± 1.4"
+    assert tables.spread([50.0]) == "50.0"
+    assert tables.spread([50.0, float("nan")]) == "nan ± nan"  # undefined, not an error
+
+
 def test_only_the_backbone_is_stored_in_half(tmp_path):
     path = tmp_path / "model.safetensors"
     save_file({"clip.one": torch.tensor([0.1, 2.0]), "prompts": torch.tensor([0.1])}, path, {"format": "pt"})
@@ -56,11 +63,18 @@ def test_only_the_backbone_is_stored_in_half(tmp_path):
     assert load_file(path)["clip.one"].dtype == torch.float32  # unchanged
 
 
-def test_variants_differ_in_the_fields_of_the_study():
-    changed = {name: release for name, (_, release) in study.FIELDS.items()}
-    from vip2clip_hf.models.vip2clip.configuration_tables_vip2clip import VARIANTS
-
-    assert changed == {**VARIANTS["release"]}
+def test_the_recipe_is_that_of_the_package(tmp_path):
+    """`vip2clip train --recipe tiny` and the build train in the same way."""
+    built, packaged = recipe.Recipe(), json.loads(recipe_path("tiny").read_text(encoding="utf-8"))
+    assert packaged == {
+        "clip": "random-tiny", "output_dir": "outputs/tiny", "variant": built.variant, **built.config,
+        "image_size": built.image_size, "feature_layers": list(built.layers), "top_k": recipe.TOP_K,
+        "num_train_epochs": built.epochs, "average_weights_from": built.average_from,
+        "per_device_train_batch_size": recipe.BATCH_SIZE, "learning_rate": built.rates[0],
+        "perception_learning_rate": built.rates[1],
+    }  # fmt: skip
+    assert ViP2ClipConfig().smoothing_sigma == recipe.SMOOTHING
+    assert built.image_size == recipe.REFERENCE_SIZE  # neither is scaled
 
 
 @pytest.mark.slow
@@ -79,7 +93,7 @@ def test_all_stages(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(study, "ENTRIES", {study.SHIPPED: small})
     monkeypatch.setattr(study, "REFERENCES", (1, 2))
     monkeypatch.setattr(adapters, "REFERENCES", (1, 2))
-    monkeypatch.setattr(recipe, "EXAMPLES", ("000.png",))
+    monkeypatch.setattr(recipe, "EXAMPLES", ("good/000.png",))
     monkeypatch.setattr(recipe, "ALL", ("weave",))
     roots = [
         str(write_dataset(tmp_path / name, (category,), num_normal=3, num_anomalous=1, size=64, num_train=3))

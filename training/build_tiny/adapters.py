@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from vip2clip_hf import ViP2ClipForAnomalyDetection
-from vip2clip_hf.utils.files import new_folder, umask
+from vip2clip_hf.utils.files import apply_umask, new_folder
 
 from .study import RECIPE, REFERENCES, SHIPPED, Results, Study, file_of
 from .tables import table_by_set
@@ -102,8 +102,7 @@ def build_adapters(options: argparse.Namespace) -> None:
         store_backbone_in_half(target / "model.safetensors")
         processor.save_pretrained(target)
         (target / "README.md").write_text(card, encoding="utf-8")
-        for path in target.iterdir():  # some writers create files that only their owner can read
-            path.chmod(0o666 & ~umask())
+        apply_umask(target)
     check_storage(model, Path(options.checkpoint))
     size = Path(options.checkpoint, "model.safetensors").stat().st_size
     print(f"Wrote the checkpoint to {options.checkpoint}: {size / 1e6:.1f} MB")

@@ -13,7 +13,7 @@ from vip2clip_hf.models.vip2clip.backbone_vip2clip import load_clip
 from vip2clip_hf.models.vip2clip.state_words_vip2clip import CLIP_VOCAB_SIZE, STATE_WORD_TOKEN_IDS
 from vip2clip_hf.models.vit_reading import read_vit
 from vip2clip_hf.models.vit_to_clip import vit_to_clip
-from vip2clip_hf.utils.files import new_folder, umask
+from vip2clip_hf.utils.files import apply_umask, new_folder
 
 
 DEFAULT_VIT = "timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k"
@@ -34,8 +34,7 @@ def assemble_tower(options: argparse.Namespace) -> None:
         with new_folder(options.output) as folder:
             clip.half().save_pretrained(folder)
             state_word_tokenizer().save_pretrained(folder)
-            for path in folder.iterdir():  # some writers create files that only their owner can read
-                path.chmod(0o666 & ~umask())
+            apply_umask(folder)
     size = os.stat(os.path.join(options.output, "model.safetensors")).st_size
     print(f"Wrote the tower to {options.output}: {size / 1e6:.1f} MB")
 

@@ -111,7 +111,7 @@ class Recipe:
     def train(
         self,
         model: ViP2ClipForAnomalyDetection,
-        sets: "dict[str, TrainingSet]",
+        sets: dict[str, TrainingSet],
         seed: int,
         cache: Path,
     ) -> ViP2ClipImageProcessor:
@@ -157,12 +157,15 @@ def load_sets(roots: Sequence[str], folder: Path) -> dict[str, TrainingSet]:
     """
     sets = {}
     for root in roots:
-        dataset = load_folder(root)
-        kept = [n for n, name in enumerate(dataset["image_id"]) if not name.endswith(EXAMPLES)]
         name = Path(root).name
-        sets[name] = TrainingSet(name, dataset.select(kept))
+        sets[name] = TrainingSet(name, without_examples(load_folder(root)))
     sets[GENERATED] = synthetic_set(folder)
     return sets
+
+
+def without_examples(dataset: datasets.Dataset) -> datasets.Dataset:
+    """Return a dataset without the example photos of the package."""
+    return dataset.select([n for n, name in enumerate(dataset["image_id"]) if not name.endswith(EXAMPLES)])
 
 
 def synthetic_set(folder: Path, count: int = SYNTHETIC) -> TrainingSet:

@@ -9,15 +9,16 @@ from typing import Any
 
 import torch
 
-from vip2clip_hf import ViP2ClipForAnomalyDetection, ViP2ClipImageProcessor
+from vip2clip_hf import ViP2ClipConfig, ViP2ClipForAnomalyDetection, ViP2ClipImageProcessor
 from vip2clip_hf.data.sources import DataSource
 from vip2clip_hf.evaluation.evaluator import evaluate_model
 from vip2clip_hf.evaluation.recorder import EvaluationRecorder
 from vip2clip_hf.evaluation.reference_sets import EvaluatedSet, ReferenceChoice, evaluated_sets
 from vip2clip_hf.models.vip2clip.backbone_vip2clip import backbone_checksum, load_clip
+from vip2clip_hf.models.vip2clip.configuration_tables_vip2clip import VARIANTS
 from vip2clip_hf.utils.files import write_atomically
 
-from .recipe import EXAMPLES, GENERATED, Recipe, load_sets, synthetic_set
+from .recipe import GENERATED, Recipe, load_sets, synthetic_set, without_examples
 from .yardsticks import local_contrast
 
 
@@ -26,12 +27,7 @@ RELEASE = replace(RECIPE, variant="release", config={})
 PAPER = replace(RECIPE, variant="paper", config={})
 # Fields in which the variants differ: values of the paper and of the authors' released code.
 FIELDS: dict[str, tuple[Any, Any]] = {
-    "normal_word": ("good", "damaged"),
-    "fgp_num_heads": (1, 8),
-    "fgp_scaled": (True, False),
-    "image_score": ("pooled_features", "mean_logits"),
-    "image_embeds_layernorm": (True, False),
-    "focal_smooth": (0.0, 1e-5),
+    name: (getattr(ViP2ClipConfig(), name), value) for name, value in VARIANTS["release"].items()
 }
 
 
@@ -124,9 +120,7 @@ class Study:
     def _metrics(
         self, model: ViP2ClipForAnomalyDetection, processor: ViP2ClipImageProcessor, one: EvaluatedSet
     ) -> dict[str, Any]:
-        dataset = one.dataset.select(
-            [n for n, name in enumerate(one.dataset["image_id"]) if not name.endswith(EXAMPLES)]
-        )
+        dataset = without_examples(one.dataset)
         banks, recorder = one.references(model, processor), EvaluationRecorder(len(dataset))
         result = evaluate_model(model, processor, dataset, batch_size=16, references=banks, recorder=recorder)
         thresholds = [category["pixel_f1_threshold"] for category in result["categories"].values()]

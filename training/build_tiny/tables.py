@@ -2,8 +2,9 @@
 
 import argparse
 import re
-import statistics
 from collections.abc import Sequence
+
+import numpy as np
 
 from .study import CONTRAST, ENTRIES, METRICS, PREVIOUS, REFERENCES, SHIPPED, UNTRAINED, Study, file_of, run_study
 
@@ -26,8 +27,8 @@ def seeds_of(study: Study, entry: str, held_out: str, count: int) -> dict[int, d
 
 def spread(values: Sequence[float]) -> str:
     """Format mean and standard deviation."""
-    deviation = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.1f}{deviation}"
+    deviation = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.1f}{deviation}"
 
 
 def table_by_set(study: Study, entries: Sequence[tuple[str, str, int]]) -> str:
@@ -74,7 +75,7 @@ def table_of_means(study: Study, entries: Sequence[str], count: int = 0) -> str:
             continue
         cells = [spread([one[seed]["image_auroc"] for seed in seeds]) for one in found]
         for name in ("image_auroc", "pixel_auroc", "pixel_aupro"):
-            cells.append(spread([statistics.mean(one[seed][name] for one in found) for seed in seeds]))
+            cells.append(spread([float(np.mean([one[seed][name] for one in found])) for seed in seeds]))
         bold = "**" if entry == SHIPPED else ""
         lines.append(f"| {bold}{entry}{bold} | {' | '.join(cells)} | {len(seeds)} |")
     return "\n".join(lines)

@@ -17,7 +17,7 @@ from ..models.vip2clip.modeling_vip2clip import ViP2ClipForAnomalyDetection
 from ..models.vip2clip.pretrained_vip2clip import CUSTOM_PIPELINES
 from ..models.vip2clip.provenance_vip2clip import BackboneReference, Provenance
 from ..models.vip2clip.reference_files_vip2clip import FEATURES_NAME, REFERENCES_NAME
-from ..utils.files import umask
+from ..utils.files import apply_umask, umask
 from ..utils.text import encodable
 from .card import is_generated, model_card
 from .weights import check_unwrapped
@@ -193,8 +193,7 @@ def _write(
     _add_to_json(folder / "preprocessor_config.json", {"auto_map": PROCESSOR_AUTO_MAP})
     for path in CODE_FILES:
         shutil.copyfile(path, folder / path.name)
-    for path in folder.iterdir():  # some libraries write files that only their owner can read
-        path.chmod(0o666 & ~umask())
+    apply_umask(folder)
     card = model_card(
         model.config, run, model.decision, model.provenance, model.references, adapters_only=adapters_only
     )

@@ -17,7 +17,7 @@ from ..models.vip2clip.modeling_vip2clip import ViP2ClipForAnomalyDetection
 from ..models.vip2clip.pipeline_steps_vip2clip import bank_of, score_settings
 from ..models.vip2clip.reference_bank_vip2clip import ReferenceBank
 from ..utils.extras import extra
-from ..utils.files import check_new_folder, new_folder, umask
+from ..utils.files import apply_umask, check_new_folder, new_folder
 from .graph import ExportedDetector
 from .report import describe_export, export_card
 from .verification import OUTPUTS, check_deviation, compare_with_model, open_onnx, open_torch
@@ -215,8 +215,7 @@ def _export(
         report = describe_export(model, name, details, deviation, tolerance, settings, bank)
         (folder / "export.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         (folder / "README.md").write_text(export_card(report, image_processor), encoding="utf-8")
-        for path in folder.iterdir():  # some writers create files that only the owner can read
-            path.chmod(0o666 & ~umask())
+        apply_umask(folder)
     return {**report, "files": {path.name: path.stat().st_size for path in sorted(Path(output).iterdir())}}
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers.utils.hub import cached_file
 
-from ..utils.files import check_new_folder, new_folder, umask
+from ..utils.files import apply_umask, check_new_folder, new_folder
 from .backbone_features import deviation, original_features, tower_features
 from .small_text_tower import state_word_tokenizer
 from .vip2clip.backbone_vip2clip import backbone_checksum, load_clip
@@ -113,8 +113,7 @@ def build_backbone(
         clip.save_pretrained(folder)
         state_word_tokenizer().save_pretrained(folder)
         (folder / "README.md").write_text(card, encoding="utf-8")
-        for path in folder.iterdir():  # some writers create files that only their owner can read
-            path.chmod(0o666 & ~umask())
+        apply_umask(folder)
         written, _ = load_clip(folder)
         if backbone_checksum(written.state_dict(), written.dtype) != report["checksum"]:
             raise RuntimeError(f"The weights in {os.fspath(output)!r} are not those that were written; try again.")

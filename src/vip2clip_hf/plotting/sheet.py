@@ -7,7 +7,7 @@ from ..models.vip2clip.image_loading_vip2clip import load_image
 from ..models.vip2clip.mask_loading_vip2clip import marked_pixels
 from ..models.vip2clip.mask_options_vip2clip import MaskOptions
 from ..utils.figures import new_figure
-from .canvas import MASK_COLOR, TRUTH_COLOR, PhotoCanvas, bare, heat_colors, panel
+from .canvas import MASK_COLOR, TRUTH_COLOR, PhotoCanvas, bare, heat_colors, panel, shrink
 from .results import check_result, check_size, summary
 
 
@@ -49,7 +49,7 @@ def results_figure(
         `matplotlib.figure.Figure`: the figure; [`save_figure`] writes it to a file.
 
     Raises:
-        ValueError: if there are no images, the sequences differ in length, or a result or ground truth does not fit
+        ValueError: if `images` is empty, the sequences differ in length, or a result or ground truth does not fit
             its image.
         OSError: if an image cannot be read.
         ImportError: if matplotlib is not installed.
@@ -77,8 +77,8 @@ def results_figure(
         shown = PhotoCanvas(photo)
         heads = columns if number == 0 else [""] * len(columns)
         shown.draw(row[0], heads[0])
-        row[1].imshow(anomaly_map, cmap=heat_colors(), vmin=0, vmax=1, extent=shown.extent)
-        row[1].set_facecolor("white")
+        small = shrink(anomaly_map, shown.size)
+        row[1].imshow(small, cmap=heat_colors(), vmin=0, vmax=1, extent=shown.extent)
         bare(row[1], heads[1])
         shown.draw_map(row[2], anomaly_map, heads[2])
         shown.outline(row[2], mask, MASK_COLOR, "solid", "mask")

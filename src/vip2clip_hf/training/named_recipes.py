@@ -23,7 +23,7 @@ def recipe_path(name: str) -> Path:
         `pathlib.Path`: the JSON file.
 
     Raises:
-        ValueError: if there is no recipe of this name.
+        ValueError: if the recipe is unknown.
     """
     if name not in RECIPES:
         nearest = difflib.get_close_matches(name, RECIPES, n=1)

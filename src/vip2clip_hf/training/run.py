@@ -65,6 +65,10 @@ def run_training(
     prepared = prepare_training(model_arguments, data_arguments, arguments, before_training=before_training)
     trainer, model, image_processor = prepared.trainer, prepared.trainer.model, prepared.trainer.image_processor
     eval_datasets = prepared.eval_datasets
+    trainer.training_sets = [
+        describe_training_set(dataset, source.name, source.benchmark, source.split)
+        for source, dataset in zip(prepared.train_sources, prepared.train_sets)
+    ]
     trainer.files = (RESULTS_FILE,)
     resume: Any = arguments.resume_from_checkpoint
     resume = True if str(resume).lower() == "true" else None if str(resume).lower() == "false" else resume
@@ -173,10 +177,6 @@ def prepare_training(
         image_processor,
         train_dataset=concatenate(train_sources, train_sets),
         eval_dataset=eval_datasets or None,
-        training_sets=[
-            describe_training_set(dataset, source.name, source.benchmark, source.split)
-            for source, dataset in zip(train_sources, train_sets)
-        ],
     )
     return PreparedTraining(trainer, train_sources, train_sets, eval_sources, eval_sets)
 

@@ -25,6 +25,17 @@ def umask() -> int:
     return current
 
 
+def apply_umask(folder: Path) -> None:
+    """
+    Give the files of a folder the permissions of new files. Some libraries write files that only their owner can read.
+
+    Args:
+        folder (`pathlib.Path`): the folder. Its subfolders are not changed.
+    """
+    for path in folder.iterdir():
+        path.chmod(0o666 & ~umask())
+
+
 def check_new_folder(target: str | os.PathLike) -> None:
     """
     Check that a folder can be created at a path.
@@ -115,4 +126,4 @@ def file_names(names: Sequence[str]) -> dict[str, str]:
     return chosen
 
 
-__all__ = ["check_new_folder", "file_names", "new_folder", "umask", "write_atomically"]
+__all__ = ["apply_umask", "check_new_folder", "file_names", "new_folder", "umask", "write_atomically"]

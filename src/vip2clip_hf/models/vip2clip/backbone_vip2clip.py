@@ -261,11 +261,11 @@ def tokens_of(model: object, words: dict[str, str | None]) -> dict[str, Any] | N
     Return the token ids of a ViP²-CLIP model, if it has the same state words.
 
     Args:
-        model: a [`ViP2ClipForAnomalyDetection`]; of anything else, there are no token ids.
+        model: a [`ViP2ClipForAnomalyDetection`], or any other object.
         words (`dict[str, str | None]`): state words, with the keys `"normal"` and `"anomalous"`.
 
     Returns:
-        `dict[str, Any]`, *optional*: fields of [`ViP2ClipConfig`]. `None` if a word is another one.
+        `dict[str, Any]`, *optional*: fields of [`ViP2ClipConfig`]. `None` if a word differs, or for another object.
     """
     config: Any = getattr(model, "config", None)
     if getattr(config, "model_type", None) != "vip2clip":
