@@ -1,0 +1,334 @@
+"""Plans: what to train and evaluate for the tables and figures of the paper, read from YAML or JSON."""
+
+import dataclasses
+import difflib
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..data.benchmarks.registry import BENCHMARKS
+from ..data.sources import DataSource
+from ..models.vip2clip.configuration_vip2clip import ViP2ClipConfig
+from ..training.named_recipes import RECIPES
+
+
+_FOLDER = Path(__file__).with_name("plans")
+# Plans of the package.
+PLANS = {
+    "paper": "Tables 1 to 6 and Figures 3 to 7 with CLIP ViT-L/14@336px and the 15 benchmarks",
+    "small": "the same in minutes on two CPU cores, with the bundled backbone and generated images or your own",
+}
+BUNDLED, LEAVE_ONE_OUT, GENERATED = "bundled", "leave-one-out", "generated:"
+# Default values of the groups of settings. Their keys are the only ones allowed.
+GENERATED_DEFAULTS = {"num_normal": 6, "num_anomalous": 2, "size": 160}
+EFFICIENCY_DEFAULTS: dict[str, Any] = {"dataset": None, "images": 8, "batch_sizes": [1, 8]}
+EVALUATION_DEFAULTS = {
+    "batch_size": 8,
+    "num_workers": 0,
+    "aupro_convention": "exact",
+    "fpr_limit": 0.3,
+    "feature_memory": 0,
+}
+
+
+@dataclass(frozen=True)
+class Direction:
+    """
+    One training of the protocol, and the datasets to evaluate it on.
+
+    Args:
+        train (`tuple[str, ...]`): names of the datasets to train on.
+        evaluate (`tuple[str, ...]`): names of the datasets to evaluate on.
+    """
+
+    train: tuple[str, ...]
+    evaluate: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """
+    What to train and evaluate. The files `plans/*.yaml` of the package describe each field.
+
+    Args:
+        name (`str`): name of the plan.
+        backbone (`str`): folder or Hub id of a CLIP checkpoint, or `"bundled"`.
+        datasets (`dict[str, str]`): folder of each dataset, or `"generated: CATEGORIES"`, by name.
+        recipe (`str`): name of a recipe of `vip2clip train`.
+        training (`dict`): training arguments that replace those of the recipe.
+        model (`dict`): fields of [`ViP2ClipConfig`] that replace those of the recipe.
+        seeds (`tuple[int, ...]`): random seeds. Everything is trained once with each.
+        protocol (`tuple[Direction, ...]`): which training belongs to which dataset.
+        ablations (`tuple[str, ...]`): datasets of Tables 4 to 6 and Figure 6.
+        top_k (`tuple[int, ...]`): numbers of patches in Figure 6.
+        state_words (`tuple[tuple[str, str], ...]`): pairs of words in Table 6.
+        rows (`dict[str, tuple[str, ...]]`): settings to run, by number of a table. Other tables run completely.
+        generated, efficiency, evaluation (`dict`): settings of generated datasets, of Table 3 and of the evaluation.
+        pictures (`int`): number of images per dataset in Figures 3, 4 and 7.
+    """
+
+    name: str
+    backbone: str
+    datasets: dict[str, str]
+    recipe: str
+    training: dict[str, Any] = field(default_factory=dict)
+    model: dict[str, Any] = field(default_factory=dict)
+    seeds: tuple[int, ...] = (111,)
+    protocol: tuple[Direction, ...] = ()
+    ablations: tuple[str, ...] = ()
+    top_k: tuple[int, ...] = (1, 10, 20, 50, 100, 200)
+    state_words: tuple[tuple[str, str], ...] = (("good", "damaged"),)
+    rows: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    generated: dict[str, Any] = field(default_factory=lambda: dict(GENERATED_DEFAULTS))
+    efficiency: dict[str, Any] = field(default_factory=lambda: dict(EFFICIENCY_DEFAULTS))
+    evaluation: dict[str, Any] = field(default_factory=lambda: dict(EVALUATION_DEFAULTS))
+    pictures: int = 2
+
+    def direction(self, dataset: str) -> Direction | None:
+        """Return the training whose model is evaluated on a dataset. `None` if the protocol does not contain it."""
+        return next((one for one in self.protocol if dataset in one.evaluate), None)
+
+    def source(self, dataset: str) -> DataSource:
+        """Return name and location of a dataset that is not generated."""
+        return DataSource.parse(f"{dataset}={self.datasets[dataset]}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the plan as JSON-serializable values, as in a plan file."""
+        found = json.loads(json.dumps(dataclasses.asdict(self)))
+        del found["name"]
+        return found
+
+
+def plan_path(name: str | os.PathLike) -> Path:
+    """
+    Return the file of a plan.
+
+    Args:
+        name (`str` or `os.PathLike`): name of a plan of the package, one of `PLANS`, or a file.
+
+    Returns:
+        `pathlib.Path`: the file.
+
+    Raises:
+        OSError: if there is neither such a plan nor such a file.
+    """
+    if str(name) in PLANS:
+        return _FOLDER / f"{name}.yaml"
+    path = Path(name)
+    if not path.is_file():
+        raise OSError(f"Plan {str(name)!r} not found; expected {', '.join(PLANS)} or a YAML or JSON file.")
+    return path
+
+
+def read_plan(name: str | os.PathLike, data: Sequence[str] = (), seeds: Sequence[int] = ()) -> Plan:
+    """
+    Read a plan.
+
+    Args:
+        name (`str` or `os.PathLike`):
+            Name of a plan of the package (`"paper"`, `"small"`), or a YAML or JSON file.
+        data (`Sequence[str]`, *optional*):
+            Datasets as `[NAME=]ROOT`. With the protocol `leave-one-out`, they replace those of the plan. Otherwise
+            they set the folders of datasets of the plan.
+        seeds (`Sequence[int]`, *optional*):
+            Seeds that replace those of the plan.
+
+    Returns:
+        [`Plan`]: the plan.
+
+    Raises:
+        OSError: if the file does not exist.
+        ValueError: if the file is not valid, or a key or value is not allowed. The message contains the nearest key.
+    """
+    path = plan_path(name)
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is YAML
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a valid YAML or JSON file: {error}.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} contains a {type(content).__name__}; expected an object with the keys of a plan.")
+    return make_plan(content, path.stem, data, seeds)
+
+
+def make_plan(
+    content: Mapping[str, Any], name: str = "plan", data: Sequence[str] = (), seeds: Sequence[int] = ()
+) -> Plan:
+    """
+    Create a plan from the content of a plan file.
+
+    Args:
+        content (`Mapping[str, Any]`): the content.
+        name (`str`, defaults to `"plan"`): name of the plan.
+        data, seeds: see [`read_plan`].
+
+    Returns:
+        [`Plan`]: the plan.
+
+    Raises:
+        ValueError: see [`read_plan`].
+    """
+    names = [one.name for one in dataclasses.fields(Plan) if one.name != "name"]
+    _check_keys("the plan", content, names)
+    for required in ("backbone", "datasets", "recipe"):
+        if not content.get(required):
+            raise ValueError(f"{required} is missing from the plan; expected {_EXPECTED[required]}.")
+    values = {key: value for key, value in content.items() if value is not None}
+    for key, kind in _TYPES.items():
+        if key in values and (not isinstance(values[key], kind) or isinstance(values[key], bool)):
+            raise ValueError(f"{key} is {values[key]!r}; expected {_EXPECTED[key]}.")
+    datasets = {str(one): str(root) for one, root in values["datasets"].items()}
+    left_out = values.get("protocol", LEAVE_ONE_OUT) == LEAVE_ONE_OUT
+    if data:
+        datasets = _with_data(datasets, data, left_out)
+        if left_out:
+            values.pop("ablations", None)
+            values["efficiency"] = {**values.get("efficiency", {}), "dataset": None}
+    plan = Plan(
+        name=name,
+        backbone=values["backbone"],
+        datasets=datasets,
+        recipe=values["recipe"],
+        training=values.get("training", {}),
+        model=values.get("model", {}),
+        seeds=_numbers("seeds", list(seeds) or values.get("seeds", [111]), 0),
+        protocol=_protocol(values.get("protocol", LEAVE_ONE_OUT), datasets),
+        ablations=_known("ablations", values.get("ablations", list(datasets)), datasets),
+        top_k=_numbers("top_k", values.get("top_k", Plan.top_k), 1),
+        state_words=_words(values.get("state_words", Plan.state_words)),
+        rows={str(table): tuple(map(str, found)) for table, found in values.get("rows", {}).items()},
+        generated=_group("generated", values, GENERATED_DEFAULTS),
+        efficiency=_group("efficiency", values, EFFICIENCY_DEFAULTS),
+        evaluation=_group("evaluation", values, EVALUATION_DEFAULTS),
+        pictures=_numbers("pictures", [values.get("pictures", 2)], 1)[0],
+    )
+    _check(plan)
+    return plan
+
+
+_EXPECTED = {
+    "backbone": "the folder or Hub id of a CLIP checkpoint, or 'bundled'",
+    "datasets": "the folder of each dataset by name",
+    "recipe": f"one of {', '.join(RECIPES)}",
+    "training": "training arguments by name",
+    "model": "fields of ViP2ClipConfig by name",
+    "rows": "lists of settings by number of a table",
+    **dict.fromkeys(("generated", "efficiency", "evaluation"), "settings by name"),
+}
+_TYPES: dict[str, type] = {
+    "backbone": str, "recipe": str,
+    **dict.fromkeys(("datasets", "training", "model", "rows", "generated", "efficiency", "evaluation"), dict),
+}  # fmt: skip
+
+
+def _check_keys(place: str, found: Iterable[Any], allowed: Sequence[str]) -> None:
+    """Refuse unknown keys, with the nearest one."""
+    for key in found:
+        if key not in allowed:
+            nearest = difflib.get_close_matches(str(key), allowed, n=1)
+            hint = f"; did you mean {nearest[0]!r}?" if nearest else f"; expected {', '.join(allowed)}."
+            raise ValueError(f"{place[0].upper()}{place[1:]} contains the unknown key {key!r}{hint}")
+
+
+def _check(plan: Plan) -> None:
+    from ..training.arguments import ViP2ClipTrainingArguments
+    from .settings import rows_of
+
+    _check_keys("recipe", [plan.recipe], list(RECIPES))
+    _check_keys("model", plan.model, [one.name for one in dataclasses.fields(ViP2ClipConfig) if one.init])
+    allowed = [one.name for one in dataclasses.fields(ViP2ClipTrainingArguments) if one.init]
+    _check_keys("training", plan.training, allowed)
+    for fixed in {"output_dir", "seed", "resume_from_checkpoint", "push_to_hub", "eval_strategy"} & set(plan.training):
+        raise ValueError(f"training contains {fixed!r}, which the plan sets itself; remove it.")
+    tables = {number: rows_of(number, plan) for number in ("4", "5", "6")}
+    _check_keys("rows", plan.rows, list(tables))
+    for number, names in plan.rows.items():
+        _check_keys(f"rows of table {number}", names, tables[number])
+    if (chosen := plan.efficiency["dataset"]) is not None:
+        _known("efficiency.dataset", [chosen], plan.datasets)
+    convention = plan.evaluation["aupro_convention"]
+    if convention not in ("exact", "release"):
+        raise ValueError(f"evaluation.aupro_convention is {convention!r}; expected 'exact' or 'release'.")
+
+
+def _with_data(datasets: dict[str, str], data: Sequence[str], replace: bool) -> dict[str, str]:
+    """Set the folders of datasets."""
+    parsed = [DataSource.parse(text) for text in data]
+    names = [one.name for one in parsed]
+    if len(set(names)) < len(names):
+        raise ValueError(f"Several datasets have the same name: {', '.join(names)}; expected NAME=ROOT with names.")
+    if replace:
+        if len(parsed) < 2:
+            raise ValueError("There is one dataset; expected at least two, to train on one and evaluate on another.")
+        return {one.name: one.root for one in parsed}
+    _check_keys("--data", names, list(datasets))
+    return {**datasets, **{one.name: one.root for one in parsed}}
+
+
+def _protocol(found: Any, datasets: Mapping[str, str]) -> tuple[Direction, ...]:
+    """Read the protocol."""
+    if found == LEAVE_ONE_OUT:
+        return tuple(Direction(tuple(one for one in datasets if one != name), (name,)) for name in datasets)
+    if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
+        raise ValueError(f"protocol is {found!r}; expected {LEAVE_ONE_OUT!r} or a list of train and evaluate.")
+    directions = []
+    for one in found:
+        _check_keys("protocol", one, ["train", "evaluate"])
+        train, evaluate = (_known(f"protocol.{key}", one.get(key) or [], datasets) for key in ("train", "evaluate"))
+        if not train or not evaluate:
+            raise ValueError(f"protocol contains {one!r}; expected datasets under train and under evaluate.")
+        if both := set(train) & set(evaluate):
+            raise ValueError(f"protocol trains and evaluates on {', '.join(sorted(both))}; expected other datasets.")
+        directions.append(Direction(train, evaluate))
+    evaluated = [name for one in directions for name in one.evaluate]
+    if repeated := sorted({name for name in evaluated if evaluated.count(name) > 1}):
+        raise ValueError(f"protocol evaluates on {', '.join(repeated)} more than once; expected one training for each.")
+    return tuple(directions)
+
+
+def _known(key: str, names: Any, datasets: Mapping[str, str]) -> tuple[str, ...]:
+    if not isinstance(names, (list, tuple)):
+        raise ValueError(f"{key} is {names!r}; expected a list of datasets.")
+    _check_keys(key, names, list(datasets))
+    return tuple(names)
+
+
+def _numbers(key: str, values: Any, least: int) -> tuple[int, ...]:
+    valid = isinstance(values, (list, tuple)) and len(values) > 0
+    valid = valid and all(isinstance(one, int) and not isinstance(one, bool) and one >= least for one in values)
+    if not valid or len(set(values)) < len(values):
+        raise ValueError(f"{key} is {values!r}; expected different integers of at least {least}.")
+    return tuple(values)
+
+
+def _words(values: Any) -> tuple[tuple[str, str], ...]:
+    pairs = [tuple(pair) if isinstance(pair, (list, tuple)) else (pair,) for pair in values or []]
+    if not pairs or any(len(pair) != 2 or not all(isinstance(word, str) for word in pair) for pair in pairs):
+        raise ValueError(f"state_words is {values!r}; expected pairs of a normal and an anomalous word.")
+    return tuple((str(normal), str(anomalous)) for normal, anomalous in pairs)
+
+
+def _group(key: str, values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Read a group of settings with defaults."""
+    found = values.get(key, {})
+    _check_keys(key, found, list(defaults))
+    for name, value in found.items():
+        default = defaults[name]
+        number = isinstance(default, (int, float))
+        if number and (isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0):
+            raise ValueError(f"{key}.{name} is {value!r}; expected a number, at least 0.")
+        if isinstance(default, list):
+            _numbers(f"{key}.{name}", value, 1)
+    return {**defaults, **found}
+
+
+def is_benchmark(name: str) -> bool:
+    """Whether a name in a plan is one of the 15 benchmarks of the paper."""
+    return name.lower() in BENCHMARKS
+
+
+__all__ = ["BUNDLED", "GENERATED", "PLANS", "Direction", "Plan", "is_benchmark", "make_plan", "plan_path", "read_plan"]
