@@ -17,6 +17,9 @@ from .settings import digest_of
 if TYPE_CHECKING:
     from datasets import Dataset
 
+# Beginning of the problem of a dataset whose folder does not exist.
+NOT_FOUND = "data not found"
+
 
 class PlanDatasets:
     """
@@ -50,7 +53,7 @@ class PlanDatasets:
             except (OSError, ValueError) as error:
                 root = self.plan.datasets[name]
                 found = Path(root).exists()
-                self._problems[name] = f"data not readable: {error}" if found else f"data not found: {root}"
+                self._problems[name] = f"data not readable: {error}" if found else f"{NOT_FOUND}: {root}"
         return self._problems.get(name)
 
     def __getitem__(self, name: str) -> "Dataset":
@@ -138,24 +141,21 @@ class PlanDatasets:
             count, normal, masks = len(set(dataset["category"])), 0 in dataset["label"], count_masks(dataset) > 0
         return TableSet(name, title, None if benchmark is None else benchmark.name, domain, normal, masks, count)
 
-    def download_list(self, names: list[str]) -> list[str]:
+    def downloads(self, names: list[str]) -> list[str]:
         """
-        Say where to get the datasets that were not found.
+        Say where to get the benchmarks that were not found.
 
         Args:
             names (`list[str]`): names of datasets.
 
         Returns:
-            `list[str]`: a line for each dataset that was not found.
+            `list[str]`: a line for each benchmark whose folder was not found.
         """
         lines = []
         for name in names:
-            problem = self.problem(name)
-            if problem is None:
-                continue
-            benchmark = BENCHMARKS.get(name.lower())
-            where = f". Download it from {benchmark.source}" if benchmark and "not found" in problem else ""
-            lines.append(f"{name}: {problem}{where}")
+            problem, benchmark = self.problem(name), BENCHMARKS.get(name.lower())
+            if benchmark is not None and problem is not None and problem.startswith(NOT_FOUND):
+                lines.append(f"Download {benchmark.title} to {self.plan.datasets[name]} from {benchmark.source}")
         return lines
 
 

@@ -78,13 +78,14 @@ class RememberingDetector(ViP2ClipDetector):
     ) -> None:
         super().__init__(model, image_processor, name=name)
         self.memory = memory
+        self._pixels, self.prepare = self.prepare, self._prepare
         self._settings = repr([getattr(model.config, field) for field in _FIELDS])
 
-    def prepare(self, images: Sequence[Image.Image]) -> tuple[list[str], Any]:
+    def _prepare(self, images: Sequence[Image.Image]) -> tuple[list[str], Any]:
         """Return a key for each image, and the pixel values of those that are not in the memory."""
         keys = [self._key(image) for image in images]
         missing = {key: image for key, image in zip(keys, images) if key not in self.memory}
-        return keys, ({key: super(RememberingDetector, self).prepare([one]) for key, one in missing.items()})
+        return keys, {key: self._pixels([one]) for key, one in missing.items()}
 
     def score(self, batch: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Score a batch, see [`ViP2ClipDetector`]."""

@@ -26,7 +26,13 @@ PLANS = {
 BUNDLED, LEAVE_ONE_OUT, GENERATED = "bundled", "leave-one-out", "generated:"
 # Default values of the groups of settings. Their keys are the only ones allowed.
 GENERATED_DEFAULTS = {"num_normal": 6, "num_anomalous": 2, "size": 160}
-EFFICIENCY_DEFAULTS: dict[str, Any] = {"dataset": None, "images": 8, "batch_sizes": [1, 8]}
+EFFICIENCY_DEFAULTS: dict[str, Any] = {
+    "dataset": None,
+    "images": 8,
+    "batch_sizes": [1, 8],
+    "repeats": 10,
+    "variants": ["float32", "bfloat16"],
+}
 EVALUATION_DEFAULTS = {
     "batch_size": 8,
     "num_workers": 0,
@@ -236,6 +242,7 @@ def _check_keys(place: str, found: Iterable[Any], allowed: Sequence[str]) -> Non
 
 def _check(plan: Plan) -> None:
     from ..training.arguments import ViP2ClipTrainingArguments
+    from .efficiency import VARIANTS
     from .settings import rows_of
 
     _check_keys("recipe", [plan.recipe], list(RECIPES))
@@ -250,6 +257,7 @@ def _check(plan: Plan) -> None:
         _check_keys(f"rows of table {number}", names, tables[number])
     if (chosen := plan.efficiency["dataset"]) is not None:
         _known("efficiency.dataset", [chosen], plan.datasets)
+    _check_keys("efficiency.variants", plan.efficiency["variants"], list(VARIANTS))
     convention = plan.evaluation["aupro_convention"]
     if convention not in ("exact", "release"):
         raise ValueError(f"evaluation.aupro_convention is {convention!r}; expected 'exact' or 'release'.")
@@ -321,7 +329,7 @@ def _group(key: str, values: Mapping[str, Any], defaults: Mapping[str, Any]) -> 
         number = isinstance(default, (int, float))
         if number and (isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0):
             raise ValueError(f"{key}.{name} is {value!r}; expected a number, at least 0.")
-        if isinstance(default, list):
+        if isinstance(default, list) and name != "variants":
             _numbers(f"{key}.{name}", value, 1)
     return {**defaults, **found}
 

@@ -102,12 +102,13 @@ class Store:
         """Keep what is known of the datasets and the backbone."""
         write_atomically(self.folder / "known.json", to_json(known))
 
-    def lock(self, digest: str) -> FileLock | None:
+    def lock(self, digest: str, wait: bool = False) -> FileLock | None:
         """
         Lock a training or an evaluation, so that several programs can share the work in one folder.
 
         Args:
             digest (`str`): hash of the settings.
+            wait (`bool`, defaults to `False`): whether to wait until another program has finished.
 
         Returns:
             `filelock.FileLock`, *optional*: the lock. `None` if another program has it.
@@ -116,7 +117,7 @@ class Store:
         folder.mkdir(exist_ok=True)
         lock = FileLock(folder / digest)
         try:
-            lock.acquire(timeout=0)
+            lock.acquire(timeout=-1 if wait else 0)
         except Timeout:
             return None
         return lock
