@@ -42,14 +42,21 @@ if TYPE_CHECKING:
     from .evaluation import (
         EVALUATE_MODULE as EVALUATE_MODULE,
         AnomalyMetrics as AnomalyMetrics,
+        Detector as Detector,
         ReferenceChoice as ReferenceChoice,
+        TrainableDetector as TrainableDetector,
         evaluate_checkpoint as evaluate_checkpoint,
+        evaluate_detector as evaluate_detector,
         evaluate_model as evaluate_model,
         evaluate_sets as evaluate_sets,
     )
     from .export import export_onnx as export_onnx, export_torch as export_torch
     from .hub import push_checkpoint as push_checkpoint, save_checkpoint as save_checkpoint
-    from .inference import predict_checkpoint as predict_checkpoint, predict_to_folder as predict_to_folder
+    from .inference import (
+        ViP2ClipDetector as ViP2ClipDetector,
+        predict_checkpoint as predict_checkpoint,
+        predict_to_folder as predict_to_folder,
+    )
     from .models.vip2clip import (
         AnomalyDetectionPipeline as AnomalyDetectionPipeline,
         DecisionConfig as DecisionConfig,

@@ -10,8 +10,8 @@ from helpers.tiny import TINY
 from vip2clip_hf import ViP2ClipForAnomalyDetection
 from vip2clip_hf.data.loading import load_folder
 from vip2clip_hf.data.synthetic.dataset import write_dataset
-from vip2clip_hf.evaluation.evaluator import evaluate_model
 from vip2clip_hf.evaluation.metrics import METRICS
+from vip2clip_hf.evaluation.model_evaluation import evaluate_model
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from vip2clip_hf.data.loading import load_folder
 from vip2clip_hf.data.sources import DataSource
 from vip2clip_hf.data.synthetic.dataset import generate_image, write_dataset
 from vip2clip_hf.evaluation import runner as runner_module
-from vip2clip_hf.evaluation.evaluator import evaluate_model
+from vip2clip_hf.evaluation.model_evaluation import evaluate_model
 from vip2clip_hf.evaluation.published_references import (
     PUBLISHED_REFERENCES,
     REFERENCE_METHODS,

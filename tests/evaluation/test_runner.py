@@ -24,9 +24,9 @@ from vip2clip_hf.evaluation import (
     recorder as recorder_module,
     runner as runner_module,
 )
-from vip2clip_hf.evaluation.evaluator import evaluate_model
 from vip2clip_hf.evaluation.map_writer import MapWriter
 from vip2clip_hf.evaluation.metrics import AnomalyMetrics
+from vip2clip_hf.evaluation.model_evaluation import evaluate_model
 from vip2clip_hf.evaluation.reports import markdown_report, not_compared
 from vip2clip_hf.evaluation.runner import evaluate_sets
 from vip2clip_hf.hub.publishing import save_checkpoint

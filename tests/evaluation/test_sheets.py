@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from helpers.tiny import TINY
-from vip2clip_hf import ViP2ClipForAnomalyDetection
+from vip2clip_hf import ViP2ClipDetector, ViP2ClipForAnomalyDetection
 from vip2clip_hf.data.loading import load_folder
 from vip2clip_hf.data.synthetic.dataset import write_dataset
 from vip2clip_hf.evaluation.sheets import choose_examples, draw_sheet, write_sheets
@@ -40,7 +40,8 @@ def test_all_maps_have_the_same_colour_scale():
 def test_sheets_of_a_dataset(tmp_path, clip, image_processor):
     root = write_dataset(tmp_path / "set", ("stripes", "weave"), num_normal=3, num_anomalous=1, size=48)
     model = ViP2ClipForAnomalyDetection.from_clip(clip, **TINY).eval()
-    paths = write_sheets(model, image_processor, load_folder(root), tmp_path / "sheets", count=3, title="set")
+    detector = ViP2ClipDetector(model, image_processor)
+    paths = write_sheets(detector, load_folder(root), tmp_path / "sheets", count=3, title="set")
     assert [path.name for path in paths] == ["stripes.png", "weave.png"]
     for path in paths:
         with Image.open(path) as picture:
@@ -50,7 +51,7 @@ def test_sheets_of_a_dataset(tmp_path, clip, image_processor):
     assert sorted(path.name for path in (tmp_path / "sheets").iterdir()) == ["stripes.png", "weave.png"]
     # An existing sheet is kept.
     paths[0].write_bytes(b"mine")
-    write_sheets(model, image_processor, load_folder(root), tmp_path / "sheets", count=3)
+    write_sheets(detector, load_folder(root), tmp_path / "sheets", count=3)
     assert paths[0].read_bytes() == b"mine"
 
 

@@ -19,6 +19,7 @@ from vip2clip_hf import (
     DataSource,
     FeatureCache,
     MaskOptions,
+    ViP2ClipDetector,
     ViP2ClipForAnomalyDetection,
     ViP2ClipImageProcessor,
     ViP2ClipTrainer,
@@ -177,7 +178,7 @@ def test_calibration_and_sheets_read_the_same_pixels(noisy, image_processor, tmp
     drawn = []
     monkeypatch.setattr(sheets_module, "draw_sheet", lambda rows, *args: drawn.extend(rows) or None)
     monkeypatch.setattr(sheets_module, "save_figure", lambda *args: None)
-    write_sheets(model, image_processor, load_folder(noisy), tmp_path / "sheets")
+    write_sheets(ViP2ClipDetector(model, image_processor), load_folder(noisy), tmp_path / "sheets")
     assert sorted(int(row["mask"].sum()) for row in drawn) == [0, 0, 24 * 24, 30 * 30]
 
 
@@ -199,7 +200,7 @@ def test_a_mask_of_another_size_is_refused_with_the_same_words(tmp_path, model, 
         with pytest.raises(ValueError, match=words):
             trainer.train()
     with pytest.raises(ValueError, match=words):
-        write_sheets(model, image_processor, dataset, tmp_path / "sheets")
+        write_sheets(ViP2ClipDetector(model, image_processor), dataset, tmp_path / "sheets")
 
 
 def test_suspicious_masks_are_reported_before_a_run(tmp_path, model, clip, image_processor, caplog):

@@ -33,8 +33,8 @@ from vip2clip_hf import ViP2ClipForAnomalyDetection
 from vip2clip_hf.data import ViP2ClipCollator, load_folder
 from vip2clip_hf.data.synthetic.dataset import write_dataset
 from vip2clip_hf.evaluation import EVALUATE_MODULE
-from vip2clip_hf.evaluation.evaluator import evaluate_model
 from vip2clip_hf.evaluation.metrics import AnomalyMetrics
+from vip2clip_hf.evaluation.model_evaluation import evaluate_model
 from vip2clip_hf.hub.publishing import save_checkpoint
 from vip2clip_hf.training.feature_cache import FeatureCache
 
@@ -243,7 +243,7 @@ import torch
 import torch.distributed as dist
 from vip2clip_hf import ViP2ClipForAnomalyDetection, ViP2ClipImageProcessor
 from vip2clip_hf.data.loading import load_folder
-from vip2clip_hf.evaluation.evaluator import evaluate_model
+from vip2clip_hf.evaluation.model_evaluation import evaluate_model
 
 dist.init_process_group("gloo")
 torch.set_num_threads(1)

@@ -13,7 +13,7 @@ from vip2clip_hf import ViP2ClipConfig, ViP2ClipForAnomalyDetection, ViP2ClipIma
 from vip2clip_hf.checkpoints.bundled import bundled_checkpoint
 from vip2clip_hf.data.loading import load_folder
 from vip2clip_hf.data.synthetic.dataset import generate_image, write_dataset
-from vip2clip_hf.evaluation.evaluator import evaluate_model
+from vip2clip_hf.evaluation.model_evaluation import evaluate_model
 
 
 DTYPES = [torch.bfloat16, torch.float16]

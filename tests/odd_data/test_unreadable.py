@@ -19,7 +19,7 @@ from vip2clip_hf.cli import app
 from vip2clip_hf.data.checks import check_data
 from vip2clip_hf.data.loading import index_folder, load_folder
 from vip2clip_hf.data.sources import DataSource
-from vip2clip_hf.evaluation.evaluator import evaluate_model
+from vip2clip_hf.evaluation.model_evaluation import evaluate_model
 from vip2clip_hf.evaluation.runner import evaluate_sets
 from vip2clip_hf.inference.prediction import predict_to_folder
 

@@ -14,8 +14,8 @@ from helpers.training import assert_same_tensors, build_trainer, losses_of, with
 from vip2clip_hf import DecisionConfig, ReferenceBank, ViP2ClipForAnomalyDetection
 from vip2clip_hf.data.loading import load_folder
 from vip2clip_hf.data.synthetic.dataset import write_dataset
-from vip2clip_hf.evaluation.evaluator import evaluate_model
 from vip2clip_hf.evaluation.metrics import METRICS
+from vip2clip_hf.evaluation.model_evaluation import evaluate_model
 from vip2clip_hf.training import trainer as trainer_module
 from vip2clip_hf.training.arguments import ViP2ClipTrainingArguments
 from vip2clip_hf.training.checks import check_training_data

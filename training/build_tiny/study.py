@@ -11,7 +11,8 @@ import torch
 
 from vip2clip_hf import ViP2ClipConfig, ViP2ClipForAnomalyDetection, ViP2ClipImageProcessor
 from vip2clip_hf.data.sources import DataSource
-from vip2clip_hf.evaluation.evaluator import evaluate_model
+from vip2clip_hf.evaluation.evaluator import evaluate_detector
+from vip2clip_hf.evaluation.model_evaluation import evaluate_model
 from vip2clip_hf.evaluation.recorder import EvaluationRecorder
 from vip2clip_hf.evaluation.reference_sets import EvaluatedSet, ReferenceChoice, evaluated_sets
 from vip2clip_hf.models.vip2clip.backbone_vip2clip import backbone_checksum, load_clip
@@ -19,7 +20,7 @@ from vip2clip_hf.models.vip2clip.configuration_tables_vip2clip import VARIANTS
 from vip2clip_hf.utils.files import write_atomically
 
 from .recipe import GENERATED, Recipe, load_sets, synthetic_set, without_examples
-from .yardsticks import local_contrast
+from .yardsticks import LocalContrast
 
 
 RECIPE = Recipe()
@@ -36,7 +37,7 @@ def _with(recipe: Recipe, **fields: Any) -> Recipe:
 
 
 # Names of results in the files of the study.
-SHIPPED, UNTRAINED, CONTRAST, PREVIOUS = "recipe", "untrained", "local contrast", "another checkpoint"
+SHIPPED, UNTRAINED, CONTRAST, PREVIOUS = "recipe", "untrained", LocalContrast.name, "another checkpoint"
 ENTRIES: dict[str, Recipe] = {
     SHIPPED: RECIPE,
     "variant paper": PAPER,
@@ -159,9 +160,10 @@ class Study:
 
     def contrast(self, held_out: str) -> None:
         """Evaluate local contrast."""
+        detector = LocalContrast(RECIPE.image_size)
         self.stored(
             file_of(CONTRAST, held_out, 0),
-            lambda: {"0": local_contrast(self.sets[held_out].dataset, RECIPE.image_size)},
+            lambda: {"0": evaluate_detector(detector, self.sets[held_out].dataset)["mean"]},
         )
 
     def previous(self, checkpoint: str, held_out: str, seed: int) -> None:

@@ -1,38 +1,40 @@
 """Yardsticks of the study: a detector that needs no training."""
 
-import datasets
+from collections.abc import Sequence
+
 import numpy as np
+import torch
+from PIL import Image
 from scipy import ndimage
 
-from vip2clip_hf import ViP2ClipImageProcessor
-from vip2clip_hf.data.collator import ViP2ClipCollator, undecoded
-from vip2clip_hf.evaluation.metrics import AnomalyMetrics
-from vip2clip_hf.models.vip2clip.image_loading_vip2clip import load_image
 
-
-def local_contrast(dataset: datasets.Dataset, size: int) -> dict[str, float]:
+class LocalContrast:
     """
-    Compute the metrics of a trivial detector.
+    A trivial detector, see [`Detector`].
 
     The anomaly map is the smoothed absolute difference between a pixel and the mean of its neighbourhood. The image
     score is the maximum of the map.
 
     Args:
-        dataset (`datasets.Dataset`): the dataset.
-        size (`int`): side of the images and masks in pixels.
-
-    Returns:
-        `dict[str, float]`: means over the categories.
+        image_size (`int`): side of the images and maps in pixels.
     """
-    collator, rows = ViP2ClipCollator(ViP2ClipImageProcessor(size=size)), undecoded(dataset)
-    metrics = AnomalyMetrics()
-    for row in rows:
-        image = load_image(row["image"]).convert("L").resize((size, size))
-        grey = np.asarray(image, dtype=np.float32) / 255
-        contrast = ndimage.gaussian_filter(abs(grey - ndimage.uniform_filter(grey, size // 6)), size / 64)
-        batch = collator([row])
-        metrics.update(
-            contrast.max(keepdims=True)[0], batch["labels"], contrast[None], batch["mask_labels"],
-            [row["category"]], batch["mask_valid"],
-        )  # fmt: skip
-    return metrics.compute()["mean"]
+
+    name = "local contrast"
+
+    def __init__(self, image_size: int) -> None:
+        self.image_size = image_size
+
+    def prepare(self, images: Sequence[Image.Image]) -> torch.Tensor:
+        """Return gray images of shape `(batch_size, image_size, image_size)`, float32 in [0, 1]."""
+        size = (self.image_size, self.image_size)
+        gray = [np.asarray(image.convert("L").resize(size), dtype=np.float32) / 255 for image in images]
+        return torch.from_numpy(np.stack(gray))
+
+    def score(self, batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return scores of shape `(batch_size,)` and maps of shape `(batch_size, image_size, image_size)`."""
+        maps = torch.from_numpy(np.stack([self._contrast(gray) for gray in batch.numpy()]))
+        return maps.flatten(1).amax(dim=1), maps
+
+    def _contrast(self, gray: np.ndarray) -> np.ndarray:
+        difference = abs(gray - ndimage.uniform_filter(gray, self.image_size // 6))
+        return ndimage.gaussian_filter(difference, self.image_size / 64)

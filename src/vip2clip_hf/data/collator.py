@@ -6,22 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..models.vip2clip.image_loading_vip2clip import load_image, reading_options
 from ..models.vip2clip.image_processing_vip2clip import ViP2ClipImageProcessor
-from ..models.vip2clip.mask_loading_vip2clip import load_mask, mask_labels
-from ..models.vip2clip.mask_options_vip2clip import MASK_OPTIONS, MaskOptions
-from ..models.vip2clip.mask_regions_vip2clip import ReducedMask
-from ..utils.extras import extra
+from ..models.vip2clip.mask_options_vip2clip import MaskOptions
+from .targets import RowTargets, count_masks, undecoded
 
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-
-def count_masks(dataset: "Dataset") -> int:
-    """Number of anomalous images with a mask. No image is opened."""
-    columns = dataset.select_columns(["mask", "label"]).with_format("arrow")[:]
-    return sum(mask.is_valid and label.as_py() == 1 for mask, label in zip(columns["mask"], columns["label"]))
 
 
 def resolve_mask_options(
@@ -43,30 +34,6 @@ def resolve_mask_options(
     """
     options = MaskOptions(threshold=mask_threshold).over(mask_options or MaskOptions())
     return options.over(MaskOptions.of(image_processor))
-
-
-def shared_mask_options(dataset: "Dataset") -> MaskOptions:
-    """
-    Options of reading masks that all rows of a dataset have in common.
-
-    Args:
-        dataset (`datasets.Dataset`): dataset, with or without columns such as `mask_threshold`.
-
-    Returns:
-        [`MaskOptions`]: the options with one value in the whole dataset.
-    """
-    values = {name: set(dataset[name]) for name in MASK_OPTIONS.values() if name in dataset.column_names}
-    return MaskOptions.named({name: next(iter(found)) for name, found in values.items() if len(found) == 1})
-
-
-def undecoded(dataset: "Dataset", columns: Iterable[str] = ("image", "mask")) -> "Dataset":
-    """Turn off decoding of image columns. The image processor decodes them and its errors name unreadable files."""
-    with extra("data", "Reading a dataset"):
-        from datasets import Image
-
-    for column in columns:
-        dataset = dataset.cast_column(column, Image(decode=False))
-    return dataset
 
 
 @dataclass
@@ -147,62 +114,21 @@ class ViP2ClipCollator:
     def _collate(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         if "patch_embeds" in rows[0]:
             return self._collate_cached(rows)
-        if not all("image" in row and "label" in row for row in rows):
-            raise ValueError(
-                f"Rows have the columns {', '.join(sorted(rows[0]))}; expected image and label. If a Trainer removed "
-                "them, set remove_unused_columns=False."
-            )
-        ids = [row.get("image_id") for row in rows]
-        labels = [row["label"] for row in rows]
-        unknown = [image_id for image_id, label in zip(ids, labels) if label not in (None, 0, 1)]
-        if unknown:
-            raise ValueError(
-                f"The labels of the images {unknown} are {[label for label in labels if label not in (None, 0, 1)]}; "
-                "expected 0 (normal) or 1 (anomalous)."
-            )
-        unlabelled = [image_id for image_id, label in zip(ids, labels) if label is None]
-        if 0 < len(unlabelled) < len(rows):
-            raise ValueError(
-                f"The images {unlabelled} have no label; expected labels for all images of a batch or none."
-            )
-        masks = [row.get("mask") for row in rows]
-        reduced: list[ReducedMask] = []
+        targets = RowTargets(rows)
         try:
             batch = dict(self.image_processor([row["image"] for row in rows], return_tensors="pt"))
-            if self.pixel_labels and not unlabelled:
-                reduced = [self._mask(row, position) for position, row in enumerate(rows)]
-                batch["mask_labels"] = torch.stack([torch.from_numpy(mask.labels) for mask in reduced])
+            if self.pixel_labels and targets.is_labelled:
+                options = resolve_mask_options(self.image_processor, self.mask_threshold, self.mask_options)
+                targets.read_masks(options, self._mask_size())
         except ValueError as error:
-            raise ValueError(f"{error} The images of the batch are {ids}.") from error
-        if not unlabelled:
-            batch["labels"] = torch.tensor(labels)
-        if "mask_labels" in batch:
-            contradictory = (batch["labels"] == 0) & batch["mask_labels"].flatten(1).any(dim=1)
-            if contradictory.any():
-                found = [image_id for image_id, bad in zip(ids, contradictory) if bad]
-                raise ValueError(
-                    f"The images {found} are labelled normal but have anomalous pixels in their masks; expected empty "
-                    "masks. Correct the labels or the masks."
-                )
-            batch["mask_valid"] = torch.tensor([label == 0 or mask is not None for label, mask in zip(labels, masks)])
-        if self.return_metadata:
-            batch["categories"] = [row.get("category") for row in rows]
-            batch["defects"] = [row.get("defect") for row in rows]
-            batch["image_ids"] = ids
-            if reduced:
-                batch["regions"] = [
-                    None if mask is None else (found.num_regions, found.num_small_regions, found.num_lost_regions)
-                    for mask, found in zip(masks, reduced)
-                ]
-        return batch
+            raise ValueError(f"{error} The images of the batch are {targets.ids}.") from error
+        batch.update(targets.tensors())
+        return {**batch, **targets.metadata()} if self.return_metadata else batch
 
-    def _mask(self, row: dict[str, Any], position: int) -> ReducedMask:
-        """Read the mask of a row at the size of the model."""
-        defaults = resolve_mask_options(self.image_processor, self.mask_threshold, self.mask_options)
+    def _mask_size(self) -> tuple[int, int] | None:
+        """Height and width of the images of the image processor, or `None` if it does not resize them."""
         size = dict(self.image_processor.size) if self.image_processor.do_resize else {}
-        target = (size["height"], size["width"]) if size else None
-        options = MaskOptions.named(row).over(defaults)
-        return mask_labels(row.get("mask"), options, row["image"], size=target, position=position)
+        return (size["height"], size["width"]) if size else None
 
     def _collate_cached(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         batch = {name: torch.stack([row[name] for row in rows]) for name in ("image_embeds", "patch_embeds")}
@@ -223,47 +149,4 @@ class ViP2ClipCollator:
         return batch
 
 
-class ReadableRows:
-    """
-    Collate the rows whose image and mask can be read.
-
-    Args:
-        collator ([`ViP2ClipCollator`]): collates them.
-
-    Returns:
-        `tuple[dict, list[int], dict[str, str]]`: the batch, the numbers of its rows, and the reason by `image_id` of
-        each other row.
-
-    Raises:
-        ValueError: if all can be read, but not collated, see [`ViP2ClipCollator`].
-    """
-
-    def __init__(self, collator: ViP2ClipCollator) -> None:
-        self.collator = collator
-
-    def __call__(self, rows: Iterable[dict[str, Any]]) -> tuple[dict[str, Any], list[int], dict[str, str]]:
-        rows = list(rows)
-        try:
-            return self.collator(rows), list(range(len(rows))), {}
-        except (OSError, ValueError):
-            failed = {number: reason for number, row in enumerate(rows) if (reason := self._problem(row))}
-            if not failed:
-                raise
-        kept = [number for number in range(len(rows)) if number not in failed]
-        named = {str(rows[number].get("image_id") or number): reason for number, reason in failed.items()}
-        return self.collator([rows[number] for number in kept]) if kept else {}, kept, named
-
-    def _problem(self, row: dict[str, Any]) -> str | None:
-        """Return why the image or the mask of a row cannot be read."""
-        try:
-            load_image(row["image"], **reading_options(self.collator.image_processor))
-            if row.get("mask") is not None:
-                load_mask(row["mask"])
-        except (OSError, ValueError) as error:
-            return str(error)
-        return None
-
-
-__all__ = [
-    "ReadableRows", "ViP2ClipCollator", "count_masks", "resolve_mask_options", "shared_mask_options", "undecoded",
-]  # fmt: skip
+__all__ = ["ViP2ClipCollator", "count_masks", "resolve_mask_options", "undecoded"]

@@ -30,7 +30,7 @@ from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from ..models.vip2clip.image_loading_vip2clip import load_image
-from .collator import undecoded
+from .targets import undecoded
 
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from transformers.utils import logging
 
 from ..models.vip2clip.mask_loading_vip2clip import read_mask
 from ..models.vip2clip.mask_options_vip2clip import MaskOptions
-from .collator import undecoded
+from .targets import undecoded
 
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from transformers.utils import logging
 
-from .collator import undecoded
 from .image_hashes import among, image_hashes, pack_hashes, unpack_hashes
+from .targets import undecoded
 
 
 if TYPE_CHECKING:

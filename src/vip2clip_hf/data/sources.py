@@ -11,8 +11,8 @@ from transformers.utils import logging
 from ..models.vip2clip.mask_options_vip2clip import MaskOptions
 from ..utils.extras import extra
 from .benchmarks.registry import BENCHMARKS
-from .collator import undecoded
 from .loading import load_benchmark, load_folder
+from .targets import undecoded
 
 
 if TYPE_CHECKING:

@@ -60,29 +60,6 @@ def banks_of(references: Any, model: Any, categories: Sequence[str]) -> dict[str
     return {category: references[category] for category in dict.fromkeys(categories)}
 
 
-def one_bank_batches(
-    positions: Sequence[int], categories: Sequence[str], banks: Mapping[str, ReferenceBank], batch_size: int
-) -> list[list[int]]:
-    """
-    Divide images into batches, each with one bank.
-
-    Args:
-        positions (`Sequence[int]`): positions of the images to evaluate.
-        categories (`Sequence[str]`): category of every image of the dataset.
-        banks (`Mapping[str, ReferenceBank]`): bank by category. Empty without references.
-        batch_size (`int`): largest number of images per batch.
-
-    Returns:
-        `list[list[int]]`: positions of each batch.
-    """
-    groups: dict[Any, list[int]] = {}
-    for position in positions:
-        groups.setdefault(id(banks[categories[position]]) if banks else None, []).append(position)
-    return [
-        group[start : start + batch_size] for group in groups.values() for start in range(0, len(group), batch_size)
-    ]
-
-
 def among_references(dataset: "Dataset", banks: Mapping[str, ReferenceBank], image_processor: Any) -> dict[str, str]:
     """
     Find the images that are references themselves, with the same pixels. All images are opened.
@@ -164,4 +141,4 @@ def _threshold(bank: ReferenceBank) -> tuple[float, str]:
     return conformal_threshold(scores, FALSE_ALARM_RATE), ""
 
 
-__all__ = ["FALSE_ALARM_RATE", "RATES", "add_rates", "among_references", "banks_of", "one_bank_batches"]
+__all__ = ["FALSE_ALARM_RATE", "RATES", "add_rates", "among_references", "banks_of"]

@@ -75,12 +75,13 @@ def settings_lines(results: Sequence[dict[str, Any]]) -> list[str]:
             split = "" if settings["split"] is None else f"split {shown(settings['split'])}, "
             options = result.get("mask_options") or {}
             inverted = bool(options.get("invert"))
+            dtype = "" if settings["dtype"] is None else f", {settings['dtype']}"  # of a model
             masks = "" if threshold is None else f", mask values {'up to' if inverted else 'above'} {threshold:g} are "
             masks += "" if threshold is None else f"anomalous{' (inverted)' if inverted else ''}"
             if options.get("channel") not in (None, "auto"):
                 masks += f", mask channel {options['channel']}"
             text = (
-                f"{split}image size {size}, {settings['dtype']}{masks}. AUPRO is integrated up to a false "
+                f"{split}image size {size}{dtype}{masks}. AUPRO is integrated up to a false "
                 f"positive rate of {settings['fpr_limit']:g}, {_THRESHOLDS[convention]}."
             )
         groups.setdefault(text, []).append(shown(result["name"]))

@@ -10,9 +10,11 @@ import numpy as np
 import torch
 from transformers.utils import logging
 
+from ..data.collator import resolve_mask_options
 from ..data.provenance import find_training_overlap
 from ..data.sources import DataSource
 from ..models.loading import check_model, load_checkpoint, model_checksum, name_of, processor_settings
+from ..models.vip2clip.image_loading_vip2clip import reading_options
 from ..models.vip2clip.image_processing_vip2clip import ViP2ClipImageProcessor
 from ..models.vip2clip.modeling_vip2clip import ViP2ClipForAnomalyDetection
 from ..utils.contents import decoding
@@ -21,9 +23,9 @@ from ..utils.extras import require
 from ..utils.files import write_atomically
 from ..utils.serialization import to_json, without_nan
 from ..utils.versions import merge_versions
-from .evaluator import evaluate_model
 from .map_writer import MapWriter
 from .metrics import AnomalyMetrics
+from .model_evaluation import detectors_of, evaluate_model
 from .output import SCORES_FILE, SETTINGS_FILE, EvaluationFolder
 from .recorder import EvaluationRecorder
 from .reference_sets import EvaluatedSet, ReferenceChoice, evaluated_sets
@@ -231,16 +233,17 @@ def evaluate_sets(
             if left_out:
                 dataset = dataset.select(readable)
             if action in ("evaluate", "draw") and sheets:
+                reading = reading_options(image_processor)
                 write_sheets(
-                    model,
-                    image_processor,
+                    detectors_of(model, image_processor, dataset["category"], banks),
                     dataset,
                     new / "sheets",
                     count=sheets,
-                    mask_options=source.mask_options,
+                    mask_options=resolve_mask_options(image_processor, mask_options=source.mask_options),
                     title=one.name,
                     value_range=sheet_range,
-                    references=banks,
+                    bit_depth=reading.get("bit_depth"),
+                    page=reading.get("page"),
                 )
             scores = None
             if recorder is not None:

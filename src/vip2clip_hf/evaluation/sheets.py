@@ -8,24 +8,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ..data.collator import resolve_mask_options, undecoded
+from ..data.targets import undecoded
 from ..models.vip2clip.arguments_vip2clip import LABELS
-from ..models.vip2clip.image_loading_vip2clip import load_image, reading_options
-from ..models.vip2clip.image_processing_vip2clip import ViP2ClipImageProcessor
+from ..models.vip2clip.image_loading_vip2clip import load_image
 from ..models.vip2clip.mask_loading_vip2clip import marked_pixels
-from ..models.vip2clip.mask_options_vip2clip import MaskOptions
-from ..models.vip2clip.modeling_vip2clip import ViP2ClipForAnomalyDetection
-from ..models.vip2clip.reference_bank_vip2clip import ReferenceBank
+from ..models.vip2clip.mask_options_vip2clip import DEFAULT_MASK_OPTIONS, MaskOptions
 from ..utils.distributed import world
 from ..utils.figures import new_figure, save_figure
 from ..utils.files import file_names
 from ..utils.text import shown
-from .reference_rates import banks_of
+from .detector import Detector, check_detectors, check_output
 
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from matplotlib.figure import Figure
+    from PIL import Image
 
 
 # Longest side of an image in a sheet, in pixels.
@@ -106,17 +104,16 @@ def draw_sheet(rows: Sequence[dict[str, Any]], title: str, value_range: tuple[fl
 
 
 def write_sheets(
-    model: ViP2ClipForAnomalyDetection,
-    image_processor: ViP2ClipImageProcessor,
+    detector: Detector | Mapping[str, Detector],
     dataset: "Dataset",
     folder: str | os.PathLike,
     *,
     count: int = 8,
-    mask_threshold: int | float | None = None,
     mask_options: MaskOptions | None = None,
     title: str = "",
     value_range: tuple[float, float] = (0.0, 1.0),
-    references: Mapping[str, ReferenceBank] | ReferenceBank | str | None = "auto",
+    bit_depth: int | None = None,
+    page: int | None = None,
 ) -> list[Path]:
     """
     Write a sheet of example images for each category, `<category>.png`. Existing sheets are kept.
@@ -124,26 +121,22 @@ def write_sheets(
     If torch.distributed is initialized, the processes share the categories.
 
     Args:
-        model ([`ViP2ClipForAnomalyDetection`]):
-            Model, on the device to run on.
-        image_processor ([`ViP2ClipImageProcessor`]):
-            Image processor of the model.
+        detector ([`Detector`] or `Mapping[str, Detector]`):
+            The method, or one detector per category. It must return anomaly maps.
         dataset (`datasets.Dataset`):
             Dataset returned by [`load_folder`] or [`load_benchmark`], with a label for every image.
         folder (`str` or `os.PathLike`):
             Folder to write to. It is created if it does not exist.
         count (`int`, defaults to 8):
             Number of images per sheet.
-        mask_threshold (`int` or `float`, *optional*):
-            Mask values greater than this are anomalous. Defaults to the value of the image processor (0).
         mask_options ([`MaskOptions`], *optional*):
-            How to read masks. Options that are not set are those of the image processor.
+            How to read masks. By default, mask values greater than 0 are anomalous.
         title (`str`, defaults to `""`):
             Title of the sheets, followed by the name of the category.
         value_range (`tuple[float, float]`, defaults to `(0.0, 1.0)`):
             Anomaly map values at the ends of the colour scale.
-        references (`Mapping[str, ReferenceBank]` or [`ReferenceBank`], *optional*, defaults to `"auto"`):
-            See [`evaluate_model`].
+        bit_depth, page (`int`, *optional*):
+            How to read images, see [`load_image`].
 
     Returns:
         `list[pathlib.Path]`: one path per category, in the order of the dataset.
@@ -151,15 +144,16 @@ def write_sheets(
     Raises:
         ImportError: if datasets or matplotlib is not installed.
         OSError: if an image cannot be read, or a sheet cannot be written.
-        ValueError: if a mask is not valid or differs in size from its image.
+        ValueError: if a mask is not valid or differs in size from its image, or the detector is invalid or returns no
+            anomaly maps.
     """
-    options = resolve_mask_options(image_processor, mask_threshold, mask_options)
+    options = DEFAULT_MASK_OPTIONS if mask_options is None else mask_options.over(DEFAULT_MASK_OPTIONS)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     dataset = undecoded(dataset)
     categories = dataset["category"]
     names = file_names(list(dict.fromkeys(categories)))
-    banks = banks_of(references, model, categories)
+    detectors = check_detectors(detector, categories)
     rank, world_size = world()
     labels, defects, paths = dataset["label"], dataset["defect"], []
     for number, (category, name) in enumerate(names.items()):
@@ -171,11 +165,8 @@ def write_sheets(
         rows = []
         for position in (members[i] for i in chosen):
             row = dataset[position]
-            image = load_image(row["image"], **reading_options(image_processor))
-            with torch.inference_mode():
-                pixel_values = image_processor(image, return_tensors="pt")["pixel_values"].to(model.device)
-                outputs = model(pixel_values, references=banks.get(category))
-            score = outputs.scores.item()
+            image = load_image(row["image"], bit_depth=bit_depth, page=page)
+            score, anomaly_map = _score(detectors[category], image)
             caption = f"{_shorten(shown(row['image_id']))}\n{LABELS[row['label']]}, score {score:.3f}"
             mask = None
             if row["mask"] is not None:
@@ -183,11 +174,20 @@ def write_sheets(
             elif row["label"] == 0:
                 mask = np.zeros((image.height, image.width), dtype=bool)
             image.thumbnail((MAX_SIDE, MAX_SIDE))
-            anomaly_map = outputs.anomaly_maps[0].float().cpu().numpy()
             rows.append({"image": image, "mask": mask, "anomaly_map": anomaly_map, "caption": caption})
         figure = draw_sheet(rows, f"{title} {category}".strip(), value_range)
         save_figure(figure, paths[-1])
     return paths
+
+
+def _score(detector: Detector, image: "Image.Image") -> tuple[float, np.ndarray]:
+    """Score and anomaly map of one photo."""
+    with torch.no_grad():
+        output = detector.score(detector.prepare([image]))
+    scores, maps = check_output(detector, output, 1)
+    if maps is None:
+        raise ValueError(f"The detector {detector.name!r} returns no anomaly maps; expected maps to draw.")
+    return scores.item(), maps[0].float().cpu().numpy()
 
 
 def _shorten(text: str, length: int = 34) -> str:

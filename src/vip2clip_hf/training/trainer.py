@@ -11,8 +11,8 @@ from transformers.utils import logging
 
 from ..checkpoints.weights import check_unwrapped
 from ..data.collator import ViP2ClipCollator, resolve_mask_options
-from ..evaluation.evaluator import evaluate_model
 from ..evaluation.metrics import METRICS
+from ..evaluation.model_evaluation import evaluate_model
 from ..models.vip2clip.image_loading_vip2clip import reading_options
 from ..models.vip2clip.image_processing_vip2clip import ViP2ClipImageProcessor, check_image_processor
 from ..models.vip2clip.mask_options_vip2clip import MaskOptions
