@@ -23,6 +23,7 @@ LAYERS = (
     ("checkpoints",),
     ("calibration", "training"),
     ("export", "hub", "plotting", "references"),
+    ("reproduction",),
     ("app", "demo"),
     ("cli",),
     ("__main__",),

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..data.benchmarks.registry import BENCHMARKS
 from ..utils.csv_cells import safe_cell
+from ..utils.latex import escape_latex
 from ..utils.text import shown
 from .category_metrics import AUPROS, METRICS, THRESHOLDS
 from .comparison import PUBLISHED_CONVENTION, PUBLISHED_FPR_LIMIT, differences, mask_threshold, metric_differences
@@ -36,8 +37,6 @@ _THRESHOLDS = {
     "release": "with the 200 thresholds of the authors' released code",
     "exact": "with every value as a threshold",
 }
-_LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
-          **{character: f"\\{character}" for character in "&%$#_{}"}}  # fmt: skip
 
 
 def settings_of(result: dict[str, Any]) -> dict[str, Any]:
@@ -205,8 +204,7 @@ def latex_report(results: Sequence[dict[str, Any]], name: str) -> str:
 
 
 def _latex_text(line: str) -> str:
-    escaped = "".join(_LATEX.get(character, character) for character in line)
-    return f"\n{{\\footnotesize {re.sub(r'[ ]+', ' ', escaped)}\\par}}"
+    return f"\n{{\\footnotesize {re.sub(r'[ ]+', ' ', escape_latex(line))}\\par}}"
 
 
 def csv_report(results: Sequence[dict[str, Any]]) -> str:

@@ -26,7 +26,7 @@ class CellKey:
     dataset: str
     level: str
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.level not in LEVELS:
             raise ValueError(f"level is {self.level!r}; expected {' or '.join(map(repr, LEVELS))}.")
 
@@ -42,6 +42,8 @@ class Measured:
         note (`str`, *optional*): why there is no result or not of all seeds, such as `"data not found: data/MVTec"`.
         seeds (`tuple[int, ...]`): the seed of each triple, to pair the results of two settings. If empty, results are
             paired in their order.
+        not_compared (`str`, *optional*): why the results cannot be compared with the published ones, such as
+            `"there are 120 images (published: 1725)"`. Tables then show no difference.
 
     Raises:
         ValueError: if a triple does not have three values from 0 to 100 or NaN, or if the number of seeds is not that
@@ -51,8 +53,9 @@ class Measured:
     triples: tuple[tuple[float, float, float], ...] = ()
     note: str | None = None
     seeds: tuple[int, ...] = ()
+    not_compared: str | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for found in self.triples:
             if len(found) != 3 or not all(math.isnan(value) or 0 <= value <= 100 for value in found):
                 raise ValueError(
