@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from .coverage import benchmark_coverage
 from .data import benchmark_data
+from .efficiency import VARIANTS, VISA_IMAGES, benchmark_efficiency
 from .few_shot import benchmark_few_shot
 from .inference import benchmark_forward, benchmark_inference
 from .metrics import benchmark_metrics
@@ -91,6 +92,33 @@ def make_parser() -> argparse.ArgumentParser:
     references.add_argument("--small", action="store_true", help="only the bundled checkpoint")
     references.add_argument("--repeats", type=int, default=10, help="number of repeats (shortest)")
     references.set_defaults(run=benchmark_references)
+    efficiency = commands.add_parser(
+        "efficiency", help="Table 3 of the paper: time and memory, compared with the vision tower"
+    )
+    efficiency.add_argument("--model", help="checkpoint (default: bundled)")
+    efficiency.add_argument(
+        "--random-vit-l", action="store_true", help="random weights at the size of ViT-L/14, 518 pixels"
+    )
+    efficiency.add_argument("--device", help="device (default: the GPU if there is one)")
+    efficiency.add_argument("--threads", type=int, help="threads of torch")
+    efficiency.add_argument(
+        "--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS), help="variants to measure"
+    )
+    efficiency.add_argument("--batch_sizes", type=int, nargs="+", default=[1, 8], help="batch sizes to measure")
+    efficiency.add_argument("--images", type=int, default=8, help="number of images")
+    efficiency.add_argument("--repeats", type=int, default=10, help="number of repeats; 0 measures no inference")
+    efficiency.add_argument("--warmup", type=int, default=2, help="number of repeats that do not count")
+    efficiency.add_argument(
+        "--training", action="store_true", help="measure training steps with and without the feature cache"
+    )
+    efficiency.add_argument("--training_batch", type=int, default=8, help="images per training step")
+    efficiency.add_argument(
+        "--training_images", type=int, default=VISA_IMAGES, help="training images to extrapolate to"
+    )
+    efficiency.add_argument("--epochs", type=int, default=10, help="epochs to extrapolate to")
+    efficiency.add_argument("--variant", default="paper", choices=["paper", "release"], help="variant to train")
+    efficiency.add_argument("--output", help="folder for table3.md, .tex, .csv and .json")
+    efficiency.set_defaults(run=benchmark_efficiency)
     return parser
 
 
