@@ -1,5 +1,7 @@
 """Figures 3, 4 and 7: choice of the images, panels, colour scales, files."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -206,7 +208,7 @@ class Method:
 
     def prepare(self, images):
         self.batches.append(len(images))
-        return torch.stack([torch.from_numpy(np.asarray(one.resize((8, 8)).convert("L"))) for one in images]) / 255
+        return torch.stack([torch.from_numpy(np.array(one.resize((8, 8)).convert("L"))) for one in images]) / 255
 
     def score(self, batch):
         return batch.amax(dim=(1, 2)), self.change(batch)
@@ -278,5 +280,5 @@ def test_nothing_overlaps(examples):
         assert upper.xaxis.label.get_window_extent().y0 >= lower.get_window_extent().y1
         assert lower.xaxis.label.get_window_extent().y0 >= bar.get_window_extent().y1
     for row in rows:
-        for left, right in zip(row, row[1:]):
+        for left, right in pairwise(row):
             assert left.get_tightbbox().x1 <= right.get_tightbbox().x0

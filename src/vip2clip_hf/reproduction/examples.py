@@ -137,7 +137,8 @@ def _from_typical(rows: "Dataset", members: list[int], mask_options: MaskOptions
         areas[position] = 0.0 if row["mask"] is None else float(_mask(row, mask_options).mean())
     with_mask = [position for position in members if areas[position] > 0]
     median = float(np.median([areas[position] for position in with_mask])) if with_mask else 0.0
-    with_mask.sort(key=lambda position: (abs(areas[position] - median), position))
+    # Rounding keeps ties that the difference of two floats would break.
+    with_mask.sort(key=lambda position: (round(abs(areas[position] - median), 9), position))
     kinds: dict[str, list[int]] = {}
     for position in with_mask:
         kinds.setdefault(defects[position], []).append(position)
