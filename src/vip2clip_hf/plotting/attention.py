@@ -44,8 +44,8 @@ def attention_maps(detector: AnomalyDetectionPipeline, image: Any, size: tuple[i
         ValueError: if `detector` is not a pipeline, or its model has no fine-grained perception.
         OSError: if the image cannot be read.
     """
-    _check_detector(detector)
-    _check_attention(detector)
+    check_detector(detector)
+    check_attention(detector)
     photo = detector.load(image)
     attentions = _outputs(detector, photo, output_attentions=True).cross_attentions
     mean = torch.stack([layer[0].float().mean(dim=0) for layer in attentions])  # (L, 2, P)
@@ -78,7 +78,7 @@ def layer_anomaly_maps(
         ValueError: if `detector` is not a pipeline.
         OSError: if the image cannot be read.
     """
-    _check_detector(detector)
+    check_detector(detector)
     photo = detector.load(image)
     layer_maps = _outputs(detector, photo).layer_maps  # (1, L, 2, grid, grid)
     model = cast(ViP2ClipForAnomalyDetection, detector.model)
@@ -110,8 +110,8 @@ def attention_figure(detector: AnomalyDetectionPipeline, image: Any) -> "Figure"
         OSError: if the image cannot be read.
         ImportError: if matplotlib is not installed.
     """
-    _check_detector(detector)
-    _check_attention(detector)
+    check_detector(detector)
+    check_attention(detector)
     photo = detector.load(image)
     shown, layers = PhotoCanvas(photo), detector.model.config.feature_layers
     width, height = panel(photo, 2.0)
@@ -123,17 +123,31 @@ def attention_figure(detector: AnomalyDetectionPipeline, image: Any) -> "Figure"
     places = [(prompt, layer) for prompt in range(len(PROMPTS)) for layer in range(len(layers))]
     for prompt, layer in places:
         name, values = names[prompt][layer], maps[layer, prompt]
-        high = max(float(values.max()), MIN_CONTRAST)
-        drawn = shown.draw_map(axes[name], values, name, (1.0, high), grey=True)
-        bar = color_bar(figure, axes[name], drawn, width, ticks=[1, high])
+        low, high = attention_range(values)
+        drawn = shown.draw_map(axes[name], values, name, (low, high), grey=True)
+        bar = color_bar(figure, axes[name], drawn, width, ticks=[low, high])
         bar.ax.set_yticklabels(["1×", f"{high:.3g}×"])
     patches = (detector.model.config.image_size // detector.model.config.clip_config.vision_config.patch_size) ** 2
     title = (
         "Attention of the prompts, in multiples of uniform attention\n"
         f"(1/{patches} per patch; each panel has its own scale)"
     )
-    figure.suptitle(title + _tile_note(detector, photo), fontsize=9, parse_math=False)
+    figure.suptitle(title + tile_note(detector, photo), fontsize=9, parse_math=False)
     return figure
+
+
+def attention_range(values: np.ndarray) -> tuple[float, float]:
+    """
+    Choose the colour scale of an attention map.
+
+    Args:
+        values (`np.ndarray`): attention in multiples of uniform attention.
+
+    Returns:
+        `tuple[float, float]`: 1, and the largest value, at least 1.1. Nearly uniform attention does not look like a
+        strong contrast.
+    """
+    return 1.0, max(float(values.max()), MIN_CONTRAST)
 
 
 def layers_figure(detector: AnomalyDetectionPipeline, image: Any) -> "Figure":
@@ -157,7 +171,7 @@ def layers_figure(detector: AnomalyDetectionPipeline, image: Any) -> "Figure":
         OSError: if the image cannot be read.
         ImportError: if matplotlib is not installed.
     """
-    _check_detector(detector)
+    check_detector(detector)
     photo = detector.load(image)
     shown, layers = PhotoCanvas(photo), detector.model.config.feature_layers
     width, height = panel(photo, 2.0)
@@ -169,7 +183,7 @@ def layers_figure(detector: AnomalyDetectionPipeline, image: Any) -> "Figure":
     for axis, values, name in zip(axes[1:], (*maps, maps.mean(axis=0)), names):
         drawn = shown.draw_map(axis, values, f"{name}, {values.min():.3f} to {values.max():.3f}")
     color_bar(figure, axes[-1], drawn, width)
-    figure.suptitle("Anomaly map of each feature layer, and their mean" + _tile_note(detector, photo), fontsize=9)
+    figure.suptitle("Anomaly map of each feature layer, and their mean" + tile_note(detector, photo), fontsize=9)
     return figure
 
 
@@ -183,10 +197,19 @@ def _outputs(detector: AnomalyDetectionPipeline, photo: Image.Image, output_atte
         return detector.model(pixel_values.to(detector.model.device), output_attentions=output_attentions)
 
 
-def _tile_note(detector: AnomalyDetectionPipeline, photo: Image.Image) -> str:
-    """Return a line for the title if the pipeline splits the photo into tiles, else an empty string."""
+def tile_note(detector: AnomalyDetectionPipeline, *photos: Image.Image) -> str:
+    """
+    Explain that a figure shows the result for the whole photo, if the pipeline splits it into tiles.
+
+    Args:
+        detector ([`AnomalyDetectionPipeline`]): the pipeline.
+        photos (`PIL.Image.Image`): the photos of the figure.
+
+    Returns:
+        `str`: a line for the end of the title, or an empty string if no photo is split.
+    """
     side = detector.score_settings()["tile_size"]
-    if side and max(photo.size) > side:
+    if side and any(max(photo.size) > side for photo in photos):
         return f"\n(whole photo; the result uses tiles of {side} pixels)"
     return ""
 
@@ -194,7 +217,8 @@ def _tile_note(detector: AnomalyDetectionPipeline, photo: Image.Image) -> str:
 # Checks
 
 
-def _check_detector(detector: Any) -> None:
+def check_detector(detector: Any) -> None:
+    """Check that a detector is a pipeline."""
     if not (hasattr(detector, "model") and hasattr(detector, "image_processor")):
         raise ValueError(
             f"detector is a {type(detector).__name__}; expected an AnomalyDetectionPipeline. Create one with "
@@ -202,7 +226,8 @@ def _check_detector(detector: Any) -> None:
         )
 
 
-def _check_attention(detector: AnomalyDetectionPipeline) -> None:
+def check_attention(detector: AnomalyDetectionPipeline) -> None:
+    """Check that the model of a pipeline has fine-grained perception."""
     if not detector.model.config.use_fine_grained_perception:
         raise ValueError(
             "use_fine_grained_perception is False; expected a model whose prompts attend to the patches. "
@@ -210,4 +235,14 @@ def _check_attention(detector: AnomalyDetectionPipeline) -> None:
         )
 
 
-__all__ = ["attention_figure", "attention_maps", "layer_anomaly_maps", "layers_figure"]
+__all__ = [
+    "PROMPTS",
+    "attention_figure",
+    "attention_maps",
+    "attention_range",
+    "check_attention",
+    "check_detector",
+    "layer_anomaly_maps",
+    "layers_figure",
+    "tile_note",
+]

@@ -1,11 +1,13 @@
 """Draw a photo with maps, masks and outlines on a matplotlib axis."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from PIL import Image
 
 from ..models.vip2clip.heatmap_vip2clip import HEATMAP_COLORS, HEATMAP_OPACITY
+from ..utils.figures import new_figure
 
 
 if TYPE_CHECKING:
@@ -134,6 +136,35 @@ class PhotoCanvas:
         return Line2D([], [], color=color, linestyle=style, linewidth=1.2, label=name)
 
 
+def photo_grid(
+    photos: Sequence[Image.Image], columns: int, side: float, above: float = 0.2, below: float = 0.35
+) -> "tuple[Figure, np.ndarray]":
+    """
+    Create a figure with a row of panels for each photo. Panels have the shape of their photo.
+
+    Args:
+        photos (`Sequence[PIL.Image.Image]`): the photos, at least one.
+        columns (`int`): number of panels in a row.
+        side (`float`): longer side of a panel in inches.
+        above (`float`, defaults to 0.2): height of the titles of the columns, in inches.
+        below (`float`, defaults to 0.35): height of the text below each photo, in inches.
+
+    Returns:
+        `tuple[Figure, np.ndarray]`: the figure, and its axes as an array of shape `(num_photos, columns)`.
+    """
+    sizes = [panel(photo, side) for photo in photos]
+    width, heights = max(width for width, _ in sizes), [height for _, height in sizes]
+    figure = new_figure(columns * (width + 0.1), sum(height + below for height in heights) + above)
+    axes = figure.subplots(len(photos), columns, squeeze=False, gridspec_kw={"height_ratios": heights})
+    return figure, axes
+
+
+def write_on(axis: "Axes", text: str) -> None:
+    """Write a text in the middle of an empty panel."""
+    axis.text(0.5, 0.5, text, ha="center", va="center", transform=axis.transAxes, fontsize=8, parse_math=False)
+    axis.spines[:].set_visible(False)
+
+
 def bare(axis: "Axes", title: str) -> None:
     """Set the title of an axis and remove its ticks."""
     axis.set(xticks=[], yticks=[])
@@ -157,4 +188,16 @@ def color_bar(figure: "Figure", axis: "Axes", drawn: "AxesImage", width: float, 
     return bar
 
 
-__all__ = ["MASK_COLOR", "MIN_WIDTH", "TRUTH_COLOR", "PhotoCanvas", "color_bar", "heat_colors", "panel"]
+__all__ = [
+    "MASK_COLOR",
+    "MIN_WIDTH",
+    "TRUTH_COLOR",
+    "PhotoCanvas",
+    "bare",
+    "color_bar",
+    "heat_colors",
+    "panel",
+    "photo_grid",
+    "shrink",
+    "write_on",
+]

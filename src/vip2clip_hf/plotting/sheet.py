@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Any
 from ..models.vip2clip.image_loading_vip2clip import load_image
 from ..models.vip2clip.mask_loading_vip2clip import marked_pixels
 from ..models.vip2clip.mask_options_vip2clip import MaskOptions
-from ..utils.figures import new_figure
-from .canvas import MASK_COLOR, TRUTH_COLOR, PhotoCanvas, bare, heat_colors, panel, shrink
+from .canvas import MASK_COLOR, TRUTH_COLOR, PhotoCanvas, bare, heat_colors, photo_grid, shrink, write_on
 from .results import check_result, check_size, summary
 
 
@@ -65,13 +64,7 @@ def results_figure(
     photos = [load_image(image) for image in images]
     options = MaskOptions(threshold=mask_threshold).over(mask_options or MaskOptions())
     columns = ["photo", "anomaly map", "marked region", *(["ground truth"] if ground_truths is not None else [])]
-    sizes = [panel(photo, 2.2) for photo in photos]
-    width = max(size[0] for size in sizes)
-    # In addition to the photos: the line below each, and the titles of the columns.
-    figure = new_figure(len(columns) * (width + 0.1), sum(height + 0.35 for _, height in sizes) + 0.2)
-    axes = figure.subplots(
-        len(photos), len(columns), squeeze=False, gridspec_kw={"height_ratios": [height for _, height in sizes]}
-    )
+    figure, axes = photo_grid(photos, len(columns), 2.2)
     for number, (photo, result, row) in enumerate(zip(photos, results, axes)):
         anomaly_map, mask = check_result(result, photo)
         shown = PhotoCanvas(photo)
@@ -86,10 +79,7 @@ def results_figure(
             truth = ground_truths[number]
             if truth is None:
                 bare(row[3], heads[3])
-                row[3].text(
-                    0.5, 0.5, "not available", ha="center", va="center", transform=row[3].transAxes, fontsize=8
-                )
-                row[3].spines[:].set_visible(False)
+                write_on(row[3], "not available")
             else:
                 marked = marked_pixels(truth, options, images[number], "ground_truths")
                 check_size("ground_truths", marked, photo)

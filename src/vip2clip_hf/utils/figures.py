@@ -52,11 +52,28 @@ def save_figure(figure: "Figure", path: str | os.PathLike) -> Path:
     path = Path(path)
     if path.suffix.lower() != ".png":
         raise ValueError(f"{str(path)!r} does not end in .png; figures are saved as PNG. Change the extension.")
-    content = BytesIO()
-    figure.savefig(content, format="png")
+    content = figure_content(figure, "png")
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, content.getvalue())
+    write_atomically(path, content)
     return path
 
 
-__all__ = ["new_figure", "save_figure"]
+def figure_content(figure: "Figure", file_format: str, resolution: float | None = None) -> bytes:
+    """
+    Render a figure. The same figure gives the same bytes: they contain no date.
+
+    Args:
+        figure (`matplotlib.figure.Figure`): the figure.
+        file_format (`str`): `"png"` or `"pdf"`.
+        resolution (`float`, *optional*): pixels per inch; defaults to that of the figure.
+
+    Returns:
+        `bytes`: content of the file.
+    """
+    content = BytesIO()
+    metadata = {"CreationDate": None} if file_format == "pdf" else None
+    figure.savefig(content, format=file_format, dpi=resolution or "figure", metadata=metadata)
+    return content.getvalue()
+
+
+__all__ = ["figure_content", "new_figure", "save_figure"]
