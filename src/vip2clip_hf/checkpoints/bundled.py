@@ -1,10 +1,17 @@
 """Find the bundled checkpoint and the example photos."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+
+if TYPE_CHECKING:
+    from transformers import CLIPModel
 
 
 _CHECKPOINT = Path(__file__).parent / "vip2clip-tiny"
 _EXAMPLES = Path(__file__).parents[1] / "examples"
+# Stands for the backbone of the bundled checkpoint where a CLIP is expected.
+BUNDLED = "bundled"
 
 
 def bundled_checkpoint() -> Path:
@@ -51,4 +58,20 @@ def example_photos() -> Path:
     return _EXAMPLES
 
 
-__all__ = ["bundled_checkpoint", "example_photos"]
+def bundled_backbone() -> "CLIPModel":
+    """
+    Load the frozen CLIP of the bundled checkpoint, to train other adapters. It knows the state words only, see
+    [`state_word_tokenizer`].
+
+    Returns:
+        `CLIPModel`: the backbone in float32.
+
+    Raises:
+        OSError: if the package was installed without the checkpoint.
+    """
+    from ..models.vip2clip.modeling_vip2clip import ViP2ClipForAnomalyDetection
+
+    return ViP2ClipForAnomalyDetection.from_pretrained(bundled_checkpoint(), references=None).clip
+
+
+__all__ = ["BUNDLED", "bundled_backbone", "bundled_checkpoint", "example_photos"]

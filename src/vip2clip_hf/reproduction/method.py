@@ -1,12 +1,13 @@
 """ViP²-CLIP with the settings of a row, as a detector that can be trained."""
 
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import set_seed
 
-from ..checkpoints.bundled import bundled_checkpoint
+from ..checkpoints.bundled import BUNDLED, bundled_backbone
 from ..checkpoints.saving import write_checkpoint
 from ..inference.detector import ViP2ClipDetector
 from ..models.small_text_tower import state_word_tokenizer
@@ -18,17 +19,30 @@ from ..training.recipe import describe_recipe
 from ..training.trainer import ViP2ClipTrainer
 from ..utils.versions import versions
 from .feature_memory import FeatureMemory, RememberingDetector
-from .plan import BUNDLED, Plan
+from .plan import Plan
 from .settings import model_fields, overrides_of, training_fields
 
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from transformers import CLIPModel
 
 
-def backbone_path(plan: Plan) -> str:
-    """Return the folder or Hub id of the backbone of a plan."""
-    return str(bundled_checkpoint()) if plan.backbone == BUNDLED else plan.backbone
+@lru_cache(maxsize=1)
+def load_backbone(name: str) -> "CLIPModel":
+    """
+    Load the backbone of a plan. It is kept, because all models share it.
+
+    Args:
+        name (`str`): folder or Hub id of a CLIP checkpoint, or `"bundled"`.
+
+    Returns:
+        `CLIPModel`: the backbone. Models get a copy of its weights.
+
+    Raises:
+        OSError: if the backbone is not found.
+    """
+    return bundled_backbone() if name == BUNDLED else load_clip(name)[0]
 
 
 def checksum_of_backbone(plan: Plan) -> str:
@@ -44,7 +58,7 @@ def checksum_of_backbone(plan: Plan) -> str:
     Raises:
         OSError: if the backbone is not found.
     """
-    return backbone_checksum(load_clip(backbone_path(plan))[0].state_dict(), torch.float32)
+    return backbone_checksum(load_backbone(plan.backbone).state_dict(), torch.float32)
 
 
 def create_model(plan: Plan, setting: str, seed: int) -> ViP2ClipForAnomalyDetection:
@@ -66,7 +80,7 @@ def create_model(plan: Plan, setting: str, seed: int) -> ViP2ClipForAnomalyDetec
     tokenizer = state_word_tokenizer() if plan.backbone == BUNDLED else None
     set_seed(seed)
     return ViP2ClipForAnomalyDetection.from_clip(
-        backbone_path(plan), tokenizer=tokenizer, **model_fields(plan, overrides_of(setting))
+        load_backbone(plan.backbone), tokenizer=tokenizer, **model_fields(plan, overrides_of(setting))
     )
 
 
@@ -155,7 +169,7 @@ class ViP2ClipMethod:
 
     def load(self, folder: Path) -> None:
         """Load the adapters that a training wrote to a folder."""
-        model = ViP2ClipForAnomalyDetection.from_pretrained(folder, backbone=backbone_path(self.plan))
+        model = ViP2ClipForAnomalyDetection.from_pretrained(folder, backbone=load_backbone(self.plan.backbone))
         self._use(model, ViP2ClipImageProcessor.from_pretrained(folder))
 
     def create(self, seed: int) -> None:
@@ -194,4 +208,4 @@ def _device(name: str | None) -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-__all__ = ["ViP2ClipMethod", "backbone_path", "checksum_of_backbone", "create_model"]
+__all__ = ["ViP2ClipMethod", "checksum_of_backbone", "create_model", "load_backbone"]

@@ -23,7 +23,7 @@ PLANS = {
     "paper": "Tables 1 to 6 and Figures 3 to 7 with CLIP ViT-L/14@336px and the 15 benchmarks",
     "small": "the same in minutes on two CPU cores, with the bundled backbone and generated images or your own",
 }
-BUNDLED, LEAVE_ONE_OUT, GENERATED = "bundled", "leave-one-out", "generated:"
+LEAVE_ONE_OUT, GENERATED = "leave-one-out", "generated:"
 # Default values of the groups of settings. Their keys are the only ones allowed.
 GENERATED_DEFAULTS = {"num_normal": 6, "num_anomalous": 2, "size": 160}
 EFFICIENCY_DEFAULTS: dict[str, Any] = {
@@ -294,7 +294,9 @@ def _protocol(found: Any, datasets: Mapping[str, str]) -> tuple[Direction, ...]:
         directions.append(Direction(train, evaluate))
     evaluated = [name for one in directions for name in one.evaluate]
     if repeated := sorted({name for name in evaluated if evaluated.count(name) > 1}):
-        raise ValueError(f"protocol evaluates on {', '.join(repeated)} more than once; expected one training for each.")
+        raise ValueError(
+            f"protocol evaluates on {', '.join(repeated)} more than once; expected one training for each."
+        )
     return tuple(directions)
 
 
@@ -339,4 +341,4 @@ def is_benchmark(name: str) -> bool:
     return name.lower() in BENCHMARKS
 
 
-__all__ = ["BUNDLED", "GENERATED", "PLANS", "Direction", "Plan", "is_benchmark", "make_plan", "plan_path", "read_plan"]
+__all__ = ["GENERATED", "PLANS", "Direction", "Plan", "is_benchmark", "make_plan", "plan_path", "read_plan"]

@@ -307,8 +307,10 @@ def with_less_memory(title: str, compute: Callable[[bool], Any]) -> Any:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error means that the memory of the device or of the machine is not enough."""
     text = str(error).lower()
-    return isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) or "out of memory" in text or (
-        "can't allocate memory" in text
+    return (
+        isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError))
+        or "out of memory" in text
+        or ("can't allocate memory" in text)
     )
 
 

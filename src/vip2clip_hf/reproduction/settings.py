@@ -112,7 +112,7 @@ def training_fields(plan: Plan) -> dict[str, Any]:
     recipe = {
         name: value
         for name, value in _recipe(plan.recipe).items()
-        if name not in (*_MODEL_KEYS, *_DATA_KEYS, "seed") and not (name in plan.training)
+        if name not in (*_MODEL_KEYS, *_DATA_KEYS, "seed") and name not in plan.training
     }
     return {**recipe, **plan.training}
 

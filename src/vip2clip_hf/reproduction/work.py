@@ -255,9 +255,7 @@ def plan_work(
             if need.target not in unit.targets:
                 unit.targets.append(need.target)
             if need.evaluated:
-                digest = evaluation_digest(
-                    key.digest, need.dataset, fingerprints, plan.evaluation, SCORING_VERSION
-                )
+                digest = evaluation_digest(key.digest, need.dataset, fingerprints, plan.evaluation, SCORING_VERSION)
                 if all(one.digest != digest for one in unit.evaluations):
                     unit.evaluations.append(Evaluation(need.dataset, digest))
                 cells = work.cells.setdefault(cell, [])
@@ -291,9 +289,7 @@ def measured_cells(work: Work, results: Mapping[str, dict[str, Any] | None], fai
                     seeds.append(seed)
             note = None
             if len(triples) < len(cells) or not triples:
-                note = (
-                    "; ".join(dict.fromkeys(reasons)) or work.problems.get((setting, dataset)) or "not computed yet"
-                )
+                note = "; ".join(dict.fromkeys(reasons)) or work.problems.get((setting, dataset)) or "not computed yet"
             found[CellKey(setting, dataset, level)] = Measured(tuple(triples), note, tuple(seeds))
     return found
 

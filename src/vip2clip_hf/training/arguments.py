@@ -240,8 +240,8 @@ class ModelArguments:
         default=None,
         metadata={
             "help": "The frozen backbone: folder or Hub id of a CLIP checkpoint, such as "
-            "openai/clip-vit-large-patch14-336. Use 'random-tiny' to try the command with a small CLIP with random "
-            "weights; its results are meaningless."
+            "openai/clip-vit-large-patch14-336. Use 'bundled' for the small backbone of the package, or "
+            "'random-tiny' for random weights, whose results are meaningless."
         },
     )
     variant: str = field(

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import CLIPConfig, CLIPModel, set_seed
 
+from ..checkpoints.bundled import BUNDLED, bundled_backbone
 from ..checkpoints.card import write_card
 from ..checkpoints.saving import check_target, write_checkpoint
 from ..data.provenance import describe_training_set, find_training_overlap
 from ..data.sources import DataSource, concatenate
+from ..models.small_text_tower import state_word_tokenizer
 from ..models.vip2clip.image_processing_vip2clip import ViP2ClipImageProcessor
 from ..models.vip2clip.mask_options_vip2clip import MaskOptions
 from ..models.vip2clip.modeling_vip2clip import ViP2ClipForAnomalyDetection
@@ -210,15 +212,19 @@ def _random_tiny_clip(seed: int) -> CLIPModel:
 
 def _build_model(arguments: ModelArguments, seed: int) -> ViP2ClipForAnomalyDetection:
     if arguments.clip is None:
-        raise ValueError("--clip is missing; expected the folder or Hub id of a CLIP checkpoint, or 'random-tiny'.")
+        raise ValueError("--clip is missing; expected the folder or Hub id of a CLIP checkpoint, or 'bundled'.")
     clip: str | CLIPModel = arguments.clip
+    tokenizer = None
     if clip == "random-tiny":
         logger.warning("The backbone has random weights: use it to try the command. Its results are meaningless.")
         clip = _random_tiny_clip(seed)
+    elif clip == BUNDLED:
+        clip, tokenizer = bundled_backbone(), state_word_tokenizer()
     chosen: dict[str, Any] = {} if arguments.fgp_scaled is None else {"fgp_scaled": arguments.fgp_scaled}
     set_seed(seed)
     return ViP2ClipForAnomalyDetection.from_clip(
         clip,
+        tokenizer=tokenizer,
         variant=arguments.variant,
         image_size=arguments.image_size,
         feature_layers=tuple(arguments.feature_layers),
