@@ -93,7 +93,7 @@ def reached(name: str, found: set[str]) -> set[str]:
     """Return a module and all modules it imports, directly or not. Lazy packages import nothing."""
     if name not in found:
         found.add(name)
-        for imported, _ in imports_of(NAMES[name]) if not NAMES[name].name == "__init__.py" else ():
+        for imported, _ in imports_of(NAMES[name]) if NAMES[name].name != "__init__.py" else ():
             reached(imported, found)
     return found
 
