@@ -178,7 +178,8 @@ def test_calibration_and_sheets_read_the_same_pixels(noisy, image_processor, tmp
     drawn = []
     monkeypatch.setattr(sheets_module, "draw_sheet", lambda rows, *args: drawn.extend(rows) or None)
     monkeypatch.setattr(sheets_module, "save_figure", lambda *args: None)
-    write_sheets(ViP2ClipDetector(model, image_processor), load_folder(noisy), tmp_path / "sheets")
+    one, options = ViP2ClipDetector(model, image_processor), MaskOptions.of(image_processor)
+    write_sheets(one, load_folder(noisy), tmp_path / "sheets", mask_options=options)
     assert sorted(int(row["mask"].sum()) for row in drawn) == [0, 0, 24 * 24, 30 * 30]
 
 

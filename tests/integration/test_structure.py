@@ -82,6 +82,34 @@ def test_imports_point_down(name):
         assert same or (imported and layer_of(imported) < layer_of(name)), f"{name} imports {imported}"
 
 
+# Modules that see a method only as a `Detector`, and what they must not reach.
+HARNESS = (
+    "detector", "evaluator", "sheets", "recorder", "map_writer", "metrics", "regions", "parts", "tables", "comparison",
+    "reports", "reference_tables", "published", "category_metrics",
+)  # fmt: skip
+MODEL_CLASSES = ("modeling_vip2clip", "image_processing_vip2clip", "pipeline_anomaly_detection")
+
+
+def reached(name: str, found: set[str]) -> set[str]:
+    """Return a module and all modules it imports, directly or not. Lazy packages import nothing."""
+    if name not in found:
+        found.add(name)
+        for imported, _ in imports_of(NAMES[name]) if NAMES[name].name != "__init__.py" else ():
+            reached(imported, found)
+    return found
+
+
+@pytest.mark.parametrize("name", HARNESS)
+def test_the_harness_imports_no_model_class(name):
+    forbidden = {f"models.vip2clip.{module}" for module in MODEL_CLASSES} | {"inference.detector"}
+    assert not reached(f"evaluation.{name}", set()) & forbidden
+
+
+def test_other_modules_reach_the_model():
+    """The test above can fail."""
+    assert "models.vip2clip.modeling_vip2clip" in reached("evaluation.model_evaluation", set())
+
+
 def test_no_circular_imports():
     """Includes imports in functions, and the `__init__` of a package, which is imported before its modules."""
     graph = {name: set() for name in NAMES}

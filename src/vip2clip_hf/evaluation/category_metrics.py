@@ -16,6 +16,8 @@ METRICS = (*IMAGE_METRICS, *PIXEL_METRICS)
 # AUPRO by convention. `pixel_aupro` is the one that was asked for.
 AUPROS = {"exact": "pixel_aupro_exact", "release": "pixel_aupro_release"}
 THRESHOLDS = ("image_f1_threshold", "pixel_f1_threshold")
+# Of an evaluation with references.
+RATES = ("reference_threshold", "detection_rate", "false_alarm_rate")
 
 
 def compute_category(
@@ -94,4 +96,4 @@ def _add_curves(
     result[f"{level}_f1"], result[f"{level}_f1_threshold"] = f1_max(values, counts)
 
 
-__all__ = ["AUPROS", "METRICS", "THRESHOLDS", "compute_category"]
+__all__ = ["AUPROS", "METRICS", "PIXEL_METRICS", "RATES", "THRESHOLDS", "compute_category"]

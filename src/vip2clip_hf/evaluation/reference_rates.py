@@ -11,6 +11,7 @@ from ..models.vip2clip.decision_vip2clip import conformal_threshold, min_calibra
 from ..models.vip2clip.image_loading_vip2clip import load_image, reading_options
 from ..models.vip2clip.reference_bank_vip2clip import ReferenceBank
 from ..models.vip2clip.reference_records_vip2clip import photo_hash
+from .category_metrics import RATES
 
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
 # Rate of false alarms of the threshold from the left-out references.
 FALSE_ALARM_RATE = 0.05
-RATES = ("reference_threshold", "detection_rate", "false_alarm_rate")
 NUM_THREADS = 4
 Banks = Mapping[str, ReferenceBank] | ReferenceBank
 
