@@ -10,6 +10,7 @@ from PIL import Image
 from helpers.tiny import change_weights, tiny_config
 from vip2clip_hf import AnomalyDetectionPipeline, ViP2ClipForAnomalyDetection, ViP2ClipImageProcessor
 from vip2clip_hf.data.loading import load_folder
+from vip2clip_hf.evaluation.detector import Detector
 from vip2clip_hf.models.vip2clip.mask_options_vip2clip import MaskOptions
 from vip2clip_hf.plotting.attention import attention_maps, layer_anomaly_maps
 from vip2clip_hf.reproduction.examples import Example, figure_examples, read_examples
@@ -216,6 +217,7 @@ class Method:
 
 def test_maps_of_methods(examples):
     method = Method("brightness")
+    assert isinstance(method, Detector)
     maps = method_maps(method, examples * 2, batch_size=3)
     assert method.batches == [3, 1]
     for example, values in zip(examples * 2, maps):

@@ -5,7 +5,7 @@ from typing import Any
 
 from ..training.dry_run import plan_training
 from ..utils.hardware import describe_hardware
-from .method import _device
+from .method import device_of
 from .running import Reproduction
 from .settings import FULL
 from .table_3 import training_arguments
@@ -62,7 +62,7 @@ def describe_work(reproduction: Reproduction) -> dict[str, Any]:
         "num_trainings": sum(reproduction.needs_training(unit) for unit in left),
         "num_evaluations": sum(len(reproduction.missing_evaluations(unit)) for unit in left),
         "seconds": sum(costs.values()),
-        "device": describe_hardware(_device(reproduction.device))["name"],
+        "device": describe_hardware(device_of(reproduction.device))["name"],
         "basis": times.basis,
         "downloads": reproduction.data.downloads(missing),
     }
@@ -106,7 +106,7 @@ class _Times:
         dataset = reproduction.data[name]
         rows = dataset.select(range(0, len(dataset), max(1, len(dataset) // MEASURED_IMAGES)))
         start = time.perf_counter()
-        reproduction.evaluate(method.detector, rows, name)
+        reproduction.evaluate(method, rows, name)
         self.image = (time.perf_counter() - start) / len(rows)
         self.basis = "measured on a few steps and images"
 

@@ -255,13 +255,16 @@ def efficiency_tables(results: Mapping[str, Sequence[dict[str, Any]]], tablefmt:
     return {title: tabulate_rows(rows, headers, tablefmt) for title, (rows, headers) in tables.items() if rows}
 
 
-def write_efficiency_table(results: Mapping[str, Sequence[dict[str, Any]]], folder: Path) -> list[Path]:
+def write_efficiency_table(
+    results: Mapping[str, Sequence[dict[str, Any]]], folder: Path, *, footer: Sequence[str] = ()
+) -> list[Path]:
     """
     Write `table3.md`, `table3.tex` and `table3.csv`.
 
     Args:
         results (`Mapping`): see [`efficiency_rows`].
         folder (`pathlib.Path`): folder to write to, created if missing.
+        footer (`Sequence[str]`): more notes.
 
     Returns:
         `list[pathlib.Path]`: the files.
@@ -272,7 +275,7 @@ def write_efficiency_table(results: Mapping[str, Sequence[dict[str, Any]]], fold
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    notes = efficiency_notes(results)
+    notes = [*efficiency_notes(results), *footer]
     parts = [f"## {title}\n\n{table}\n" for title, table in efficiency_tables(results).items()]
     markdown = "\n".join([*parts, *(f"- {note}" for note in notes)]) + "\n"
     latex = "\n".join(f"% {title}\n{table}\n" for title, table in efficiency_tables(results, "latex_booktabs").items())
@@ -292,7 +295,8 @@ def _csv(results: Mapping[str, Sequence[dict[str, Any]]]) -> str:
     rows: list[dict[str, Any]] = [
         {
             "part": "paper", "model": name, "hardware": PUBLISHED_HARDWARE,
-            "seconds_per_image": row.inference_ms / 1000, "seconds_per_image_sd": row.inference_sd / 1000, "training_seconds": row.training_hours * 3600,
+            "seconds_per_image": row.inference_ms / 1000, "seconds_per_image_sd": row.inference_sd / 1000,
+            "training_seconds": row.training_hours * 3600,
             "memory_bytes": round(row.memory_gb * 1e9), "memory_kind": "GPU Cost",
             "trainable_parameters": round(row.parameters_m * 1e6),
         }

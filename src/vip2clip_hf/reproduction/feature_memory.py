@@ -3,14 +3,11 @@
 import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from PIL import Image
 
 from ..inference.detector import ViP2ClipDetector
-from ..models.vip2clip.image_processing_vip2clip import ViP2ClipImageProcessor
-from ..models.vip2clip.modeling_vip2clip import ViP2ClipForAnomalyDetection
 
 
 # Fields of the configuration that affect the features.
@@ -55,52 +52,45 @@ def _bytes(features: tuple[torch.Tensor, torch.Tensor]) -> int:
     return sum(one.numel() * one.element_size() for one in features)
 
 
-class RememberingDetector(ViP2ClipDetector):
+class RememberingDetector:
     """
     A [`ViP2ClipDetector`] that computes the features of an image once for all models with the same backbone.
 
     Use it without workers: each worker would have a memory of its own.
 
     Args:
-        model ([`ViP2ClipForAnomalyDetection`]): the model.
-        image_processor ([`ViP2ClipImageProcessor`]): its image processor.
+        detector ([`ViP2ClipDetector`]): the detector, zero-shot.
         memory ([`FeatureMemory`]): the memory, of models with the same backbone only.
-        name (`str`): name of the detector.
     """
 
-    def __init__(
-        self,
-        model: ViP2ClipForAnomalyDetection,
-        image_processor: ViP2ClipImageProcessor,
-        memory: FeatureMemory,
-        *,
-        name: str = "ViP²-CLIP",
-    ) -> None:
-        super().__init__(model, image_processor, name=name)
-        self.memory = memory
-        self._pixels, self.prepare = self.prepare, self._prepare
-        self._settings = repr([getattr(model.config, field) for field in _FIELDS])
+    def __init__(self, detector: ViP2ClipDetector, memory: FeatureMemory) -> None:
+        self.detector, self.memory = detector, memory
+        self.name, self.image_size = detector.name, detector.image_size
+        config = detector.model.config
+        self._settings = repr([getattr(config, field) for field in _FIELDS])
 
-    def _prepare(self, images: Sequence[Image.Image]) -> tuple[list[str], Any]:
+    def prepare(self, images: Sequence[Image.Image]) -> tuple[list[str], dict[str, torch.Tensor]]:
         """Return a key for each image, and the pixel values of those that are not in the memory."""
         keys = [self._key(image) for image in images]
         missing = {key: image for key, image in zip(keys, images) if key not in self.memory}
-        return keys, {key: self._pixels([one]) for key, one in missing.items()}
+        return keys, {key: self.detector.prepare([image]) for key, image in missing.items()}
 
-    def score(self, batch: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def score(self, batch: tuple[list[str], dict[str, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
         """Score a batch, see [`ViP2ClipDetector`]."""
-        keys, pixels = batch
+        (keys, pixels), model = batch, self.detector.model
+        pixels = {key: values for key, values in pixels.items() if key not in self.memory}
         found = {key: self.memory.get(key) for key in keys if key not in pixels}
-        if pixels:
-            values = torch.cat(list(pixels.values())).to(self.model.device)
-            features = self.model.get_image_features(values, return_dict=True)
-            for key, image, patches in zip(pixels, features.image_embeds, features.patch_embeds):
-                found[key] = image, patches
-                self.memory.add(key, image, patches)
-        image_embeds, patch_embeds = (
-            torch.stack([found[key][part].to(self.model.device) for key in keys]) for part in (0, 1)
-        )
-        outputs = self.model(image_embeds=image_embeds, patch_embeds=patch_embeds, references=None)
+        with torch.inference_mode():
+            if pixels:
+                values = torch.cat(list(pixels.values())).to(model.device)
+                features = model.get_image_features(values, return_dict=True)
+                for key, image, patches in zip(pixels, features.image_embeds, features.patch_embeds):
+                    found[key] = image, patches
+                    self.memory.add(key, image, patches)
+            image_embeds, patch_embeds = (
+                torch.stack([found[key][part].to(model.device) for key in keys]) for part in (0, 1)
+            )
+            outputs = model(image_embeds=image_embeds, patch_embeds=patch_embeds, references=None)
         return outputs.scores, outputs.anomaly_maps
 
     def _key(self, image: Image.Image) -> str:

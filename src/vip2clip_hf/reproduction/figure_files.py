@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..utils.figures import figure_content
-from ..utils.files import write_atomically
+from ..utils.files import file_names, write_atomically
 
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 RESOLUTION = 160
 
 
-def write_figure(figure: "Figure", folder: str | os.PathLike, number: int) -> list[Path]:
+def write_figure(figure: "Figure", folder: str | os.PathLike, number: int, suffix: str = "") -> list[Path]:
     """
     Write a figure as `figure<number>.png` and `figure<number>.pdf`.
 
@@ -25,6 +25,7 @@ def write_figure(figure: "Figure", folder: str | os.PathLike, number: int) -> li
         figure (`matplotlib.figure.Figure`): the figure.
         folder (`str` or `os.PathLike`): folder to write to; created if it does not exist. Existing files are replaced.
         number (`int`): number of the figure in the paper.
+        suffix (`str`, defaults to `""`): name of a part of the figure, which has a file of its own.
 
     Returns:
         `list[pathlib.Path]`: paths of the PNG and the PDF file.
@@ -32,7 +33,8 @@ def write_figure(figure: "Figure", folder: str | os.PathLike, number: int) -> li
     Raises:
         OSError: if a file cannot be written.
     """
-    paths = [Path(folder) / f"figure{number}.{extension}" for extension in ("png", "pdf")]
+    name = f"figure{number}" + (f"-{file_names([suffix])[suffix]}" if suffix else "")
+    paths = [Path(folder) / f"{name}.{extension}" for extension in ("png", "pdf")]
     contents = [figure_content(figure, path.suffix[1:], RESOLUTION) for path in paths]
     Path(folder).mkdir(parents=True, exist_ok=True)
     for path, content in zip(paths, contents):

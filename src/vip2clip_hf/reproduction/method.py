@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from transformers import CLIPModel
 
 
+NO_WEIGHTS = "{} has no weights; call train, load or create first."
+
+
 @lru_cache(maxsize=1)
 def load_backbone(name: str) -> "CLIPModel":
     """
@@ -114,6 +117,7 @@ class ViP2ClipMethod:
         self.progress = progress
         self.image_size = int(model_fields(plan, {}).get("image_size", 518))
         self._detector: ViP2ClipDetector | None = None
+        self._scoring: ViP2ClipDetector | RememberingDetector | None = None
 
     def train(self, dataset: "Dataset", *, seed: int, folder: Path, halved: bool = False) -> dict[str, Any]:
         """
@@ -139,8 +143,9 @@ class ViP2ClipMethod:
             training_sets=self.training_sets,
         )
         with trainer.locked():
-            output = trainer.train(resume_from_checkpoint=True)
-            run = {"recipe": {**describe_recipe(trainer)}, "versions": versions()}
+            resume = True if any(folder.glob("checkpoint-*")) else None
+            output = trainer.train(resume_from_checkpoint=resume)
+            run = {"recipe": describe_recipe(trainer), "versions": versions()}
             write_checkpoint(model, processor, folder, adapters_only=True, run=run)
         weights = sum(one.numel() for one in model.parameters() if one.requires_grad)
         self._use(model.eval(), processor)
@@ -164,7 +169,7 @@ class ViP2ClipMethod:
             fields["cache_features"] = str(self.cache)
         if self.device == "cpu":
             fields["use_cpu"] = True
-        defaults = {"report_to": "none", "disable_tqdm": not self.progress}
+        defaults = {"report_to": "none", "disable_tqdm": not self.progress, "logging_strategy": "no"}
         return ViP2ClipTrainingArguments(output_dir=str(folder), seed=seed, **{**defaults, **fields})
 
     def load(self, folder: Path) -> None:
@@ -178,29 +183,34 @@ class ViP2ClipMethod:
         self._use(model, ViP2ClipImageProcessor(size=model.config.image_size))
 
     def _use(self, model: ViP2ClipForAnomalyDetection, processor: ViP2ClipImageProcessor) -> None:
-        model.to(_device(self.device))  # type: ignore[arg-type]  # the library declares `to` without `self`
-        if self.memory is None:
-            self._detector = ViP2ClipDetector(model, processor, name=self.name)
-        else:
-            self._detector = RememberingDetector(model, processor, self.memory, name=self.name)
+        model.to(device_of(self.device))  # type: ignore[arg-type]  # the library declares `to` without `self`
+        self._detector = ViP2ClipDetector(model, processor, name=self.name)
+        self._scoring = self._detector if self.memory is None else RememberingDetector(self._detector, self.memory)
 
     @property
     def detector(self) -> ViP2ClipDetector:
         """The detector, after `train`, `load` or `create`."""
         if self._detector is None:
-            raise RuntimeError(f"{self.name} has no weights; call train, load or create first.")
+            raise RuntimeError(NO_WEIGHTS.format(self.name))
         return self._detector
 
-    def prepare(self, images: Any) -> Any:
-        """See [`Detector`]."""
-        return self.detector.prepare(images)
+    @property
+    def prepare(self) -> Any:
+        """See [`Detector`]. A function without the model, for the workers that read images."""
+        return self._ready().prepare
 
     def score(self, batch: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
         """See [`Detector`]."""
-        return self.detector.score(batch)
+        return self._ready().score(batch)
+
+    def _ready(self) -> "ViP2ClipDetector | RememberingDetector":
+        if self._scoring is None:
+            raise RuntimeError(NO_WEIGHTS.format(self.name))
+        return self._scoring
 
 
-def _device(name: str | None) -> str:
+def device_of(name: str | None) -> str:
+    """Return the device to use: the one with this name, or an accelerator if available."""
     if name is not None:
         return name
     if torch.cuda.is_available():
@@ -208,4 +218,4 @@ def _device(name: str | None) -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-__all__ = ["ViP2ClipMethod", "checksum_of_backbone", "create_model", "load_backbone"]
+__all__ = ["ViP2ClipMethod", "checksum_of_backbone", "create_model", "device_of", "load_backbone"]

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..evaluation.published import METHODS
 from ..models.vip2clip.pipeline_anomaly_detection import AnomalyDetectionPipeline
 from ..utils.files import write_atomically
 from ..utils.serialization import to_json, without_nan
@@ -13,7 +14,7 @@ from .charts import write_gains, write_top_k
 from .efficiency_table import write_efficiency_table
 from .examples import Example, read_examples
 from .figure_files import write_figure
-from .layouts import METHODS, TableSet, table_layout
+from .layouts import TableSet, table_layout
 from .measured import CellKey, Measured
 from .method import ViP2ClipMethod
 from .pictures import draw_attention, draw_layers, draw_methods, method_maps

@@ -41,7 +41,8 @@ def measured_efficiency(reproduction: "Reproduction") -> tuple[dict[str, list[di
     model, processor = method.detector.model, method.detector.image_processor
     settings = plan.efficiency
     key = {
-        "efficiency": settings, "model": reproduction.work.models[FULL, name], "data": reproduction.data.fingerprint(name),
+        "efficiency": settings, "model": reproduction.work.models[FULL, name],
+        "data": reproduction.data.fingerprint(name),
         "hardware": describe_hardware(model.device),
     }  # fmt: skip
     digest = digest_of(key)

@@ -279,13 +279,15 @@ def measured_cells(work: Work, results: Mapping[str, dict[str, Any] | None], fai
     found: dict[CellKey, Measured] = {}
     for (setting, dataset), cells in {**dict.fromkeys(work.problems, ()), **work.cells}.items():
         for level, names in METRICS.items():
-            triples, seeds = [], []
+            triples: list[tuple[float, float, float]] = []
+            seeds = []
             reasons = [failures[digest] for _, digest in cells if digest in failures]
             for seed, digest in cells:
                 result = results.get(digest)
                 if result is not None:
                     mean = result["mean"]
-                    triples.append(tuple(100 * _number(mean[name]) for name in names))
+                    first, second, third = (100 * _number(mean[name]) for name in names)
+                    triples.append((first, second, third))
                     seeds.append(seed)
             note = None
             if len(triples) < len(cells) or not triples:
