@@ -171,37 +171,20 @@ def check_output(detector: Detector, output: Any, count: int) -> tuple[torch.Ten
         found = f"{len(output)} values" if isinstance(output, (tuple, list)) else f"a {type(output).__name__}"
         raise ValueError(f"{what} {found}; expected scores and maps, or scores and None.")
     size = detector.image_size
-<<<<<<< HEAD
     checked: list[Any] = []
-=======
-    checked: list[torch.Tensor | None] = []
->>>>>>> figures
     for name, values, shape in (("scores", output[0], (count,)), ("maps", output[1], (count, size, size))):
         if values is None and name == "maps":
             checked.append(None)
             continue
         if not isinstance(values, torch.Tensor) or values.is_complex():
-<<<<<<< HEAD
             raise ValueError(f"{what} {name} of type {type(values).__name__}; expected a tensor of real numbers.")
-=======
-            raise ValueError(
-                f"{what} {name} of type {type(values).__name__}; expected a torch.Tensor of real numbers."
-            )
->>>>>>> figures
         if tuple(values.shape) != shape:
             raise ValueError(
                 f"{what} {name} of shape {tuple(values.shape)}; expected {shape}"
                 f"{', one score per image' if name == 'scores' else ', one map per image with the side image_size'}."
             )
         checked.append(values.detach())
-<<<<<<< HEAD
     return checked[0], checked[1]
-=======
-    scores, maps = checked
-    if scores is None:
-        raise ValueError(f"{what} None instead of scores; expected a torch.Tensor of shape {(count,)}.")
-    return scores, maps
->>>>>>> figures
 
 
 __all__ = ["Detector", "TrainableDetector", "check_detector", "check_detectors", "check_output"]
