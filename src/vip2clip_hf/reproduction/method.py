@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import set_seed
+from transformers import PrinterCallback, set_seed
 
 from ..checkpoints.bundled import BUNDLED, bundled_backbone
 from ..checkpoints.saving import write_checkpoint
@@ -142,6 +142,8 @@ class ViP2ClipMethod:
             train_dataset=dataset,
             training_sets=self.training_sets,
         )
+        if not self.progress:
+            trainer.remove_callback(PrinterCallback)  # it prints the time of each training
         with trainer.locked():
             resume = True if any(folder.glob("checkpoint-*")) else None
             output = trainer.train(resume_from_checkpoint=resume)
