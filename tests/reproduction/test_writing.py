@@ -47,7 +47,6 @@ def test_markdown():
         "✓", "✓", "✓", "paper", "(90.5, 87.1, 43.1)", "(91.2, 96.0, 92.0)", "(95.4, 92.2, 33.6)", "(88.5, 90.4, 84.8)",
     ]  # fmt: skip
     missing = "no result yet."
-    lines = [line for line in text.split("\n") if line.startswith("- [")]
     numbers = {
         line.partition("] ")[2]: line[2:].partition("]")[0] + "]"
         for line in text.split("\n")
