@@ -17,6 +17,7 @@ from transformers.utils import logging
 from ..evaluation.detector import Detector
 from ..evaluation.evaluator import evaluate_detector
 from ..evaluation.recorder import EvaluationRecorder
+from ..evaluation.set_results import with_nan
 from ..utils.extras import require
 from ..utils.outputs import check_output
 from .datasets import PlanDatasets
@@ -109,9 +110,9 @@ class Reproduction:
 
     def results(self) -> dict[str, dict[str, Any] | None]:
         """Return the result of each evaluation by hash."""
-        return {
-            one.digest: self.store.result(one.digest) for unit in self.work.units.values() for one in unit.evaluations
-        }
+        digests = [one.digest for unit in self.work.units.values() for one in unit.evaluations]
+        stored = {digest: self.store.result(digest) for digest in digests}
+        return {digest: None if result is None else with_nan(result) for digest, result in stored.items()}
 
     # Computing
 
@@ -169,7 +170,8 @@ class Reproduction:
         )
         about = {
             "setting": unit.key.setting, "train": unit.key.train, "seed": unit.key.seed, "dataset": one.dataset,
-            "training": unit.key.digest, "plan": self.plan.name, "num_images": len(dataset),
+            "training": unit.key.digest, "plan": self.plan.name, "num_images": len(dataset), "name": one.dataset,
+            "benchmark": self.data.source(one.dataset).benchmark, "split": "test", "trained_on": [],
             "seconds": time.perf_counter() - start,
         }  # fmt: skip
         self.store.finish_result(one.digest, {**about, **result})

@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..evaluation.comparison import differences, metric_differences, triple
 from ..models.loading import SCORING_VERSION
 from .datasets import PlanDatasets
-from .measured import CellKey, Measured
+from .measured import LEVELS, CellKey, Measured
 from .plan import Plan
 from .settings import (
     FULL,
@@ -25,10 +26,6 @@ from .settings import (
 TABLES = ("1", "2", "3", "4", "5", "6")
 FIGURES = ("3", "4", "5", "6", "7")
 TARGETS = (*(f"table {number}" for number in TABLES), *(f"figure {number}" for number in FIGURES))
-METRICS = {
-    "image": ("image_auroc", "image_ap", "image_f1"),
-    "pixel": ("pixel_auroc", "pixel_aupro", "pixel_f1"),
-}
 
 
 def parse_targets(words: Sequence[str]) -> list[str]:
@@ -264,9 +261,11 @@ def plan_work(
     return work
 
 
-def measured_cells(work: Work, results: Mapping[str, dict[str, Any] | None], failures: Mapping[str, str]) -> dict:
+def measured_cells(
+    work: Work, results: Mapping[str, dict[str, Any] | None], failures: Mapping[str, str]
+) -> dict[CellKey, Measured]:
     """
-    Collect the results of all cells.
+    Collect the results of all cells. AUPRO of a benchmark is in the convention of the paper.
 
     Args:
         work ([`Work`]): the work.
@@ -278,26 +277,31 @@ def measured_cells(work: Work, results: Mapping[str, dict[str, Any] | None], fai
     """
     found: dict[CellKey, Measured] = {}
     for (setting, dataset), cells in {**dict.fromkeys(work.problems, ()), **work.cells}.items():
-        for level, names in METRICS.items():
+        done = [(seed, result) for seed, digest in cells if (result := results.get(digest)) is not None]
+        note = None
+        if len(done) < len(cells) or not done:
+            reasons = dict.fromkeys(failures[digest] for _, digest in cells if digest in failures)
+            note = "; ".join(reasons) or work.problems.get((setting, dataset)) or "not computed yet"
+        for level in LEVELS:
             triples: list[tuple[float, float, float]] = []
-            seeds = []
-            reasons = [failures[digest] for _, digest in cells if digest in failures]
-            for seed, digest in cells:
-                result = results.get(digest)
-                if result is not None:
-                    mean = result["mean"]
-                    first, second, third = (100 * _number(mean[name]) for name in names)
-                    triples.append((first, second, third))
-                    seeds.append(seed)
-            note = None
-            if len(triples) < len(cells) or not triples:
-                note = "; ".join(dict.fromkeys(reasons)) or work.problems.get((setting, dataset)) or "not computed yet"
-            found[CellKey(setting, dataset, level)] = Measured(tuple(triples), note, tuple(seeds))
+            for _, result in done:
+                is_benchmark = result["benchmark"] is not None
+                first, second, third = triple(result["mean"], level, as_published=is_benchmark)
+                triples.append((first, second, third))
+            found[CellKey(setting, dataset, level)] = Measured(
+                tuple(triples), note, tuple(seed for seed, _ in done), _not_compared([one for _, one in done], level)
+            )
     return found
 
 
-def _number(value: float | None) -> float:
-    return float("nan") if value is None else value
+def _not_compared(results: Sequence[dict[str, Any]], level: str) -> str | None:
+    """Why results cannot be compared with the published ones."""
+    found: dict[str, None] = {}
+    for result in results:
+        if result["benchmark"] is not None:
+            found |= dict.fromkeys(differences(result, level))
+            found |= dict.fromkeys(f"{name}: {text}" for name, text in metric_differences(result, level).items())
+    return "; ".join(found) or None
 
 
 def _json(content: Any) -> str:
