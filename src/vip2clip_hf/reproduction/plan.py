@@ -76,6 +76,8 @@ class Plan:
         rows (`dict[str, tuple[str, ...]]`): settings to run, by number of a table. Other tables run completely.
         generated, efficiency, evaluation (`dict`): settings of generated datasets, of Table 3 and of the evaluation.
         pictures (`int`): number of images per dataset in Figures 3, 4 and 7.
+        feature_cache (`bool`): whether trainings share a feature cache, in float16 unless `training` sets
+            `cache_dtype`.
     """
 
     name: str
@@ -94,6 +96,7 @@ class Plan:
     efficiency: dict[str, Any] = field(default_factory=lambda: dict(EFFICIENCY_DEFAULTS))
     evaluation: dict[str, Any] = field(default_factory=lambda: dict(EVALUATION_DEFAULTS))
     pictures: int = 2
+    feature_cache: bool = True
 
     def direction(self, dataset: str) -> Direction | None:
         """Return the training whose model is evaluated on a dataset. `None` if the protocol does not contain it."""
@@ -211,6 +214,7 @@ def make_plan(
         efficiency=_group("efficiency", values, EFFICIENCY_DEFAULTS),
         evaluation=_group("evaluation", values, EVALUATION_DEFAULTS),
         pictures=_numbers("pictures", [values.get("pictures", 2)], 1)[0],
+        feature_cache=values.get("feature_cache", True),
     )
     _check(plan)
     return plan
@@ -249,7 +253,16 @@ def _check(plan: Plan) -> None:
     _check_keys("model", plan.model, [one.name for one in dataclasses.fields(ViP2ClipConfig) if one.init])
     allowed = [one.name for one in dataclasses.fields(ViP2ClipTrainingArguments) if one.init]
     _check_keys("training", plan.training, allowed)
-    for fixed in {"output_dir", "seed", "resume_from_checkpoint", "push_to_hub", "eval_strategy"} & set(plan.training):
+    if not isinstance(plan.feature_cache, bool):
+        raise ValueError(f"feature_cache is {plan.feature_cache!r}; expected true or false.")
+    for fixed in {
+        "output_dir",
+        "seed",
+        "cache_features",
+        "resume_from_checkpoint",
+        "push_to_hub",
+        "eval_strategy",
+    } & set(plan.training):
         raise ValueError(f"training contains {fixed!r}, which the plan sets itself; remove it.")
     tables = {number: rows_of(number, plan) for number in ("4", "5", "6")}
     _check_keys("rows", plan.rows, list(tables))

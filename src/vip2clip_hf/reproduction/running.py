@@ -216,7 +216,7 @@ class Reproduction:
             setting,
             device=self.device,
             memory=self.memory,
-            cache=self.store.folder / "cache",
+            cache=self.store.folder / "cache" if self.plan.feature_cache else None,
             progress=self.progress,
         )
 

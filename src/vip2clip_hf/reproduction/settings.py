@@ -35,7 +35,7 @@ MAIN_WORDS = ("good", "damaged")
 # Arguments of a training that do not change its result: how it runs, saves and logs.
 RUN_ARGUMENTS = {
     "output_dir", "dataloader_num_workers", "save_strategy", "save_steps", "save_total_limit", "logging_steps",
-    "logging_strategy", "report_to", "disable_tqdm", "dataloader_persistent_workers", "cache_features",
+    "logging_strategy", "report_to", "disable_tqdm", "dataloader_persistent_workers",
 }  # fmt: skip
 _MODEL_KEYS = ("variant", "image_size", "feature_layers", "top_k", "fgp_scaled")
 _DATA_KEYS = ("clip", "train_data", "eval_data", "output_dir")
@@ -166,7 +166,8 @@ def training_key(
         "backbone": backbone, "model": model_fields(plan, overrides_of(setting)), "seed": seed,
     }  # fmt: skip
     if setting != UNTRAINED:
-        content |= {"training": arguments, "train": [fingerprints[name] for name in train]}
+        content |= {"training": arguments, "feature_cache": plan.feature_cache}
+        content |= {"train": [fingerprints[name] for name in train]}
     else:
         content |= {"trained": False}
     return TrainingKey(setting, train, seed, json.dumps(content, sort_keys=True))
