@@ -48,14 +48,15 @@ def synthetic_training(model: ViP2ClipForAnomalyDetection, options: argparse.Nam
     config = model.config
     with tempfile.TemporaryDirectory() as folder:
         clip = Path(folder, "clip")
-        model.clip.float().save_pretrained(clip)
+        # With all of the model, token ids are known also without a tokenizer.
+        model.float().save_pretrained(clip)
         root = write_dataset(Path(folder, "data"), ("weave",), options.training_batch * 4, 0, 256)
         return measure_training(
             ModelArguments(
                 clip=str(clip), variant=options.variant, image_size=config.image_size,
                 feature_layers=list(config.feature_layers), top_k=config.top_k,
             ),
-            DataArguments(train_data=[f"synthetic={root}"]),
+            DataArguments(train_data=[f"weave={root}"]),
             ViP2ClipTrainingArguments(
                 output_dir=str(Path(folder, "run")), per_device_train_batch_size=options.training_batch,
                 use_cpu=model.device.type == "cpu", num_train_epochs=options.epochs,
