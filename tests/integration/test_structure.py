@@ -22,6 +22,7 @@ LAYERS = (
     ("checkpoints",),
     ("calibration", "inference", "training"),
     ("export", "hub", "plotting", "references"),
+    ("reproduction",),
     ("app", "demo"),
     ("cli",),
     ("__main__",),
