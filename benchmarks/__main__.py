@@ -111,6 +111,9 @@ def make_parser() -> argparse.ArgumentParser:
     efficiency.add_argument(
         "--training", action="store_true", help="measure training steps with and without the feature cache"
     )
+    efficiency.add_argument(
+        "--clip", help="backbone for --training (default: random ViT-Tiny/16, with --random-vit-l that of the model)"
+    )
     efficiency.add_argument("--training_batch", type=int, default=8, help="images per training step")
     efficiency.add_argument(
         "--training_images", type=int, default=VISA_IMAGES, help="training images to extrapolate to"

@@ -42,20 +42,24 @@ def photos(count: int, side: int) -> list[Image.Image]:
 
 
 def synthetic_training(model: ViP2ClipForAnomalyDetection, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Measure training steps of new adapters on the backbone of a model, on synthetic images."""
+    """Measure training steps of new adapters on a backbone, on synthetic images of the size of the model."""
     from vip2clip_hf.reproduction.efficiency_training import measure_training
 
     config = model.config
     with tempfile.TemporaryDirectory() as folder:
-        clip = Path(folder, "clip")
-        model.clip.float().save_pretrained(clip)
+        clip = options.clip
+        if clip is None and options.random_vit_l:
+            clip = str(Path(folder, "clip"))
+            model.clip.float().save_pretrained(clip)
+        clip = clip or "random-tiny"
+        print(f"  training on the backbone {'of the model' if options.random_vit_l else clip}", flush=True)
         root = write_dataset(Path(folder, "data"), ("weave",), options.training_batch * 4, 0, 256)
         return measure_training(
             ModelArguments(
-                clip=str(clip), variant=options.variant, image_size=config.image_size,
+                clip=clip, variant=options.variant, image_size=config.image_size,
                 feature_layers=list(config.feature_layers), top_k=config.top_k,
             ),
-            DataArguments(train_data=[f"synthetic={root}"]),
+            DataArguments(train_data=[f"weave={root}"]),
             ViP2ClipTrainingArguments(
                 output_dir=str(Path(folder, "run")), per_device_train_batch_size=options.training_batch,
                 use_cpu=model.device.type == "cpu", num_train_epochs=options.epochs,

@@ -180,7 +180,7 @@ def test_measure_variants(model, image_processor, photo):
         assert one["memory_bytes"] > 1e8
         assert one["trainable_parameters"] == trainable_parameters(model)
     to_json(results)
-    with pytest.raises(ValueError, match="The number of images is 3; expected at least one batch of 8"):
+    with pytest.raises(ValueError, match="The number of images is 3; expected at least 8, one batch"):
         measure_variants(model, image_processor, [photo] * 3, batch_sizes=(8,))
     with pytest.raises(ValueError, match="warmup is 0; expected at least 1"):
         measure_variants(model, image_processor, [photo] * 3, warmup=0, **arguments)

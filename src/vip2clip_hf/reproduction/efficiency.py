@@ -297,7 +297,9 @@ def measure_variants(
         ValueError: if an argument is wrong, or if there are fewer images than the largest batch size.
     """
     if not batch_sizes or len(images) < max(batch_sizes):
-        raise ValueError(f"The number of images is {len(images)}; expected at least one batch of {batch_sizes}.")
+        raise ValueError(
+            f"The number of images is {len(images)}; expected at least {max(batch_sizes, default=1)}, one batch."
+        )
     if warmup < 1 and any(VARIANTS[name][1] for name in names if name in VARIANTS):
         raise ValueError(f"warmup is {warmup}; expected at least 1, because the first repeat compiles the model.")
     results = []
