@@ -296,14 +296,8 @@ def _csv(results: Mapping[str, Sequence[dict[str, Any]]]) -> str:
         {
             "part": "paper", "model": name, "hardware": PUBLISHED_HARDWARE,
             "seconds_per_image": row.inference_ms / 1000, "seconds_per_image_sd": row.inference_sd / 1000,
-<<<<<<< HEAD
-            "training_seconds": row.training_hours * 3600,
-            "memory_bytes": round(row.memory_gb * 1e9), "memory_kind": "GPU Cost",
-            "trainable_parameters": round(row.parameters_m * 1e6),
-=======
             "training_seconds": row.training_hours * 3600, "memory_bytes": round(row.memory_gb * 1e9),
             "memory_kind": "GPU Cost", "trainable_parameters": round(row.parameters_m * 1e6),
->>>>>>> efficiency
         }
         for name, row in PUBLISHED_EFFICIENCY.items()
     ]  # fmt: skip

@@ -255,15 +255,9 @@ def _check(plan: Plan) -> None:
     _check_keys("training", plan.training, allowed)
     if not isinstance(plan.feature_cache, bool):
         raise ValueError(f"feature_cache is {plan.feature_cache!r}; expected true or false.")
-    for fixed in {
-        "output_dir",
-        "seed",
-        "cache_features",
-        "resume_from_checkpoint",
-        "push_to_hub",
-        "eval_strategy",
-    } & set(plan.training):
-        raise ValueError(f"training contains {fixed!r}, which the plan sets itself; remove it.")
+    own = {"output_dir", "seed", "cache_features", "resume_from_checkpoint", "push_to_hub", "eval_strategy"}
+    for name in sorted(own & set(plan.training)):
+        raise ValueError(f"training contains {name!r}, which the plan sets itself; remove it.")
     tables = {number: rows_of(number, plan) for number in ("4", "5", "6")}
     _check_keys("rows", plan.rows, list(tables))
     for number, names in plan.rows.items():
