@@ -35,7 +35,7 @@ PAGES = {
 SLOW = (
     "docs/bulk.md", "docs/calibration.md", "docs/data.md", "docs/deployment.md", "docs/evaluation.md",
     "docs/export.md", "docs/performance.md", "docs/pictures.md", "docs/quickstart.md", "docs/references.md",
-    "docs/training.md", "training/README.md",
+    "docs/reproduction.md", "docs/training.md", "training/README.md",
 )  # fmt: skip
 # Packages that a page needs and that may be missing.
 NEEDS = {"docs/export.md": ("onnx", "onnxscript", "onnxruntime")}
@@ -46,6 +46,7 @@ NOT_RUN = {
     r"vip2clip app.*": "serves until it is stopped; run in a browser by test_app_browser.py",
     r"make (demo|test|test-all|docs).*": "creates an environment, or runs this test; its steps are tested separately",
     r"python -m benchmarks .*": "takes minutes",
+    r"vip2clip reproduce (all|tables).*": "takes minutes; run by tests/reproduction/test_small_plan.py",
     r"python -m training\.build_tiny .*": "needs half an hour and real data; test_build_tiny.py runs it on small data",
     r"(cp -r|hf) .*": "writes to the Hub; the Space is built by test_app.py",
     r".*--push_to_hub .*": "publishes; run with a stub of the Hub by test_programs.py",
