@@ -13,6 +13,7 @@ from ..utils.text import shown
 from .category_metrics import AUPROS, METRICS, RATES, THRESHOLDS
 from .comparison import PUBLISHED_CONVENTION, PUBLISHED_FPR_LIMIT, differences, mask_threshold, metric_differences
 from .published import TRIPLES
+from .reference_tables import REFERENCES_NOTE, reference_table
 from .tables import NUMBERS, category_table, comparison_tables, notes
 
 
