@@ -47,13 +47,15 @@ def synthetic_training(model: ViP2ClipForAnomalyDetection, options: argparse.Nam
 
     config = model.config
     with tempfile.TemporaryDirectory() as folder:
-        clip = options.clip
+        clip, batch = options.clip, options.training_batch
         if clip is None and options.random_vit_l:
             clip = str(Path(folder, "clip"))
             model.clip.float().save_pretrained(clip)
         clip = clip or "random-tiny"
         print(f"  training on the backbone {'of the model' if options.random_vit_l else clip}", flush=True)
-        root = write_dataset(Path(folder, "data"), ("weave",), options.training_batch * 4, 0, 256)
+        root = write_dataset(
+            Path(folder, "data"), ("weave",), 2 * batch, max(1, batch // 2), 256
+        )  # four kinds of defects
         return measure_training(
             ModelArguments(
                 clip=clip, variant=options.variant, image_size=config.image_size,

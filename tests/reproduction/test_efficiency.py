@@ -163,7 +163,7 @@ def test_variants(model, image_processor, photo):
 
 def test_measure_variants(model, image_processor, photo):
     shown = []
-    arguments = {"names": ["float32", "bfloat16, compiled"], "batch_sizes": (1, 2), "backend": "eager"}
+    arguments = {"names": ["float32", "bfloat16-compiled"], "batch_sizes": (1, 2), "backend": "eager"}
     results = measure_variants(
         model, image_processor, [photo] * 3, repeats=2, warmup=1, report=shown.append, **arguments
     )
@@ -171,7 +171,7 @@ def test_measure_variants(model, image_processor, photo):
     found = [(one["variant"], one["dtype"], one["compile"], one["batch_size"], one["num_images"]) for one in results]
     assert found == [
         ("float32", "float32", False, 1, 3), ("float32", "float32", False, 2, 2),
-        ("bfloat16, compiled", "bfloat16", True, 1, 3), ("bfloat16, compiled", "bfloat16", True, 2, 2),
+        ("bfloat16-compiled", "bfloat16", True, 1, 3), ("bfloat16-compiled", "bfloat16", True, 2, 2),
     ]  # fmt: skip
     for one in results:
         assert one["image_size"] == TINY["image_size"]

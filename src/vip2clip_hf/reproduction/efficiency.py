@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 # Precision and whether the vision tower is compiled, by name.
 VARIANTS: dict[str, tuple[torch.dtype, bool]] = {
     "float32": (torch.float32, False),
-    "float32, compiled": (torch.float32, True),
+    "float32-compiled": (torch.float32, True),
     "bfloat16": (torch.bfloat16, False),
-    "bfloat16, compiled": (torch.bfloat16, True),
+    "bfloat16-compiled": (torch.bfloat16, True),
 }
 # Used in Table 3 of the paper: images are scored one by one.
 PAPER_VARIANT, PAPER_BATCH_SIZE = "float32", 1
