@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from ..utils.device_clock import DeviceClock, device_clock
@@ -139,7 +139,7 @@ def _measure(
 
         tower = run_tower
     steps = _Steps(clock, tower)
-    ViP2ClipTrainer(
+    steps_trainer = ViP2ClipTrainer(
         model,
         replace(arguments, max_steps=MEASURED_STEPS + 1, average_weights_from=None),
         trainer.image_processor,
@@ -147,7 +147,9 @@ def _measure(
         mask_options=trainer.mask_options,
         training_sets=[],
         callbacks=[steps],
-    ).train()
+    )
+    steps_trainer.remove_callback(PrinterCallback)  # it would print the time of the measured steps
+    steps_trainer.train()
     found["measured_steps"] = len(steps.seconds[1:] or steps.seconds)
     found["step_seconds"] = statistics.median(steps.seconds[1:] or steps.seconds)
     tower_seconds = steps.tower_seconds[1:] or steps.tower_seconds
