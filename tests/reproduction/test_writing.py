@@ -228,13 +228,28 @@ def test_latex_structure(layout):
     columns = len(re.search(r"\\begin\{tabular\}\{(l+)\}", text)[1])
     assert columns == len(layout.label_titles) + 1 + len(layout.column_titles)
     lines = [line for line in plain.split("\n") if line.endswith(r"\\")]
-    assert len(lines) == 3 * len(layout.rows) + (2 if any(second for _, second in layout.column_titles) else 1)
+    has_published = any(one is not None for row in layout.rows for one in row.published)
+    assert len(lines) == (3 if has_published else 1) * len(layout.rows) + (
+        2 if any(second for _, second in layout.column_titles) else 1
+    )
     for line in lines:
         spans = [int(width) - 1 for width in re.findall(r"\\multicolumn\{(\d+)\}", line)]
         assert line.count("&") + 1 + sum(spans) == columns
     assert not re.search(r"[✓±²]", text)
     assert r"100 \% of a\_b \& c" in text
     assert text.count(r"\midrule") == len(layout.rows)
+
+
+def test_own_data_has_no_lines_for_the_paper():
+    """Without published values, each row has one line, and the legend says why."""
+    layout = table_layout(6, [], ablation_sets=[OWN])
+    key = layout.cell_keys()[0]
+    text = markdown_table(layout, {key: Measured(((50.0, 60.0, 70.0), (52.0, 60.0, 70.0)), seeds=(1, 2))})
+    assert "ours, n = 2" in text and "(51.0 ± 1.4, 60.0 ± 0.0, 70.0 ± 0.0)" in text
+    assert "| paper" not in text and "difference" not in text.split("##")[0]
+    assert "There are no published results of these datasets" in text
+    mixed = table_layout(6, [], ablation_sets=[MVTEC, OWN])
+    assert "| paper" in markdown_table(mixed, {})
 
 
 def test_latex_titles_and_numbers():

@@ -138,7 +138,7 @@ class _Writer:
             [self.sets[name] for name in self.evaluated],
             ablation_sets=[self.sets[name] for name in self.plan.ablations],
             state_words=["/".join(words) for words in self.plan.state_words],
-            methods=[*METHODS, *(name for name in self.reproduction.detectors if name not in METHODS)],
+            methods=self._methods_of_tables(),
         )
         chosen = self.plan.rows.get(str(number))
         cells = dict(self.cells)
@@ -146,6 +146,14 @@ class _Writer:
             if chosen is not None and key.setting not in chosen and key not in cells:
                 cells[key] = Measured(note="not among the rows of the plan")
         return write_table(layout, cells, self.folder, footer=self.footer)
+
+    def _methods_of_tables(self) -> list[str]:
+        """Columns of Tables 1 and 2. For own data, methods without results have none."""
+        own = list(self.reproduction.detectors)
+        known = list(METHODS)
+        if not any(self.sets[name].published_as for name in self.evaluated):
+            known = [name for name in METHODS if name in own or name == METHODS[-1]]
+        return [*known, *(name for name in own if name not in METHODS)]
 
     def _titles(self) -> dict[str, str]:
         return {name: one.shown_title for name, one in self.sets.items()}

@@ -26,6 +26,10 @@ LEGEND = (
     "published result (arXiv:2505.17692); ours, as mean ± standard deviation over n seeds; and the difference, ours "
     "minus published, in percentage points. A dash marks a result that does not exist."
 )
+OWN_LEGEND = (
+    "Metrics are in percent: AUROC, AP (image level) or AUPRO (pixel level), and F1, as mean ± standard deviation over n "
+    "seeds. There are no published results of these datasets. A dash marks a result that does not exist."
+)
 ONE_SEED = "With n = 1, the spread over seeds is unknown."
 NO_ROWS = "The plan contains no dataset of this table."
 TAKEN_OVER_NOTE = "* Published in the paper of the method, as marked in Table 1."
@@ -131,7 +135,8 @@ def _title(lines: tuple[str, str]) -> str:
 def _remarks(layout: TableLayout, cells: Sequence[Sequence[TableCell]]) -> list[str]:
     """Lines below a table, before the numbered notes."""
     shown_cells = [cell for row in cells for cell in row]
-    lines = [LEGEND] if shown_cells else [NO_ROWS]
+    published = any(cell.paper is not None for cell in shown_cells)
+    lines = [LEGEND if published else OWN_LEGEND] if shown_cells else [NO_ROWS]
     if any(cell.num_seeds == 1 for cell in shown_cells):
         lines.append(ONE_SEED)
     if any(cell.taken_over for cell in shown_cells):
@@ -140,8 +145,12 @@ def _remarks(layout: TableLayout, cells: Sequence[Sequence[TableCell]]) -> list[
 
 
 def _text_rows(layout: TableLayout, cells: Sequence[Sequence[TableCell]]) -> tuple[list[list[str]], list[str]]:
-    """Rows of text, three for each row of the paper, and the numbered notes."""
+    """
+    Rows of text, and the numbered notes. Each row of the paper has three, of own data only ours: without published
+    values, the others would be empty.
+    """
     numbered, rows = _Notes(), []
+    published = any(cell.paper is not None for found in cells for cell in found)
     for row, found in zip(layout.rows, cells):
         if not found:
             continue
@@ -149,9 +158,13 @@ def _text_rows(layout: TableLayout, cells: Sequence[Sequence[TableCell]]) -> tup
         same = len(numbers) == 1
         source = f"ours, n = {next(iter(numbers))}" if same else "ours"
         blank = [""] * len(row.labels)
+        ours = [_ours(cell, same) + numbered.mark(cell.notes) for cell in found]
+        if not published:
+            rows.append([*row.labels, source, *ours])
+            continue
         rows += [
             [*row.labels, "paper", *(_published(cell) for cell in found)],
-            [*blank, source, *(_ours(cell, same) + numbered.mark(cell.notes) for cell in found)],
+            [*blank, source, *ours],
             [*blank, "difference", *(_triple(map(signed, cell.difference)) for cell in found)],
         ]
     return rows, numbered.lines()
