@@ -27,8 +27,8 @@ LEGEND = (
     "minus published, in percentage points. A dash marks a result that does not exist."
 )
 OWN_LEGEND = (
-    "Metrics are in percent: AUROC, AP (image level) or AUPRO (pixel level), and F1, as mean ± standard deviation over n "
-    "seeds. There are no published results of these datasets. A dash marks a result that does not exist."
+    "Metrics are in percent: AUROC, AP (image level) or AUPRO (pixel level), and F1, as mean ± standard deviation over "
+    "n seeds. There are no published results of these datasets. A dash marks a result that does not exist."
 )
 ONE_SEED = "With n = 1, the spread over seeds is unknown."
 NO_ROWS = "The plan contains no dataset of this table."
@@ -254,7 +254,7 @@ def _tabular(rows: Sequence[Sequence[str]], titles: Sequence[tuple[str, str]], n
     body = lines[middle + 1 : -2]  # without \bottomrule and \end{tabular}
     # A bracket after a line break would be its argument.
     body = [re.sub(r"^(\s*)\[", r"\1{}[", re.sub(r"(?<=[(, ])-(?=\d)", "$-$", line)) for line in body]
-    count = len(SOURCES)
+    count = len(SOURCES) if any(SOURCES[-1] in row for row in rows) else 1
     for place in range(count, len(body) // count * count, count):
         body[place] = f"\\midrule\n{body[place]}"
     header = [" & ".join(joined) + r" \\", *([" ".join(rules)] if rules else [])]
