@@ -27,8 +27,8 @@ LEGEND = (
     "minus published, in percentage points. A dash marks a result that does not exist."
 )
 OWN_LEGEND = (
-    "Metrics are in percent: AUROC, AP (image level) or AUPRO (pixel level), and F1, as mean ± standard deviation over "
-    "n seeds. There are no published results of these datasets. A dash marks a result that does not exist."
+    "Metrics are in percent: AUROC, AP (image level) or AUPRO (pixel level), and F1, as mean ± standard deviation "
+    "over n seeds. There are no published results of these datasets. A dash marks a result that does not exist."
 )
 ONE_SEED = "With n = 1, the spread over seeds is unknown."
 NO_ROWS = "The plan contains no dataset of this table."
