@@ -27,10 +27,8 @@ def tiny_content(**changes: Any) -> dict[str, Any]:
     """Content of the tiny plan. Dictionaries among the changes update those of the plan, and `None` removes a key."""
     content = {key: dict(value) if isinstance(value, dict) else value for key, value in TINY_PLAN.items()}
     for key, value in changes.items():
-        replaced = key in ("datasets", "protocol", "rows")
-        content[key] = (
-            {**content[key], **value} if key in content and isinstance(value, dict) and not replaced else value
-        )
+        updated = key in ("training", "model", "generated", "efficiency", "evaluation") and isinstance(value, dict)
+        content[key] = {**content[key], **value} if updated else value
     return {key: value for key, value in content.items() if value is not None}
 
 
