@@ -104,5 +104,3 @@ def test_the_oldest_features_are_dropped(model, image_processor, photos):
     found, _ = detector.score(detector.prepare(photos))
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
     assert len(memory) == 1
-
-

@@ -74,7 +74,7 @@ def test_recipe_arguments():
     recipe = json.loads(recipe_path("tiny").read_text())
     fields = training_fields(plan)
     assert (fields["max_steps"], fields["learning_rate"]) == (2, 0.5)
-    assert fields["perception_learning_rate"] == recipe["perception_learning_rate"]
+    assert fields["num_train_epochs"] == recipe["num_train_epochs"]
     assert {"clip", "train_data", "eval_data", "output_dir", "seed", "image_size", "top_k"}.isdisjoint(fields)
     found = model_fields(plan, {"top_k": 2})
     assert found == {

@@ -17,11 +17,13 @@ from helpers.training import assert_same_tensors
 from vip2clip_hf import ViP2ClipForAnomalyDetection, ViP2ClipImageProcessor
 from vip2clip_hf.checkpoints.bundled import bundled_backbone
 from vip2clip_hf.data.loading import load_folder
+from vip2clip_hf.data.synthetic.dataset import write_dataset
 from vip2clip_hf.evaluation.model_evaluation import evaluate_model
 from vip2clip_hf.models.small_text_tower import state_word_tokenizer
-from vip2clip_hf.reproduction import outputs, running
+from vip2clip_hf.reproduction import less_memory, outputs, running
+from vip2clip_hf.reproduction.less_memory import is_out_of_memory, with_less_memory
 from vip2clip_hf.reproduction.method import ViP2ClipMethod
-from vip2clip_hf.reproduction.running import is_out_of_memory, prepare, reproduce, with_less_memory
+from vip2clip_hf.reproduction.running import prepare, reproduce
 from vip2clip_hf.reproduction.store import Store
 from vip2clip_hf.training.arguments import ViP2ClipTrainingArguments
 from vip2clip_hf.training.trainer import ViP2ClipTrainer
@@ -57,7 +59,8 @@ def copy(finished, tmp_path):
 @pytest.fixture
 def warnings(monkeypatch) -> list[str]:
     found: list[str] = []
-    monkeypatch.setattr(running.logger, "warning", found.append)
+    for module in (running, less_memory):
+        monkeypatch.setattr(module.logger, "warning", found.append)
     return found
 
 
@@ -78,11 +81,12 @@ def text_files(folder: Path) -> dict[str, str]:
 def results_in(folder: Path) -> dict[tuple, dict]:
     """Results by setting, dataset and seed."""
     found = [json.loads(path.read_text()) for path in (folder / "results").glob("*.json")]
-    return {(one["setting"], one["dataset"], one["seed"]): one for one in found if "setting" in one}
+    return {(one["setting"], one["dataset"], one["seed"]): one for one in found}
 
 
 def means(folder: Path) -> dict[tuple, dict]:
-    return {key: one["mean"] for key, one in results_in(folder).items()}
+    results = results_in(folder).items()
+    return {key: {n: v for n, v in one["mean"].items() if isinstance(v, float)} for key, one in results}
 
 
 # A whole run
@@ -117,8 +121,8 @@ def test_tables_show_the_results(finished):
     for row, setting in zip(ours, ("dual", "utpa")):
         for name in ("one", "two"):
             mean = found[setting, name, 1]
-            for title, key in (("pixel AUROC", "pixel_auroc"), ("image AP", "image_ap"), ("pixel AUPRO", "pixel_aupro")):
-                assert float(row[f"{name} {title}"]) == pytest.approx(100 * mean[key])
+            for title in ("pixel AUROC", "image AP", "pixel AUPRO"):
+                assert float(row[f"{name} {title}"]) == pytest.approx(100 * mean[title.lower().replace(" ", "_")])
             assert row[f"{name} image n"] == "1"
     # A row of two tables has the same numbers in both.
     cells = set()
@@ -139,7 +143,8 @@ def test_provenance(finished):
     for row in found["rows"]:
         assert row["failure"] is None
         assert json.loads(row["settings"])["seed"] == row["seed"] == 1
-        assert row["training"] and row["targets"]
+        assert row["training"]
+        assert row["targets"]
         if row["setting"] == "none":
             assert row["trained"] is None
         else:
@@ -149,10 +154,11 @@ def test_provenance(finished):
             assert trained["trained_weights"] > 0
             assert not trained["halved"]
             assert trained["versions"] == found["versions"]
-            assert trained["hardware"]["cpu"] and trained["time"]
+            assert trained["hardware"]["cpu"]
+            assert trained["time"] <= found["time"]
         for one in row["evaluations"]:
             assert (folder / "results" / f"{one['result']}.json").is_file()
-            assert one["mean"]["num_images"] == 6
+            assert 0 <= one["mean"]["pixel_auroc"] <= 1
             assert one["versions"] == found["versions"]
             assert {"vip2clip_hf", "torch", "transformers"} <= set(one["versions"])
             assert one["commit"] == found["commit"]
@@ -164,8 +170,10 @@ def test_provenance(finished):
 
 def test_a_second_run_computes_nothing(finished, copy, nothing_is_computed):
     before = text_files(copy)
-    report = reproduce(plan_of_run(), TARGETS, copy, device="cpu")
-    assert report == finished[1]
+    targets = ["tables", "1", "2", "4", "5", "6", "figures", "5", "6"]  # drawing pictures takes long
+    report = reproduce(plan_of_run(), targets, copy, device="cpu")
+    assert report["tables"] == finished[1]["tables"]
+    assert (report["problems"], report["num_others"]) == ([], 0)
     assert text_files(copy) == before
     # One of its tables. The other rows are not needed for it, and kept.
     report = reproduce(plan_of_run(), ["table 5"], copy, device="cpu")
@@ -177,28 +185,26 @@ def test_results_are_those_of_the_library(finished, tmp_path):
     """The same training and evaluation with the classes of the library."""
     folder, _ = finished
     sets = {name: load_folder(folder / "data" / name) for name in ("one", "two")}
+    clip = bundled_backbone()
     set_seed(1)
     model = ViP2ClipForAnomalyDetection.from_clip(
-        bundled_backbone(), tokenizer=state_word_tokenizer(), variant="paper", fgp_scaled=False, image_size=64,
+        clip, tokenizer=state_word_tokenizer(), variant="paper", fgp_scaled=False, image_size=64,
         feature_layers=(3, 6, 9, 12), top_k=5, smoothing_sigma=1.0,
     )  # fmt: skip
     arguments = ViP2ClipTrainingArguments(
-        output_dir=str(tmp_path / "out"), seed=1, max_steps=2, per_device_train_batch_size=4, learning_rate=3e-4,
-        perception_learning_rate=3e-4, save_strategy="no", cache_features=str(tmp_path / "cache"), use_cpu=True,
+        output_dir=str(tmp_path / "out"), seed=1, max_steps=2, per_device_train_batch_size=4, learning_rate=0.05,
+        perception_learning_rate=0.05, save_strategy="no", cache_features=str(tmp_path / "cache"), use_cpu=True,
         report_to="none", disable_tqdm=True,
     )  # fmt: skip
     processor = ViP2ClipImageProcessor(size=64)
     ViP2ClipTrainer(model, arguments, processor, train_dataset=sets["one"]).train()
-    expected = evaluate_model(model.eval(), processor, sets["two"], batch_size=3)
+    expected = evaluate_model(model.eval(), processor, sets["two"])
     found = results_in(folder)["full", "two", 1]
     assert found["train"] == ["one"]
-    compared = 0
-    for name, value in expected["mean"].items():
-        if isinstance(value, float) and np.isfinite(value):
-            assert found["mean"][name] == pytest.approx(value, abs=1e-6), name
-            compared += 1
-    assert compared >= 6
-    assert means(folder)["utpa", "two", 1] != found["mean"]
+    expected = {name: value for name, value in expected["mean"].items() if isinstance(value, float)}
+    assert len(expected) >= 6
+    assert means(folder)["full", "two", 1] == pytest.approx(expected, abs=1e-6)
+    assert means(folder)["utpa", "two", 1] != pytest.approx(expected, abs=1e-3)
 
 
 def test_a_changed_plan_keeps_old_results_aside(finished, copy):
@@ -220,9 +226,9 @@ def test_table_3(copy, monkeypatch):
     report = reproduce(plan, ["table 3"], copy, device="cpu")
     assert report["problems"] == []
     before = text_files(copy)
-    assert "| paper" in before["table3.md"] or "paper" in before["table3.md"]
+    assert "float32" in before["table3.md"]
     monkeypatch.setattr("vip2clip_hf.reproduction.table_3.measure_variants", None)
-    report = reproduce(plan, [*TARGETS, "table 3"], copy, device="cpu")
+    report = reproduce(plan, ["tables", "figure 6"], copy, device="cpu")
     assert report["problems"] == []
     assert report["num_others"] == 0
     assert text_files(copy) == before
@@ -251,7 +257,7 @@ def test_incomplete_files_are_computed_again(copy):
     weights = copy / "trained" / digests["utpa"]["training"] / "model.safetensors"
     expected = load_file(weights)
     weights.unlink()
-    reproduce(plan_of_run(), ["table 5"], copy, device="cpu")
+    assert reproduce(plan_of_run(), ["table 5"], copy, device="cpu")["problems"] == []
     assert_same_tensors(load_file(weights), expected, 0)
     assert text_files(copy)["table5.csv"] == before["table5.csv"]
 
@@ -273,11 +279,10 @@ def test_a_missing_dataset(tmp_path):
     assert report["downloads"] == []
     assert set(results_in(folder)) == {("utpa", "two", 1)}
     assert f"data not found: {root}" in (folder / "table5.md").read_text()
-    shutil.copytree(folder / "data" / "two", root)
+    write_dataset(root, ("dots",), 2, 1, 64, seed=5)
     report = reproduce(plan, ["table 5"], folder, device="cpu")
     assert report["problems"] == []
     assert set(results_in(folder)) == {("utpa", "two", 1), ("utpa", "three", 1)}
-    assert means(folder)["utpa", "two", 1] == means(folder)["utpa", "three", 1]  # the same images
     # Its finished result is still shown without the data.
     before = text_files(folder)
     shutil.rmtree(root)
@@ -302,7 +307,6 @@ def test_downloads_of_missing_benchmarks(tmp_path):
 
 
 def test_a_failing_training_and_a_failing_evaluation(tmp_path, monkeypatch, warnings):
-    plan = short_plan(rows={"5": ["dual", "utpa"]}, protocol=None)
     train, evaluate = ViP2ClipMethod.train, running.evaluate_detector
 
     def fail(self, dataset, **options):
@@ -335,7 +339,6 @@ def test_a_failing_training_and_a_failing_evaluation(tmp_path, monkeypatch, warn
     assert reproduce(tiny_plan(rows={"5": ["dual", "utpa"]}), ["table 5"], tmp_path, device="cpu")["problems"] == []
     assert calls == [1]  # the model of the failed evaluation is there
     assert len(results_in(tmp_path)) == 4
-    assert plan.ablations == ("two",)
 
 
 # Out of memory
@@ -413,9 +416,13 @@ def test_out_of_memory_in_an_evaluation(finished, copy, monkeypatch, warnings):
     assert found["pixel_auroc"] == pytest.approx(expected["pixel_auroc"], abs=1e-6)
 
 
+def out_of_memory(*arguments, **options):
+    raise MemoryError
+
+
 def test_an_odd_batch_is_not_halved(tmp_path, monkeypatch):
     plan = short_plan(training={"per_device_train_batch_size": 3})
-    monkeypatch.setattr(ViP2ClipTrainer, "training_step", lambda *args, **options: (_ for _ in ()).throw(MemoryError()))
+    monkeypatch.setattr(ViP2ClipTrainer, "training_step", out_of_memory)
     (problem,) = reproduce(plan, ["table 5"], tmp_path, device="cpu")["problems"]
     assert problem == (
         "utpa, trained on one, seed 1 failed: per_device_train_batch_size is 3; expected an even number to halve it."
@@ -518,7 +525,7 @@ def test_detectors_of_the_user(copy, monkeypatch):
     monkeypatch.setattr(ViP2ClipMethod, "train", None)
     log: list = []
     detectors = {"Brightness": Brightness, "Trained": lambda: Trained(log)}
-    plan = plan_of_run(seeds=[1])
+    plan = plan_of_run()
     report = reproduce(plan, ["table 1", "figure 4"], copy, detectors=detectors, device="cpu")
     assert report["problems"] == []
     found = results_in(copy)
@@ -527,7 +534,8 @@ def test_detectors_of_the_user(copy, monkeypatch):
     assert found["Trained", "two", 1]["mean"] != found["Brightness", "two", 1]["mean"]
     assert found["Trained", "two", 1]["settings"]["image_size"] == 32
     text = (copy / "table1.csv").read_text()
-    assert "Brightness" in text and "Trained" in text
+    assert "Brightness" in text
+    assert "Trained" in text
     value = 100 * found["Trained", "two", 1]["mean"]["pixel_auroc"]
     assert f"{value}"[:10] in text
     # Once to evaluate, and once for the figure, because weights of other detectors are not kept.
@@ -546,8 +554,9 @@ def test_a_detector_that_fails(copy, monkeypatch, warnings):
 
     report = reproduce(plan_of_run(), ["table 1"], copy, detectors={"Broken": Broken}, device="cpu")
     assert len(report["problems"]) == 2
-    assert "Broken, seed 1, on one failed: score of the detector 'brightness' returns scores of shape" in (
-        report["problems"][0]
+    assert (
+        "Broken, seed 1, on one failed: score of the detector 'brightness' returns scores of shape"
+        in (report["problems"][0])
     )
 
 
@@ -559,8 +568,7 @@ def test_two_programs_share_the_work(copy):
     log: list = []
     names = [f"Trained {number}" for number in range(4)]
     detectors = {name: lambda: Trained(log) for name in names}
-    plan = plan_of_run(seeds=[1, 2])
-    both = [prepare(plan_of_run(seeds=[1]), ["table 1"], copy, detectors=detectors, device="cpu") for _ in range(2)]
+    both = [prepare(plan_of_run(), ["table 1"], copy, detectors=detectors, device="cpu") for _ in range(2)]
     threads = [threading.Thread(target=one.run) for one in both]
     for thread in threads:
         thread.start()
@@ -571,7 +579,6 @@ def test_two_programs_share_the_work(copy):
     assert reports[0] == reports[1]
     assert reports[0]["problems"] == []
     assert {key[0] for key in results_in(copy)} >= set(names)
-    assert plan.seeds == (1, 2)
 
 
 def test_waiting_for_another_program(copy, warnings, monkeypatch):
