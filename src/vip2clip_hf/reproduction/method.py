@@ -81,9 +81,10 @@ def create_model(plan: Plan, setting: str, seed: int) -> ViP2ClipForAnomalyDetec
         ValueError: if a field of the configuration is not valid.
     """
     tokenizer = state_word_tokenizer() if plan.backbone == BUNDLED else None
+    clip = load_backbone(plan.backbone)
     set_seed(seed)
     return ViP2ClipForAnomalyDetection.from_clip(
-        load_backbone(plan.backbone), tokenizer=tokenizer, **model_fields(plan, overrides_of(setting))
+        clip, tokenizer=tokenizer, **model_fields(plan, overrides_of(setting))
     )
 
 

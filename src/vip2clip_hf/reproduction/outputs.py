@@ -15,10 +15,11 @@ from .efficiency_table import write_efficiency_table
 from .examples import Example, read_examples
 from .figure_files import write_figure
 from .layouts import TableSet, table_layout
+from .less_memory import is_out_of_memory
 from .measured import CellKey, Measured
 from .method import ViP2ClipMethod
 from .pictures import draw_attention, draw_layers, draw_methods, method_maps
-from .running import Reproduction, is_out_of_memory
+from .running import Reproduction
 from .settings import FULL, STATIC_PROMPTS, model_fields
 from .store import provenance
 from .table_3 import measured_efficiency

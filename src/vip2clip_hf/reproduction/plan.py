@@ -209,7 +209,7 @@ def make_plan(
         ablations=_known("ablations", values.get("ablations", list(datasets)), datasets),
         top_k=_numbers("top_k", values.get("top_k", Plan.top_k), 1),
         state_words=_words(values.get("state_words", Plan.state_words)),
-        rows={str(table): tuple(map(str, found)) for table, found in values.get("rows", {}).items()},
+        rows={str(table): _settings(table, found) for table, found in values.get("rows", {}).items()},
         generated=_group("generated", values, GENERATED_DEFAULTS),
         efficiency=_group("efficiency", values, EFFICIENCY_DEFAULTS),
         evaluation=_group("evaluation", values, EVALUATION_DEFAULTS),
@@ -233,6 +233,11 @@ _TYPES: dict[str, type] = {
     "backbone": str, "recipe": str,
     **dict.fromkeys(("datasets", "training", "model", "rows", "generated", "efficiency", "evaluation"), dict),
 }  # fmt: skip
+
+
+_ONE_DATASET = "There is one dataset; expected at least two, to train on one and evaluate on another."
+# Numbers that need not be integers, and integers that may be 0.
+_FRACTIONS, _COUNTS = {"fpr_limit", "feature_memory"}, {"num_workers", "num_normal", "num_anomalous"}
 
 
 def _check_keys(place: str, found: Iterable[Any], allowed: Sequence[str]) -> None:
@@ -278,7 +283,7 @@ def _with_data(datasets: dict[str, str], data: Sequence[str], replace: bool) -> 
         raise ValueError(f"Several datasets have the same name: {', '.join(names)}; expected NAME=ROOT with names.")
     if replace:
         if len(parsed) < 2:
-            raise ValueError("There is one dataset; expected at least two, to train on one and evaluate on another.")
+            raise ValueError(_ONE_DATASET)
         return {one.name: one.root for one in parsed}
     _check_keys("--data", names, list(datasets))
     return {**datasets, **{one.name: one.root for one in parsed}}
@@ -287,8 +292,10 @@ def _with_data(datasets: dict[str, str], data: Sequence[str], replace: bool) -> 
 def _protocol(found: Any, datasets: Mapping[str, str]) -> tuple[Direction, ...]:
     """Read the protocol."""
     if found == LEAVE_ONE_OUT:
+        if len(datasets) < 2:
+            raise ValueError(_ONE_DATASET)
         return tuple(Direction(tuple(one for one in datasets if one != name), (name,)) for name in datasets)
-    if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
+    if not isinstance(found, list) or not found or not all(isinstance(one, dict) for one in found):
         raise ValueError(f"protocol is {found!r}; expected {LEAVE_ONE_OUT!r} or a list of train and evaluate.")
     directions = []
     for one in found:
@@ -323,10 +330,17 @@ def _numbers(key: str, values: Any, least: int) -> tuple[int, ...]:
 
 
 def _words(values: Any) -> tuple[tuple[str, str], ...]:
-    pairs = [tuple(pair) if isinstance(pair, (list, tuple)) else (pair,) for pair in values or []]
+    found = values if isinstance(values, (list, tuple)) else []
+    pairs = [tuple(pair) if isinstance(pair, (list, tuple)) else (pair,) for pair in found]
     if not pairs or any(len(pair) != 2 or not all(isinstance(word, str) for word in pair) for pair in pairs):
         raise ValueError(f"state_words is {values!r}; expected pairs of a normal and an anomalous word.")
     return tuple((str(normal), str(anomalous)) for normal, anomalous in pairs)
+
+
+def _settings(table: Any, names: Any) -> tuple[str, ...]:
+    if not isinstance(names, list):
+        raise ValueError(f"rows of table {table} is {names!r}; expected a list of settings.")
+    return tuple(map(str, names))
 
 
 def _group(key: str, values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
@@ -335,9 +349,14 @@ def _group(key: str, values: Mapping[str, Any], defaults: Mapping[str, Any]) -> 
     _check_keys(key, found, list(defaults))
     for name, value in found.items():
         default = defaults[name]
-        number = isinstance(default, (int, float))
-        if number and (isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0):
+        if name in _FRACTIONS and (isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0):
             raise ValueError(f"{key}.{name} is {value!r}; expected a number, at least 0.")
+        if isinstance(default, int) and name not in _FRACTIONS:
+            least = 0 if name in _COUNTS else 1
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"{key}.{name} is {value!r}; expected an integer of at least {least}.")
+        if name == "variants" and (not isinstance(value, list) or not value):
+            raise ValueError(f"{key}.{name} is {value!r}; expected a list of variants.")
         if isinstance(default, list) and name != "variants":
             _numbers(f"{key}.{name}", value, 1)
     return {**defaults, **found}

@@ -1,16 +1,13 @@
 """Reproduce tables and figures: train what is missing, evaluate, and write them. An interrupted run resumes."""
 
-import gc
 import math
 import os
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
@@ -22,6 +19,7 @@ from ..utils.extras import require
 from ..utils.outputs import check_output
 from .datasets import PlanDatasets
 from .feature_memory import FeatureMemory
+from .less_memory import with_less_memory
 from .method import ViP2ClipMethod, checksum_of_backbone
 from .plan import Plan
 from .settings import UNTRAINED, training_fields
@@ -35,8 +33,6 @@ if TYPE_CHECKING:
 
 logger = logging.get_logger(__name__)
 GIGABYTE = 10**9
-# Marks a training with half the batch, so that it resumes in the same way.
-HALVED = ".halved"
 
 
 @dataclass
@@ -75,7 +71,8 @@ class Reproduction:
         return evaluated and (not unit.keep or self._has_model(unit))
 
     def _has_model(self, unit: Unit) -> bool:
-        return not _is_trained(unit) or self.store.training(unit.key.digest) is not None
+        # Weights of other detectors are not kept.
+        return unit.detector is not None or not _is_trained(unit) or self.store.training(unit.key.digest) is not None
 
     def is_possible(self, unit: Unit) -> bool:
         """Whether all datasets of a training and of at least one missing evaluation are there."""
@@ -188,7 +185,7 @@ class Reproduction:
         if unit.detector is not None:
             detector = self.detectors[unit.detector]()
             if unit.key.train:
-                dataset, _ = self.data.training_set(unit.key.train)
+                dataset = _decoded(self.data.training_set(unit.key.train)[0])
                 folder.mkdir(parents=True, exist_ok=True)
                 detector.train(dataset, seed=unit.key.seed, folder=folder)  # type: ignore[attr-defined]
             return detector
@@ -199,11 +196,7 @@ class Reproduction:
             method.load(folder)
         else:
             dataset, method.training_sets = self.data.training_set(unit.key.train)
-            if halved and not (folder / HALVED).exists():
-                shutil.rmtree(folder, ignore_errors=True)  # its checkpoints have other batches
-                folder.mkdir(parents=True)
-                (folder / HALVED).touch()
-            halved = halved or (folder / HALVED).exists()
+            halved = self.store.begin_training(unit.key.digest, halved)
             record = method.train(dataset, seed=unit.key.seed, folder=folder, halved=halved)
             about = {"settings": unit.key.content, "setting": unit.key.setting, "train": unit.key.train}
             self.store.finish_training(unit.key.digest, {**about, "halved": halved, **record})
@@ -233,7 +226,7 @@ class Reproduction:
         """
         digest = self.work.models.get((setting, dataset))
         unit = self.work.units.get(digest or "")
-        if unit is None or (unit.detector is None and not self._has_model(unit)) or digest in self.failures:
+        if unit is None or not self._has_model(unit) or digest in self.failures:
             return None
         return self._detector(unit)
 
@@ -274,52 +267,11 @@ class Reproduction:
         )
 
 
-def with_less_memory(title: str, compute: Callable[[bool], Any]) -> Any:
-    """
-    Run a computation, and once more with half the batch if the memory is not enough.
+def _decoded(dataset: "Dataset") -> "Dataset":
+    """Decode images and masks when they are read, as [`load_folder`] does."""
+    from datasets import Image
 
-    Args:
-        title (`str`): what is computed, for the message.
-        compute (`Callable[[bool], Any]`): the computation. Its argument is whether to halve the batch.
-
-    Returns:
-        Any: the result.
-
-    Raises:
-        RuntimeError: if the memory is not enough with half the batch either.
-    """
-    try:
-        return compute(False)
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-    _free()
-    logger.warning(f"{title}: out of memory. Trying again with half the batch.")
-    try:
-        return compute(True)
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-    _free()
-    raise RuntimeError(
-        "out of memory, also with half the batch; set a smaller per_device_train_batch_size or batch_size in the plan"
-    )
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that the memory of the device or of the machine is not enough."""
-    text = str(error).lower()
-    return (
-        isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError))
-        or "out of memory" in text
-        or ("can't allocate memory" in text)
-    )
-
-
-def _free() -> None:
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    return dataset.cast_column("image", Image()).cast_column("mask", Image())
 
 
 def _is_trained(unit: Unit) -> bool:
@@ -400,8 +352,8 @@ def reproduce(
             Folder to write to. It must be new or empty, or contain a reproduction.
         detectors (`Mapping[str, Callable[[], Detector]]`, *optional*):
             Other detectors for Tables 1 and 2 and Figure 4, by name: functions without arguments that create a
-            [`Detector`]. If it has a method `train`, it is trained like ViP²-CLIP. If it has an attribute `settings`,
-            a change of its value computes its rows again.
+            [`Detector`]. If it has a method `train`, it is trained like ViP²-CLIP; its weights are not kept, so Figure
+            4 trains it again. If it has an attribute `settings`, a change of its value computes its rows again.
         device (`str`, *optional*):
             Device. By default, an accelerator if available, otherwise the CPU.
         progress (`bool`, defaults to `False`):
@@ -424,4 +376,4 @@ def reproduce(
     return write_outputs(reproduction)
 
 
-__all__ = ["Reproduction", "is_out_of_memory", "prepare", "reproduce", "with_less_memory"]
+__all__ = ["Reproduction", "prepare", "reproduce"]

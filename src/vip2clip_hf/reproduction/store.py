@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import shutil
 import subprocess
 from datetime import datetime, timezone
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
+from ..training.run_record import RECORD_FILE
 from ..utils.files import write_atomically
 from ..utils.serialization import to_json, without_nan
 from ..utils.versions import versions
@@ -18,6 +20,8 @@ from ..utils.versions import versions
 
 MARKER = "reproduction.json"
 DONE = "done.json"
+# Marks a training with half the batch, so that it resumes in the same way.
+HALVED = ".halved"
 
 
 class Store:
@@ -26,6 +30,7 @@ class Store:
 
     - `trained/HASH/`: adapters of a training, `done.json` when it is finished
     - `results/HASH.json`: result of an evaluation
+    - `efficiency/HASH.json`: measurement of Table 3
     - `progress/HASH/`: scores of an evaluation that is not finished
 
     Args:
@@ -67,26 +72,49 @@ class Store:
         )
         return found if complete else None
 
+    def begin_training(self, digest: str, halved: bool) -> bool:
+        """
+        Prepare the folder of a training. Its checkpoints are kept to resume from; other files of an interrupted
+        training are removed.
+
+        Args:
+            digest (`str`): hash of the settings.
+            halved (`bool`): whether to halve the batch. Checkpoints with other batches are then removed too.
+
+        Returns:
+            `bool`: whether the batch is halved, also by an earlier run.
+        """
+        folder = self.training_folder(digest)
+        if halved and not (folder / HALVED).exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            (folder / HALVED).touch()
+        resumes = any(folder.glob("checkpoint-*"))
+        for path in folder.iterdir() if folder.exists() else ():
+            if path.name == HALVED or (resumes and (path.name == RECORD_FILE or path.name.startswith("checkpoint-"))):
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+        return (folder / HALVED).exists()
+
     def finish_training(self, digest: str, record: dict[str, Any]) -> None:
         """Record a finished training. Its checkpoints are deleted."""
-        import shutil
-
         folder = self.training_folder(digest)
         for checkpoint in folder.glob("checkpoint-*"):
             shutil.rmtree(checkpoint, ignore_errors=True)
         files = sorted(path.name for path in folder.iterdir() if path.is_file() and path.suffix in _CHECKED)
         write_atomically(folder / DONE, to_json({**record, **provenance(), "files": files}))
 
-    def result(self, digest: str) -> dict[str, Any] | None:
-        """Return the result of a finished evaluation."""
-        return _read(self.folder / "results" / f"{digest}.json")
+    def result(self, digest: str, kind: str = "results") -> dict[str, Any] | None:
+        """Return the result of a finished evaluation, or another kind of result."""
+        return _read(self.folder / kind / f"{digest}.json")
 
-    def finish_result(self, digest: str, result: dict[str, Any]) -> None:
-        """Write the result of an evaluation."""
-        import shutil
-
-        (self.folder / "results").mkdir(exist_ok=True)
-        write_atomically(self.folder / "results" / f"{digest}.json", to_json(without_nan({**result, **provenance()})))
+    def finish_result(self, digest: str, result: dict[str, Any], kind: str = "results") -> None:
+        """Write the result of an evaluation, or another kind of result."""
+        (self.folder / kind).mkdir(exist_ok=True)
+        write_atomically(self.folder / kind / f"{digest}.json", to_json(without_nan({**result, **provenance()})))
         shutil.rmtree(self.progress_folder(digest), ignore_errors=True)
 
     def others(self, trainings: set[str], results: set[str]) -> int:

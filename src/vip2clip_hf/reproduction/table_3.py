@@ -46,7 +46,7 @@ def measured_efficiency(reproduction: "Reproduction") -> tuple[dict[str, list[di
         "hardware": describe_hardware(model.device),
     }  # fmt: skip
     digest = digest_of(key)
-    if (found := store.result(digest)) is not None:
+    if (found := store.result(digest, "efficiency")) is not None:
         return found["results"], []
     rows = reproduction.data[name]
     count = min(len(rows), int(settings["images"]))
@@ -58,7 +58,7 @@ def measured_efficiency(reproduction: "Reproduction") -> tuple[dict[str, list[di
     )  # fmt: skip
     training = measure_training(*training_arguments(reproduction, name))
     results = {"inference": inference, "training": training}
-    store.finish_result(digest, {"results": results, "key": key})
+    store.finish_result(digest, {"results": results, "key": key}, "efficiency")
     return results, []
 
 

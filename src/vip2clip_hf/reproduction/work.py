@@ -51,6 +51,8 @@ def parse_targets(words: Sequence[str]) -> list[str]:
             found |= set(TARGETS)
             continue
         if name in ("table", "figure"):
+            if open_kind is not None:  # "tables" alone stands for all of them
+                found |= {target for target in TARGETS if target.startswith(open_kind)}
             kind = name
             open_kind = None if number else name
             if not number:
@@ -61,7 +63,7 @@ def parse_targets(words: Sequence[str]) -> list[str]:
             raise ValueError(f"{kind} {number} is not reproduced; expected {', '.join(TARGETS)} or all.")
         found.add(f"{kind} {number}")
         open_kind = None
-    if open_kind is not None:  # "tables" alone stands for all of them
+    if open_kind is not None:
         found |= {target for target in TARGETS if target.startswith(open_kind)}
     if not found:
         raise ValueError(f"No table or figure is given; expected {', '.join(TARGETS)} or all.")
