@@ -64,7 +64,9 @@ class PlanDatasets:
     def source(self, name: str) -> DataSource:
         """Return name and location of a dataset. The folder of a generated one is in the output."""
         if self.plan.datasets[name].startswith(GENERATED):
-            return DataSource(name, str(self.folder / name))
+            # Other categories or sizes are other datasets, in a folder of their own.
+            digest = digest_of([name, self.plan.datasets[name], self.plan.generated])
+            return DataSource(name, str(self.folder / f"{name}-{digest[:8]}"))
         return self.plan.source(name)
 
     def _load(self, name: str) -> "Dataset":

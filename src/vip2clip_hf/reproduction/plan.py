@@ -1,10 +1,10 @@
 """Plans: what to train and evaluate for the tables and figures of the paper, read from YAML or JSON."""
 
 import dataclasses
-import difflib
 import json
+import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,15 @@ from ..data.benchmarks.registry import BENCHMARKS
 from ..data.sources import DataSource
 from ..models.vip2clip.configuration_vip2clip import ViP2ClipConfig
 from ..training.named_recipes import RECIPES
+from .plan_values import (
+    check_keys,
+    check_names,
+    check_types,
+    read_numbers,
+    read_root,
+    read_row_names,
+    read_words,
+)
 
 
 _FOLDER = Path(__file__).with_name("plans")
@@ -40,6 +49,11 @@ EVALUATION_DEFAULTS = {
     "fpr_limit": 0.3,
     "feature_memory": 0,
 }
+
+
+# Settings of the groups that need not be whole numbers, and whole ones that can be 0.
+_REAL = ("fpr_limit", "feature_memory")
+_CAN_BE_ZERO = ("num_workers", "num_normal", "num_anomalous")
 
 
 @dataclass(frozen=True)
@@ -182,7 +196,7 @@ def make_plan(
         ValueError: see [`read_plan`].
     """
     names = [one.name for one in dataclasses.fields(Plan) if one.name != "name"]
-    _check_keys("the plan", content, names)
+    check_keys("the plan", content, names)
     for required in ("backbone", "datasets", "recipe"):
         if not content.get(required):
             raise ValueError(f"{required} is missing from the plan; expected {_EXPECTED[required]}.")
@@ -190,7 +204,7 @@ def make_plan(
     for key, kind in _TYPES.items():
         if key in values and (not isinstance(values[key], kind) or isinstance(values[key], bool)):
             raise ValueError(f"{key} is {values[key]!r}; expected {_EXPECTED[key]}.")
-    datasets = {str(one): str(root) for one, root in values["datasets"].items()}
+    datasets = {str(one): read_root(str(one), root) for one, root in values["datasets"].items()}
     left_out = values.get("protocol", LEAVE_ONE_OUT) == LEAVE_ONE_OUT
     if data:
         datasets = _with_data(datasets, data, left_out)
@@ -199,21 +213,21 @@ def make_plan(
             values["efficiency"] = {**values.get("efficiency", {}), "dataset": None}
     plan = Plan(
         name=name,
-        backbone=values["backbone"],
+        backbone=os.path.expanduser(values["backbone"]),
         datasets=datasets,
         recipe=values["recipe"],
         training=values.get("training", {}),
         model=values.get("model", {}),
-        seeds=_numbers("seeds", list(seeds) or values.get("seeds", [111]), 0),
+        seeds=read_numbers("seeds", list(seeds) or values.get("seeds", [111]), 0, 2**32 - 1),
         protocol=_protocol(values.get("protocol", LEAVE_ONE_OUT), datasets),
         ablations=_known("ablations", values.get("ablations", list(datasets)), datasets),
-        top_k=_numbers("top_k", values.get("top_k", Plan.top_k), 1),
-        state_words=_words(values.get("state_words", Plan.state_words)),
-        rows={str(table): _settings(table, found) for table, found in values.get("rows", {}).items()},
+        top_k=read_numbers("top_k", values.get("top_k", Plan.top_k), 1),
+        state_words=read_words(values.get("state_words", Plan.state_words)),
+        rows={str(table): read_row_names(str(table), found) for table, found in values.get("rows", {}).items()},
         generated=_group("generated", values, GENERATED_DEFAULTS),
         efficiency=_group("efficiency", values, EFFICIENCY_DEFAULTS),
         evaluation=_group("evaluation", values, EVALUATION_DEFAULTS),
-        pictures=_numbers("pictures", [values.get("pictures", 2)], 1)[0],
+        pictures=read_numbers("pictures", [values.get("pictures", 2)], 1)[0],
         feature_cache=values.get("feature_cache", True),
     )
     _check(plan)
@@ -235,44 +249,39 @@ _TYPES: dict[str, type] = {
 }  # fmt: skip
 
 
-_ONE_DATASET = "There is one dataset; expected at least two, to train on one and evaluate on another."
-# Numbers that need not be integers, and integers that may be 0.
-_FRACTIONS, _COUNTS = {"fpr_limit", "feature_memory"}, {"num_workers", "num_normal", "num_anomalous"}
-
-
-def _check_keys(place: str, found: Iterable[Any], allowed: Sequence[str]) -> None:
-    """Refuse unknown keys, with the nearest one."""
-    for key in found:
-        if key not in allowed:
-            nearest = difflib.get_close_matches(str(key), allowed, n=1)
-            hint = f"; did you mean {nearest[0]!r}?" if nearest else f"; expected {', '.join(allowed)}."
-            raise ValueError(f"{place[0].upper()}{place[1:]} contains the unknown key {key!r}{hint}")
-
-
 def _check(plan: Plan) -> None:
     from ..training.arguments import ViP2ClipTrainingArguments
     from .efficiency import VARIANTS
     from .settings import rows_of
 
-    _check_keys("recipe", [plan.recipe], list(RECIPES))
-    _check_keys("model", plan.model, [one.name for one in dataclasses.fields(ViP2ClipConfig) if one.init])
+    check_keys("recipe", [plan.recipe], list(RECIPES))
+    check_keys("model", plan.model, [one.name for one in dataclasses.fields(ViP2ClipConfig) if one.init])
     allowed = [one.name for one in dataclasses.fields(ViP2ClipTrainingArguments) if one.init]
-    _check_keys("training", plan.training, allowed)
+    check_keys("training", plan.training, allowed)
+    check_types("training", plan.training, ViP2ClipTrainingArguments)
+    check_types("model", plan.model, ViP2ClipConfig)
+    check_names(plan.datasets)
     if not isinstance(plan.feature_cache, bool):
         raise ValueError(f"feature_cache is {plan.feature_cache!r}; expected true or false.")
     own = {"output_dir", "seed", "cache_features", "resume_from_checkpoint", "push_to_hub", "eval_strategy"}
     for name in sorted(own & set(plan.training)):
         raise ValueError(f"training contains {name!r}, which the plan sets itself; remove it.")
     tables = {number: rows_of(number, plan) for number in ("4", "5", "6")}
-    _check_keys("rows", plan.rows, list(tables))
+    check_keys("rows", plan.rows, list(tables))
     for number, names in plan.rows.items():
-        _check_keys(f"rows of table {number}", names, tables[number])
+        check_keys(f"rows of table {number}", names, tables[number])
     if (chosen := plan.efficiency["dataset"]) is not None:
         _known("efficiency.dataset", [chosen], plan.datasets)
-    _check_keys("efficiency.variants", plan.efficiency["variants"], list(VARIANTS))
+    variants = plan.efficiency["variants"]
+    if not isinstance(variants, list) or not variants:
+        raise ValueError(f"efficiency.variants is {variants!r}; expected a list of {', '.join(map(repr, VARIANTS))}.")
+    check_keys("efficiency.variants", variants, list(VARIANTS))
     convention = plan.evaluation["aupro_convention"]
     if convention not in ("exact", "release"):
         raise ValueError(f"evaluation.aupro_convention is {convention!r}; expected 'exact' or 'release'.")
+    if not 0 < plan.evaluation["fpr_limit"] <= 1:
+        found = plan.evaluation["fpr_limit"]
+        raise ValueError(f"evaluation.fpr_limit is {found!r}; expected a number greater than 0, at most 1.")
 
 
 def _with_data(datasets: dict[str, str], data: Sequence[str], replace: bool) -> dict[str, str]:
@@ -283,9 +292,9 @@ def _with_data(datasets: dict[str, str], data: Sequence[str], replace: bool) -> 
         raise ValueError(f"Several datasets have the same name: {', '.join(names)}; expected NAME=ROOT with names.")
     if replace:
         if len(parsed) < 2:
-            raise ValueError(_ONE_DATASET)
+            raise ValueError("There is one dataset; expected at least two, to train on one and evaluate on another.")
         return {one.name: one.root for one in parsed}
-    _check_keys("--data", names, list(datasets))
+    check_keys("--data", names, list(datasets))
     return {**datasets, **{one.name: one.root for one in parsed}}
 
 
@@ -293,16 +302,14 @@ def _protocol(found: Any, datasets: Mapping[str, str]) -> tuple[Direction, ...]:
     """Read the protocol."""
     if found == LEAVE_ONE_OUT:
         if len(datasets) < 2:
-            raise ValueError(_ONE_DATASET)
+            raise ValueError("There is one dataset; expected at least two, to train on one and evaluate on another.")
         return tuple(Direction(tuple(one for one in datasets if one != name), (name,)) for name in datasets)
     if not isinstance(found, list) or not found or not all(isinstance(one, dict) for one in found):
         raise ValueError(f"protocol is {found!r}; expected {LEAVE_ONE_OUT!r} or a list of train and evaluate.")
     directions = []
     for one in found:
-        _check_keys("protocol", one, ["train", "evaluate"])
-        train, evaluate = (_known(f"protocol.{key}", one.get(key) or [], datasets) for key in ("train", "evaluate"))
-        if not train or not evaluate:
-            raise ValueError(f"protocol contains {one!r}; expected datasets under train and under evaluate.")
+        check_keys("protocol", one, ["train", "evaluate"])
+        train, evaluate = (_known(f"protocol.{key}", one.get(key), datasets) for key in ("train", "evaluate"))
         if both := set(train) & set(evaluate):
             raise ValueError(f"protocol trains and evaluates on {', '.join(sorted(both))}; expected other datasets.")
         directions.append(Direction(train, evaluate))
@@ -317,48 +324,27 @@ def _protocol(found: Any, datasets: Mapping[str, str]) -> tuple[Direction, ...]:
 def _known(key: str, names: Any, datasets: Mapping[str, str]) -> tuple[str, ...]:
     if not isinstance(names, (list, tuple)):
         raise ValueError(f"{key} is {names!r}; expected a list of datasets.")
-    _check_keys(key, names, list(datasets))
+    check_keys(key, names, list(datasets))
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"{key} is {names!r}; expected different datasets, at least one.")
     return tuple(names)
-
-
-def _numbers(key: str, values: Any, least: int) -> tuple[int, ...]:
-    valid = isinstance(values, (list, tuple)) and len(values) > 0
-    valid = valid and all(isinstance(one, int) and not isinstance(one, bool) and one >= least for one in values)
-    if not valid or len(set(values)) < len(values):
-        raise ValueError(f"{key} is {values!r}; expected different integers of at least {least}.")
-    return tuple(values)
-
-
-def _words(values: Any) -> tuple[tuple[str, str], ...]:
-    found = values if isinstance(values, (list, tuple)) else []
-    pairs = [tuple(pair) if isinstance(pair, (list, tuple)) else (pair,) for pair in found]
-    if not pairs or any(len(pair) != 2 or not all(isinstance(word, str) for word in pair) for pair in pairs):
-        raise ValueError(f"state_words is {values!r}; expected pairs of a normal and an anomalous word.")
-    return tuple((str(normal), str(anomalous)) for normal, anomalous in pairs)
-
-
-def _settings(table: Any, names: Any) -> tuple[str, ...]:
-    if not isinstance(names, list):
-        raise ValueError(f"rows of table {table} is {names!r}; expected a list of settings.")
-    return tuple(map(str, names))
 
 
 def _group(key: str, values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
     """Read a group of settings with defaults."""
     found = values.get(key, {})
-    _check_keys(key, found, list(defaults))
+    check_keys(key, found, list(defaults))
     for name, value in found.items():
         default = defaults[name]
-        if name in _FRACTIONS and (isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0):
-            raise ValueError(f"{key}.{name} is {value!r}; expected a number, at least 0.")
-        if isinstance(default, int) and name not in _FRACTIONS:
-            least = 0 if name in _COUNTS else 1
+        if name in _REAL:
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+                raise ValueError(f"{key}.{name} is {value!r}; expected a number, at least 0.")
+        elif isinstance(default, int):
+            least = 0 if name in _CAN_BE_ZERO else 1
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"{key}.{name} is {value!r}; expected an integer of at least {least}.")
-        if name == "variants" and (not isinstance(value, list) or not value):
-            raise ValueError(f"{key}.{name} is {value!r}; expected a list of variants.")
         if isinstance(default, list) and name != "variants":
-            _numbers(f"{key}.{name}", value, 1)
+            read_numbers(f"{key}.{name}", value, 1)
     return {**defaults, **found}
 
 
