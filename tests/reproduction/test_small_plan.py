@@ -93,11 +93,11 @@ def plan(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole(environment, plan, tmp_path_factory) -> tuple[Path, float]:
-    """An uninterrupted run, and its time in seconds."""
-    folder, begin = tmp_path_factory.mktemp("whole") / "output", time.monotonic()
+def whole(environment, plan, tmp_path_factory) -> Path:
+    """An uninterrupted run."""
+    folder = tmp_path_factory.mktemp("whole") / "output"
     finish(start(environment, folder, plan), folder)
-    return folder, time.monotonic() - begin
+    return folder
 
 
 def test_the_plan_small(environment, tmp_path):
@@ -126,24 +126,29 @@ def test_the_plan_small(environment, tmp_path):
 
 @pytest.mark.skipif(os.name == "nt", reason="there is no SIGKILL")
 def test_killed_three_times_and_resumed(environment, plan, whole, tmp_path):
-    """Set KILL_SEED to repeat the points of a failed test. They depend on the speed of the machine."""
+    """Set KILL_SEED to repeat the points of a failed test."""
     seed = int(os.environ.get("KILL_SEED", random.SystemRandom().randrange(10**6)))
     rng = random.Random(seed)
-    expected, seconds = whole
-    folder = tmp_path / "output"
-    points = [rng.uniform(0.15, 0.3) * seconds for _ in range(3)]
-    print(f"KILL_SEED={seed}, killed after {', '.join(f'{point:.1f}' for point in points)} s of {seconds:.1f} s")
+    expected, folder = whole, tmp_path / "output"
+    total = len(list(expected.glob("results/*.json")))
+    # After this number of results, and some more seconds: in the middle of a training, an evaluation, or in between.
+    points = [(count, rng.uniform(0, 2)) for count in sorted(rng.sample(range(1, total - 3), 3))]
+    print(f"KILL_SEED={seed}: {', '.join(f'{count} of {total} results + {more:.2f} s' for count, more in points)}")
     finished = [0]
-    for point in points:
+    for count, more in points:
         process = start(environment, folder, plan)
-        time.sleep(point)
+        deadline = time.monotonic() + TIMEOUT
+        while len(list(folder.glob("results/*.json"))) < count and time.monotonic() < deadline:
+            assert process.poll() is None, "the run ended before it was killed"
+            time.sleep(0.05)
+        time.sleep(more)
         assert process.poll() is None, "the run ended before it was killed"
         process.kill()
         process.wait()
         finished.append(len(list(folder.glob("results/*.json"))))
     print(f"results after each: {finished}")
     assert finished == sorted(finished)
-    assert 0 < finished[-1] < len(list(expected.glob("results/*.json")))
+    assert finished[-1] > 0
     finish(start(environment, folder, plan), folder)
     assert compared(folder) == compared(expected)
     assert not any((folder / "progress").iterdir())
@@ -152,9 +157,8 @@ def test_killed_three_times_and_resumed(environment, plan, whole, tmp_path):
 
 
 def test_two_programs_in_one_folder(environment, plan, whole, tmp_path):
-    expected, _ = whole
     folder = tmp_path / "output"
     processes = [start(environment, folder, plan) for _ in range(2)]
     for process in processes:
         finish(process, folder)
-    assert compared(folder) == compared(expected)
+    assert compared(folder) == compared(whole)

@@ -53,9 +53,8 @@ class PlanDatasets:
             except (OSError, ValueError) as error:
                 root = self.plan.datasets[name]
                 found = root.startswith(GENERATED) or Path(root).exists()
-                self._problems[name] = (
-                    f"data not readable: {str(error).rstrip('.')}" if found else f"{NOT_FOUND}: {root}"
-                )
+                text = f"data not readable: {str(error).rstrip('.')}"
+                self._problems[name] = text if found else f"{NOT_FOUND}: {root}"
         return self._problems.get(name)
 
     def __getitem__(self, name: str) -> "Dataset":
