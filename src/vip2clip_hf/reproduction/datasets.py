@@ -52,8 +52,9 @@ class PlanDatasets:
                 self._loaded[name] = self._load(name)
             except (OSError, ValueError) as error:
                 root = self.plan.datasets[name]
-                found = Path(root).exists()
-                self._problems[name] = f"data not readable: {error}" if found else f"{NOT_FOUND}: {root}"
+                found = root.startswith(GENERATED) or Path(root).exists()
+                text = f"data not readable: {str(error).rstrip('.')}"
+                self._problems[name] = text if found else f"{NOT_FOUND}: {root}"
         return self._problems.get(name)
 
     def __getitem__(self, name: str) -> "Dataset":
@@ -77,7 +78,7 @@ class PlanDatasets:
             unknown = [word for word in categories if word not in ALL]
             if unknown or not categories:
                 found = ", ".join(unknown) or "nothing"
-                raise ValueError(f"datasets.{name} generates {found}; expected some of {', '.join(ALL)}")
+                raise ValueError(f"datasets.{name} generates {found}; expected some of {', '.join(ALL)}.")
             self.folder.mkdir(parents=True, exist_ok=True)
             seed = 1 + sum(map(ord, name)) % 1000  # other images for other names
             write_dataset(source.root, categories, seed=seed, **self.plan.generated)
