@@ -1,5 +1,6 @@
 """The datasets of a plan: load them, write generated ones, and identify their contents."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,6 +69,11 @@ class PlanDatasets:
             digest = digest_of([name, self.plan.datasets[name], self.plan.generated])
             return DataSource(name, str(self.folder / f"{name}-{digest[:8]}"))
         return self.plan.source(name)
+
+    def reading(self, name: str) -> list[Any]:
+        """Return how the images and masks of a dataset are read: as which benchmark, and the options of masks."""
+        source = self.source(name)
+        return [source.benchmark, asdict(source.mask_options)]
 
     def _load(self, name: str) -> "Dataset":
         root = self.plan.datasets[name]

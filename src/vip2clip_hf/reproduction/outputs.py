@@ -62,7 +62,7 @@ def write_outputs(reproduction: Reproduction) -> dict[str, Any]:
     used |= {name for _, dataset in reproduction.work.problems for name in _trained_on(reproduction, dataset)}
     missing = [name for name in reproduction.plan.datasets if name in used and reproduction.data.problem(name)]
     units = reproduction.work.units
-    others = reproduction.store.others(set(units), set(results))
+    others = reproduction.store.others(set(units), {*results, *writer.measured})
     problems = [
         *(f"{name}: {reproduction.data.problem(name)}" for name in missing),
         *dict.fromkeys(writer.failure(digest) for digest in reproduction.failures if digest in writer.titles),
@@ -111,6 +111,7 @@ class _Writer:
                 if reproduction.failures.get(unit.key.digest) is None
             }
         self._models: dict[str, Any] = {}
+        self.measured: set[str | None] = set()  # results of Table 3
 
     def failure(self, digest: str) -> str:
         """Describe a failed training or evaluation."""
@@ -120,7 +121,8 @@ class _Writer:
         """Write a table or figure, and return its files."""
         kind, number = target.split()
         if target == "table 3":
-            results, notes = measured_efficiency(self.reproduction)
+            results, notes, digest = measured_efficiency(self.reproduction)
+            self.measured |= {digest} - {None}
             return write_efficiency_table(results, self.folder, footer=[*notes, *_plan_line(self.reproduction)])
         if kind == "table":
             return self._table(int(number))

@@ -5,15 +5,17 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
+from ..data.provenance import find_training_overlap
 from ..evaluation.detector import Detector
 from ..evaluation.evaluator import evaluate_detector
 from ..evaluation.recorder import EvaluationRecorder
@@ -24,7 +26,7 @@ from .datasets import PlanDatasets
 from .feature_memory import FeatureMemory
 from .method import ViP2ClipMethod, checksum_of_backbone
 from .plan import Plan
-from .settings import UNTRAINED, training_fields
+from .settings import SWITCHES, UNTRAINED, training_fields
 from .store import Store
 from .work import Evaluation, Need, Unit, Work, needs_of, parse_targets, plan_work
 
@@ -72,7 +74,8 @@ class Reproduction:
     def is_done(self, unit: Unit) -> bool:
         """Whether a training is not needed any more: all its results are there, and its model if it is needed."""
         evaluated = all(self.store.result(one.digest) is not None for one in unit.evaluations)
-        return evaluated and (not unit.keep or self._has_model(unit))
+        # A detector of the user cannot be loaded: it is trained again where a picture needs it.
+        return evaluated and (not unit.keep or unit.detector is not None or self._has_model(unit))
 
     def _has_model(self, unit: Unit) -> bool:
         return not _is_trained(unit) or self.store.training(unit.key.digest) is not None
@@ -150,7 +153,7 @@ class Reproduction:
     def _compute(self, unit: Unit) -> None:
         try:
             detector = with_less_memory(unit.title, lambda halved: self._detector(unit, halved))
-        except (OSError, RuntimeError, ValueError, TypeError) as error:
+        except Exception as error:  # a detector of the user can raise anything
             self._fail(unit.key.digest, unit.title, error)
             self.failures |= {one.digest: self.failures[unit.key.digest] for one in unit.evaluations}
             return
@@ -158,7 +161,7 @@ class Reproduction:
             title = f"{unit.title}, on {one.dataset}"
             try:
                 self._finish(unit, one, title, detector)
-            except (OSError, RuntimeError, ValueError, TypeError) as error:
+            except Exception as error:
                 self._fail(one.digest, title, error)
 
     def _finish(self, unit: Unit, one: Evaluation, title: str, detector: Detector) -> None:
@@ -174,10 +177,15 @@ class Reproduction:
             "benchmark": self.data.source(one.dataset).benchmark, "split": "test", "trained_on": [],
             "seconds": time.perf_counter() - start,
         }  # fmt: skip
+        if unit.key.train:
+            _, sets = self.data.training_set(unit.key.train)
+            about["trained_on"] = find_training_overlap(sets, dataset, about["benchmark"])
+            for reason in about["trained_on"]:
+                logger.warning(f"{title}: not zero-shot, {reason}.")
         self.store.finish_result(one.digest, {**about, **result})
 
     def _fail(self, digest: str, title: str, error: Exception) -> None:
-        sentence = " ".join(str(error).split()) or type(error).__name__
+        sentence = sentence_of(error)
         self.failures[digest] = f"failed: {sentence}"
         logger.warning(f"{title} failed: {sentence}")
 
@@ -306,6 +314,16 @@ def with_less_memory(title: str, compute: Callable[[bool], Any]) -> Any:
     )
 
 
+def sentence_of(error: BaseException) -> str:
+    """Return the message of an error in one line, with the type where the message alone does not explain it."""
+    if isinstance(error, StrictDataclassError) and error.__cause__ is not None:
+        error = error.__cause__  # without the name of the library's validator
+    text = " ".join(str(error).split())
+    if isinstance(error, (OSError, RuntimeError, ValueError)) and text:
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error means that the memory of the device or of the machine is not enough."""
     text = str(error).lower()
@@ -353,6 +371,7 @@ def prepare(
     check_output("--output", folder, [root for root in plan.datasets.values() if Path(root).exists()])
     store.begin()
     detectors = dict(detectors or {})
+    check_detector_names(detectors, plan)
     needs = needs_of(plan, wanted, data, list(detectors))
     known = store.remembered()
     readable = any(data.problem(name) is None for name in plan.datasets)
@@ -369,6 +388,14 @@ def prepare(
     size = int(plan.evaluation["feature_memory"] * GIGABYTE)
     memory = FeatureMemory(size) if size else None
     return Reproduction(plan, wanted, store, data, work, needs, detectors, device, progress, memory=memory)
+
+
+def check_detector_names(names: Iterable[str], plan: Plan) -> None:
+    """Refuse names of detectors that are names of settings: their cells would be mixed."""
+    settings = {*SWITCHES, *map("/".join, plan.state_words), *(f"top_k={count}" for count in plan.top_k)}
+    for name in names:
+        if name in settings:
+            raise ValueError(f"A detector is named {name!r}, as a setting of the tables; expected another name.")
 
 
 def _describe(detector: Any) -> dict[str, Any]:

@@ -189,7 +189,7 @@ def evaluation_digest(
     Returns:
         `str`: 16 hexadecimal digits.
     """
-    used = {name: evaluation[name] for name in ("aupro_convention", "fpr_limit")}
+    used = {name: evaluation.get(name) for name in ("aupro_convention", "fpr_limit", "masks")}
     return digest_of({"model": model, "data": fingerprints[dataset], "evaluation": used, "scoring": scoring})
 
 

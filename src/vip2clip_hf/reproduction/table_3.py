@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 _MODEL_KEYS = ("variant", "image_size", "feature_layers", "top_k", "fgp_scaled")
 
 
-def measured_efficiency(reproduction: "Reproduction") -> tuple[dict[str, list[dict[str, Any]]], list[str]]:
+def measured_efficiency(
+    reproduction: "Reproduction",
+) -> tuple[dict[str, list[dict[str, Any]]], list[str], str | None]:
     """
     Measure inference and training of the full model.
 
@@ -27,7 +29,7 @@ def measured_efficiency(reproduction: "Reproduction") -> tuple[dict[str, list[di
         reproduction ([`Reproduction`]): the reproduction.
 
     Returns:
-        `tuple[dict, list[str]]`: results for [`write_efficiency_table`], and notes.
+        `tuple[dict, list[str], str | None]`: results for [`write_efficiency_table`], notes, and hash of the result.
 
     Raises:
         OSError, RuntimeError, ValueError: if it cannot be measured.
@@ -37,7 +39,7 @@ def measured_efficiency(reproduction: "Reproduction") -> tuple[dict[str, list[di
     problem = reproduction.data.problem(name)
     method = None if problem else reproduction.model_of(FULL, name)
     if not isinstance(method, ViP2ClipMethod):
-        return {}, [f"Not measured: {problem or 'the full model is not trained'}."]
+        return {}, [f"Not measured: {problem or 'the full model is not trained'}."], None
     model, processor = method.detector.model, method.detector.image_processor
     settings = plan.efficiency
     key = {
@@ -47,7 +49,7 @@ def measured_efficiency(reproduction: "Reproduction") -> tuple[dict[str, list[di
     }  # fmt: skip
     digest = digest_of(key)
     if (found := store.result(digest)) is not None:
-        return found["results"], []
+        return found["results"], [], digest
     rows = reproduction.data[name]
     count = min(len(rows), int(settings["images"]))
     chosen = rows.select(sorted({number * len(rows) // count for number in range(count)}))
@@ -59,7 +61,7 @@ def measured_efficiency(reproduction: "Reproduction") -> tuple[dict[str, list[di
     training = measure_training(*training_arguments(reproduction, name))
     results = {"inference": inference, "training": training}
     store.finish_result(digest, {"results": results, "key": key})
-    return results, []
+    return results, [], digest
 
 
 def training_arguments(
