@@ -111,7 +111,7 @@ class _Writer:
                 if reproduction.failures.get(unit.key.digest) is None
             }
         self._models: dict[str, Any] = {}
-        self.measured: set[str | None] = set()  # results of Table 3
+        self.measured: set[str] = set()  # results of Table 3
 
     def failure(self, digest: str) -> str:
         """Describe a failed training or evaluation."""
@@ -122,7 +122,8 @@ class _Writer:
         kind, number = target.split()
         if target == "table 3":
             results, notes, digest = measured_efficiency(self.reproduction)
-            self.measured |= {digest} - {None}
+            if digest is not None:
+                self.measured.add(digest)
             return write_efficiency_table(results, self.folder, footer=[*notes, *_plan_line(self.reproduction)])
         if kind == "table":
             return self._table(int(number))

@@ -171,7 +171,7 @@ class Reproduction:
         result = with_less_memory(
             title, lambda halved: self.evaluate(detector, dataset, one.dataset, halved=halved, progress=progress)
         )
-        about = {
+        about: dict[str, Any] = {
             "setting": unit.key.setting, "train": unit.key.train, "seed": unit.key.seed, "dataset": one.dataset,
             "training": unit.key.digest, "plan": self.plan.name, "num_images": len(dataset), "name": one.dataset,
             "benchmark": self.data.source(one.dataset).benchmark, "split": "test", "trained_on": [],
