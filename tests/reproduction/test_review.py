@@ -11,6 +11,7 @@ from vip2clip_hf.reproduction.method import create_model
 from vip2clip_hf.reproduction.plan import make_plan
 from vip2clip_hf.reproduction.running import prepare, sentence_of
 from vip2clip_hf.reproduction.settings import evaluation_digest
+from vip2clip_hf.reproduction.store import Store
 from vip2clip_hf.reproduction.work import measured_cells
 
 
@@ -147,3 +148,23 @@ def test_the_hash_of_an_evaluation_contains_how_masks_are_read(tmp_path):
         for name in fingerprints
     }
     assert len(digests) == 2
+
+
+def test_results_of_table_3_are_not_counted_as_other_settings(tmp_path):
+    found = Store(tmp_path)
+    found.begin()
+    for digest in ("evaluation", "efficiency", "old"):
+        found.finish_result(digest, {})
+    assert found.others(set(), {"evaluation", "efficiency"}) == 1
+
+
+def test_damaged_adapters_are_trained_again(tmp_path):
+    found = Store(tmp_path)
+    found.begin()
+    weights = found.training_folder("hash") / "model.safetensors"
+    weights.parent.mkdir(parents=True)
+    weights.write_bytes(bytes(100))
+    found.finish_training("hash", {"seconds": 1.0})
+    assert found.training("hash")["seconds"] == 1.0
+    weights.write_bytes(bytes(50))
+    assert found.training("hash") is None
