@@ -93,7 +93,7 @@ def reproduce(
         for name in report["tables"]:
             say((folder / name).read_text(encoding="utf-8"))
         if report["num_others"]:
-            say(f"{report['num_others']} results of other settings are in {folder}. They are kept, and not used here.")
+            say(f"{report['num_others']} results of other rows or settings are kept in {folder}.")
         say(f"Written to {folder}: {', '.join(report['files'])}")
     for line in [*report["problems"], *report["downloads"]]:
         say_error(line)

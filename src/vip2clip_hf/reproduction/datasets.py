@@ -1,16 +1,20 @@
 """The datasets of a plan: load them, write generated ones, and identify their contents."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock
+
 from ..data.benchmarks.registry import BENCHMARKS
 from ..data.collator import count_masks, undecoded
-from ..data.provenance import describe_training_set
+from ..data.provenance import describe_training_set, find_training_overlap
 from ..data.sources import DataSource, concatenate
 from ..data.synthetic.dataset import write_dataset
 from ..data.synthetic.textures import ALL
+from ..training.contents import content_hash
 from .layouts import TableSet
-from .plan import GENERATED, Plan
+from .plan_types import GENERATED, Plan
 from .settings import digest_of
 
 
@@ -36,6 +40,7 @@ class PlanDatasets:
         self._problems: dict[str, str] = {}
         self._fingerprints: dict[str, str] = {}
         self._described: dict[str, dict[str, Any]] = {}
+        self._overlaps: dict[tuple[tuple[str, ...], str], list[str]] = {}
 
     def problem(self, name: str) -> str | None:
         """
@@ -70,6 +75,11 @@ class PlanDatasets:
             return DataSource(name, str(self.folder / f"{name}-{digest[:8]}"))
         return self.plan.source(name)
 
+    def reading(self, name: str) -> list[Any]:
+        """Return how the images and masks of a dataset are read: as which benchmark, and the options of masks."""
+        source = self.source(name)
+        return [source.benchmark, asdict(source.mask_options)]
+
     def _load(self, name: str) -> "Dataset":
         root = self.plan.datasets[name]
         source = self.source(name)
@@ -81,12 +91,14 @@ class PlanDatasets:
                 raise ValueError(f"datasets.{name} generates {found}; expected some of {', '.join(ALL)}.")
             self.folder.mkdir(parents=True, exist_ok=True)
             seed = 1 + sum(map(ord, name)) % 1000  # other images for other names
-            write_dataset(source.root, categories, seed=seed, **self.plan.generated)
+            with FileLock(f"{source.root}.lock"):
+                if not Path(source.root).exists():  # another program may have written it
+                    write_dataset(source.root, categories, seed=seed, **self.plan.generated)
         return source.load()
 
     def fingerprint(self, name: str) -> str:
         """
-        Identify the contents of a dataset: image ids, labels, and the sizes of the image and mask files.
+        Identify a dataset: image ids, labels, the contents of all image and mask files, and how they are read.
 
         Args:
             name (`str`): name of the dataset.
@@ -100,10 +112,10 @@ class PlanDatasets:
         if name not in self._fingerprints:
             dataset = self[name]
             rows = [
-                [row["image_id"], row["category"], row["label"], _size(row["image"]), _size(row["mask"])]
+                [row["image_id"], row["category"], row["label"], _contents(row["image"]), _contents(row["mask"])]
                 for row in undecoded(dataset)
             ]
-            self._fingerprints[name] = digest_of(rows)
+            self._fingerprints[name] = digest_of([self.reading(name), rows])
         return self._fingerprints[name]
 
     def training_set(self, names: tuple[str, ...]) -> "tuple[Dataset, list[dict[str, Any]]]":
@@ -122,6 +134,22 @@ class PlanDatasets:
             if name not in self._described:
                 self._described[name] = describe_training_set(self[name], name, source.benchmark, source.split)
         return concatenate(sources, [self[name] for name in names]), [self._described[name] for name in names]
+
+    def overlap(self, train: tuple[str, ...], name: str) -> list[str]:
+        """
+        Find images of a dataset among those of training datasets. All images are opened once.
+
+        Args:
+            train (`tuple[str, ...]`): names of the training datasets.
+            name (`str`): name of the dataset.
+
+        Returns:
+            `list[str]`: see [`find_training_overlap`].
+        """
+        if (train, name) not in self._overlaps:
+            sets = self.training_set(train)[1]
+            self._overlaps[train, name] = find_training_overlap(sets, self[name], self.source(name).benchmark)
+        return self._overlaps[train, name]
 
     def table_set(self, name: str) -> TableSet:
         """
@@ -162,16 +190,12 @@ class PlanDatasets:
         return lines
 
 
-def _size(image: dict[str, Any] | None) -> int | None:
-    """Size of an image file in bytes."""
-    if image is None:
-        return None
-    if image.get("bytes") is not None:
-        return len(image["bytes"])
+def _contents(image: dict[str, Any] | None) -> str | None:
+    """Hash of an image file. A file that cannot be read is reported by the evaluation."""
     try:
-        return Path(image["path"]).stat().st_size
+        return content_hash(image)
     except OSError:
-        return -1  # reported by the evaluation
+        return "not readable"
 
 
 __all__ = ["PlanDatasets"]

@@ -5,8 +5,8 @@ from typing import Any
 
 from ..training.dry_run import plan_training
 from ..utils.hardware import describe_hardware
+from .computing import Reproduction
 from .method import device_of
-from .running import Reproduction
 from .settings import FULL
 from .table_3 import training_arguments
 from .work import Unit

@@ -1,10 +1,12 @@
-"""Try again with half the batch when the memory is not enough."""
+"""Errors of a row: try again with half the batch when the memory is not enough, and describe them in a sentence."""
 
+import errno
 import gc
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers.utils import logging
 
 
@@ -43,6 +45,21 @@ def with_less_memory(title: str, compute: Callable[[bool], Any]) -> Any:
     )
 
 
+def sentence_of(error: BaseException) -> str:
+    """Return the message of an error in one line, with the type where the message alone does not explain it."""
+    if isinstance(error, StrictDataclassError) and error.__cause__ is not None:
+        error = error.__cause__  # without the name of the library's validator
+    text = " ".join(str(error).split())
+    if isinstance(error, (OSError, RuntimeError, ValueError)) and text:
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def is_disk_error(error: BaseException) -> bool:
+    """Whether an error means that nothing more can be written, so that the other rows would fail as well."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EROFS, errno.EDQUOT)
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error means that the memory of the device or of the machine is not enough."""
     text = str(error).lower()
@@ -59,4 +76,4 @@ def _free() -> None:
         torch.cuda.empty_cache()
 
 
-__all__ = ["is_out_of_memory", "with_less_memory"]
+__all__ = ["is_disk_error", "is_out_of_memory", "sentence_of", "with_less_memory"]

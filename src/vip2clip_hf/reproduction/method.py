@@ -19,7 +19,7 @@ from ..training.recipe import describe_recipe
 from ..training.trainer import ViP2ClipTrainer
 from ..utils.versions import versions
 from .feature_memory import FeatureMemory, RememberingDetector
-from .plan import Plan
+from .plan_types import Plan
 from .settings import model_fields, overrides_of, training_fields
 
 

@@ -11,6 +11,7 @@ from ..utils.serialization import to_json, without_nan
 from ..utils.versions import merge_versions
 from .chart_data import f1_gains, top_k_results
 from .charts import write_gains, write_top_k
+from .computing import Reproduction
 from .efficiency_table import write_efficiency_table
 from .examples import Example, read_examples
 from .figure_files import write_figure
@@ -19,7 +20,6 @@ from .less_memory import is_out_of_memory
 from .measured import CellKey, Measured
 from .method import ViP2ClipMethod
 from .pictures import draw_attention, draw_layers, draw_methods, method_maps
-from .running import Reproduction
 from .settings import FULL, STATIC_PROMPTS, model_fields
 from .store import provenance
 from .table_3 import measured_efficiency
@@ -66,7 +66,7 @@ def write_outputs(reproduction: Reproduction) -> dict[str, Any]:
     others = reproduction.store.others(set(units), set(results))
     problems = [
         *(f"{name}: {reproduction.data.problem(name)}" for name in missing),
-        *dict.fromkeys(writer.failure(digest) for digest in reproduction.failures if digest in writer.titles),
+        *writer.failures(),
         *problems,
     ]
     names = [path.name for path in files]
@@ -113,9 +113,16 @@ class _Writer:
             }
         self._models: dict[str, Any] = {}
 
-    def failure(self, digest: str) -> str:
-        """Describe a failed training or evaluation."""
-        return f"{self.titles[digest]} {self.reproduction.failures[digest]}"
+    def failures(self) -> list[str]:
+        """Describe failed trainings and evaluations. Those with the same sentence are one line."""
+        found: dict[str, list[str]] = {}
+        for digest, sentence in self.reproduction.failures.items():
+            if digest in self.titles:
+                found.setdefault(sentence, []).append(self.titles[digest])
+        return [
+            f"{titles[0]}{f' and {len(titles) - 1} more' if len(titles) > 1 else ''} {sentence}"
+            for sentence, titles in found.items()
+        ]
 
     def write(self, target: str) -> list[Path]:
         """Write a table or figure, and return its files."""

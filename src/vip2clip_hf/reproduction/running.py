@@ -1,281 +1,25 @@
 """Reproduce tables and figures: train what is missing, evaluate, and write them. An interrupted run resumes."""
 
-import math
 import os
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from tqdm.auto import tqdm
-from transformers.utils import logging
+from typing import Any
 
 from ..evaluation.detector import Detector
-from ..evaluation.evaluator import evaluate_detector
-from ..evaluation.recorder import EvaluationRecorder
-from ..evaluation.set_results import with_nan
 from ..utils.extras import require
 from ..utils.outputs import check_output
+from .computing import Reproduction
 from .datasets import PlanDatasets
 from .feature_memory import FeatureMemory
-from .less_memory import with_less_memory
-from .method import ViP2ClipMethod, checksum_of_backbone
-from .plan import Plan
-from .settings import UNTRAINED, training_fields
+from .method import checksum_of_backbone
+from .outputs import write_outputs
+from .plan_types import Plan
+from .settings import SWITCHES
 from .store import Store
-from .work import Evaluation, Need, Unit, Work, needs_of, parse_targets, plan_work
+from .work import needs_of, parse_targets, plan_work
 
 
-if TYPE_CHECKING:
-    from datasets import Dataset
-
-
-logger = logging.get_logger(__name__)
 GIGABYTE = 10**9
-
-
-@dataclass
-class Reproduction:
-    """
-    A reproduction in a folder: the plan, what it needs, and what is finished.
-
-    Args:
-        plan ([`Plan`]): the plan.
-        targets (`list[str]`): result of [`parse_targets`].
-        store ([`Store`]): the folder.
-        data ([`PlanDatasets`]): the datasets.
-        work ([`Work`]): trainings and evaluations.
-        needs (`list[Need]`): what the targets need.
-        detectors (`Mapping[str, Callable[[], Detector]]`): other detectors by name.
-        device (`str`, *optional*): device.
-        progress (`bool`): whether to show progress bars.
-        failures (`dict[str, str]`): why a training or an evaluation failed, by hash.
-    """
-
-    plan: Plan
-    targets: list[str]
-    store: Store
-    data: PlanDatasets
-    work: Work
-    needs: list[Need]
-    detectors: Mapping[str, Callable[[], Detector]]
-    device: str | None = None
-    progress: bool = False
-    failures: dict[str, str] = field(default_factory=dict)
-    memory: FeatureMemory | None = None
-
-    def is_done(self, unit: Unit) -> bool:
-        """Whether a training is not needed any more: all its results are there, and its model if it is needed."""
-        evaluated = all(self.store.result(one.digest) is not None for one in unit.evaluations)
-        return evaluated and (not unit.keep or self._has_model(unit))
-
-    def _has_model(self, unit: Unit) -> bool:
-        # Weights of other detectors are not kept.
-        return unit.detector is not None or not _is_trained(unit) or self.store.training(unit.key.digest) is not None
-
-    def is_possible(self, unit: Unit) -> bool:
-        """Whether all datasets of a training and of at least one missing evaluation are there."""
-        if any(self.data.problem(name) for name in unit.key.train):
-            return False
-        return bool(self.missing_evaluations(unit)) or (unit.keep and not self._has_model(unit))
-
-    def needs_training(self, unit: Unit) -> bool:
-        """Whether a model has to be trained for a unit that is not finished."""
-        return _is_trained(unit) and self.store.training(unit.key.digest) is None
-
-    def missing_evaluations(self, unit: Unit) -> list[Evaluation]:
-        """List the evaluations of a unit that are not finished and whose dataset is there."""
-        return [
-            one
-            for one in unit.evaluations
-            if self.store.result(one.digest) is None and self.data.problem(one.dataset) is None
-        ]
-
-    def num_steps(self, unit: Unit) -> int:
-        """Count the steps of a training."""
-        fields = training_fields(self.plan)
-        if (steps := fields.get("max_steps", -1)) > 0:
-            return int(steps)
-        size = fields.get("per_device_train_batch_size", 8) * fields.get("gradient_accumulation_steps", 1)
-        num_images = sum(len(self.data[name]) for name in unit.key.train)
-        return math.ceil(fields.get("num_train_epochs", 3) * math.ceil(num_images / size))
-
-    def remaining(self) -> list[Unit]:
-        """List the units that can be computed and are not finished."""
-        return [unit for unit in self.work.units.values() if not self.is_done(unit) and self.is_possible(unit)]
-
-    def results(self) -> dict[str, dict[str, Any] | None]:
-        """Return the result of each evaluation by hash."""
-        digests = [one.digest for unit in self.work.units.values() for one in unit.evaluations]
-        stored = {digest: self.store.result(digest) for digest in digests}
-        return {digest: None if result is None else with_nan(result) for digest, result in stored.items()}
-
-    # Computing
-
-    def run(self) -> None:
-        """Train and evaluate everything that is missing. A unit that fails is recorded in `failures`."""
-        units = self.remaining()
-        bar = tqdm(total=len(units), desc="rows", unit="training", disable=not self.progress, dynamic_ncols=True)
-        with bar:
-            while units:
-                left = [unit for unit in units if not self._locked(unit, bar)]
-                if len(left) == len(units):  # all of them belong to other programs
-                    self._wait(left[0])
-                units = [unit for unit in left if not self.is_done(unit)]
-
-    def _locked(self, unit: Unit, bar: Any) -> bool:
-        """Compute a unit. `False` if another program is computing it."""
-        lock = self.store.lock(unit.key.digest)
-        if lock is None:
-            return False
-        try:
-            bar.set_postfix_str(unit.title)
-            if not self.is_done(unit):
-                self._compute(unit)
-        finally:
-            lock.release()
-        bar.update()
-        return True
-
-    def _wait(self, unit: Unit) -> None:
-        logger.warning(f"Another program is computing {unit.title}. Waiting for it to finish.")
-        lock = self.store.lock(unit.key.digest, wait=True)
-        if lock is not None:
-            lock.release()
-
-    def _compute(self, unit: Unit) -> None:
-        try:
-            detector = with_less_memory(unit.title, lambda halved: self._detector(unit, halved))
-        except (OSError, RuntimeError, ValueError, TypeError) as error:
-            self._fail(unit.key.digest, unit.title, error)
-            self.failures |= {one.digest: self.failures[unit.key.digest] for one in unit.evaluations}
-            return
-        for one in self.missing_evaluations(unit):
-            title = f"{unit.title}, on {one.dataset}"
-            try:
-                self._finish(unit, one, title, detector)
-            except (OSError, RuntimeError, ValueError, TypeError) as error:
-                self._fail(one.digest, title, error)
-
-    def _finish(self, unit: Unit, one: Evaluation, title: str, detector: Detector) -> None:
-        """Evaluate a detector, and write the result."""
-        dataset, start = self.data[one.dataset], time.perf_counter()
-        progress = self.store.progress_folder(one.digest)
-        result = with_less_memory(
-            title, lambda halved: self.evaluate(detector, dataset, one.dataset, halved=halved, progress=progress)
-        )
-        about = {
-            "setting": unit.key.setting, "train": unit.key.train, "seed": unit.key.seed, "dataset": one.dataset,
-            "training": unit.key.digest, "plan": self.plan.name, "num_images": len(dataset), "name": one.dataset,
-            "benchmark": self.data.source(one.dataset).benchmark, "split": "test", "trained_on": [],
-            "seconds": time.perf_counter() - start,
-        }  # fmt: skip
-        self.store.finish_result(one.digest, {**about, **result})
-
-    def _fail(self, digest: str, title: str, error: Exception) -> None:
-        sentence = " ".join(str(error).split()) or type(error).__name__
-        self.failures[digest] = f"failed: {sentence}"
-        logger.warning(f"{title} failed: {sentence}")
-
-    def _detector(self, unit: Unit, halved: bool = False) -> Detector:
-        """Return the trained detector of a unit, from its folder if it is finished."""
-        folder = self.store.training_folder(unit.key.digest)
-        done = self.store.training(unit.key.digest)
-        if unit.detector is not None:
-            detector = self.detectors[unit.detector]()
-            if unit.key.train:
-                dataset = _decoded(self.data.training_set(unit.key.train)[0])
-                folder.mkdir(parents=True, exist_ok=True)
-                detector.train(dataset, seed=unit.key.seed, folder=folder)  # type: ignore[attr-defined]
-            return detector
-        method = self.method(unit.key.setting)
-        if not _is_trained(unit):
-            method.create(unit.key.seed)
-        elif done is not None:
-            method.load(folder)
-        else:
-            dataset, method.training_sets = self.data.training_set(unit.key.train)
-            halved = self.store.begin_training(unit.key.digest, halved)
-            record = method.train(dataset, seed=unit.key.seed, folder=folder, halved=halved)
-            about = {"settings": unit.key.content, "setting": unit.key.setting, "train": unit.key.train}
-            self.store.finish_training(unit.key.digest, {**about, "halved": halved, **record})
-        return method
-
-    def method(self, setting: str) -> ViP2ClipMethod:
-        """Return ViP²-CLIP with a setting, without weights."""
-        return ViP2ClipMethod(
-            self.plan,
-            setting,
-            device=self.device,
-            memory=self.memory,
-            cache=self.store.folder / "cache" if self.plan.feature_cache else None,
-            progress=self.progress,
-        )
-
-    def model_of(self, setting: str, dataset: str) -> Detector | None:
-        """
-        Load the model of the first seed.
-
-        Args:
-            setting (`str`): name of a setting or of a detector of the user.
-            dataset (`str`): the dataset to use it on.
-
-        Returns:
-            [`Detector`], *optional*: the detector. `None` if it is not trained.
-        """
-        digest = self.work.models.get((setting, dataset))
-        unit = self.work.units.get(digest or "")
-        if unit is None or not self._has_model(unit) or digest in self.failures:
-            return None
-        return self._detector(unit)
-
-    def evaluate(
-        self,
-        detector: Detector,
-        dataset: "Dataset",
-        name: str,
-        *,
-        halved: bool = False,
-        progress: Path | None = None,
-    ) -> dict[str, Any]:
-        """
-        Evaluate a detector with the settings of the plan.
-
-        Args:
-            detector ([`Detector`]): the detector.
-            dataset (`datasets.Dataset`): images of a dataset of the plan.
-            name (`str`): its name.
-            halved (`bool`, defaults to `False`): whether to halve the batch.
-            progress (`pathlib.Path`, *optional*): folder that keeps the progress, to resume.
-
-        Returns:
-            `dict`: the result, see [`evaluate_detector`].
-        """
-        settings = self.plan.evaluation
-        size = int(settings["batch_size"])
-        return evaluate_detector(
-            detector,
-            dataset,
-            batch_size=max(1, size // 2) if halved else size,
-            mask_options=self.data.source(name).mask_options,
-            fpr_limit=settings["fpr_limit"],
-            aupro_convention=settings["aupro_convention"],
-            num_workers=0 if self.memory is not None else int(settings["num_workers"]),
-            progress=f"  {name}" if self.progress else False,
-            recorder=EvaluationRecorder(len(dataset), progress),
-        )
-
-
-def _decoded(dataset: "Dataset") -> "Dataset":
-    """Decode images and masks when they are read, as [`load_folder`] does."""
-    from datasets import Image
-
-    return dataset.cast_column("image", Image()).cast_column("mask", Image())
-
-
-def _is_trained(unit: Unit) -> bool:
-    return unit.key.setting != UNTRAINED if unit.detector is None else bool(unit.key.train)
 
 
 def prepare(
@@ -288,7 +32,8 @@ def prepare(
     progress: bool = False,
 ) -> Reproduction:
     """
-    Find out what a reproduction needs. Only generated datasets are written.
+    Find out what a reproduction needs. This creates the folder, writes generated datasets to it, and nothing else but
+    what is known of the datasets.
 
     Args:
         plan, targets, output, detectors, device, progress: see [`reproduce`].
@@ -305,6 +50,7 @@ def prepare(
     check_output("--output", folder, [root for root in plan.datasets.values() if Path(root).exists()])
     store.begin()
     detectors = dict(detectors or {})
+    check_detector_names(detectors, plan)
     needs = needs_of(plan, wanted, data, list(detectors))
     known = store.remembered()
     readable = any(data.problem(name) is None for name in plan.datasets)
@@ -321,6 +67,14 @@ def prepare(
     size = int(plan.evaluation["feature_memory"] * GIGABYTE)
     memory = FeatureMemory(size) if size else None
     return Reproduction(plan, wanted, store, data, work, needs, detectors, device, progress, memory=memory)
+
+
+def check_detector_names(names: Iterable[str], plan: Plan) -> None:
+    """Refuse names of detectors that are names of settings: their cells would be mixed."""
+    settings = {*SWITCHES, *map("/".join, plan.state_words), *(f"top_k={count}" for count in plan.top_k)}
+    for name in names:
+        if name in settings:
+            raise ValueError(f"A detector is named {name!r}, as a setting of the tables; expected another name.")
 
 
 def _describe(detector: Any) -> dict[str, Any]:
@@ -369,11 +123,9 @@ def reproduce(
         OSError: if the backbone is not found, or the folder contains something else.
         ValueError: if a target is unknown.
     """
-    from .outputs import write_outputs
-
     reproduction = prepare(plan, targets, output, detectors=detectors, device=device, progress=progress)
     reproduction.run()
     return write_outputs(reproduction)
 
 
-__all__ = ["Reproduction", "prepare", "reproduce"]
+__all__ = ["check_detector_names", "prepare", "reproduce"]

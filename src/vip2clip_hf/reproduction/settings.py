@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..training.named_recipes import recipe_path
-from .plan import Plan
+from .plan_types import Plan
 
 
 FULL = "full"
@@ -189,7 +189,7 @@ def evaluation_digest(
     Returns:
         `str`: 16 hexadecimal digits.
     """
-    used = {name: evaluation[name] for name in ("aupro_convention", "fpr_limit")}
+    used = {name: evaluation.get(name) for name in ("aupro_convention", "fpr_limit", "masks")}
     return digest_of({"model": model, "data": fingerprints[dataset], "evaluation": used, "scoring": scoring})
 
 

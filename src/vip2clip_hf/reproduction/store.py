@@ -68,7 +68,7 @@ class Store:
         """Return the record of a finished training."""
         found = _read(self.training_folder(digest) / DONE)
         complete = found is not None and all(
-            (self.training_folder(digest) / name).is_file() for name in found.get("files", [])
+            _size(self.training_folder(digest) / name) == size for name, size in dict(found.get("files", {})).items()
         )
         return found if complete else None
 
@@ -104,7 +104,8 @@ class Store:
         folder = self.training_folder(digest)
         for checkpoint in folder.glob("checkpoint-*"):
             shutil.rmtree(checkpoint, ignore_errors=True)
-        files = sorted(path.name for path in folder.iterdir() if path.is_file() and path.suffix in _CHECKED)
+        checked = sorted(path for path in folder.iterdir() if path.is_file() and path.suffix in _CHECKED)
+        files = {path.name: _size(path) for path in checked}  # a damaged file is trained again
         write_atomically(folder / DONE, to_json({**record, **provenance(), "files": files}))
 
     def result(self, digest: str, kind: str = "results") -> dict[str, Any] | None:
@@ -183,6 +184,11 @@ def _commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return found.stdout.strip() or None
+
+
+def _size(path: Path) -> int | None:
+    """Size of a file in bytes. `None` if there is no such file."""
+    return path.stat().st_size if path.is_file() else None
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -14,12 +14,14 @@ from .work import efficiency_dataset
 
 
 if TYPE_CHECKING:
-    from .running import Reproduction
+    from .computing import Reproduction
 
 _MODEL_KEYS = ("variant", "image_size", "feature_layers", "top_k", "fgp_scaled")
 
 
-def measured_efficiency(reproduction: "Reproduction") -> tuple[dict[str, list[dict[str, Any]]], list[str]]:
+def measured_efficiency(
+    reproduction: "Reproduction",
+) -> tuple[dict[str, list[dict[str, Any]]], list[str]]:
     """
     Measure inference and training of the full model.
 
@@ -27,7 +29,7 @@ def measured_efficiency(reproduction: "Reproduction") -> tuple[dict[str, list[di
         reproduction ([`Reproduction`]): the reproduction.
 
     Returns:
-        `tuple[dict, list[str]]`: results for [`write_efficiency_table`], and notes.
+        `tuple[dict, list[str]]`: results for [`write_efficiency_table`], notes, and hash of the result.
 
     Raises:
         OSError, RuntimeError, ValueError: if it cannot be measured.

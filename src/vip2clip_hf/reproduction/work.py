@@ -9,7 +9,7 @@ from ..evaluation.comparison import differences, metric_differences, triple
 from ..models.loading import SCORING_VERSION
 from .datasets import PlanDatasets
 from .measured import LEVELS, CellKey, Measured
-from .plan import Plan
+from .plan_types import Plan
 from .settings import (
     FULL,
     STATIC_PROMPTS,
@@ -254,7 +254,8 @@ def plan_work(
             if need.target not in unit.targets:
                 unit.targets.append(need.target)
             if need.evaluated:
-                digest = evaluation_digest(key.digest, need.dataset, fingerprints, plan.evaluation, SCORING_VERSION)
+                used = {**plan.evaluation, "masks": data.reading(need.dataset)}
+                digest = evaluation_digest(key.digest, need.dataset, fingerprints, used, SCORING_VERSION)
                 if all(one.digest != digest for one in unit.evaluations):
                     unit.evaluations.append(Evaluation(need.dataset, digest))
                 cells = work.cells.setdefault(cell, [])
@@ -300,6 +301,7 @@ def _not_compared(results: Sequence[dict[str, Any]], level: str) -> str | None:
     """Why results cannot be compared with the published ones."""
     found: dict[str, None] = {}
     for result in results:
+        found |= dict.fromkeys(f"not zero-shot, {reason}" for reason in result["trained_on"])
         if result["benchmark"] is not None:
             found |= dict.fromkeys(differences(result, level))
             found |= dict.fromkeys(f"{name}: {text}" for name, text in metric_differences(result, level).items())
