@@ -149,7 +149,7 @@ def test_seeds():
     assert read_plan("small").seeds == (111, 112)
     assert read_plan("small", seeds=[7, 8, 9]).seeds == (7, 8, 9)
     for wrong in ([], [-1], [1, 1], [1.5], [True], 3, "1"):
-        assert refused(seeds=wrong) == f"seeds is {wrong!r}; expected different integers of at least 0."
+        assert refused(seeds=wrong).startswith(f"seeds is {wrong!r}; expected different integers")
     assert tiny_plan(seeds=[0]).seeds == (0,)
 
 
@@ -163,7 +163,7 @@ def test_rows():
     )
     assert "'dual'; expected none, ica" in refused(rows={"4": ["dual"]})
     for wrong in ("full", 5, {"full": 1}):
-        assert refused(rows={"4": wrong}) == f"rows of table 4 is {wrong!r}; expected a list of settings."
+        assert refused(rows={"4": wrong}) == f"rows.4 is {wrong!r}; expected a list of settings."
 
 
 @pytest.mark.parametrize("name", ["plan.yaml", "plan.json"])
@@ -247,15 +247,15 @@ def test_unknown_keys(changes, message):
         ({"generated": {"size": "64"}}, "generated.size is '64'; expected "),
         ({"efficiency": {"batch_sizes": 8}}, "efficiency.batch_sizes is 8; expected different integers of at least 1"),
         ({"efficiency": {"batch_sizes": [0]}}, "efficiency.batch_sizes is [0]; expected different integers"),
-        ({"efficiency": {"variants": "float32"}}, "efficiency.variants is 'float32'; expected a list of variants"),
+        ({"efficiency": {"variants": "float32"}}, "efficiency.variants is 'float32'; expected a list of "),
         ({"top_k": [0]}, "top_k is [0]; expected different integers of at least 1."),
         ({"top_k": 5}, "top_k is 5; expected different integers of at least 1."),
         ({"pictures": 0}, "pictures is [0]; expected"),
-        ({"state_words": ["good"]}, "state_words is ['good']; expected pairs of a normal and an anomalous word."),
-        ({"state_words": [["good"]]}, "state_words is [['good']]; expected pairs"),
-        ({"state_words": [["good", 1]]}, "state_words is [['good', 1]]; expected pairs"),
-        ({"state_words": []}, "state_words is []; expected pairs"),
-        ({"state_words": 5}, "state_words is 5; expected pairs"),
+        ({"state_words": ["good"]}, "state_words contains 'good'; expected pairs of a normal and an anomalous word"),
+        ({"state_words": [["good"]]}, "state_words contains ['good']; expected pairs"),
+        ({"state_words": [["good", 1]]}, "state_words contains ['good', 1]; expected pairs"),
+        ({"state_words": []}, "state_words is []; expected different pairs, at least one."),
+        ({"state_words": 5}, "state_words contains 5; expected pairs"),
         ({"feature_cache": "yes"}, "feature_cache is 'yes'; expected true or false."),
         ({"ablations": "one"}, "ablations is 'one'; expected a list of datasets."),
         ({"training": {"seed": 5}}, "training contains 'seed', which the plan sets itself; remove it."),
@@ -275,13 +275,13 @@ TWO = {"train": ["one"], "evaluate": ["two"]}
         ([{"train": ["one"], "evaluate": ["two", "one"]}], "protocol trains and evaluates on one; expected other "
                                                            "datasets."),
         ([TWO, TWO], "protocol evaluates on two more than once; expected one training for each."),
-        ([{"train": ["one"], "evaluate": ["two", "two"]}], "protocol evaluates on two more than once"),
+        ([{"train": ["one"], "evaluate": ["two", "two"]}], "protocol.evaluate is ['two', 'two']; expected different "
+                                                           "datasets, at least one."),
         ([{"train": ["won"], "evaluate": ["two"]}], "Protocol.train contains the unknown key 'won'"),
         ([{"train": ["one"], "evaluate": ["tow"]}], "Protocol.evaluate contains the unknown key 'tow'; did you mean "
                                                     "'two'?"),
-        ([{"train": ["one"]}], "protocol contains {'train': ['one']}; expected datasets under train and under "
-                               "evaluate."),
-        ([{"train": [], "evaluate": ["two"]}], "protocol contains "),
+        ([{"train": ["one"]}], "protocol.evaluate is None; expected a list of datasets."),
+        ([{"train": [], "evaluate": ["two"]}], "protocol.train is []; expected different datasets, at least one."),
         ([{"train": "one", "evaluate": ["two"]}], "protocol.train is 'one'; expected a list of datasets."),
         ("leave-two-out", "protocol is 'leave-two-out'; expected 'leave-one-out' or a list of train and evaluate."),
         (["one"], "protocol is ['one']; expected "),

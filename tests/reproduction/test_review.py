@@ -9,7 +9,8 @@ from vip2clip_hf.reproduction.datasets import PlanDatasets
 from vip2clip_hf.reproduction.measured import CellKey
 from vip2clip_hf.reproduction.method import create_model
 from vip2clip_hf.reproduction.plan import make_plan
-from vip2clip_hf.reproduction.running import prepare, sentence_of
+from vip2clip_hf.reproduction.less_memory import sentence_of
+from vip2clip_hf.reproduction.running import prepare
 from vip2clip_hf.reproduction.settings import evaluation_digest
 from vip2clip_hf.reproduction.store import Store
 from vip2clip_hf.reproduction.work import measured_cells

@@ -29,7 +29,7 @@ def measured_efficiency(
         reproduction ([`Reproduction`]): the reproduction.
 
     Returns:
-        `tuple[dict, list[str]]`: results for [`write_efficiency_table`], notes, and hash of the result.
+        `tuple[dict, list[str]]`: results for [`write_efficiency_table`], and notes.
 
     Raises:
         OSError, RuntimeError, ValueError: if it cannot be measured.
