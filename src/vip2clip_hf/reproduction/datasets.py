@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock
+
 from ..data.benchmarks.registry import BENCHMARKS
 from ..data.collator import count_masks, undecoded
 from ..data.provenance import describe_training_set
@@ -79,7 +81,9 @@ class PlanDatasets:
                 raise ValueError(f"datasets.{name} generates {found}; expected some of {', '.join(ALL)}.")
             self.folder.mkdir(parents=True, exist_ok=True)
             seed = 1 + sum(map(ord, name)) % 1000  # other images for other names
-            write_dataset(source.root, categories, seed=seed, **self.plan.generated)
+            with FileLock(self.folder / f"{name}.lock"):  # another program may write it at the same time
+                if not Path(source.root).exists():
+                    write_dataset(source.root, categories, seed=seed, **self.plan.generated)
         return source.load()
 
     def fingerprint(self, name: str) -> str:
