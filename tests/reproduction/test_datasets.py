@@ -1,3 +1,5 @@
+import threading
+
 import pytest
 from PIL import Image
 
@@ -26,6 +28,25 @@ def test_generated(data, tmp_path):
     # Datasets of one category with different names have different images.
     assert several["b"][0]["image_id"] == data["two"][0]["image_id"]
     assert several.fingerprint("b") != data.fingerprint("two")
+
+
+def test_several_programs_generate_data(tmp_path):
+    """They start at the same time. One writes the images, and the others wait for them."""
+    plan = tiny_plan()
+    found: list[str | None] = []
+    together = threading.Barrier(4)
+
+    def load():
+        data = PlanDatasets(plan, tmp_path / "data")
+        together.wait(timeout=30)
+        found.append(data.problem("one"))
+
+    threads = [threading.Thread(target=load) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=30)
+    assert found == [None] * 4
 
 
 @pytest.mark.parametrize(("words", "found"), [("dots, dogs", "dogs"), ("", "nothing"), (" , ", "nothing")])

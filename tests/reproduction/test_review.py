@@ -6,10 +6,10 @@ import torch
 
 from vip2clip_hf.data.synthetic.dataset import write_dataset
 from vip2clip_hf.reproduction.datasets import PlanDatasets
+from vip2clip_hf.reproduction.less_memory import sentence_of
 from vip2clip_hf.reproduction.measured import CellKey
 from vip2clip_hf.reproduction.method import create_model
 from vip2clip_hf.reproduction.plan import make_plan
-from vip2clip_hf.reproduction.less_memory import sentence_of
 from vip2clip_hf.reproduction.running import prepare
 from vip2clip_hf.reproduction.settings import evaluation_digest
 from vip2clip_hf.reproduction.store import Store

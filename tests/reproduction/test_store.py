@@ -26,7 +26,7 @@ def test_trainings(store):
     train(store, "a")
     done = store.training("a")
     assert done["steps"] == 2
-    assert done["files"] == ["config.json", "model.safetensors"]
+    assert set(done["files"]) == {"config.json", "model.safetensors"}
     assert {"versions", "commit", "hardware", "time"} <= set(done)
     assert not (store.training_folder("a") / "checkpoint-2").exists()
     (store.training_folder("a") / DONE).write_text('{"steps": 2, ')  # not written completely
