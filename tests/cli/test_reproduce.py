@@ -180,10 +180,10 @@ def test_a_run(plan_file, tmp_path):
     assert done.exit_code == 0, done.stderr
     assert (tmp_path / "out" / "table5.md").read_text(encoding="utf-8") in done.stdout
     assert f"Written to {tmp_path / 'out'}: table5.md, table5.tex, table5.csv, provenance.json" in done.stdout
-    assert "other settings" not in done.stdout
+    assert "other rows or settings" not in done.stdout
     done = reproduce(*options, "--seed", 5)
     assert done.exit_code == 0, done.stderr
-    assert "2 results of other settings are in" in done.stdout
+    assert "2 results of other rows or settings are kept in" in done.stdout
     row = json.loads((tmp_path / "out" / "provenance.json").read_text())["rows"][0]
     assert row["seed"] == 5
 
@@ -191,7 +191,7 @@ def test_a_run(plan_file, tmp_path):
 def test_own_data(plan_file, tmp_path):
     """With leave-one-out, --data replaces the datasets. One of them does not exist."""
     assert reproduce("table5", "--plan", plan_file, "--output", tmp_path / "out", "--device", "cpu").exit_code == 0
-    root = tmp_path / "out" / "data" / "one"
+    root = next(path for path in (tmp_path / "out" / "data").glob("one-*") if path.is_dir())
     done = reproduce(
         "table5", "--plan", "small", "--data", f"parts={root}", "--data", tmp_path / "screws", "--output",
         tmp_path / "own", "--device", "cpu", "--json",

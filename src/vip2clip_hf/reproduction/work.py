@@ -301,7 +301,7 @@ def _not_compared(results: Sequence[dict[str, Any]], level: str) -> str | None:
     """Why results cannot be compared with the published ones."""
     found: dict[str, None] = {}
     for result in results:
-        found |= dict.fromkeys(f"not zero-shot, {reason}" for reason in result["trained_on"])
+        found |= dict.fromkeys(f"not zero-shot, {reason}" for reason in result.get("trained_on", ()))
         if result["benchmark"] is not None:
             found |= dict.fromkeys(differences(result, level))
             found |= dict.fromkeys(f"{name}: {text}" for name, text in metric_differences(result, level).items())
