@@ -53,7 +53,7 @@ def tiny_text_clip(**vision) -> CLIPModel:
     """A tiny CLIP with the vocabulary of CLIP, for `clip_tokenizer()`."""
     text = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_hidden_layers": 2}
     shape = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2}
-    shape.update(image_size=32, patch_size=8, **vision)
+    shape.update({"image_size": 32, "patch_size": 8, **vision})
     return CLIPModel(CLIPConfig(text_config=text, vision_config=shape, projection_dim=16)).eval()
 
 

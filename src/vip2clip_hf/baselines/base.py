@@ -54,7 +54,8 @@ class BaselineVisionEmbeddings(CLIPVisionEmbeddings):
         """
         table = self.position_embedding(self.position_ids)  # (1, 1 + native * native, hidden)
         native = math.isqrt(self.position_embedding.num_embeddings - 1)
-        grid = (height // self.patch_size, width // self.patch_size)
+        patch: Any = self.patch_size  # typed as a pair, too
+        grid = (height // patch, width // patch)
         if grid == (native, native):
             return table
         mode, _, antialias = self.mode.partition("_")
@@ -154,7 +155,7 @@ class BaselineModel(PreTrainedModel):
             "revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": local_files_only
         }  # fmt: skip
         cls.config_class.check_names(config_overrides)
-        backbone, _ = load_clip(clip, **hub_kwargs)
+        backbone: Any = load_clip(clip, **hub_kwargs)[0]
         if tokenizer is None and isinstance(clip, (str, os.PathLike)):
             tokenizer = find_tokenizer(clip, **hub_kwargs)
         elif isinstance(tokenizer, (str, os.PathLike)):

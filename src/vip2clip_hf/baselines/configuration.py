@@ -50,6 +50,7 @@ class BaselineConfig(PreTrainedConfig):
     class_name: str = "object"
 
     def __post_init__(self, **kwargs: Any) -> None:
+        clip_config: Any
         if self.clip_config is None:
             clip_config = self.default_clip_config()
         elif isinstance(self.clip_config, dict):

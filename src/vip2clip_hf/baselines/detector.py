@@ -1,5 +1,6 @@
 """The baselines as detectors of the evaluation, with the category of the dataset as class name."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -88,7 +89,7 @@ class BaselineDetector:
         config = {k: v for k, v in self.model.config.to_dict().items() if k not in ("transformers_version", "dtype")}
         names = dict(self.class_name) if isinstance(self.class_name, Mapping) else self.class_name
         checksum = backbone_checksum(self.model.clip.state_dict(), self.model.dtype)
-        return {"config": config, "class_name": names, "backbone": checksum, "references": self.references is not None}
+        return {"config": config, "class_name": names, "backbone": checksum, "references": _digest(self.references)}
 
     def for_category(self, category: str) -> "BaselineDetector":
         """
@@ -170,6 +171,21 @@ class BaselineDetector:
                 ]
             )
         return self._encoded
+
+
+def _digest(references: Any) -> Any:
+    """Identify references, as JSON types."""
+    if references is None:
+        return None
+    if isinstance(references, Mapping):
+        return {category: _digest(one) for category, one in references.items()}
+    digest = hashlib.sha256()
+    if isinstance(references, WinClipReferences):
+        digest.update(references.patch_embeds.float().cpu().contiguous().numpy().data)
+    else:
+        for photo in references:
+            digest.update(f"{photo.mode} {photo.size}".encode() + photo.tobytes())
+    return f"sha256:{digest.hexdigest()}"
 
 
 __all__ = ["BaselineDetector"]

@@ -6,6 +6,7 @@ The default is what anomalib 2.7 computes (Apache-2.0). The configuration has sw
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -64,18 +65,18 @@ class WinClipConfig(BaselineConfig):
     temperature: int | float = 0.07
     normalize_prompts: bool = False
 
-    def __post_init__(self, **kwargs) -> None:
+    def __post_init__(self, **kwargs: Any) -> None:
         self.scales = tuple(self.scales)
         super().__post_init__(**kwargs)
 
     @staticmethod
     def default_clip_config() -> CLIPConfig:
         """Return the configuration of the backbone if none is passed: ViT-B-16-plus-240."""
-        text = {"hidden_size": 640, "intermediate_size": 2560, "num_attention_heads": 10, "num_hidden_layers": 12}
-        vision = {"hidden_size": 896, "intermediate_size": 3584, "num_attention_heads": 14, "num_hidden_layers": 12}
+        both: dict[str, Any] = {"num_hidden_layers": 12, "projection_dim": 640, "hidden_act": "gelu"}
+        text = {**both, "hidden_size": 640, "intermediate_size": 2560, "num_attention_heads": 10}
+        vision = {**both, "hidden_size": 896, "intermediate_size": 3584, "num_attention_heads": 14}
         vision.update(image_size=240, patch_size=16)
-        towers = ({**tower, "projection_dim": 640, "hidden_act": "gelu"} for tower in (text, vision))
-        return CLIPConfig(projection_dim=640, **dict(zip(("text_config", "vision_config"), towers)))
+        return CLIPConfig(projection_dim=640, text_config=text, vision_config=vision)
 
     def check_values(self) -> None:
         """
@@ -96,8 +97,8 @@ class WinClipConfig(BaselineConfig):
 @dataclass
 class WinClipReferences:
     """
-    Embeddings of images at all scales, from [`WinClipForAnomalyDetection.encode_images`]. Those of photos of good parts
-    are references.
+    Embeddings of images at all scales, from [`WinClipForAnomalyDetection.encode_images`]. Those of photos of good
+    parts are references.
 
     Args:
         image_embeds (`torch.FloatTensor` of shape `(num_images, projection_dim)`):
@@ -127,10 +128,8 @@ class WinClipReferences:
             [`WinClipReferences`]: the embeddings of all images.
         """
         windows = {scale: torch.cat([part.window_embeds[scale] for part in parts]) for scale in parts[0].window_embeds}
-        image, patch = (
-            torch.cat([getattr(part, name) for part in parts]) for name in ("image_embeds", "patch_embeds")
-        )
-        return cls(image, windows, patch)
+        image = torch.cat([part.image_embeds for part in parts])
+        return cls(image, windows, torch.cat([part.patch_embeds for part in parts]))
 
 
 @dataclass

@@ -87,7 +87,9 @@ def association(embeds: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
     """
     known = F.normalize(references.flatten(0, 1), dim=-1)  # (k * num, dim)
     # The maximum first: one subtraction for each patch instead of one for each pair.
-    return (1 - (F.normalize(embeds, dim=-1) @ known.T).amax(dim=-1)) / 2  # (B, num)
+    distances = (1 - (F.normalize(embeds, dim=-1) @ known.T).amax(dim=-1)) / 2  # (B, num)
+    # Rounding makes some distances of equal patches negative. Their inverses would cancel in the harmonic mean.
+    return distances.clamp(min=0)
 
 
 __all__ = ["association", "class_scores", "harmonic_aggregation", "harmonic_mean", "window_indices"]
