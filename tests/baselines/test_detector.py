@@ -48,7 +48,7 @@ def test_in_the_evaluation(name, clip, root):
     found = evaluate_detector(detector, load_folder(root), batch_size=2)
     assert asked == list(CATEGORIES)  # once each
     assert list(found["categories"]) == list(CATEGORIES)
-    assert 0 <= found["mean"]["pixel_auroc"] <= 100
+    assert 0 <= found["mean"]["pixel_auroc"] <= 1
     # The same as one detector per category.
     by_category = {one: detector.for_category(one) for one in CATEGORIES}
     assert evaluate_detector(by_category, load_folder(root), batch_size=2)["mean"] == found["mean"]
@@ -150,4 +150,4 @@ def test_reproduce(clip, tmp_path):
     for name, detector in detectors.items():
         mean = evaluate_detector(detector(), load_folder(tmp_path / "out" / "data" / "things"))["mean"]
         assert name in text
-        assert f"{mean['image_auroc']:.1f}" in text
+        assert f"({100 * mean['image_auroc']:.1f}, {100 * mean['image_ap']:.1f}, " in text

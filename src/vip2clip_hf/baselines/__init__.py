@@ -9,14 +9,14 @@ __getattr__, __dir__, __all__ = lazy_names(__name__)
 
 if TYPE_CHECKING:
     from .clip import (
-        ClipAnomalyDetectionConfig as ClipAnomalyDetectionConfig,
         ClipAnomalyDetectionOutput as ClipAnomalyDetectionOutput,
         ClipForAnomalyDetection as ClipForAnomalyDetection,
     )
+    from .clip_configuration import ClipAnomalyDetectionConfig as ClipAnomalyDetectionConfig
     from .detector import BaselineDetector as BaselineDetector
     from .winclip import (
-        WinClipConfig as WinClipConfig,
         WinClipForAnomalyDetection as WinClipForAnomalyDetection,
         WinClipOutput as WinClipOutput,
         WinClipReferences as WinClipReferences,
     )
+    from .winclip_configuration import WinClipConfig as WinClipConfig

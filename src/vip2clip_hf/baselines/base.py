@@ -368,4 +368,4 @@ class BaselineModel(PreTrainedModel):
         return upcast(text_embeds.to(self.device))  # (2, D)
 
 
-__all__ = ["BaselineConfig", "BaselineModel", "BaselineVisionEmbeddings", "upcast"]
+__all__ = ["BaselineModel", "BaselineVisionEmbeddings", "upcast"]

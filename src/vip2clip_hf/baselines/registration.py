@@ -3,9 +3,12 @@
 from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
 from ..models.vip2clip.image_processing_vip2clip import ViP2ClipImageProcessor
-from .base import BaselineConfig, BaselineModel
-from .clip import ClipAnomalyDetectionConfig, ClipForAnomalyDetection
-from .winclip import WinClipConfig, WinClipForAnomalyDetection
+from .base import BaselineModel
+from .clip import ClipForAnomalyDetection
+from .clip_configuration import ClipAnomalyDetectionConfig
+from .configuration import BaselineConfig
+from .winclip import WinClipForAnomalyDetection
+from .winclip_configuration import WinClipConfig
 
 
 METHODS: dict[type[BaselineConfig], type[BaselineModel]] = {
