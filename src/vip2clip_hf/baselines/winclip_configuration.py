@@ -24,7 +24,7 @@ class WinClipConfig(BaselineConfig):
             How the position embeddings are resized for another image size. The default is that of open_clip.
         prompt_ensemble (`str`, defaults to `"winclip"`):
             `"winclip"` has the 21 templates of anomalib, one of them twice. `"winclip_complete"` has "a" and "the" of
-            all 11 templates once.
+            all 11 templates once, as caoyunkang/WinClip.
         normal_states, anomalous_states, templates (`tuple[str, ...]`, *optional*):
             States and templates to use instead of those of `prompt_ensemble`, each with one `{}`.
         class_name (`str`, defaults to `"object"`):
@@ -32,9 +32,10 @@ class WinClipConfig(BaselineConfig):
         scales (`tuple[int, ...]`, defaults to `(2, 3)`):
             Sides of the windows in patches.
         temperature (`float`, defaults to 0.07):
-            Temperature of the scores. 0.01 is the factor 100 of other codes.
+            Temperature of the scores. 0.01 is the factor 100 of caoyunkang/WinClip.
         normalize_prompts (`bool`, defaults to `False`):
-            Whether to normalize the embeddings of the prompts before their mean, as other codes do.
+            Whether to normalize the embeddings of the prompts before their mean, as version 2 of
+            caoyunkang/WinClip does.
 
     Raises:
         `huggingface_hub.errors.StrictDataclassFieldValidationError`: if a field has the wrong type.
