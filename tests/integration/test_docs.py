@@ -21,6 +21,7 @@ from transformers import CLIPConfig, CLIPModel, Dinov2Config, Dinov2Model
 import vip2clip_hf
 from helpers import benchmark_trees as trees, docs_runner as runner
 from helpers.good_photos import bad_photo, good_photo, write_photos
+from helpers.rivals import clip_tokenizer, tiny_text_clip
 from helpers.tiny import EXAMPLES, FIXTURES, tiny_clip_config
 from vip2clip_hf import ViP2ClipForAnomalyDetection
 from vip2clip_hf.checkpoints.bundled import bundled_checkpoint
@@ -102,6 +103,12 @@ def _clip(folder: Path, layers: int, patch: int, side: int, joint: int = 16, tex
     clip.save_pretrained(folder)
 
 
+def _text_clip(folder: Path):
+    """A narrow CLIP with a text tokenizer that knows the words of prompts."""
+    tiny_text_clip(image_size=224, patch_size=32).save_pretrained(folder)
+    clip_tokenizer().save_pretrained(folder)
+
+
 def _backbone(folder: Path):
     ViP2ClipForAnomalyDetection.from_pretrained(bundled_checkpoint()).clip.save_pretrained(folder)
 
@@ -159,6 +166,7 @@ PREPARED: dict[str, Callable[[Path], object]] = {
     "magnetic_tile": _data_set(5),
     "synthetic_set": _data_set(6),
     "TOWER": lambda folder: _clip(folder, layers=12, patch=14, side=224),
+    "TEXT_CLIP": _text_clip,
     "CLIP": lambda folder: _clip(folder, layers=12, patch=16, side=224),
     # Sizes that match the recorded checkpoint of the authors' code.
     "openai/clip-vit-large-patch14-336": lambda folder: _clip(folder, 24, 14, 336, joint=64, text=96),

@@ -22,6 +22,7 @@ LAYERS = (
     ("evaluation",),
     ("checkpoints",),
     ("calibration", "training"),
+    ("baselines",),
     ("export", "hub", "plotting", "references"),
     ("reproduction",),
     ("app", "demo"),

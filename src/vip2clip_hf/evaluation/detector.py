@@ -122,7 +122,8 @@ def check_detectors(detector: Any, categories: Sequence[str]) -> dict[str, Detec
     Find the detector of every category.
 
     Args:
-        detector ([`Detector`] or `Mapping[str, Detector]`): one detector, or one per category.
+        detector ([`Detector`] or `Mapping[str, Detector]`): one detector, or one per category. If one detector has a
+            method `for_category(name)`, it returns the detector of each category.
         categories (`Sequence[str]`): names of the categories.
 
     Returns:
@@ -133,7 +134,8 @@ def check_detectors(detector: Any, categories: Sequence[str]) -> dict[str, Detec
     """
     names = list(dict.fromkeys(categories))
     if not isinstance(detector, Mapping):
-        detector = dict.fromkeys(names, detector)
+        create = getattr(detector, "for_category", None)
+        detector = {name: create(name) for name in names} if callable(create) else dict.fromkeys(names, detector)
     if missing := [name for name in names if name not in detector]:
         raise ValueError(
             f"There is no detector of the category {missing[0]!r}; expected one detector for each of {len(names)} "

@@ -14,8 +14,14 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
-class _Prepare:
-    """Prepare photos with an image processor. It does not contain the model: workers get a copy of it."""
+class PreparePhotos:
+    """
+    Prepare photos with an image processor. It does not contain the model: workers get a copy of it.
+
+    Args:
+        image_processor ([`ViP2ClipImageProcessor`]): the image processor.
+        image_size (`int`): side of the images that the model expects.
+    """
 
     def __init__(self, image_processor: ViP2ClipImageProcessor, image_size: int) -> None:
         self.image_processor, self.image_size = image_processor, image_size
@@ -69,7 +75,7 @@ class ViP2ClipDetector:
         self.model, self.image_processor = model, image_processor
         self.name, self.references = name, references
         self.image_size = _image_size(model, image_processor)
-        self.prepare = _Prepare(image_processor, self.image_size)
+        self.prepare = PreparePhotos(image_processor, self.image_size)
 
     def score(self, batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """
@@ -114,4 +120,4 @@ def _image_size(model: Any, image_processor: Any) -> int:
     return found["height"]
 
 
-__all__ = ["ViP2ClipDetector"]
+__all__ = ["PreparePhotos", "ViP2ClipDetector"]

@@ -1,0 +1,98 @@
+"""Find the text tokenizer of a CLIP backbone, check that it fits, and tokenize prompts."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, CLIPTextConfig
+
+
+_EXPECTED = "expected a CLIP with a text tokenizer, such as openai/clip-vit-large-patch14-336"
+
+
+def find_tokenizer(source: str | os.PathLike, **hub_kwargs: Any) -> Any:
+    """
+    Load the tokenizer of a folder or Hub id.
+
+    Args:
+        source (`str` or `os.PathLike`): folder or Hub id.
+        hub_kwargs: options of `from_pretrained`, such as `revision`, `token` and `cache_dir`.
+
+    Returns:
+        The tokenizer, or `None` if there is none.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, **hub_kwargs)
+    except (OSError, ValueError, TypeError):  # the class depends on which file is missing
+        return None
+    # From a folder without tokenizer files, the library may create a tokenizer with special tokens only.
+    return tokenizer if _word_ids(tokenizer) else None
+
+
+def _word_ids(tokenizer: Any) -> list[int]:
+    """Return the ids of a text, empty if the tokenizer does not know its words."""
+    special = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id, tokenizer.pad_token_id}
+    ids = list(tokenizer("a photo", add_special_tokens=False)["input_ids"])
+    return [] if special & set(ids) else ids
+
+
+def check_tokenizer(tokenizer: Any, config: CLIPTextConfig) -> None:
+    """
+    Check that a tokenizer belongs to a text tower.
+
+    Args:
+        tokenizer: the tokenizer, or `None`.
+        config (`CLIPTextConfig`): configuration of the text tower.
+
+    Raises:
+        ValueError: if there is no tokenizer, it does not know words, or its ids are not those of the text tower.
+    """
+    if tokenizer is None:
+        raise ValueError(f"The backbone has no text tokenizer; {_EXPECTED}, or pass tokenizer=.")
+    ids, size, eos = _word_ids(tokenizer), config.vocab_size, tokenizer.eos_token_id
+    if not ids:
+        raise ValueError(f"The tokenizer has no words; {_EXPECTED}.")
+    # CLIPTextModel pools at eos_token_id. With 2, a value in old configurations, it pools at the largest id.
+    fits = eos == config.eos_token_id or (config.eos_token_id == 2 and eos == size - 1)
+    if max(ids) >= size or not fits:
+        raise ValueError(
+            f"The text tower of the backbone has {size} tokens and the end token {config.eos_token_id}, the tokenizer "
+            f"has the end token {eos} and ids up to {max(ids)} for 'a photo'; {_EXPECTED} that belong together."
+        )
+
+
+def tokenize(tokenizer: Any, texts: Sequence[str], config: CLIPTextConfig) -> torch.Tensor:
+    """
+    Tokenize texts for a text tower.
+
+    Args:
+        tokenizer: the tokenizer.
+        texts (`Sequence[str]`): the texts.
+        config (`CLIPTextConfig`): configuration of the text tower.
+
+    Returns:
+        `torch.LongTensor` of shape `(num_texts, longest)`: token ids with start and end token, padded with end tokens.
+
+    Raises:
+        ValueError: if the tokenizer does not fit, a text is too long, or it has a token that the tower does not know.
+    """
+    check_tokenizer(tokenizer, config)
+    rows = [list(tokenizer(text)["input_ids"]) for text in texts]
+    for text, row in zip(texts, rows):
+        if len(row) > config.max_position_embeddings:
+            raise ValueError(
+                f"The prompt {text!r} has {len(row)} tokens; expected at most {config.max_position_embeddings}. Use a "
+                "shorter class name."
+            )
+        if max(row) >= config.vocab_size:
+            raise ValueError(
+                f"The prompt {text!r} has the token {max(row)}; expected ids below {config.vocab_size}, the number of "
+                "tokens of the text tower."
+            )
+    longest = max(map(len, rows))
+    # Attention in the text tower is causal, so tokens after the end token change nothing.
+    return torch.tensor([row + [tokenizer.eos_token_id] * (longest - len(row)) for row in rows])  # (N, longest)
+
+
+__all__ = ["check_tokenizer", "find_tokenizer", "tokenize"]
