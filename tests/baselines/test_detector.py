@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from helpers.reproduction import generated
 from helpers.rivals import clip_tokenizer, tiny_text_clip
 from helpers.tiny import change_weights
 from vip2clip_hf import Detector, ViP2ClipImageProcessor, evaluate_detector, load_folder
@@ -148,6 +149,6 @@ def test_reproduce(clip, tmp_path):
     assert found["problems"] == []
     text = "\n".join(path.read_text() for path in (tmp_path / "out").glob("*.md"))
     for name, detector in detectors.items():
-        mean = evaluate_detector(detector(), load_folder(tmp_path / "out" / "data" / "things"))["mean"]
+        mean = evaluate_detector(detector(), load_folder(generated(tmp_path / "out", "things")))["mean"]
         assert name in text
         assert f"({100 * mean['image_auroc']:.1f}, {100 * mean['image_ap']:.1f}, " in text

@@ -1,5 +1,6 @@
 """A plan that runs in seconds: the bundled backbone, 64 pixels, two steps, and a few generated images."""
 
+from pathlib import Path
 from typing import Any
 
 from vip2clip_hf.reproduction.plan import Plan, make_plan
@@ -36,3 +37,9 @@ def tiny_content(**changes: Any) -> dict[str, Any]:
 def tiny_plan(**changes: Any) -> Plan:
     """The tiny plan, with changes as in `tiny_content`."""
     return make_plan(tiny_content(**changes), "tiny")
+
+
+def generated(output: Path, name: str) -> Path:
+    """Folder of a generated dataset in the output of a reproduction."""
+    (found,) = (path for path in (output / "data").glob(f"{name}-*") if path.is_dir())
+    return found

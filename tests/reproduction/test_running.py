@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import set_seed
 
 from helpers.files import files_in
-from helpers.reproduction import tiny_plan
+from helpers.reproduction import generated, tiny_plan
 from helpers.training import assert_same_tensors
 from vip2clip_hf import ViP2ClipForAnomalyDetection, ViP2ClipImageProcessor
 from vip2clip_hf.checkpoints.bundled import bundled_backbone
@@ -20,7 +20,7 @@ from vip2clip_hf.data.loading import load_folder
 from vip2clip_hf.data.synthetic.dataset import write_dataset
 from vip2clip_hf.evaluation.model_evaluation import evaluate_model
 from vip2clip_hf.models.small_text_tower import state_word_tokenizer
-from vip2clip_hf.reproduction import less_memory, outputs, running
+from vip2clip_hf.reproduction import computing, less_memory, outputs
 from vip2clip_hf.reproduction.less_memory import is_out_of_memory, with_less_memory
 from vip2clip_hf.reproduction.method import ViP2ClipMethod
 from vip2clip_hf.reproduction.running import prepare, reproduce
@@ -59,7 +59,7 @@ def copy(finished, tmp_path):
 @pytest.fixture
 def warnings(monkeypatch) -> list[str]:
     found: list[str] = []
-    for module in (running, less_memory):
+    for module in (computing, less_memory):
         monkeypatch.setattr(module.logger, "warning", found.append)
     return found
 
@@ -70,7 +70,7 @@ def nothing_is_computed(monkeypatch):
         raise AssertionError("computed again")
 
     monkeypatch.setattr(ViP2ClipMethod, "train", fail)
-    monkeypatch.setattr(running, "evaluate_detector", fail)
+    monkeypatch.setattr(computing, "evaluate_detector", fail)
 
 
 def text_files(folder: Path) -> dict[str, str]:
@@ -184,7 +184,7 @@ def test_a_second_run_computes_nothing(finished, copy, nothing_is_computed):
 def test_results_are_those_of_the_library(finished, tmp_path):
     """The same training and evaluation with the classes of the library."""
     folder, _ = finished
-    sets = {name: load_folder(folder / "data" / name) for name in ("one", "two")}
+    sets = {name: load_folder(generated(folder, name)) for name in ("one", "two")}
     clip = bundled_backbone()
     set_seed(1)
     model = ViP2ClipForAnomalyDetection.from_clip(
@@ -242,9 +242,9 @@ def test_other_output_folders(finished, tmp_path):
     assert files_in(tmp_path / "notes") == {"mine.txt"}
     with pytest.raises(OSError, match="is a file; expected a folder"):
         Store(tmp_path / "notes" / "mine.txt")
-    inside = short_plan(datasets={"one": str(finished[0] / "data" / "one"), "two": "generated: dots"})
+    inside = short_plan(datasets={"one": str(generated(finished[0], "one")), "two": "generated: dots"})
     with pytest.raises(OSError, match=r"is inside .*, which is read; expected a path outside of it"):
-        reproduce(inside, ["table 5"], finished[0] / "data" / "one" / "new")
+        reproduce(inside, ["table 5"], generated(finished[0], "one") / "new")
 
 
 def test_incomplete_files_are_computed_again(copy):
@@ -307,7 +307,7 @@ def test_downloads_of_missing_benchmarks(tmp_path):
 
 
 def test_a_failing_training_and_a_failing_evaluation(tmp_path, monkeypatch, warnings):
-    train, evaluate = ViP2ClipMethod.train, running.evaluate_detector
+    train, evaluate = ViP2ClipMethod.train, computing.evaluate_detector
 
     def fail(self, dataset, **options):
         if self.setting == "dual" and options["seed"] == 1 and "stripes" in dataset["category"]:
@@ -320,7 +320,7 @@ def test_a_failing_training_and_a_failing_evaluation(tmp_path, monkeypatch, warn
         return evaluate(detector, dataset, **options)
 
     monkeypatch.setattr(ViP2ClipMethod, "train", fail)
-    monkeypatch.setattr(running, "evaluate_detector", fail_evaluation)
+    monkeypatch.setattr(computing, "evaluate_detector", fail_evaluation)
     report = reproduce(tiny_plan(rows={"5": ["dual", "utpa"]}), ["table 5"], tmp_path, device="cpu")
     assert report["problems"] == [
         "dual, trained on one, seed 1 failed: the disk is broken",
