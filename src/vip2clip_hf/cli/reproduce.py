@@ -12,7 +12,11 @@ from .streams import say, say_error
 def reproduce(
     targets: Annotated[
         list[str] | None,
-        typer.Argument(metavar="TARGET...", help="tables 1 2 3 4 5 6, figures 3 4 5 6 7, or all.", show_default=False),
+        typer.Argument(
+            metavar="TARGET...",
+            help="What to reproduce: tables 1 2 3 4 5 6, figures 3 4 5 6 7, or all.",
+            show_default=False,
+        ),
     ] = None,
     plan: Annotated[str, typer.Option(help="Plan: paper, small, or a YAML or JSON file. See --print-plan.")] = "paper",
     output: Annotated[
