@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import PrinterCallback, set_seed
+from transformers import PrinterCallback, ProgressCallback, set_seed
 
 from ..checkpoints.bundled import BUNDLED, bundled_backbone
 from ..checkpoints.saving import write_checkpoint
@@ -88,6 +88,13 @@ def create_model(plan: Plan, setting: str, seed: int) -> ViP2ClipForAnomalyDetec
     )
 
 
+class _Bar(ProgressCallback):
+    """The progress bar of a training, without a line for each log entry."""
+
+    def on_log(self, *args: Any, **kwargs: Any) -> None:
+        """Print nothing: there are many trainings."""
+
+
 class ViP2ClipMethod:
     """
     ViP²-CLIP with the settings of a row: a [`TrainableDetector`].
@@ -143,7 +150,10 @@ class ViP2ClipMethod:
             train_dataset=dataset,
             training_sets=self.training_sets,
         )
-        if not self.progress:
+        if self.progress:
+            trainer.remove_callback(ProgressCallback)
+            trainer.add_callback(_Bar)
+        else:
             trainer.remove_callback(PrinterCallback)  # it prints the time of each training
         with trainer.locked():
             resume = True if any(folder.glob("checkpoint-*")) else None
