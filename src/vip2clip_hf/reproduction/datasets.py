@@ -38,7 +38,7 @@ class PlanDatasets:
         self.plan, self.folder = plan, folder
         self._loaded: dict[str, Dataset] = {}
         self._problems: dict[str, str] = {}
-        self._fingerprints: dict[str, str] = {}
+        self.fingerprints: dict[str, str] = {}  # those that were needed: all files are read
         self._described: dict[str, dict[str, Any]] = {}
         self._overlaps: dict[tuple[tuple[str, ...], str], list[str]] = {}
 
@@ -109,14 +109,14 @@ class PlanDatasets:
         Raises:
             OSError: if the dataset cannot be loaded.
         """
-        if name not in self._fingerprints:
+        if name not in self.fingerprints:
             dataset = self[name]
             rows = [
                 [row["image_id"], row["category"], row["label"], _contents(row["image"]), _contents(row["mask"])]
                 for row in undecoded(dataset)
             ]
-            self._fingerprints[name] = digest_of([self.reading(name), rows])
-        return self._fingerprints[name]
+            self.fingerprints[name] = digest_of([self.reading(name), rows])
+        return self.fingerprints[name]
 
     def training_set(self, names: tuple[str, ...]) -> "tuple[Dataset, list[dict[str, Any]]]":
         """

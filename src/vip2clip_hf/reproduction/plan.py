@@ -9,7 +9,6 @@ from typing import Any
 
 import yaml
 
-from ..data.benchmarks.registry import BENCHMARKS
 from ..data.sources import DataSource
 from ..models.vip2clip.configuration_vip2clip import ViP2ClipConfig
 from ..training.named_recipes import RECIPES
@@ -264,9 +263,4 @@ def _group(key: str, values: Mapping[str, Any], defaults: Mapping[str, Any]) -> 
     return {**defaults, **found}
 
 
-def is_benchmark(name: str) -> bool:
-    """Whether a name in a plan is one of the 15 benchmarks of the paper."""
-    return name.lower() in BENCHMARKS
-
-
-__all__ = ["GENERATED", "PLANS", "Direction", "Plan", "is_benchmark", "make_plan", "plan_path", "read_plan"]
+__all__ = ["GENERATED", "PLANS", "Direction", "Plan", "make_plan", "plan_path", "read_plan"]

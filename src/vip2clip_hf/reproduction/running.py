@@ -57,10 +57,9 @@ def prepare(
     backbone = checksum_of_backbone(plan) if readable else known.get("backbone", {}).get(plan.backbone, "")
     described = {name: _describe(create()) for name, create in detectors.items()}
     work = plan_work(plan, needs, data, backbone, known.get("fingerprints", {}), described)
-    found = {name: data.fingerprint(name) for name in plan.datasets if data.problem(name) is None}
     store.remember(
         {
-            "fingerprints": {**known.get("fingerprints", {}), **found},
+            "fingerprints": {**known.get("fingerprints", {}), **data.fingerprints},
             "backbone": {**known.get("backbone", {}), plan.backbone: backbone},
         }
     )

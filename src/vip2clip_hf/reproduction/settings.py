@@ -37,7 +37,8 @@ RUN_ARGUMENTS = {
     "output_dir", "dataloader_num_workers", "save_strategy", "save_steps", "save_total_limit", "logging_steps",
     "logging_strategy", "report_to", "disable_tqdm", "dataloader_persistent_workers",
 }  # fmt: skip
-_MODEL_KEYS = ("variant", "image_size", "feature_layers", "top_k", "fgp_scaled")
+# Arguments of `vip2clip train` that are fields of the model.
+MODEL_KEYS = ("variant", "image_size", "feature_layers", "top_k", "fgp_scaled")
 _DATA_KEYS = ("clip", "train_data", "eval_data", "output_dir")
 
 
@@ -95,7 +96,7 @@ def model_fields(plan: Plan, overrides: Mapping[str, Any]) -> dict[str, Any]:
     Returns:
         `dict`: `variant` and fields of [`ViP2ClipConfig`].
     """
-    recipe = {name: value for name, value in _recipe(plan.recipe).items() if name in _MODEL_KEYS}
+    recipe = {name: value for name, value in _recipe(plan.recipe).items() if name in MODEL_KEYS}
     return {"variant": "paper", **recipe, **plan.model, **overrides}
 
 
@@ -112,7 +113,7 @@ def training_fields(plan: Plan) -> dict[str, Any]:
     recipe = {
         name: value
         for name, value in _recipe(plan.recipe).items()
-        if name not in (*_MODEL_KEYS, *_DATA_KEYS, "seed") and name not in plan.training
+        if name not in (*MODEL_KEYS, *_DATA_KEYS, "seed") and name not in plan.training
     }
     return {**recipe, **plan.training}
 
@@ -199,7 +200,7 @@ def digest_of(content: Any) -> str:
 
 
 __all__ = [
-    "FULL", "MAIN_WORDS", "STATIC_PROMPTS", "SWITCHES", "TABLE_4", "TABLE_5", "UNTRAINED", "TrainingKey", "digest_of",
-    "evaluation_digest", "model_fields", "overrides_of", "rows_of", "top_k_setting", "training_fields",
+    "FULL", "MAIN_WORDS", "MODEL_KEYS", "STATIC_PROMPTS", "SWITCHES", "TABLE_4", "TABLE_5", "UNTRAINED", "TrainingKey",
+    "digest_of", "evaluation_digest", "model_fields", "overrides_of", "rows_of", "top_k_setting", "training_fields",
     "training_key", "words_setting",
 ]  # fmt: skip

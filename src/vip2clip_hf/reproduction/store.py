@@ -1,19 +1,19 @@
 """Results of a reproduction on disk. Each has the hash of its settings as name, so other settings never mix."""
 
-import json
-import os
-import platform
 import shutil
 import subprocess
 from datetime import datetime, timezone
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
 
+from ..evaluation.set_key import read_json
 from ..training.run_record import RECORD_FILE
 from ..utils.files import write_atomically
+from ..utils.hardware import cpu_model, num_cores
 from ..utils.serialization import to_json, without_nan
 from ..utils.versions import versions
 
@@ -66,7 +66,7 @@ class Store:
 
     def training(self, digest: str) -> dict[str, Any] | None:
         """Return the record of a finished training."""
-        found = _read(self.training_folder(digest) / DONE)
+        found = read_json(self.training_folder(digest) / DONE)
         complete = found is not None and all(
             _size(self.training_folder(digest) / name) == size for name, size in dict(found.get("files", {})).items()
         )
@@ -110,7 +110,7 @@ class Store:
 
     def result(self, digest: str, kind: str = "results") -> dict[str, Any] | None:
         """Return the result of a finished evaluation, or another kind of result."""
-        return _read(self.folder / kind / f"{digest}.json")
+        return read_json(self.folder / kind / f"{digest}.json")
 
     def finish_result(self, digest: str, result: dict[str, Any], kind: str = "results") -> None:
         """Write the result of an evaluation, or another kind of result."""
@@ -125,7 +125,7 @@ class Store:
 
     def remembered(self) -> dict[str, Any]:
         """Return what earlier runs know of the datasets and the backbone."""
-        return _read(self.folder / "known.json") or {}
+        return read_json(self.folder / "known.json") or {}
 
     def remember(self, known: dict[str, Any]) -> None:
         """Keep what is known of the datasets and the backbone."""
@@ -166,11 +166,12 @@ def provenance() -> dict[str, Any]:
     return {
         "versions": versions(),
         "commit": _commit(),
-        "hardware": {"gpu": device, "cpu": platform.processor() or platform.machine(), "threads": os.cpu_count()},
+        "hardware": {"gpu": device, "cpu": cpu_model(), "threads": num_cores()},
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
 
 
+@cache
 def _commit() -> str | None:
     """Return the commit of a source checkout. `None` for an installed package."""
     root = Path(__file__).parents[3]
@@ -189,14 +190,6 @@ def _commit() -> str | None:
 def _size(path: Path) -> int | None:
     """Size of a file in bytes. `None` if there is no such file."""
     return path.stat().st_size if path.is_file() else None
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None
 
 
 __all__ = ["DONE", "Store", "provenance"]

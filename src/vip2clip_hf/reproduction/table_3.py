@@ -9,14 +9,12 @@ from ..utils.hardware import describe_hardware
 from .efficiency import measure_variants
 from .efficiency_training import measure_training
 from .method import ViP2ClipMethod
-from .settings import FULL, digest_of, model_fields, training_fields
+from .settings import FULL, MODEL_KEYS, digest_of, model_fields, training_fields
 from .work import efficiency_dataset
 
 
 if TYPE_CHECKING:
     from .computing import Reproduction
-
-_MODEL_KEYS = ("variant", "image_size", "feature_layers", "top_k", "fgp_scaled")
 
 
 def measured_efficiency(
@@ -85,7 +83,7 @@ def training_arguments(
     if direction is None:
         raise ValueError(f"The protocol does not evaluate on {dataset!r}; expected a dataset of the protocol.")
     fields = model_fields(plan, {})
-    model = ModelArguments(clip=plan.backbone, **{name: fields[name] for name in _MODEL_KEYS if name in fields})
+    model = ModelArguments(clip=plan.backbone, **{name: fields[name] for name in MODEL_KEYS if name in fields})
     sources = [reproduction.data.source(name) for name in direction.train]
     data = DataArguments(train_data=[f"{source.name}={source.root}" for source in sources])
     arguments = {"report_to": "none", "disable_tqdm": True, **training_fields(plan)}
