@@ -71,6 +71,10 @@ METHODS = {
             "winclip", "WinCLIP", "winclip:WinClipForAnomalyDetection", "https://arxiv.org/abs/2303.14814",
             "https://github.com/open-edge-platform/anomalib", "Apache-2.0", trained=False, uses_references=True,
         ),
+        Method(
+            "april-gan", "APRIL-GAN", "april_gan:AprilGanForAnomalyDetection", "https://arxiv.org/abs/2305.17382",
+            "https://github.com/ByChelsea/VAND-APRIL-GAN", "MIT", uses_references=True,
+        ),
     )
 }  # fmt: skip
 
