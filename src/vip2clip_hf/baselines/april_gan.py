@@ -37,8 +37,9 @@ class AprilGanForAnomalyDetection(TrainableBaselineModel):
     - Zero-shot score: p = softmax(100 cos(f, t)), the probability of the anomalous prompts, with the projected class
       token f. It does not use the map.
     - Zero-shot map: for each of `feature_layers`, a linear layer maps the outputs h of the vision block, without last
-      layer norm, to the joint space. The logits 100 cos(W h + b, t) are resized to the size of the image, bilinearly
-      with aligned corners; then a softmax gives probabilities. Their sum over the layers is the map, without smoothing.
+      layer norm, to the joint space. The logits 100 cos(W h + b, t) are resized bilinearly to the size of the image,
+      with aligned corners; then a softmax gives probabilities. Their sum over the layers is the map. It is not
+      smoothed.
     - Few-shot map: the zero-shot map, plus for each of `few_shot_layers` the distance 1 - cos of h to the nearest
       patch of the references, resized in the same way.
     - Few-shot score: (p + m) / 2, with m the maximum of the map, divided by the number of its maps (layers of both
@@ -73,7 +74,9 @@ class AprilGanForAnomalyDetection(TrainableBaselineModel):
     def __init__(self, config: AprilGanConfig) -> None:
         super().__init__(config)
         width, joint = config.clip.vision_config.hidden_size, config.clip.projection_dim
-        self.linear_layers = nn.ModuleList(nn.Linear(width, joint) for _ in config.feature_layers)
+        # In float32, too, if CLIP is in half precision.
+        kept = torch.promote_types(torch.get_default_dtype(), torch.float32)
+        self.linear_layers = nn.ModuleList(nn.Linear(width, joint, dtype=kept) for _ in config.feature_layers)
         self._text_memory: dict[tuple, torch.Tensor] = {}
         self.post_init()
 
@@ -217,13 +220,13 @@ class AprilGanForAnomalyDetection(TrainableBaselineModel):
             ValueError: if neither images nor states are passed, or they have another shape.
         """
         states = self.states_for(pixel_values, hidden_states)
-        return AprilGanReferences(upcast(self._patches(states, self.config.few_shot_layers)))
+        return AprilGanReferences(upcast(self._patches(states, self.config.reference_layers)))
 
     def _few_shot_patches(
         self, states: tuple[torch.Tensor, ...] | None, patch_embeds: torch.Tensor, references: AprilGanReferences
     ) -> torch.Tensor:
         """Return the patches to compare with references, of shape (B, L, P, width), and check the references."""
-        known, wanted = self.config.feature_layers, self.config.few_shot_layers
+        known, wanted = self.config.feature_layers, self.config.reference_layers
         expected = (len(wanted), *self.feature_shape[1:])
         found = tuple(references.patch_embeds.shape[1:])
         if not len(references):
@@ -296,7 +299,7 @@ class AprilGanForAnomalyDetection(TrainableBaselineModel):
         states = hidden_states
         if references is not None and pixel_values is not None and hidden_states is None:
             states, pixel_values = self.encode_layers(pixel_values), None
-        features = self.features_for(pixel_values, image_embeds, patch_embeds, states)
+        features: Any = self.features_for(pixel_values, image_embeds, patch_embeds, states)
         image, patches = features.image_embeds, features.patch_embeds
         text = self._texts_of(text_embeds, class_name, len(image))  # (B, 2, D)
         with without_autocast(self.device.type):
@@ -316,7 +319,9 @@ class AprilGanForAnomalyDetection(TrainableBaselineModel):
             )
             if mask_labels is not None:
                 parts = self.compute_loss(patch_logits, mask_labels, mask_valid)
-                output.loss = sum((self.loss_weights[name] * part for name, part in parts.items()), logits.new_zeros(()))
+                output.loss = sum(
+                    (self.loss_weights[name] * part for name, part in parts.items()), logits.new_zeros(())
+                )
                 output.loss_components = parts
                 return output
             distances = None

@@ -74,9 +74,14 @@ class AprilGanConfig(BaselineConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         # The linear layers are in the order of the blocks.
         self.feature_layers = tuple(sorted(self.feature_layers))
-        few_shot = self.feature_layers if self.few_shot_layers is None else self.few_shot_layers
-        self.few_shot_layers = tuple(sorted(few_shot))
+        if self.few_shot_layers is not None:
+            self.few_shot_layers = tuple(sorted(self.few_shot_layers))
         super().__post_init__(**kwargs)
+
+    @property
+    def reference_layers(self) -> tuple[int, ...]:
+        """Numbers of the vision blocks whose patch tokens are compared with references."""
+        return tuple(self.feature_layers if self.few_shot_layers is None else self.few_shot_layers)
 
     def check_values(self) -> None:
         """
@@ -88,7 +93,7 @@ class AprilGanConfig(BaselineConfig):
         super().check_values()
         depth = self.clip.vision_config.num_hidden_layers
         for name in ("feature_layers", "few_shot_layers"):
-            layers = getattr(self, name)
+            layers = self.feature_layers if getattr(self, name) is None else getattr(self, name)
             allowed = len(layers) > 0 and all(1 <= layer <= depth for layer in layers)
             expected = f"distinct block numbers from 1 to {depth}, the number of vision blocks in the backbone"
             self._check(name, allowed and len(set(layers)) == len(layers), expected)

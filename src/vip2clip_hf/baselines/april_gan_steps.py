@@ -1,5 +1,7 @@
 """Steps of APRIL-GAN on features: comparison with prompts, with references, and the published few-shot score."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -33,9 +35,9 @@ def compare_with_prompts(
         `torch.FloatTensor` of shape `(batch_size, num_layers, 2, num_patches)`: scaled cosines.
     """
     found = []
+    layer: Any
     for patches, layer in zip(patch_embeds.unbind(1), layers):
-        bias = None if layer.bias is None else upcast(layer.bias)
-        mapped = F.linear(upcast(patches), upcast(layer.weight), bias)  # (B, P, D)
+        mapped = F.linear(upcast(patches), upcast(layer.weight), upcast(layer.bias))  # (B, P, D)
         # Dividing the products, not the patches, saves a copy of all patches.
         norm = torch.linalg.vector_norm(mapped, dim=-1).clamp_min(LEAST_NORM)  # (B, P)
         found.append(logit_scale * (text_embeds @ mapped.mT) / norm[:, None])  # (B, 2, P)

@@ -74,6 +74,7 @@ def convert_april_gan_checkpoint(
         raise ValueError("clip_config cannot be overridden, because the backbone determines it.")
     layers = _linear_layers(read_released(checkpoint, _CODE))
     hub_kwargs = {name: config_overrides.pop(name) for name in HUB_KWARGS if name in config_overrides}
+    backbone: Any
     backbone, origin = load_clip(clip, **hub_kwargs)
     # Check the sizes first: with another backbone, the weights do not fit the model.
     sizes = {tuple(layers[key].shape) for key in layers if key.endswith("weight")}
@@ -136,7 +137,7 @@ def _linear_layers(content: Mapping[str, Any]) -> dict[str, torch.Tensor]:
 
 def _with_activation(clip: CLIPModel, hidden_act: str) -> CLIPModel:
     """Return a CLIP model that shares the weights, with another activation in both towers."""
-    config = CLIPConfig.from_dict(clip.config.to_dict())
+    config: Any = CLIPConfig.from_dict(clip.config.to_dict())
     config.text_config.hidden_act = config.vision_config.hidden_act = hidden_act
     with torch.device("meta"):
         other = CLIPModel(config)

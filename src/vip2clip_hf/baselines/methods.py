@@ -74,6 +74,8 @@ METHODS = {
         Method(
             "april-gan", "APRIL-GAN", "april_gan:AprilGanForAnomalyDetection", "https://arxiv.org/abs/2305.17382",
             "https://github.com/ByChelsea/VAND-APRIL-GAN", "MIT", uses_references=True,
+            # Such backbones have 12 blocks of patches of 16 pixels.
+            for_state_words={"prompt_ensemble": "state_words", "image_size": None, "feature_layers": (3, 6, 9, 12)},
         ),
     )
 }  # fmt: skip
