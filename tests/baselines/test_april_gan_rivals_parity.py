@@ -53,7 +53,7 @@ def train(model, batch):
 def trained(model):
     """Gradients, weights and parts of the loss of two steps of Adam."""
     found, model, steps = {}, copy.deepcopy(model), []
-    optimizer = model.optimizer_class(model.optimizer_groups(1e-3))
+    optimizer = model.optimizer_class(model.optimizer_groups(1e-3), betas=(0.5, 0.999))
     for step in range(2):
         optimizer.zero_grad()
         outputs = train(model, "train_batch3")

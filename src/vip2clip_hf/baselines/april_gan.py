@@ -46,7 +46,8 @@ class AprilGanForAnomalyDetection(TrainableBaselineModel):
       kinds), and at most 1. The published score divides by the range of m over all test images of a class instead:
       [`published_few_shot_scores`].
     - Loss: focal loss and dice loss of the anomalous probabilities at the size of the image, summed over layers. There
-      is no loss for images.
+      is no loss for images. Published recipe: Adam with learning rate 1e-3 and betas (0.5, 0.999), batches of 8, 3
+      epochs on MVTec AD or 15 epochs on VisA.
 
     Args:
         config ([`AprilGanConfig`]): configuration. A model created from a configuration has random weights; use
@@ -99,18 +100,6 @@ class AprilGanForAnomalyDetection(TrainableBaselineModel):
     def loss_weights(self) -> dict[str, float]:
         """Weight of each part of the loss by its name."""
         return {"focal": 1.0, "dice_anomalous": 1.0}
-
-    def optimizer_groups(self, learning_rate: float) -> list[dict[str, Any]]:
-        """
-        Group the trainable parameters, with the published betas of Adam.
-
-        Args:
-            learning_rate (`float`): learning rate. The published one is 1e-3.
-
-        Returns:
-            `list[dict]`: one parameter group, with `params`, `lr` and `betas`.
-        """
-        return [{**group, "betas": (0.5, 0.999)} for group in super().optimizer_groups(learning_rate)]
 
     # Texts
 
