@@ -16,7 +16,7 @@ from vip2clip_hf.baselines import (
     published_few_shot_scores,
 )
 from vip2clip_hf.baselines.methods import create_model
-from vip2clip_hf.models.vip2clip import reference_distances_vip2clip
+from vip2clip_hf.models.vip2clip import reference_distances_vip2clip, reference_search_vip2clip
 
 
 SETTINGS = {"image_size": 48, "feature_layers": (1, 3), "few_shot_layers": (2, 3, 4)}
@@ -219,13 +219,21 @@ def test_distances_of_references(model, images):
 
 
 @torch.no_grad()
-def test_blocks_of_references(model, images, monkeypatch):
-    good = model.encode_images(images[:2])
+def test_search_in_references(model, images, monkeypatch):
+    """All pairs in blocks, the search with bounds, and references that are too large to be prepared: one result."""
+    good, names = model.encode_images(images[:2]), ("scores", "anomaly_maps", "reference_grid_maps")
     expected = model(images, references=good)
+    assert good.rows_on(model.device)._search is None
     for block, queries in ((1, 2048), (100, 5), (1 << 20, 1)):
         monkeypatch.setattr(reference_distances_vip2clip, "CPU_BLOCK", block)
         monkeypatch.setattr(reference_distances_vip2clip, "QUERIES", queries)
-        same(model(images, references=good), expected, ("scores", "anomaly_maps", "reference_grid_maps"))
+        same(model(images, references=good), expected, names)
+    for name, value in (("MAX_FLOAT32_VALUES", 1), ("MAX_FLOAT32_VALUES", 1 << 28), ("LEAST_ROWS", 1)):
+        monkeypatch.setattr(reference_search_vip2clip, name, value)
+        again = AprilGanReferences(good.patch_embeds)
+        same(model(images, references=again), expected, names)
+    assert again.rows_on(model.device)._search is not None
+    assert again.rows_on(model.device) is again.rows_on(model.device)
 
 
 @torch.no_grad()

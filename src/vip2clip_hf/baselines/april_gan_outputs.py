@@ -1,13 +1,13 @@
 """Output and references of APRIL-GAN."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 
 import torch
 from transformers.utils.generic import ModelOutput
 
 from ..models.vip2clip.reference_distances_vip2clip import normalized
+from ..models.vip2clip.reference_search_vip2clip import ReferenceRows
 
 
 @dataclass
@@ -64,6 +64,7 @@ class AprilGanReferences:
     """
 
     patch_embeds: torch.Tensor
+    _rows: ReferenceRows | None = field(default=None, init=False, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.patch_embeds)
@@ -81,12 +82,21 @@ class AprilGanReferences:
         """
         return cls(torch.cat([part.patch_embeds for part in parts]))
 
-    @cached_property
-    def rows(self) -> torch.Tensor:
-        """All patches, L2-normalized, of shape `(num_layers, num_images * num_patches, hidden_size)`. They are
-        computed once."""
-        with torch.inference_mode(False), torch.no_grad():
-            return normalized(self.patch_embeds.transpose(0, 1).flatten(1, 2))  # (L, k * P, width)
+    def rows_on(self, device: torch.device) -> ReferenceRows:
+        """
+        Prepare all patches for comparing images with them. They are prepared once, for the device of the last call.
+
+        Args:
+            device (`torch.device`): the device.
+
+        Returns:
+            [`ReferenceRows`]: the patches.
+        """
+        if self._rows is None or self._rows.device != device:
+            with torch.inference_mode(False), torch.no_grad():
+                patches = normalized(self.patch_embeds.transpose(0, 1).flatten(1, 2))  # (L, k * P, width)
+            self._rows = ReferenceRows(patches, device, None)
+        return self._rows
 
 
 __all__ = ["AprilGanOutput", "AprilGanReferences"]
