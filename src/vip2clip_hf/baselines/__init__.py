@@ -8,11 +8,17 @@ from ..utils.lazy import lazy_names
 __getattr__, __dir__, __all__ = lazy_names(__name__)
 
 if TYPE_CHECKING:
+    from .anomalyclip import (
+        AnomalyClipForAnomalyDetection as AnomalyClipForAnomalyDetection,
+        AnomalyClipOutput as AnomalyClipOutput,
+    )
+    from .anomalyclip_configuration import AnomalyClipConfig as AnomalyClipConfig
     from .clip import (
         ClipAnomalyDetectionOutput as ClipAnomalyDetectionOutput,
         ClipForAnomalyDetection as ClipForAnomalyDetection,
     )
     from .clip_configuration import ClipAnomalyDetectionConfig as ClipAnomalyDetectionConfig
+    from .convert_anomalyclip import convert_anomalyclip_checkpoint as convert_anomalyclip_checkpoint
     from .detector import BaselineDetector as BaselineDetector
     from .winclip import (
         WinClipForAnomalyDetection as WinClipForAnomalyDetection,

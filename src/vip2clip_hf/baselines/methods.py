@@ -71,6 +71,15 @@ METHODS = {
             "winclip", "WinCLIP", "winclip:WinClipForAnomalyDetection", "https://arxiv.org/abs/2303.14814",
             "https://github.com/open-edge-platform/anomalib", "Apache-2.0", trained=False, uses_references=True,
         ),
+        Method(
+            "anomalyclip", "AnomalyCLIP", "anomalyclip:AnomalyClipForAnomalyDetection",
+            "https://arxiv.org/abs/2310.18961", "https://github.com/zqhang/AnomalyCLIP", "MIT", uses_class_names=False,
+            # The published numbers of blocks are for 24 vision and 12 text blocks, this backbone has 12 and 4.
+            for_state_words={
+                "normal_text": "good", "anomalous_text": "damaged", "image_size": 320, "dpam_layers": 10,
+                "prompt_depth": 3,
+            },
+        ),
     )
 }  # fmt: skip
 
