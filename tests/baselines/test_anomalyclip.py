@@ -88,8 +88,14 @@ def test_known_ids_are_those_of_the_tokenizer(model):
         ({"smoothing_sigma": -1}, "smoothing_sigma is -1; expected a number from 0 to 32"),
         ({"local_loss_weight": -1.0}, "local_loss_weight is -1.0; expected a finite number"),
         ({"image_size": 36}, "image_size is 36; expected a positive multiple of the backbone's patch size 8"),
-        ({"normal_states": ("good {}",)}, "normal_states is .*; expected None, because AnomalyCLIP learns its prompts"),
-        ({"prompt_ensemble": "winclip"}, "prompt_ensemble is 'winclip'; expected 'single', because AnomalyCLIP learns"),
+        (
+            {"normal_states": ("good {}",)},
+            "normal_states is .*; expected None, because AnomalyCLIP learns its prompts",
+        ),
+        (
+            {"prompt_ensemble": "winclip"},
+            "prompt_ensemble is 'winclip'; expected 'single', because AnomalyCLIP learns",
+        ),
     ],
 )
 def test_values_that_are_refused(model, settings, message):

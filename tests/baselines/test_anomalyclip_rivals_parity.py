@@ -183,7 +183,8 @@ def trained() -> dict[str, torch.Tensor]:
         model = convert(**settings)
         outputs = model(INPUTS["pixel_values"], labels=labels, mask_labels=masks)
         parts = [
-            model.compute_loss(outputs.logits, layer[:, None], None, masks)[1] for layer in outputs.layer_maps.unbind(1)
+            model.compute_loss(outputs.logits, layer[:, None], None, masks)[1]
+            for layer in outputs.layer_maps.unbind(1)
         ]
         optimizer = torch.optim.Adam(model.optimizer_groups(1e-3), lr=1e-3, betas=(0.5, 0.999))
         outputs.loss.backward()

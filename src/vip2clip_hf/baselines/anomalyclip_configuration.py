@@ -178,7 +178,9 @@ class AnomalyClipConfig(BaselineConfig):
             self._check_text(kind, last)
         self._check("temperature", 1e-4 <= self.temperature < math.inf, "a number of at least 0.0001")
         self._check(
-            "smoothing_sigma", 0 <= self.smoothing_sigma <= self.side, f"a number from 0 to {self.side}, the image size"
+            "smoothing_sigma",
+            0 <= self.smoothing_sigma <= self.side,
+            f"a number from 0 to {self.side}, the image size",
         )
         self._check("local_loss_weight", 0 <= self.local_loss_weight < math.inf, "a finite number of at least 0")
 

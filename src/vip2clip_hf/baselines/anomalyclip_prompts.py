@@ -37,7 +37,9 @@ class AnomalyClipPromptLearner(ViP2ClipAdapter):
         return self.normal_context.clone(), self.anomalous_context.clone(), [one.clone() for one in self.deep_prompts]
 
 
-def embed_prompts(clip: CLIPModel, contexts: tuple[torch.Tensor, torch.Tensor], config: AnomalyClipConfig) -> torch.Tensor:
+def embed_prompts(
+    clip: CLIPModel, contexts: tuple[torch.Tensor, torch.Tensor], config: AnomalyClipConfig
+) -> torch.Tensor:
     """
     Build the prompts [start] [context] [words] [end], without position embeddings.
 

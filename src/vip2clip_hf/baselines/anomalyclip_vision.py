@@ -32,7 +32,9 @@ def value_attention(block: CLIPEncoderLayer, hidden: torch.Tensor) -> torch.Tens
     return attention.out_proj(attended.transpose(1, 2).flatten(2))  # (B, T, width)
 
 
-def value_path(clip: CLIPModel, hidden_states: Sequence[torch.Tensor], dpam_layers: int, last: int) -> list[torch.Tensor]:
+def value_path(
+    clip: CLIPModel, hidden_states: Sequence[torch.Tensor], dpam_layers: int, last: int
+) -> list[torch.Tensor]:
     """
     Compute the tokens of the value path after each block.
 

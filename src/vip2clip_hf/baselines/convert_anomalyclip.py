@@ -180,9 +180,7 @@ def _check_shapes(tensors: Mapping[str, torch.Tensor], deep: list[str], width: i
             raise ValueError(f"{key} has shape {tuple(tensors[key].shape)}; expected {shape}, as the other entries.")
 
 
-def _check_words(
-    tensors: Mapping[str, torch.Tensor], kind: str, model: AnomalyClipForAnomalyDetection
-) -> None:
+def _check_words(tensors: Mapping[str, torch.Tensor], kind: str, model: AnomalyClipForAnomalyDetection) -> None:
     """Check that the fixed words of a prompt are those of the configuration, embedded by the backbone."""
     config, suffix = model.config, SUFFIXES[kind]
     table = model.clip.text_model.embeddings.token_embedding.weight.detach().cpu()
