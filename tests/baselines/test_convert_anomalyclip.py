@@ -153,7 +153,7 @@ def test_settings_that_are_refused(clip, settings, message):
         ("token_prefix_neg", torch.ones(1, 1, 1, WIDTH), "The anomalous prompt of the checkpoint is not in the token"),
         ("tokenized_prompts_pos", torch.ones(1, 1, TOTAL).int(), "has 0 tokens before the end token; expected more"),
         ("tokenized_prompts_pos", torch.tensor([[[49406, X, X, X, 14115, 343, 49407] + [0] * 70]]), "The ids of the"),
-        ("compound_prompts_text.0", torch.ones(2, 8), r"compound_prompts_text.0 has shape \(2, 8\); expected \(2, 16\)"),
+        ("compound_prompts_text.0", torch.ones(2, 8), r"text.0 has shape \(2, 8\); expected \(2, 16\)"),
     ],
 )  # fmt: skip
 def test_entries_that_are_refused(clip, key, entry, message):

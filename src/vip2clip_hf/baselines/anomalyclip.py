@@ -243,7 +243,7 @@ class AnomalyClipForAnomalyDetection(TrainableBaselineModel):
             `tuple`: the loss, and its parts by name, without their weights.
 
         Raises:
-            ValueError: if there are no labels, or a mask has another size.
+            ValueError: if no labels are passed, or a mask has another size.
         """
         if mask_labels is not None and mask_valid is not None:
             # Images without a mask must not affect the loss, even if their placeholder contains NaN.
@@ -307,9 +307,8 @@ class AnomalyClipForAnomalyDetection(TrainableBaselineModel):
         features = self.features_for(pixel_values, image_embeds, patch_embeds, hidden_states)
         text = self.text_embeds_for(text_embeds, None)  # (2, D)
         with without_autocast(self.device.type):
-            text, image, patches = (
-                F.normalize(upcast(one), dim=-1) for one in (text, features.image_embeds, features.patch_embeds)
-            )
+            embeds: Any = (text, features.image_embeds, features.patch_embeds)
+            text, image, patches = (F.normalize(upcast(one), dim=-1) for one in embeds)
             scaled = text / self.config.temperature
             logits = image @ scaled.T  # (B, 2)
             grid = self.config.patch_grid

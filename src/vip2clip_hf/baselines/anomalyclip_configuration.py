@@ -177,11 +177,8 @@ class AnomalyClipConfig(BaselineConfig):
         for kind in KINDS:
             self._check_text(kind, last)
         self._check("temperature", 1e-4 <= self.temperature < math.inf, "a number of at least 0.0001")
-        self._check(
-            "smoothing_sigma",
-            0 <= self.smoothing_sigma <= self.side,
-            f"a number from 0 to {self.side}, the image size",
-        )
+        sigma, side = self.smoothing_sigma, self.side
+        self._check("smoothing_sigma", 0 <= sigma <= side, f"a number from 0 to {side}, the image size")
         self._check("local_loss_weight", 0 <= self.local_loss_weight < math.inf, "a finite number of at least 0")
 
     def _check_text(self, kind: str, last: int) -> None:

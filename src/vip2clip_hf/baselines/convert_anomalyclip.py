@@ -2,7 +2,7 @@
 Convert checkpoints of AnomalyCLIP's published code to [`AnomalyClipForAnomalyDetection`].
 
 A `.pth` file contains `{"prompt_learner": state_dict}`: the learned vectors, token embeddings of the fixed words, which
-are those of the backbone, token ids, and projections that the published code never uses.
+the backbone has too, token ids, and projections that the published code never uses.
 """
 
 import os
@@ -83,6 +83,7 @@ def convert_anomalyclip_checkpoint(
 
     # Check the width first: with another backbone, the model cannot be built.
     hub_kwargs = {name: value for name, value in config_overrides.items() if name in HUB_KWARGS}
+    backbone: Any
     backbone, origin = load_clip(clip, **hub_kwargs)
     _check_shapes(tensors, deep, backbone.config.text_config.hidden_size)
     if tokenizer is None and isinstance(clip, (str, os.PathLike)):
@@ -189,8 +190,8 @@ def _check_words(tensors: Mapping[str, torch.Tensor], kind: str, model: AnomalyC
     words = int(ids.argmax()) - count  # with the end token, which has the largest id
     if words < 2:
         raise ValueError(
-            f"tokenized_prompts_{suffix} has {words + count} tokens before the end token; expected more than the start "
-            f"token and {count} learned vectors."
+            f"tokenized_prompts_{suffix} has {words + count} tokens before the end token; expected more than "
+            f"the start token and {count} learned vectors."
         )
     rows = torch.cat([tensors[f"token_prefix_{suffix}"][0, 0], tensors[f"token_suffix_{suffix}"][0, 0, :words]])
     found, expected = find_token_ids(rows, table, f"{kind} prompt"), config.ids_of(kind)
