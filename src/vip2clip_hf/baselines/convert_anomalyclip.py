@@ -1,8 +1,8 @@
 """
 Convert checkpoints of AnomalyCLIP's published code to [`AnomalyClipForAnomalyDetection`].
 
-A `.pth` file contains `{"prompt_learner": state_dict}`: the learned vectors, token embeddings of the fixed words, which
-the backbone has too, token ids, and projections that the published code never uses.
+A `.pth` file contains `{"prompt_learner": state_dict}`: the learned vectors, embeddings of the fixed words, which
+the backbone contains, too, token ids, and projections that the published code never uses.
 """
 
 import os
