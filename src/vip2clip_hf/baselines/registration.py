@@ -3,6 +3,8 @@
 from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
 from ..models.vip2clip.image_processing_vip2clip import ViP2ClipImageProcessor
+from .anomalyclip import AnomalyClipForAnomalyDetection
+from .anomalyclip_configuration import AnomalyClipConfig
 from .april_gan import AprilGanForAnomalyDetection
 from .april_gan_configuration import AprilGanConfig
 from .base import BaselineModel
@@ -17,6 +19,7 @@ METHODS: dict[type[BaselineConfig], type[BaselineModel]] = {
     ClipAnomalyDetectionConfig: ClipForAnomalyDetection,
     WinClipConfig: WinClipForAnomalyDetection,
     AprilGanConfig: AprilGanForAnomalyDetection,
+    AnomalyClipConfig: AnomalyClipForAnomalyDetection,
 }
 
 
