@@ -181,6 +181,7 @@ def test_mean_of_maps(clip, model, images):
         expected, found = model(images, **options), mean(images, **options)
         torch.testing.assert_close(found.anomaly_maps, expected.anomaly_maps / count)
         torch.testing.assert_close(found.scores, expected.scores)
+    assert (mean.map_maximum, model.map_maximum) == (1, 2)
 
 
 # References
@@ -230,10 +231,11 @@ def test_search_in_references(model, images, monkeypatch):
         same(model(images, references=good), expected, names)
     for name, value in (("MAX_FLOAT32_VALUES", 1), ("MAX_FLOAT32_VALUES", 1 << 28), ("LEAST_ROWS", 1)):
         monkeypatch.setattr(reference_search_vip2clip, name, value)
-        again = AprilGanReferences(good.patch_embeds)
+        again = AprilGanReferences(good.patch_embeds.clone())
         same(model(images, references=again), expected, names)
     assert again.rows_on(model.device)._search is not None
-    assert again.rows_on(model.device) is again.rows_on(model.device)
+    shared, rows = AprilGanReferences(again.patch_embeds), again.rows_on(model.device)
+    assert rows is again.rows_on(model.device) is shared.rows_on(model.device)
 
 
 @torch.no_grad()
@@ -495,8 +497,8 @@ def test_backbone_that_knows_state_words():
     model = create_model("april-gan", "bundled")
     assert type(model) is AprilGanForAnomalyDetection
     assert model.get_prompts("nut") == (["good"], ["damaged"])
-    assert (model.config.feature_layers, model.config.image_size) == ((3, 6, 9, 12), 224)
-    images = torch.randn(1, 3, 224, 224)
+    assert (model.config.feature_layers, model.config.image_size) == ((3, 6, 9, 12), 320)
+    images = torch.randn(1, 3, 320, 320)
     outputs = model(images, class_name="nut", references=model.encode_images(images))
-    assert outputs.anomaly_maps.shape == (1, 224, 224)
+    assert outputs.anomaly_maps.shape == (1, 320, 320)
     assert 0 <= outputs.scores.item() <= 1

@@ -70,6 +70,8 @@ class AprilGanForAnomalyDetection(TrainableBaselineModel):
     config: AprilGanConfig
     config_class = AprilGanConfig
     method_name = "APRIL-GAN"
+    references_class = AprilGanReferences
+    reference_fields = ("reference_layers",)
     _keep_in_fp32_modules_strict = ["linear_layers"]
 
     def __init__(self, config: AprilGanConfig) -> None:
@@ -95,6 +97,11 @@ class AprilGanForAnomalyDetection(TrainableBaselineModel):
         """Shape `(num_layers, num_patches, hidden_size)` of the `patch_embeds` of an image."""
         config = self.config
         return len(config.feature_layers), config.patch_grid**2, config.clip.vision_config.hidden_size
+
+    @property
+    def map_maximum(self) -> float:
+        """Largest value that a zero-shot map can have. With references, maps can have larger values."""
+        return 1.0 if self.config.map_reduction == "mean" else float(len(self.config.feature_layers))
 
     @property
     def loss_weights(self) -> dict[str, float]:

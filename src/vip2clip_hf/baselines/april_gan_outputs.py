@@ -1,13 +1,19 @@
 """Output and references of APRIL-GAN."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch.utils.weak import WeakTensorKeyDictionary
 from transformers.utils.generic import ModelOutput
 
 from ..models.vip2clip.reference_distances_vip2clip import normalized
 from ..models.vip2clip.reference_search_vip2clip import ReferenceRows
+
+
+# Prepared references. Other objects with the same tensor share them.
+_PREPARED: Any = WeakTensorKeyDictionary()
 
 
 @dataclass
@@ -64,7 +70,6 @@ class AprilGanReferences:
     """
 
     patch_embeds: torch.Tensor
-    _rows: ReferenceRows | None = field(default=None, init=False, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.patch_embeds)
@@ -84,7 +89,7 @@ class AprilGanReferences:
 
     def rows_on(self, device: torch.device) -> ReferenceRows:
         """
-        Prepare all patches for comparing images with them. They are prepared once, for the device of the last call.
+        Prepare all patches for comparing images with them. This happens once for a tensor and a device.
 
         Args:
             device (`torch.device`): the device.
@@ -92,11 +97,12 @@ class AprilGanReferences:
         Returns:
             [`ReferenceRows`]: the patches.
         """
-        if self._rows is None or self._rows.device != device:
+        rows = _PREPARED.get(self.patch_embeds)
+        if rows is None or rows.device != device:
             with torch.inference_mode(False), torch.no_grad():
                 patches = normalized(self.patch_embeds.transpose(0, 1).flatten(1, 2))  # (L, k * P, width)
-            self._rows = ReferenceRows(patches, device, None)
-        return self._rows
+            _PREPARED[self.patch_embeds] = rows = ReferenceRows(patches, device, None)
+        return rows
 
 
 __all__ = ["AprilGanOutput", "AprilGanReferences"]
