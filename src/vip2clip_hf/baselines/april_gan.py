@@ -45,8 +45,8 @@ class AprilGanForAnomalyDetection(TrainableBaselineModel):
     - Few-shot score: (p + m) / 2, with m the maximum of the map, divided by the number of its maps (layers of both
       kinds), and at most 1. The published score divides by the range of m over all test images of a class instead:
       [`published_few_shot_scores`].
-    - Loss: focal loss and dice loss of the anomalous probabilities at the size of the image, summed over layers. There
-      is no loss for images. Published recipe: Adam with learning rate 1e-3 and betas (0.5, 0.999), batches of 8, 3
+    - Loss: focal loss and dice loss of the anomalous probabilities at the size of the image, summed over layers.
+      Images have no loss. Published recipe: Adam with learning rate 1e-3 and betas (0.5, 0.999), batches of 8, 3
       epochs on MVTec AD or 15 epochs on VisA.
 
     Args:
