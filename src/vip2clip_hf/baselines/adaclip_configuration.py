@@ -158,7 +158,7 @@ class AdaClipConfig(BaselineConfig):
         depth, sigma = clip.vision_config.num_hidden_layers, self.smoothing_sigma
         if self.feature_layers is not None:
             layers = list(self.feature_layers)
-            allowed = bool(layers) and layers == sorted(set(layers)) and 1 <= layers[0] and layers[-1] <= depth
+            allowed = bool(layers) and layers == sorted(set(layers)) and layers[0] >= 1 and layers[-1] <= depth
             self._check("feature_layers", allowed, f"ascending numbers of vision blocks, from 1 to {depth}")
         blocks = [depth] if self.prompts_vision else []
         blocks += [clip.text_config.num_hidden_layers] if self.prompts_text else []

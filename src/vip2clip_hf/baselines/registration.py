@@ -3,6 +3,8 @@
 from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
 from ..models.vip2clip.image_processing_vip2clip import ViP2ClipImageProcessor
+from .adaclip import AdaClipForAnomalyDetection
+from .adaclip_configuration import AdaClipConfig
 from .base import BaselineModel
 from .clip import ClipForAnomalyDetection
 from .clip_configuration import ClipAnomalyDetectionConfig
@@ -13,6 +15,7 @@ from .winclip_configuration import WinClipConfig
 
 METHODS: dict[type[BaselineConfig], type[BaselineModel]] = {
     ClipAnomalyDetectionConfig: ClipForAnomalyDetection,
+    AdaClipConfig: AdaClipForAnomalyDetection,
     WinClipConfig: WinClipForAnomalyDetection,
 }
 
