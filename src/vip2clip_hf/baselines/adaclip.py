@@ -21,7 +21,7 @@ from ..models.vip2clip.maps_vip2clip import resize_maps, without_autocast
 from .adaclip_configuration import AdaClipConfig
 from .adaclip_fusion import gather_patches, kmeans, mean_of_clusters, top_patches
 from .adaclip_loss import adaclip_loss
-from .adaclip_prompts import AdaClipPrompts, end_positions, text_blocks, vision_blocks
+from .adaclip_prompts import AdaClipPrompts, end_positions, kept_dtype, text_blocks, vision_blocks
 from .tokenizing import tokenize
 from .trainable import TrainableBaselineModel
 from .vision_embeddings import upcast
@@ -136,10 +136,12 @@ class AdaClipForAnomalyDetection(TrainableBaselineModel):
         depth = config.prompting_depth
         self.vision_prompts = AdaClipPrompts(config, depth, vision.hidden_size) if config.prompts_vision else None
         self.text_prompts = AdaClipPrompts(config, depth - 1, text.hidden_size) if config.prompts_text else None
-        self.patch_heads = nn.ModuleList([nn.Linear(vision.hidden_size, joint) for _ in config.layers])
-        self.image_head = nn.Linear(joint, joint)
+        kept = kept_dtype()
+        self.patch_heads = nn.ModuleList([nn.Linear(vision.hidden_size, joint, dtype=kept) for _ in config.layers])
+        self.image_head = nn.Linear(joint, joint, dtype=kept)
         self.text_depends_on_image = config.prompts_text and config.is_dynamic
-        self._tokens: dict[Any, torch.Tensor] = {}
+        # Token ids of prompts, and text embeddings that do not change.
+        self._memory: dict[Any, torch.Tensor] = {}
         self.post_init()
 
     @torch.no_grad()
@@ -155,6 +157,11 @@ class AdaClipForAnomalyDetection(TrainableBaselineModel):
                 init.normal_(module.static, mean=0.0, std=self.config.initializer_range)
         else:
             super()._init_weights(module)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        """Move or convert the model. Text embeddings in another precision are not used again."""
+        self._memory.clear()
+        return super()._apply(*args, **kwargs)
 
     @property
     def feature_shape(self) -> tuple[int, int, int]:
@@ -198,8 +205,9 @@ class AdaClipForAnomalyDetection(TrainableBaselineModel):
         normal, anomalous = self.get_prompts(class_name)
         texts = (*normal, *anomalous)
         key = (id(self.tokenizer), texts)
-        if key not in self._tokens:
-            ids = tokenize(self.tokenizer, texts, self.config.clip.text_config)  # (N, T)
+        if key not in self._memory:
+            with torch.inference_mode(False):  # the ids are also used in training
+                ids = tokenize(self.tokenizer, texts, self.config.clip.text_config)  # (N, T)
             replaced = self.config.prompting_length if self.config.prompts_text else 0
             for text, end in zip(texts, end_positions(ids, self.config.clip.text_config).tolist()):
                 if end <= replaced:
@@ -208,8 +216,8 @@ class AdaClipForAnomalyDetection(TrainableBaselineModel):
                         "prompting_length, because learned prompts replace as many of its tokens. Use longer texts, "
                         "such as a state that repeats its word, or a smaller prompting_length."
                     )
-            self._tokens[key] = ids
-        return self._tokens[key]
+            self._memory[key] = ids
+        return self._memory[key]
 
     def encode_prompts(self, input_ids: torch.Tensor, prompts: torch.Tensor | None = None) -> torch.Tensor:
         """
@@ -274,14 +282,24 @@ class AdaClipForAnomalyDetection(TrainableBaselineModel):
         """Return the text embeddings of a class for images, of shape (B or 1, 2, D)."""
         ids = self.get_input_ids(class_name)
         count = len(self.get_prompts(class_name)[0])
-        prompts = None
         if self.text_prompts is not None:
             with without_autocast(self.device.type):
                 prompts = self.text_prompts(None if plain_embeds is None else upcast(plain_embeds))
-        features = self.encode_prompts(ids, prompts).view(-1, len(ids), self.config.clip.projection_dim)
+            return self._pool_kinds(self.encode_prompts(ids, prompts), count)
+        weight = self.clip.text_projection.weight
+        # The version changes when weights are loaded.
+        key = (id(self.tokenizer), *map(tuple, self.get_prompts(class_name)), weight.data_ptr(), weight._version)
+        if key not in self._memory:
+            # The text tower is frozen. Tensors of inference mode could not be used for training later.
+            with torch.inference_mode(False), torch.no_grad():
+                self._memory[key] = self._pool_kinds(self.encode_prompts(ids)[None], count)
+        return self._memory[key]
+
+    def _pool_kinds(self, features: torch.Tensor, count: int) -> torch.Tensor:
+        """Pool features of shape (B, N, D), of which the first `count` are normal. Shape (B, 2, D)."""
         with without_autocast(self.device.type):
             kinds = features[:, :count], features[:, count:]
-            return torch.stack([self.pool_prompts(kind) for kind in kinds], dim=1)  # (B, 2, D)
+            return torch.stack([self.pool_prompts(kind) for kind in kinds], dim=1)
 
     # Images
 

@@ -92,12 +92,12 @@ class AdaClipConfig(BaselineConfig):
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs: Any) -> None:
-        layers, default_size = self.feature_layers, self.image_size is None
-        if layers is not None:
-            self.feature_layers = tuple(layers)
+        layers = self.feature_layers
+        self.feature_layers = None if layers is None else tuple(layers)
         super().__post_init__(**kwargs)
-        if default_size and IMAGE_SIZE % self.clip.vision_config.patch_size == 0:
-            self.image_size = IMAGE_SIZE
+        if layers is None:
+            depth = self.clip.vision_config.num_hidden_layers
+            self.feature_layers = tuple(dict.fromkeys(max(1, depth * quarter // 4) for quarter in range(1, 5)))
 
     @staticmethod
     def default_clip_config() -> CLIPConfig:
@@ -106,13 +106,15 @@ class AdaClipConfig(BaselineConfig):
         config.text_config.hidden_act = config.vision_config.hidden_act = "gelu"
         return config
 
+    def default_image_size(self) -> int:
+        """Return the image size if none is passed: 518, or that of the backbone if its patches do not fit."""
+        vision = self.clip.vision_config
+        return IMAGE_SIZE if IMAGE_SIZE % vision.patch_size == 0 else vision.image_size
+
     @property
     def layers(self) -> tuple[int, ...]:
         """Numbers of the feature layers, from 1."""
-        if self.feature_layers is not None:
-            return tuple(self.feature_layers)
-        depth = self.clip.vision_config.num_hidden_layers
-        return tuple(dict.fromkeys(max(1, depth * quarter // 4) for quarter in range(1, 5)))
+        return tuple(self.feature_layers or ())
 
     @property
     def prompts_vision(self) -> bool:

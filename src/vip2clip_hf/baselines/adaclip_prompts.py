@@ -11,6 +11,11 @@ from transformers.masking_utils import create_causal_mask
 from .adaclip_configuration import AdaClipConfig
 
 
+def kept_dtype() -> torch.dtype:
+    """Return the dtype of new adapters: float32, also if CLIP is in half precision, or float64."""
+    return torch.promote_types(torch.get_default_dtype(), torch.float32)
+
+
 class AdaClipPrompts(nn.Module):
     """
     Prompts of one tower: static ones for each block, dynamic ones from the image for all blocks, or their sum.
@@ -23,11 +28,11 @@ class AdaClipPrompts(nn.Module):
 
     def __init__(self, config: AdaClipConfig, depth: int, width: int) -> None:
         super().__init__()
-        self.shape = (depth, config.prompting_length, width)
-        self.static = nn.Parameter(torch.zeros(self.shape)) if config.is_static else None
-        self.dynamic = (
-            nn.Linear(config.clip.projection_dim, config.prompting_length * width) if config.is_dynamic else None
-        )
+        length, joint = config.prompting_length, config.clip.projection_dim
+        self.shape = (depth, length, width)
+        kept = kept_dtype()
+        self.static = nn.Parameter(torch.zeros(self.shape, dtype=kept)) if config.is_static else None
+        self.dynamic = nn.Linear(joint, length * width, dtype=kept) if config.is_dynamic else None
 
     def forward(self, plain_embeds: torch.Tensor | None) -> torch.Tensor:
         """
@@ -128,4 +133,4 @@ def end_positions(input_ids: torch.Tensor, config: CLIPTextConfig) -> torch.Tens
     return (input_ids.eq(end).cumsum(dim=1) == 0).sum(dim=1)
 
 
-__all__ = ["AdaClipPrompts", "end_positions", "text_blocks", "vision_blocks"]
+__all__ = ["AdaClipPrompts", "end_positions", "kept_dtype", "text_blocks", "vision_blocks"]

@@ -71,6 +71,15 @@ METHODS = {
             "winclip", "WinCLIP", "winclip:WinClipForAnomalyDetection", "https://arxiv.org/abs/2303.14814",
             "https://github.com/open-edge-platform/anomalib", "Apache-2.0", trained=False, uses_references=True,
         ),
+        Method(
+            "adaclip", "AdaCLIP", "adaclip:AdaClipForAnomalyDetection", "https://arxiv.org/abs/2407.15795",
+            "https://github.com/caoyunkang/AdaCLIP", "MIT",
+            # Learned prompts replace 5 tokens.
+            for_state_words={
+                "prompt_ensemble": "state_words", "normal_states": (" ".join(["good"] * 6),),
+                "anomalous_states": (" ".join(["damaged"] * 6),),
+            },
+        ),
     )
 }  # fmt: skip
 
