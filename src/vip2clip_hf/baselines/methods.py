@@ -72,12 +72,22 @@ METHODS = {
             "https://github.com/open-edge-platform/anomalib", "Apache-2.0", trained=False, uses_references=True,
         ),
         Method(
+            "april-gan", "APRIL-GAN", "april_gan:AprilGanForAnomalyDetection", "https://arxiv.org/abs/2305.17382",
+            "https://github.com/ByChelsea/VAND-APRIL-GAN", "MIT", uses_references=True,
+        ),
+        Method(
+            "anomalyclip", "AnomalyCLIP", "anomalyclip:AnomalyClipForAnomalyDetection",
+            "https://arxiv.org/abs/2310.18961", "https://github.com/zqhang/AnomalyCLIP", "MIT",
+            uses_class_names=False,
+            for_state_words={"normal_text": "good", "anomalous_text": "damaged", "prompt_depth": 2, "dpam_layers": 10},
+        ),
+        Method(
             "adaclip", "AdaCLIP", "adaclip:AdaClipForAnomalyDetection", "https://arxiv.org/abs/2407.15795",
             "https://github.com/caoyunkang/AdaCLIP", "MIT",
-            # Learned prompts replace 5 tokens.
+            # The prompts replace the first tokens, so the word is repeated.
             for_state_words={
                 "prompt_ensemble": "state_words", "normal_states": (" ".join(["good"] * 6),),
-                "anomalous_states": (" ".join(["damaged"] * 6),),
+                "anomalous_states": (" ".join(["damaged"] * 6),), "prompting_depth": 2,
             },
         ),
     )

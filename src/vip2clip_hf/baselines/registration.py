@@ -5,6 +5,10 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel
 from ..models.vip2clip.image_processing_vip2clip import ViP2ClipImageProcessor
 from .adaclip import AdaClipForAnomalyDetection
 from .adaclip_configuration import AdaClipConfig
+from .anomalyclip import AnomalyClipForAnomalyDetection
+from .anomalyclip_configuration import AnomalyClipConfig
+from .april_gan import AprilGanForAnomalyDetection
+from .april_gan_configuration import AprilGanConfig
 from .base import BaselineModel
 from .clip import ClipForAnomalyDetection
 from .clip_configuration import ClipAnomalyDetectionConfig
@@ -17,6 +21,8 @@ METHODS: dict[type[BaselineConfig], type[BaselineModel]] = {
     ClipAnomalyDetectionConfig: ClipForAnomalyDetection,
     AdaClipConfig: AdaClipForAnomalyDetection,
     WinClipConfig: WinClipForAnomalyDetection,
+    AprilGanConfig: AprilGanForAnomalyDetection,
+    AnomalyClipConfig: AnomalyClipForAnomalyDetection,
 }
 
 
