@@ -32,9 +32,10 @@ def adaclip_model(size: Any) -> AdaClipForAnomalyDetection:
     width, blocks, heads = TEXT[size.width]
     few = {"num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 8}
     text = {"hidden_size": width, "num_hidden_layers": blocks, "num_attention_heads": heads}
+    vocabulary = {"vocab_size": 1000, "bos_token_id": 998, "eos_token_id": 999}
     clip = CLIPConfig(
         vision_config={"hidden_size": size.width, "patch_size": size.patch, "image_size": size.side, **few},
-        text_config={**text, "intermediate_size": 4 * width, "vocab_size": 1000, "bos_token_id": 998, "eos_token_id": 999},
+        text_config={**text, **vocabulary, "intermediate_size": 4 * width},
         projection_dim=size.joint,
     )
     return AdaClipForAnomalyDetection(AdaClipConfig(clip_config=clip, image_size=size.side)).eval()

@@ -12,7 +12,7 @@ from vip2clip_hf.baselines import (
     AdaClipConfig,
     AdaClipForAnomalyDetection,
     BaselineDetector,
-    adaclip,
+    adaclip_text,
     convert_adaclip_checkpoint,
 )
 from vip2clip_hf.baselines.adaclip_fusion import kmeans, mean_of_clusters, top_patches
@@ -66,7 +66,9 @@ def test_batches(model, images):
     for row, name in enumerate(NAMES):
         alone = model(images[row : row + 1], class_name=name)
         for output in ("scores", "anomaly_maps", "logits", "patch_logits", "text_embeds", "cluster_embeds"):
-            torch.testing.assert_close(together[output][row : row + 1], alone[output], atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(
+                together[output][row : row + 1], alone[output], atol=1e-4 if "logits" in output else 1e-5, rtol=0
+            )
     assert (together.text_embeds[0] - together.text_embeds[1]).abs().max() > 1e-3  # another class
     assert (together.text_embeds[0] - together.text_embeds[2]).abs().max() > 1e-5  # another image
     same = model(images, class_name="nut")
@@ -77,7 +79,7 @@ def test_batches(model, images):
 def test_text_batches(model, images, monkeypatch):
     expected = model(images, class_name="nut").text_embeds
     for size in (1, 100):
-        monkeypatch.setattr(adaclip, "TEXT_BATCH", size)
+        monkeypatch.setattr(adaclip_text, "TEXT_BATCH", size)
         torch.testing.assert_close(model(images, class_name="nut").text_embeds, expected, atol=1e-6, rtol=0)
 
 
@@ -168,7 +170,7 @@ def test_bundled_backbone():
         model(pixels)
     with pytest.raises(ValueError, match=r"prompting_depth is 5; expected an integer from 2 to 4"):
         create_model("adaclip", "bundled", prompting_depth=5)
-    assert create_model("adaclip", "bundled").config.image_size == 224
+    assert AdaClipConfig(clip_config=model.config.clip).image_size == 224
 
 
 # Clusters

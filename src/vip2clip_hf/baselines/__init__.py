@@ -8,12 +8,9 @@ from ..utils.lazy import lazy_names
 __getattr__, __dir__, __all__ = lazy_names(__name__)
 
 if TYPE_CHECKING:
-    from .adaclip import (
-        AdaClipForAnomalyDetection as AdaClipForAnomalyDetection,
-        AdaClipImageFeatures as AdaClipImageFeatures,
-        AdaClipOutput as AdaClipOutput,
-    )
+    from .adaclip import AdaClipForAnomalyDetection as AdaClipForAnomalyDetection
     from .adaclip_configuration import AdaClipConfig as AdaClipConfig
+    from .adaclip_outputs import AdaClipImageFeatures as AdaClipImageFeatures, AdaClipOutput as AdaClipOutput
     from .anomalyclip import (
         AnomalyClipForAnomalyDetection as AnomalyClipForAnomalyDetection,
         AnomalyClipOutput as AnomalyClipOutput,

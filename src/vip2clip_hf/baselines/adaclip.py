@@ -5,9 +5,7 @@ The default is what the published code computes (MIT, Copyright 2024 Yunkang Cao
 the paper, as the code says.
 """
 
-from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,80 +13,19 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import initialization as init
 from transformers.processing_utils import Unpack  # type: ignore[attr-defined]  # typing: from 3.11
-from transformers.utils.generic import ModelOutput, TransformersKwargs, can_return_tuple
+from transformers.utils.generic import TransformersKwargs, can_return_tuple
 
 from ..models.vip2clip.maps_vip2clip import resize_maps, without_autocast
 from .adaclip_configuration import AdaClipConfig
 from .adaclip_fusion import gather_patches, kmeans, mean_of_clusters, top_patches
 from .adaclip_loss import adaclip_loss
-from .adaclip_prompts import AdaClipPrompts, end_positions, kept_dtype, text_blocks, vision_blocks
-from .tokenizing import tokenize
-from .trainable import TrainableBaselineModel
+from .adaclip_outputs import AdaClipImageFeatures, AdaClipOutput
+from .adaclip_prompts import AdaClipPrompts, kept_dtype, vision_blocks
+from .adaclip_text import AdaClipTextModel
 from .vision_embeddings import upcast
 
 
-# Prompts that run through the text tower together. Those of one image are never split.
-TEXT_BATCH = 512
-
-
-@dataclass
-class AdaClipImageFeatures(ModelOutput):
-    """
-    Output of [`AdaClipForAnomalyDetection.encode_images`].
-
-    Args:
-        plain_embeds (`torch.FloatTensor` of shape `(batch_size, projection_dim)`, *optional*):
-            Image embeddings of the vision tower without prompts, not normalized. `None` without dynamic prompts.
-        image_embeds (`torch.FloatTensor` of shape `(batch_size, projection_dim)`):
-            Image embeddings of the vision tower with prompts, not normalized.
-        patch_tokens (`torch.FloatTensor` of shape `(batch_size, num_layers, num_patches, hidden_size)`):
-            Outputs of the feature layers with prompts, without class token and prompts.
-    """
-
-    plain_embeds: torch.Tensor | None = None
-    image_embeds: torch.Tensor | None = None
-    patch_tokens: torch.Tensor | None = None
-
-
-@dataclass
-class AdaClipOutput(ModelOutput):
-    """
-    Output of [`AdaClipForAnomalyDetection`].
-
-    Args:
-        loss (`torch.FloatTensor` of shape `()`, *optional*, returned with `labels` or `mask_labels`):
-            Training loss.
-        loss_components (`dict[str, torch.FloatTensor]`, *optional*, returned with `loss`):
-            Parts of the loss: `image`, `focal`, `dice_anomalous` and `dice_normal`. The last three are summed over
-            layers.
-        scores (`torch.FloatTensor` of shape `(batch_size,)`):
-            Probability that the image is anomalous, in [0, 1].
-        anomaly_maps (`torch.FloatTensor` of shape `(batch_size, image_size, image_size)`, *optional*):
-            Anomaly maps, in [0, 1]. `None` with labels.
-        logits (`torch.FloatTensor` of shape `(batch_size, 2)`):
-            Scaled cosines of the image and the prompts [normal, anomalous].
-        patch_logits (`torch.FloatTensor` of shape `(batch_size, num_layers, 2, grid, grid)`):
-            Scaled cosines of each patch and the prompts [normal, anomalous].
-        text_embeds (`torch.FloatTensor` of shape `(batch_size, 2, projection_dim)`):
-            Embeddings of the prompts [normal, anomalous], L2-normalized.
-        image_embeds (`torch.FloatTensor` of shape `(batch_size, projection_dim)`):
-            Image embeddings after their head, before the fusion with clusters, L2-normalized.
-        cluster_embeds (`torch.FloatTensor` of shape `(batch_size, projection_dim)`, *optional*):
-            Mean of the clusters of anomalous patches, L2-normalized. `None` with `use_hsf=False`.
-    """
-
-    loss: torch.Tensor | None = None
-    loss_components: dict[str, torch.Tensor] | None = None
-    scores: torch.Tensor | None = None
-    anomaly_maps: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    patch_logits: torch.Tensor | None = None
-    text_embeds: torch.Tensor | None = None
-    image_embeds: torch.Tensor | None = None
-    cluster_embeds: torch.Tensor | None = None
-
-
-class AdaClipForAnomalyDetection(TrainableBaselineModel):
+class AdaClipForAnomalyDetection(AdaClipTextModel):
     r"""
     AdaCLIP for zero-shot anomaly detection.
 
@@ -122,26 +59,18 @@ class AdaClipForAnomalyDetection(TrainableBaselineModel):
     ```
     """
 
-    config: AdaClipConfig
-    config_class = AdaClipConfig
     method_name = "AdaCLIP"
-    text_depends_on_image = True
     caches_features = False
     optimizer_class = torch.optim.AdamW
     _keep_in_fp32_modules_strict = ["vision_prompts", "text_prompts", "patch_heads", "image_head"]
 
     def __init__(self, config: AdaClipConfig) -> None:
         super().__init__(config)
-        vision, text, joint = config.clip.vision_config, config.clip.text_config, config.clip.projection_dim
-        depth = config.prompting_depth
-        self.vision_prompts = AdaClipPrompts(config, depth, vision.hidden_size) if config.prompts_vision else None
-        self.text_prompts = AdaClipPrompts(config, depth - 1, text.hidden_size) if config.prompts_text else None
-        kept = kept_dtype()
-        self.patch_heads = nn.ModuleList([nn.Linear(vision.hidden_size, joint, dtype=kept) for _ in config.layers])
+        vision, joint, kept = config.clip.vision_config, config.clip.projection_dim, kept_dtype()
+        width, depth = vision.hidden_size, config.prompting_depth
+        self.vision_prompts = AdaClipPrompts(config, depth, width) if config.prompts_vision else None
+        self.patch_heads = nn.ModuleList([nn.Linear(width, joint, dtype=kept) for _ in config.layers])
         self.image_head = nn.Linear(joint, joint, dtype=kept)
-        self.text_depends_on_image = config.prompts_text and config.is_dynamic
-        # Token ids of prompts, and text embeddings that do not change.
-        self._memory: dict[Any, torch.Tensor] = {}
         self.post_init()
 
     @torch.no_grad()
@@ -158,11 +87,6 @@ class AdaClipForAnomalyDetection(TrainableBaselineModel):
         else:
             super()._init_weights(module)
 
-    def _apply(self, *args: Any, **kwargs: Any) -> Any:
-        """Move or convert the model. Text embeddings in another precision are not used again."""
-        self._memory.clear()
-        return super()._apply(*args, **kwargs)
-
     @property
     def feature_shape(self) -> tuple[int, int, int]:
         """Shape `(num_layers, num_patches, width)` of the `patch_tokens` of an image."""
@@ -173,133 +97,6 @@ class AdaClipForAnomalyDetection(TrainableBaselineModel):
     def loss_weights(self) -> dict[str, float]:
         """Weight of each part of the loss by its name."""
         return {"image": 1.0, "focal": 1.0, "dice_anomalous": 1.0, "dice_normal": 1.0}
-
-    # Texts
-
-    def pool_prompts(self, features: torch.Tensor) -> torch.Tensor:
-        """
-        Normalize the embeddings of the prompts of one kind, average them, and normalize the mean.
-
-        Args:
-            features (`torch.FloatTensor` of shape `(..., num_prompts, projection_dim)`): embeddings of prompts.
-
-        Returns:
-            `torch.FloatTensor` of shape `(..., projection_dim)`: the embedding.
-        """
-        return F.normalize(F.normalize(features, dim=-1).mean(dim=-2), dim=-1)  # (..., D)
-
-    def get_input_ids(self, class_name: str | None = None) -> torch.Tensor:
-        """
-        Tokenize the prompts of a class. The result is remembered.
-
-        Args:
-            class_name (`str`, *optional*): name of the class. By default, `config.class_name`.
-
-        Returns:
-            `torch.LongTensor` of shape `(num_prompts, length)`: token ids with start and end token, the normal prompts
-                first, on the CPU. The length is that of the longest prompt.
-
-        Raises:
-            ValueError: if there is no tokenizer, or a prompt is too long, or too short for the learned prompts.
-        """
-        normal, anomalous = self.get_prompts(class_name)
-        texts = (*normal, *anomalous)
-        key = (id(self.tokenizer), texts)
-        if key not in self._memory:
-            with torch.inference_mode(False):  # the ids are also used in training
-                ids = tokenize(self.tokenizer, texts, self.config.clip.text_config)  # (N, T)
-            replaced = self.config.prompting_length if self.config.prompts_text else 0
-            for text, end in zip(texts, end_positions(ids, self.config.clip.text_config).tolist()):
-                if end <= replaced:
-                    raise ValueError(
-                        f"The prompt {text!r} has {end - 1} tokens; expected at least {replaced}, the "
-                        "prompting_length, because learned prompts replace as many of its tokens. Use longer texts, "
-                        "such as a state that repeats its word, or a smaller prompting_length."
-                    )
-            self._memory[key] = ids
-        return self._memory[key]
-
-    def encode_prompts(self, input_ids: torch.Tensor, prompts: torch.Tensor | None = None) -> torch.Tensor:
-        """
-        Encode tokenized prompts.
-
-        Args:
-            input_ids (`torch.LongTensor` of shape `(num_prompts, length)`): token ids with start and end token.
-            prompts (`torch.FloatTensor` of shape `(batch_size or 1, depth - 1, prompting_length, text_width)`,
-                *optional*): learned prompts from `text_prompts`. By default, the text tower runs without them.
-
-        Returns:
-            `torch.FloatTensor` of shape `(batch_size, num_prompts, projection_dim)`, or `(num_prompts,
-                projection_dim)` without learned prompts: projected end tokens, not normalized.
-        """
-        if prompts is None:
-            return super().encode_prompts(input_ids)
-        ids, text, parts = input_ids.long().to(self.device), self.clip.text_model, []
-        count, ends = len(ids), end_positions(ids, self.config.clip.text_config)
-        for part in prompts.split(max(1, TEXT_BATCH // count)):
-            hidden = deque(text_blocks(text, ids, part), maxlen=1).pop()  # (b * N, T, C)
-            tokens = hidden.view(len(part), count, *hidden.shape[1:])[:, torch.arange(count, device=ids.device), ends]
-            parts.append(self.clip.text_projection(text.final_layer_norm(tokens)))  # (b, N, D)
-        return upcast(torch.cat(parts))  # (B, N, D)
-
-    def get_text_embeds(
-        self, class_name: str | Sequence[str] | None = None, plain_embeds: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """
-        Compute the text embeddings of a class, or of the classes of images.
-
-        Args:
-            class_name (`str` or `Sequence[str]`, *optional*): name of the class, or one name per image. By default,
-                `config.class_name`.
-            plain_embeds (`torch.FloatTensor` of shape `(batch_size, projection_dim)`, *optional*): image embeddings
-                from `encode_images`. Required if the embeddings depend on the image.
-
-        Returns:
-            `torch.FloatTensor` of shape `(batch_size, 2, projection_dim)`: the embeddings [normal, anomalous] for each
-                image. If they do not depend on the image, of shape `(2, projection_dim)` for one class, or
-                `(num_names, 2, projection_dim)`.
-
-        Raises:
-            ValueError: if embeddings of images are required, there is no tokenizer, or a prompt is too long or short.
-        """
-        if not self.text_depends_on_image:
-            names = [class_name] if class_name is None or isinstance(class_name, str) else list(class_name)
-            found = {name: self._encode_class(name, None)[0] for name in dict.fromkeys(names)}  # (2, D)
-            single = class_name is None or isinstance(class_name, str)
-            return found[names[0]] if single else torch.stack([found[name] for name in names])
-        if plain_embeds is None:
-            raise ValueError(
-                "The text embeddings of AdaCLIP depend on the image; expected plain_embeds of encode_images. To get "
-                "scores and maps, call the model with class_name=."
-            )
-        names = self.class_names_for(class_name, len(plain_embeds))
-        groups = {name: [i for i, one in enumerate(names) if one == name] for name in dict.fromkeys(names)}
-        embeds = torch.cat([self._encode_class(name, plain_embeds[rows]) for name, rows in groups.items()])
-        order = torch.tensor([row for rows in groups.values() for row in rows]).argsort()
-        return embeds[order.to(embeds.device)]  # (B, 2, D)
-
-    def _encode_class(self, class_name: str | None, plain_embeds: torch.Tensor | None) -> torch.Tensor:
-        """Return the text embeddings of a class for images, of shape (B or 1, 2, D)."""
-        ids = self.get_input_ids(class_name)
-        count = len(self.get_prompts(class_name)[0])
-        if self.text_prompts is not None:
-            with without_autocast(self.device.type):
-                prompts = self.text_prompts(None if plain_embeds is None else upcast(plain_embeds))
-            return self._pool_kinds(self.encode_prompts(ids, prompts), count)
-        weight = self.clip.text_projection.weight
-        # The version changes when weights are loaded.
-        key = (id(self.tokenizer), *map(tuple, self.get_prompts(class_name)), weight.data_ptr(), weight._version)
-        if key not in self._memory:
-            # The text tower is frozen. Tensors of inference mode could not be used for training later.
-            with torch.inference_mode(False), torch.no_grad():
-                self._memory[key] = self._pool_kinds(self.encode_prompts(ids)[None], count)
-        return self._memory[key]
-
-    def _pool_kinds(self, features: torch.Tensor, count: int) -> torch.Tensor:
-        """Pool features of shape (B, N, D), of which the first `count` are normal. Shape (B, 2, D)."""
-        with without_autocast(self.device.type):
-            kinds = features[:, :count], features[:, count:]
-            return torch.stack([self.pool_prompts(kind) for kind in kinds], dim=1)
 
     # Images
 
@@ -448,7 +245,7 @@ class AdaClipForAnomalyDetection(TrainableBaselineModel):
         if image_embeds is not None or patch_embeds is not None:
             self.get_image_features()
         features = self.encode_images(pixel_values, hidden_states)
-        text = self._text_for(features, text_embeds, class_name)  # (B, 2, D)
+        text = self.texts_of(features, text_embeds, class_name)  # (B, 2, D)
         config, grid = self.config, self.config.patch_grid
         with without_autocast(self.device.type):
             text = F.normalize(text, dim=-1)
@@ -480,26 +277,6 @@ class AdaClipForAnomalyDetection(TrainableBaselineModel):
                 cluster_embeds=clusters,
             )
 
-    def _text_for(
-        self,
-        features: AdaClipImageFeatures,
-        text_embeds: torch.Tensor | None,
-        class_name: str | Sequence[str] | None,
-    ) -> torch.Tensor:
-        """Return the text embeddings of a call for each image, of shape (B, 2, D)."""
-        images: Any = features.image_embeds
-        count, width = images.shape
-        if text_embeds is None:
-            text = self.get_text_embeds(self.class_names_for(class_name, count), features.plain_embeds)
-            return text
-        if class_name is not None:
-            raise ValueError("text_embeds and class_name are both set; expected one of them.")
-        if tuple(text_embeds.shape) not in ((2, width), (count, 2, width)):
-            raise ValueError(
-                f"text_embeds has shape {tuple(text_embeds.shape)}; expected {(2, width)} or {(count, 2, width)}."
-            )
-        return upcast(text_embeds.to(self.device)).expand(count, -1, -1)
-
     def draw_maps(self, patch_logits: torch.Tensor) -> torch.Tensor:
         """
         Turn the logits of patches into maps.
@@ -518,4 +295,4 @@ class AdaClipForAnomalyDetection(TrainableBaselineModel):
         return resize_maps(maps, size, sigma) if sigma else maps  # (B, S, S)
 
 
-__all__ = ["AdaClipForAnomalyDetection", "AdaClipImageFeatures", "AdaClipOutput"]
+__all__ = ["AdaClipForAnomalyDetection"]

@@ -129,7 +129,7 @@ def end_positions(input_ids: torch.Tensor, config: CLIPTextConfig) -> torch.Tens
         `torch.LongTensor` of shape `(num_prompts,)`: positions.
     """
     # 2, a value in old configurations, stands for the largest id.
-    end = config.vocab_size - 1 if config.eos_token_id == 2 else config.eos_token_id
+    end: Any = config.vocab_size - 1 if config.eos_token_id == 2 else config.eos_token_id
     return (input_ids.eq(end).cumsum(dim=1) == 0).sum(dim=1)
 
 
