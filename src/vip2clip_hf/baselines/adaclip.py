@@ -107,7 +107,7 @@ class AdaClipForAnomalyDetection(AdaClipTextModel):
         return_dict: bool | None = None,
     ) -> Any:
         """
-        Not available: AdaCLIP has no features to cache, because it trains prompts inside the vision tower.
+        Not available: AdaCLIP trains prompts inside the vision tower, so its features cannot be cached.
 
         Raises:
             ValueError: always.
@@ -220,7 +220,7 @@ class AdaClipForAnomalyDetection(AdaClipTextModel):
             pixel_values (`torch.FloatTensor` of shape `(batch_size, 3, image_size, image_size)`, *optional*):
                 Images from [`ViP2ClipImageProcessor`].
             image_embeds, patch_embeds:
-                Not supported: there are no features to cache.
+                Not supported, because features cannot be cached.
             text_embeds (`torch.FloatTensor` of shape `(2, projection_dim)` or `(batch_size, 2, projection_dim)`):
                 Result of `get_text_embeds`, instead of `class_name`.
             class_name (`str` or `Sequence[str]`, *optional*):

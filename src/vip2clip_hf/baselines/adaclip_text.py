@@ -69,7 +69,7 @@ class AdaClipTextModel(TrainableBaselineModel):
                 first, on the CPU. The length is that of the longest prompt.
 
         Raises:
-            ValueError: if there is no tokenizer, or a prompt is too long, or too short for the learned prompts.
+            ValueError: if the model has no tokenizer, or a prompt is too long, or too short for the learned prompts.
         """
         normal, anomalous = self.get_prompts(class_name)
         texts = (*normal, *anomalous)
@@ -129,7 +129,8 @@ class AdaClipTextModel(TrainableBaselineModel):
                 `(num_names, 2, projection_dim)`.
 
         Raises:
-            ValueError: if embeddings of images are required, there is no tokenizer, or a prompt is too long or short.
+            ValueError: if embeddings of images are required, the model has no tokenizer, or a prompt is too long or
+                short.
         """
         if not self.text_depends_on_image:
             names = [class_name] if class_name is None or isinstance(class_name, str) else list(class_name)
