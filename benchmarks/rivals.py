@@ -3,10 +3,11 @@
 import argparse
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
+from .rivals_adaclip import adaclip_steps
 from .rivals_april_gan import april_gan_steps
 
 
@@ -35,12 +36,13 @@ class Step(NamedTuple):
 
 
 # Steps of each method.
-METHODS: dict[str, Callable[[Size], dict[str, Step]]] = {
+METHODS: dict[str, Callable[[Size], dict[str, Any]]] = {
     "april-gan": lambda size: {label: Step(*pair) for label, pair in april_gan_steps(size).items()},
+    "adaclip": adaclip_steps,
 }
 
 
-def compare(step: Step, repeats: int, threads: int) -> tuple[float, float, float]:
+def compare(step: Any, repeats: int, threads: int) -> tuple[float, float, float]:
     """Return the shortest times in milliseconds, interleaved, and the largest difference of the results."""
     # With one thread, the time of other programs does not count.
     clock = time.process_time if threads == 1 else time.perf_counter

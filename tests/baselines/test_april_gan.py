@@ -236,6 +236,7 @@ def test_search_in_references(model, images, monkeypatch):
     assert again.rows_on(model.device)._search is not None
     shared, rows = AprilGanReferences(again.patch_embeds), again.rows_on(model.device)
     assert rows is again.rows_on(model.device) is shared.rows_on(model.device)
+    assert again.rows_on(torch.device("meta")).rows.device.type == "meta"
 
 
 @torch.no_grad()
@@ -338,6 +339,7 @@ def test_texts_are_encoded_once(model, images, monkeypatch):
     model.clip.text_projection.load_state_dict(model.clip.text_projection.state_dict())
     assert (model(images, class_name="nut").text_embeds - expected).abs().max() > 1e-3
     model.double()
+    assert not model._text_memory
     assert model(images.double(), class_name="nut").text_embeds.dtype == torch.float64
     model.tokenizer = clip_tokenizer()
     model(images.double(), class_name="nut")

@@ -115,7 +115,6 @@ def april_gan_loss(
     masks, size = (masks != 0).to(patch_logits.device), masks.shape[-1]
     if valid is not None:
         valid = valid.bool().to(masks.device)
-        masks = masks & valid[:, None, None]
     dice_valid, rows = valid, dice_rows and len(masks) == 1
     if rows and valid is not None:
         dice_valid = valid.expand(size)
