@@ -3,16 +3,16 @@
 import argparse
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from transformers import CLIPConfig
 
+from .rivals_adaclip import adaclip_steps
 from .rivals_anomalyclip import anomalyclip_steps
 
 
 class Size(NamedTuple):
-    """Size of a backbone and its images. Towers have few and narrow blocks, because they do not run."""
+    """Size of a backbone and its images."""
 
     width: int
     joint: int
@@ -24,32 +24,15 @@ class Size(NamedTuple):
         """Number of patches along one side."""
         return self.side // self.patch
 
-    def clip_config(self, layers: int = 4) -> CLIPConfig:
-        """Return the configuration of a CLIP model with random weights."""
-        few = {"num_hidden_layers": layers, "num_attention_heads": 2, "intermediate_size": 8}
-        vision = {"hidden_size": self.width, "patch_size": self.patch, "image_size": self.side, **few}
-        return CLIPConfig(vision_config=vision, text_config={"hidden_size": 16, **few}, projection_dim=self.joint)
-
 
 SIZES = {"tiny": Size(192, 192, 16, 320), "ViT-L/14": Size(1024, 768, 14, 518)}
-
-
-class Step(NamedTuple):
-    """A step: ours, and the reading of the published code. Both return tensors to compare."""
-
-    ours: Callable[[], tuple[torch.Tensor, ...]]
-    published: Callable[[], tuple[torch.Tensor, ...]]
-
-
 # Steps of each method.
-METHODS: dict[str, Callable[[Size], dict[str, Step]]] = {
-    "anomalyclip": lambda size: {label: Step(*pair) for label, pair in anomalyclip_steps(size).items()},
-}
+METHODS: dict[str, Callable[[Size], Any]] = {"anomalyclip": anomalyclip_steps, "adaclip": adaclip_steps}
 
 
-def compare(step: Step, repeats: int) -> tuple[float, float, float]:
+def compare(step: Any, repeats: int) -> tuple[float, float, float]:
     """Return the shortest times in milliseconds, interleaved, and the largest difference of the results."""
-    pairs = zip(step.ours(), step.published())
+    pairs = zip(*(function() for function in step))
     difference = max((ours - other).abs().max().item() for ours, other in pairs)
     least = [float("inf")] * 2
     for _ in range(repeats):
@@ -76,4 +59,4 @@ def benchmark_rivals(options: argparse.Namespace) -> None:
                 )
 
 
-__all__ = ["METHODS", "SIZES", "Size", "Step", "benchmark_rivals"]
+__all__ = ["METHODS", "SIZES", "Size", "benchmark_rivals"]

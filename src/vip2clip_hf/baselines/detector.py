@@ -147,12 +147,14 @@ class BaselineDetector:
         self.model.eval()
         try:
             with torch.inference_mode():
-                if self._text_embeds is None:
-                    self._text_embeds = self.model.get_text_embeds(self.class_name)
-                options: dict[str, Any] = {}
+                options: dict[str, Any] = {"class_name": self.class_name}
+                if not self.model.text_depends_on_image:
+                    if self._text_embeds is None:
+                        self._text_embeds = self.model.get_text_embeds(self.class_name)
+                    options = {"text_embeds": self._text_embeds}
                 if self.references is not None:
                     options["references"] = self._encode_references(self.references)
-                outputs = self.model(batch.to(self.model.device), text_embeds=self._text_embeds, **options)
+                outputs = self.model(batch.to(self.model.device), **options)
         finally:
             self.model.train(was_training)
         return outputs.scores, outputs.anomaly_maps
