@@ -16,7 +16,7 @@ from vip2clip_hf.baselines import (
     published_few_shot_scores,
 )
 from vip2clip_hf.baselines.methods import create_model
-from vip2clip_hf.models.vip2clip import reference_distances_vip2clip
+from vip2clip_hf.models.vip2clip import reference_distances_vip2clip, reference_search_vip2clip
 
 
 SETTINGS = {"image_size": 48, "feature_layers": (1, 3), "few_shot_layers": (2, 3, 4)}
@@ -181,6 +181,7 @@ def test_mean_of_maps(clip, model, images):
         expected, found = model(images, **options), mean(images, **options)
         torch.testing.assert_close(found.anomaly_maps, expected.anomaly_maps / count)
         torch.testing.assert_close(found.scores, expected.scores)
+    assert (mean.map_maximum, model.map_maximum) == (1, 2)
 
 
 # References
@@ -219,13 +220,23 @@ def test_distances_of_references(model, images):
 
 
 @torch.no_grad()
-def test_blocks_of_references(model, images, monkeypatch):
-    good = model.encode_images(images[:2])
+def test_search_in_references(model, images, monkeypatch):
+    """All pairs in blocks, the search with bounds, and references that are too large to be prepared: one result."""
+    good, names = model.encode_images(images[:2]), ("scores", "anomaly_maps", "reference_grid_maps")
     expected = model(images, references=good)
+    assert good.rows_on(model.device)._search is None
     for block, queries in ((1, 2048), (100, 5), (1 << 20, 1)):
         monkeypatch.setattr(reference_distances_vip2clip, "CPU_BLOCK", block)
         monkeypatch.setattr(reference_distances_vip2clip, "QUERIES", queries)
-        same(model(images, references=good), expected, ("scores", "anomaly_maps", "reference_grid_maps"))
+        same(model(images, references=good), expected, names)
+    for name, value in (("MAX_FLOAT32_VALUES", 1), ("MAX_FLOAT32_VALUES", 1 << 28), ("LEAST_ROWS", 1)):
+        monkeypatch.setattr(reference_search_vip2clip, name, value)
+        again = AprilGanReferences(good.patch_embeds.clone())
+        same(model(images, references=again), expected, names)
+    assert again.rows_on(model.device)._search is not None
+    shared, rows = AprilGanReferences(again.patch_embeds), again.rows_on(model.device)
+    assert rows is again.rows_on(model.device) is shared.rows_on(model.device)
+    assert again.rows_on(torch.device("meta")).rows.device.type == "meta"
 
 
 @torch.no_grad()
@@ -328,6 +339,7 @@ def test_texts_are_encoded_once(model, images, monkeypatch):
     model.clip.text_projection.load_state_dict(model.clip.text_projection.state_dict())
     assert (model(images, class_name="nut").text_embeds - expected).abs().max() > 1e-3
     model.double()
+    assert not model._text_memory
     assert model(images.double(), class_name="nut").text_embeds.dtype == torch.float64
     model.tokenizer = clip_tokenizer()
     model(images.double(), class_name="nut")
@@ -487,8 +499,8 @@ def test_backbone_that_knows_state_words():
     model = create_model("april-gan", "bundled")
     assert type(model) is AprilGanForAnomalyDetection
     assert model.get_prompts("nut") == (["good"], ["damaged"])
-    assert (model.config.feature_layers, model.config.image_size) == ((3, 6, 9, 12), 224)
-    images = torch.randn(1, 3, 224, 224)
+    assert (model.config.feature_layers, model.config.image_size) == ((3, 6, 9, 12), 320)
+    images = torch.randn(1, 3, 320, 320)
     outputs = model(images, class_name="nut", references=model.encode_images(images))
-    assert outputs.anomaly_maps.shape == (1, 224, 224)
+    assert outputs.anomaly_maps.shape == (1, 320, 320)
     assert 0 <= outputs.scores.item() <= 1

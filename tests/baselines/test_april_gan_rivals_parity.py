@@ -152,7 +152,8 @@ def test_trained_checkpoint(trained):
 @torch.no_grad()
 def test_sizes_of_memories(model):
     for count in SHOTS:
-        rows = model.encode_images(EXPECTED["references"][:count].float()).rows
+        references = model.encode_images(EXPECTED["references"][:count].float())
+        rows = references.rows_on(model.device).rows
         assert [len(one) for one in rows] == RESULTS[f"fs{count}_memory_rows"]
 
 

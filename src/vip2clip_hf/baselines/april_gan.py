@@ -45,8 +45,8 @@ class AprilGanForAnomalyDetection(TrainableBaselineModel):
     - Few-shot score: (p + m) / 2, with m the maximum of the map, divided by the number of its maps (layers of both
       kinds), and at most 1. The published score divides by the range of m over all test images of a class instead:
       [`published_few_shot_scores`].
-    - Loss: focal loss and dice loss of the anomalous probabilities at the size of the image, summed over layers. There
-      is no loss for images. Published recipe: Adam with learning rate 1e-3 and betas (0.5, 0.999), batches of 8, 3
+    - Loss: focal loss and dice loss of the anomalous probabilities at the size of the image, summed over layers.
+      Images have no loss. Published recipe: Adam with learning rate 1e-3 and betas (0.5, 0.999), batches of 8, 3
       epochs on MVTec AD or 15 epochs on VisA.
 
     Args:
@@ -70,6 +70,8 @@ class AprilGanForAnomalyDetection(TrainableBaselineModel):
     config: AprilGanConfig
     config_class = AprilGanConfig
     method_name = "APRIL-GAN"
+    references_class = AprilGanReferences
+    reference_fields = ("reference_layers",)
     _keep_in_fp32_modules_strict = ["linear_layers"]
 
     def __init__(self, config: AprilGanConfig) -> None:
@@ -95,6 +97,11 @@ class AprilGanForAnomalyDetection(TrainableBaselineModel):
         """Shape `(num_layers, num_patches, hidden_size)` of the `patch_embeds` of an image."""
         config = self.config
         return len(config.feature_layers), config.patch_grid**2, config.clip.vision_config.hidden_size
+
+    @property
+    def map_maximum(self) -> float:
+        """Largest value that a zero-shot map can have. With references, maps can have larger values."""
+        return 1.0 if self.config.map_reduction == "mean" else float(len(self.config.feature_layers))
 
     @property
     def loss_weights(self) -> dict[str, float]:

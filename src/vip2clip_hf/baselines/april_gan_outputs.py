@@ -2,12 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from typing import Any
 
 import torch
+from torch.utils.weak import WeakTensorKeyDictionary
 from transformers.utils.generic import ModelOutput
 
 from ..models.vip2clip.reference_distances_vip2clip import normalized
+from ..models.vip2clip.reference_search_vip2clip import ReferenceRows
+
+
+# Prepared references. Other objects with the same tensor share them.
+_PREPARED: Any = WeakTensorKeyDictionary()
 
 
 @dataclass
@@ -81,12 +87,22 @@ class AprilGanReferences:
         """
         return cls(torch.cat([part.patch_embeds for part in parts]))
 
-    @cached_property
-    def rows(self) -> torch.Tensor:
-        """All patches, L2-normalized, of shape `(num_layers, num_images * num_patches, hidden_size)`. They are
-        computed once."""
-        with torch.inference_mode(False), torch.no_grad():
-            return normalized(self.patch_embeds.transpose(0, 1).flatten(1, 2))  # (L, k * P, width)
+    def rows_on(self, device: torch.device) -> ReferenceRows:
+        """
+        Prepare all patches for comparing images with them. This happens once for a tensor and a device.
+
+        Args:
+            device (`torch.device`): the device.
+
+        Returns:
+            [`ReferenceRows`]: the patches.
+        """
+        rows = _PREPARED.get(self.patch_embeds)
+        if rows is None or rows.device != device:
+            with torch.inference_mode(False), torch.no_grad():
+                patches = normalized(self.patch_embeds.transpose(0, 1).flatten(1, 2))  # (L, k * P, width)
+            _PREPARED[self.patch_embeds] = rows = ReferenceRows(patches, device, None)
+        return rows
 
 
 __all__ = ["AprilGanOutput", "AprilGanReferences"]

@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..models.vip2clip.loss_vip2clip import dice_loss, focal_loss
-from ..models.vip2clip.reference_distances_vip2clip import nearest_distances, normalized
 from .april_gan_outputs import AprilGanReferences
 from .vision_embeddings import upcast
 
@@ -81,7 +80,8 @@ def compare_with_references(patch_embeds: torch.Tensor, references: AprilGanRefe
     """
     Compute the distance of each patch to the nearest patch of the references: 1 - cos, over all positions.
 
-    All patches are compared, in blocks, so the memory does not grow with the number of references.
+    The result is that of comparing all pairs. They are compared in blocks, so the cosines take little memory; on the
+    CPU, most of them are ruled out by bounds.
 
     Args:
         patch_embeds (`torch.FloatTensor` of shape `(batch_size, num_layers, num_patches, hidden_size)`): patch tokens.
@@ -90,10 +90,7 @@ def compare_with_references(patch_embeds: torch.Tensor, references: AprilGanRefe
     Returns:
         `torch.FloatTensor` of shape `(batch_size, num_layers, num_patches)`: distances, in [0, 2].
     """
-    queries = normalized(patch_embeds).transpose(0, 1)  # (L, B, P, width)
-    rows = references.rows.to(queries.device)
-    distances = nearest_distances(queries.flatten(1, 2), rows)  # (L, B * P)
-    return distances.unflatten(1, queries.shape[1:3]).transpose(0, 1)  # (B, L, P)
+    return references.rows_on(patch_embeds.device).layer_distances(patch_embeds).transpose(0, 1)  # (B, L, P)
 
 
 def april_gan_loss(
@@ -118,7 +115,6 @@ def april_gan_loss(
     masks, size = (masks != 0).to(patch_logits.device), masks.shape[-1]
     if valid is not None:
         valid = valid.bool().to(masks.device)
-        masks = masks & valid[:, None, None]
     dice_valid, rows = valid, dice_rows and len(masks) == 1
     if rows and valid is not None:
         dice_valid = valid.expand(size)

@@ -158,12 +158,14 @@ class ReferenceRows:
     They are in float32, and in the basis of the features that the model can return, unless this takes too much memory.
 
     Args:
-        features (`torch.HalfTensor` of shape `(num_layers, num_rows, width)`): L2-normalized features.
+        features (`torch.FloatTensor` of shape `(num_layers, num_rows, width)`): L2-normalized features, in half
+            precision or in float32.
         device (`torch.device`): the device.
-        projection (`torch.nn.Module`): visual projection of CLIP.
+        projection (`torch.nn.Module`, *optional*): visual projection of CLIP. `None` if the features do not come from
+            it.
     """
 
-    def __init__(self, features: torch.Tensor, device: torch.device, projection: torch.nn.Module) -> None:
+    def __init__(self, features: torch.Tensor, device: torch.device, projection: torch.nn.Module | None) -> None:
         self.device, self._search = device, None
         self.basis: torch.Tensor | None = None
         # Tensors created in inference mode could not be used for gradients later.
@@ -171,10 +173,10 @@ class ReferenceRows:
             rows = features
             if rows.numel() <= MAX_FLOAT32_VALUES:
                 # Rounding to half precision has changed the lengths.
-                rows, basis = normalized(rows), subspace(projection)
+                rows, basis = normalized(rows), None if projection is None else subspace(projection)
                 if basis is not None:
                     rows, self.basis = rows @ basis, basis.to(device)
-                if device.type == "cpu" and rows.shape[1] >= LEAST_ROWS:
+                if device.type == "cpu" and rows.shape[1] >= LEAST_ROWS and rows.dtype == torch.float32:
                     self._search = PatchSearch(rows)
             self.rows = rows.to(device)
 
@@ -191,6 +193,19 @@ class ReferenceRows:
         Returns:
             `torch.FloatTensor` of shape `(batch_size, num_patches)`: distances in [0, 2], float32 or float64.
         """
+        return self.layer_distances(patch_embeds, skip).mean(dim=0)
+
+    def layer_distances(self, patch_embeds: torch.Tensor, skip: tuple[int, int] = (0, 0)) -> torch.Tensor:
+        """
+        Compute the distance of every patch to its nearest row, for each layer.
+
+        Args:
+            patch_embeds, skip: see `distances`.
+
+        Returns:
+            `torch.FloatTensor` of shape `(num_layers, batch_size, num_patches)`: distances in [0, 2], float32 or
+            float64.
+        """
         layers = self.rows.shape[0]
         with without_autocast(patch_embeds.device.type):
             queries = normalized(patch_embeds[:, :layers])  # (B, L, P, D)
@@ -205,7 +220,7 @@ class ReferenceRows:
                 found = nearest_distances(queries, rows)
             else:
                 found = self._search.nearest(queries, skip)
-            return found.mean(dim=0).view(patch_embeds.shape[0], -1)
+            return found.view(layers, patch_embeds.shape[0], -1)
 
 
 def _is_traced(queries: torch.Tensor) -> bool:
