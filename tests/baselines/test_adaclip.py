@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from transformers import AutoModel, CLIPModel, set_seed
 
-from helpers.rivals import ORACLES, clip_tokenizer, tiny_text_clip
+from helpers.rivals import clip_tokenizer, tiny_text_clip
+from helpers.tiny import FIXTURES
 from vip2clip_hf import ViP2ClipImageProcessor
 from vip2clip_hf.baselines import (
     AdaClipConfig,
@@ -15,12 +16,12 @@ from vip2clip_hf.baselines import (
     adaclip_text,
     convert_adaclip_checkpoint,
 )
-from vip2clip_hf.baselines.adaclip_fusion import kmeans, mean_of_clusters, top_patches
+from vip2clip_hf.baselines.adaclip_fusion import kmeans, mean_of_best_cluster, mean_of_clusters, top_patches
 from vip2clip_hf.baselines.methods import create_model
 from vip2clip_hf.models.vip2clip.loss_vip2clip import dice_loss
 
 
-FIXTURE = ORACLES / "adaclip"
+FIXTURE = FIXTURES / "rivals" / "adaclip"
 NAMES = ["nut", "metal nut", "nut"]
 
 
@@ -236,6 +237,24 @@ def test_fusion(clip, images):
     assert build(clip, use_hsf=False)(images).cluster_embeds is None
 
 
+@torch.no_grad()
+def test_best_cluster(clip, images):
+    """The other reading of the fusion: all patches are clustered, and the most anomalous cluster counts."""
+    model = build(clip, hsf_selection="best_cluster", k_clusters=3)
+    outputs = model(images)
+    patches = model.project(model.encode_images(images))[1].mean(dim=1)
+    probabilities = outputs.patch_logits.mean(dim=1).softmax(dim=1)[:, 1].flatten(1)
+    for row, labels in enumerate(kmeans(patches, 3, 0)):
+        means = {number: probabilities[row, labels == number].mean().item() for number in labels.unique().tolist()}
+        best = max(means, key=means.get)
+        expected = F.normalize(patches[row, labels == best].mean(dim=0), dim=0)
+        torch.testing.assert_close(outputs.cluster_embeds[row], expected)
+    assert (outputs.logits - build(clip, k_clusters=3)(images).logits).abs().max() > 1e-3
+    equal = torch.ones(1, 4, 2)  # two clusters are empty
+    mean = mean_of_best_cluster(equal, torch.zeros(1, 4), torch.tensor([[1, 1, 2, 1]]), 4)
+    torch.testing.assert_close(mean, F.normalize(torch.ones(1, 2), dim=-1))
+
+
 # Training
 
 
@@ -249,8 +268,9 @@ def batch_of(images, valid=(True, True, True)) -> dict:
     }  # fmt: skip
 
 
-def test_gradients_are_in_the_adapters_only(clip, images):
-    model = build(clip).train()
+@pytest.mark.parametrize("selection", ["top_patches", "best_cluster"])
+def test_gradients_are_in_the_adapters_only(clip, images, selection):
+    model = build(clip, hsf_selection=selection).train()
     with torch.inference_mode():
         model(images, class_name=NAMES)  # token ids are remembered
     outputs = model(**batch_of(images))

@@ -214,7 +214,7 @@ def test_variants(variants, name):
 @pytest.mark.parametrize("name", ["image_scores", "maps_raw", "text_features", "hsf_feature"])
 def test_half_precision_of_the_prompts_changes_little(computed, name):
     """Our default keeps prompts in float32. The published code rounds them."""
-    assert_close(computed[name], VARIANTS[f"as_is_half.{name}"], 2e-4)
+    assert_close(computed[name], VARIANTS[f"as_is_half.{name}"], 5e-4)
 
 
 @pytest.mark.parametrize("name", PLAIN)

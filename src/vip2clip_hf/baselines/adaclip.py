@@ -17,7 +17,7 @@ from transformers.utils.generic import TransformersKwargs, can_return_tuple
 
 from ..models.vip2clip.maps_vip2clip import resize_maps, without_autocast
 from .adaclip_configuration import AdaClipConfig
-from .adaclip_fusion import gather_patches, kmeans, mean_of_clusters, top_patches
+from .adaclip_fusion import gather_patches, kmeans, mean_of_best_cluster, mean_of_clusters, top_patches
 from .adaclip_loss import adaclip_loss
 from .adaclip_outputs import AdaClipImageFeatures, AdaClipOutput
 from .adaclip_prompts import AdaClipPrompts, kept_dtype, vision_blocks
@@ -184,7 +184,7 @@ class AdaClipForAnomalyDetection(AdaClipTextModel):
 
     def fuse(self, patch_embeds: torch.Tensor, patch_logits: torch.Tensor) -> torch.Tensor:
         """
-        Average the clusters of the most anomalous patches (hybrid semantic fusion).
+        Average the clusters of the most anomalous patches, or the most anomalous cluster (hybrid semantic fusion).
 
         Args:
             patch_embeds (`torch.FloatTensor` of shape `(batch_size, num_layers, num_patches, projection_dim)`): patch
@@ -194,9 +194,13 @@ class AdaClipForAnomalyDetection(AdaClipTextModel):
         Returns:
             `torch.FloatTensor` of shape `(batch_size, projection_dim)`: the mean of the clusters, L2-normalized.
         """
-        clusters = self.config.k_clusters
+        clusters, seed = self.config.k_clusters, self.config.kmeans_seed
+        if self.config.hsf_selection == "best_cluster":
+            mean = patch_embeds.mean(dim=1)  # (B, P, D)
+            probabilities = patch_logits.mean(dim=1).softmax(dim=-1)[..., 1]  # (B, P)
+            return mean_of_best_cluster(mean, probabilities, kmeans(mean, clusters, seed), clusters)
         chosen = gather_patches(patch_embeds, top_patches(patch_logits, clusters))  # (B, L, k, D)
-        labels = kmeans(chosen.transpose(1, 2).flatten(2), clusters, self.config.kmeans_seed)  # (B, k)
+        labels = kmeans(chosen.transpose(1, 2).flatten(2), clusters, seed)  # (B, k)
         return mean_of_clusters(chosen, labels, clusters)
 
     @can_return_tuple

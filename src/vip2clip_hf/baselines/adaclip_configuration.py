@@ -49,8 +49,12 @@ class AdaClipConfig(BaselineConfig):
             Static prompts (`S`), dynamic prompts (`D`), which are computed from the image, or their sum.
         use_hsf (`bool`, defaults to `True`):
             Whether the image embedding contains the clusters of anomalous patches (hybrid semantic fusion).
+        hsf_selection (`"top_patches"` or `"best_cluster"`, *optional*, defaults to `"top_patches"`):
+            `"top_patches"`, the published code: the most anomalous patches are clustered, and the centers of all
+            clusters are averaged. `"best_cluster"`, what the published code describes as the version of the paper: all
+            patches are clustered, and the most anomalous cluster is used.
         k_clusters (`int`, defaults to 20):
-            Number of clusters. At most five times as many patches are clustered.
+            Number of clusters. With `"top_patches"`, at most five times as many patches are clustered.
         kmeans_seed (`int`, defaults to 0):
             Random seed of the clustering of each image. The published code has none.
         hsf_weight (`float`, defaults to 0.2):
@@ -83,6 +87,7 @@ class AdaClipConfig(BaselineConfig):
     prompting_branch: Literal["VL", "V", "L"] = "VL"
     prompting_type: Literal["SD", "S", "D"] = "SD"
     use_hsf: bool = True
+    hsf_selection: Literal["top_patches", "best_cluster"] = "top_patches"
     k_clusters: int = 20
     kmeans_seed: int = 0
     hsf_weight: int | float = 0.2

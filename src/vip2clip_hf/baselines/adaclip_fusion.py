@@ -127,4 +127,28 @@ def mean_of_clusters(patches: torch.Tensor, labels: torch.Tensor, k_clusters: in
     return F.normalize((patches.mean(dim=1) * weights[..., None]).sum(dim=1), dim=-1)  # (B, D)
 
 
-__all__ = ["gather_patches", "kmeans", "mean_of_clusters", "top_patches"]
+def mean_of_best_cluster(
+    patches: torch.Tensor, probabilities: torch.Tensor, labels: torch.Tensor, k_clusters: int
+) -> torch.Tensor:
+    """
+    Average the patches of the most anomalous cluster.
+
+    Args:
+        patches (`torch.FloatTensor` of shape `(batch_size, num_patches, width)`): patches.
+        probabilities (`torch.FloatTensor` of shape `(batch_size, num_patches)`): probability that a patch is
+            anomalous. The cluster with the largest mean is used.
+        labels (`torch.LongTensor` of shape `(batch_size, num_patches)`): cluster of each patch.
+        k_clusters (`int`): number of clusters. Empty ones do not count.
+
+    Returns:
+        `torch.FloatTensor` of shape `(batch_size, width)`: the mean, L2-normalized.
+    """
+    members = F.one_hot(labels, k_clusters).to(patches.dtype)  # (B, P, K)
+    sizes = members.sum(dim=1)  # (B, K)
+    means = (probabilities[:, None] @ members)[:, 0] / sizes  # (B, K)
+    best = means.masked_fill(sizes == 0, -1).argmax(dim=1)  # (B,)
+    chosen = (labels == best[:, None]).to(patches.dtype)  # (B, P)
+    return F.normalize((chosen[:, None] @ patches)[:, 0], dim=-1)  # (B, D)
+
+
+__all__ = ["gather_patches", "kmeans", "mean_of_best_cluster", "mean_of_clusters", "top_patches"]
