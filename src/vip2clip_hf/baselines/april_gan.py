@@ -71,7 +71,7 @@ class AprilGanForAnomalyDetection(TrainableBaselineModel):
     config_class = AprilGanConfig
     method_name = "APRIL-GAN"
     references_class = AprilGanReferences
-    reference_fields = ("reference_layers",)
+    reference_fields = ("feature_layers", "few_shot_layers")
     _keep_in_fp32_modules_strict = ["linear_layers"]
 
     def __init__(self, config: AprilGanConfig) -> None:
@@ -98,10 +98,11 @@ class AprilGanForAnomalyDetection(TrainableBaselineModel):
         config = self.config
         return len(config.feature_layers), config.patch_grid**2, config.clip.vision_config.hidden_size
 
-    @property
-    def map_maximum(self) -> float:
-        """Largest value that a zero-shot map can have. With references, maps can have larger values."""
-        return 1.0 if self.config.map_reduction == "mean" else float(len(self.config.feature_layers))
+    def map_maximum(self, with_references: bool = False) -> float:
+        """See [`BaselineModel.map_maximum`]: the number of layers, of both kinds with references."""
+        if self.config.map_reduction == "mean":
+            return 1.0
+        return float(len(self.config.feature_layers) + with_references * len(self.config.reference_layers))
 
     @property
     def loss_weights(self) -> dict[str, float]:
