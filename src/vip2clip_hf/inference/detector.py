@@ -8,6 +8,7 @@ import torch
 from ..models.vip2clip.image_processing_vip2clip import ViP2ClipImageProcessor
 from ..models.vip2clip.modeling_vip2clip import ViP2ClipForAnomalyDetection
 from ..models.vip2clip.reference_bank_vip2clip import ReferenceBank
+from ..utils.eval_mode import eval_mode
 
 
 if TYPE_CHECKING:
@@ -94,15 +95,8 @@ class ViP2ClipDetector:
         options: dict[str, Any] = {}
         if self.references is not None or hasattr(self.model, "references"):  # other models have no such argument
             options["references"] = self.references
-        was_training = self.model.training
-        if was_training:
-            self.model.eval()
-        try:
-            with torch.inference_mode():
-                outputs = self.model(pixel_values=batch.to(self.model.device), **options)
-        finally:
-            if was_training:
-                self.model.train()
+        with eval_mode(self.model), torch.inference_mode():
+            outputs = self.model(pixel_values=batch.to(self.model.device), **options)
         return outputs.scores, outputs.anomaly_maps
 
 
