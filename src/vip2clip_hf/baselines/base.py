@@ -1,230 +1,28 @@
-"""Base class of the baselines: a CLIP backbone with a text tokenizer, building from CLIP, loading and saving."""
-
-import math
-import os
-from typing import Any, TypeVar
+"""Base class of the baselines: what all methods do with texts and images."""
 
 import torch
-import torch.nn.functional as F
-from torch import nn
-from transformers import CLIPConfig, CLIPModel, PreTrainedModel, initialization as init
-from transformers.models.clip.modeling_clip import CLIPVisionEmbeddings
 
-from ..models.vip2clip.backbone_vip2clip import BACKBONE_PREFIX, HUB_KWARGS, load_clip, naming, quiet_loading
-from .configuration import BaselineConfig
+from .pretrained import BaselinePreTrainedModel
 from .prompts import build_prompts
-from .tokenizing import check_tokenizer, find_tokenizer, tokenize
+from .tokenizing import check_tokenizer, tokenize
+from .vision_embeddings import upcast
 
 
-_Model = TypeVar("_Model", bound="BaselineModel")
 # Prompts that run through the text tower together.
 TEXT_BATCH = 128
 
 
-def upcast(tensor: torch.Tensor) -> torch.Tensor:
+class BaselineModel(BaselinePreTrainedModel):
     """
-    Convert half precision to float32. Keep float32 and float64.
-
-    Args:
-        tensor (`torch.Tensor`): the tensor.
-
-    Returns:
-        `torch.Tensor`: the tensor in float32 or float64.
-    """
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-
-
-class BaselineVisionEmbeddings(CLIPVisionEmbeddings):
-    """CLIP's patch and position embeddings, with a configurable interpolation of the position embeddings."""
-
-    def __init__(self, config: BaselineConfig) -> None:
-        super().__init__(config.clip.vision_config)
-        self.mode = config.position_interpolation
-
-    def interpolate_pos_encoding(self, embeddings: torch.Tensor, height: int, width: int) -> torch.Tensor:
-        """
-        Resize the position embeddings for an image size, without changing the stored ones.
-
-        Args:
-            embeddings (`torch.Tensor`): not used, part of the signature in `CLIPVisionEmbeddings`.
-            height, width (`int`): size of the image in pixels.
-
-        Returns:
-            `torch.Tensor` of shape `(1, 1 + num_patches, hidden_size)`: the position embeddings.
-        """
-        table = self.position_embedding(self.position_ids)  # (1, 1 + native * native, hidden)
-        native = math.isqrt(self.position_embedding.num_embeddings - 1)
-        patch: Any = self.patch_size  # typed as a pair, too
-        grid = (height // patch, width // patch)
-        if grid == (native, native):
-            return table
-        mode, _, antialias = self.mode.partition("_")
-        patches = upcast(table[:, 1:]).mT.unflatten(-1, (native, native))
-        patches = F.interpolate(patches, size=grid, mode=mode, align_corners=False, antialias=bool(antialias))
-        return torch.cat([table[:, :1], patches.flatten(2).mT.to(table.dtype)], dim=1)  # (1, 1 + grid * grid, hidden)
-
-
-class BaselineModel(PreTrainedModel):
-    """
-    Base class of baselines.
+    Base class of baselines: prompts as text, and images of `config.image_size`.
 
     Attributes:
-        clip (`CLIPModel`): the backbone.
-        tokenizer: its text tokenizer. `None` if the checkpoint has none; text cannot be encoded then.
-        method_name (`str`): name of the method in tables.
+        text_depends_on_image (`bool`): whether the embeddings of the prompts depend on the image.
+        uses_class_names (`bool`): whether the prompts contain the name of the class.
     """
 
-    config: Any
-    config_class = BaselineConfig
-    method_name = ""
-    main_input_name = "pixel_values"
-    input_modalities = ("image",)  # type: ignore[assignment]  # declared as a list, but a tuple in the library's models
-    _no_split_modules = ["CLIPEncoderLayer", "CLIPTextEmbeddings", "BaselineVisionEmbeddings"]
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
-
-    def __init__(self, config: BaselineConfig) -> None:
-        config.check_values()
-        super().__init__(config)
-        self.clip = CLIPModel._from_config(config.clip)
-        self.clip.vision_model.embeddings = BaselineVisionEmbeddings(config)
-        self.tokenizer: Any = None
-        self.post_init()
-
-    @classmethod
-    def is_custom_code(cls) -> bool:
-        """Whether initialization may overwrite loaded weights. It may not, as in [`ViP2ClipPreTrainedModel`]."""
-        return False
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        """CLIP is a separate model and initializes its own weights, except one."""
-        super()._init_weights(module)
-        if isinstance(module, BaselineModel):
-            init.constant_(module.clip.logit_scale, float(module.clip.config.logit_scale_init_value or 0.0))
-
-    # Building, loading and saving
-
-    @classmethod
-    def from_clip(
-        cls: type[_Model],
-        clip: CLIPModel | str | os.PathLike,
-        tokenizer: Any = None,
-        *,
-        dtype: torch.dtype | str = torch.float32,
-        attn_implementation: str | None = None,
-        device_map: Any = None,
-        revision: str = "main",
-        token: str | bool | None = None,
-        cache_dir: str | os.PathLike | None = None,
-        local_files_only: bool = False,
-        **config_overrides: Any,
-    ) -> _Model:
-        """
-        Create a model from a CLIP checkpoint.
-
-        Args:
-            clip (`CLIPModel`, `str` or `os.PathLike`):
-                Backbone: a `CLIPModel`, whose weights are shared if they have the same dtype and device, a folder or
-                a Hub id.
-            tokenizer (tokenizer, `str` or `os.PathLike`, *optional*):
-                Text tokenizer, or its folder or Hub id. By default, that of the folder or Hub id in `clip`.
-            dtype (`torch.dtype` or `str`, defaults to `torch.float32`):
-                Dtype of CLIP, regardless of the dtype in the checkpoint.
-            attn_implementation (`str`, *optional*):
-                Attention implementation of CLIP, such as `"eager"` or `"sdpa"`.
-            device_map (`str` or `dict`, *optional*):
-                Devices of the modules, as in `PreTrainedModel.from_pretrained`.
-            revision, token, cache_dir, local_files_only (*optional*):
-                Options to load from the Hub, as in `PreTrainedModel.from_pretrained`.
-            config_overrides:
-                Fields of the configuration.
-
-        Returns:
-            The model, in eval mode.
-
-        Raises:
-            OSError: if the checkpoint is not found.
-            RuntimeError: if weights are missing from the checkpoint.
-            ValueError: if it is not a CLIP checkpoint, it has no text tokenizer, the tokenizer belongs to another text
-                tower, or an override is not a field of the configuration or not allowed.
-        """
-        hub_kwargs: dict[str, Any] = {
-            "revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": local_files_only
-        }  # fmt: skip
-        cls.config_class.check_names(config_overrides)
-        backbone: Any = load_clip(clip, **hub_kwargs)[0]
-        if tokenizer is None and isinstance(clip, (str, os.PathLike)):
-            tokenizer = find_tokenizer(clip, **hub_kwargs)
-        elif isinstance(tokenizer, (str, os.PathLike)):
-            tokenizer = find_tokenizer(tokenizer, **hub_kwargs)
-        check_tokenizer(tokenizer, backbone.config.text_config)
-        config = cls.config_class(clip_config=CLIPConfig.from_dict(backbone.config.to_dict()), **config_overrides)
-        weights = {BACKBONE_PREFIX + name: tensor for name, tensor in backbone.state_dict().items()}
-        kwargs = {"attn_implementation": attn_implementation, "device_map": device_map}
-        kwargs = {name: value for name, value in kwargs.items() if value is not None}
-        with quiet_loading():
-            loaded: Any = super().from_pretrained(
-                None, config=config, state_dict=weights, dtype=dtype, output_loading_info=True, **kwargs
-            )
-        model, info = loaded
-        wrong = sorted(
-            name for name in {*info["missing_keys"], *info["unexpected_keys"]} if name.startswith(BACKBONE_PREFIX)
-        )
-        if wrong:
-            raise RuntimeError(
-                f"{len(wrong)} weights of the CLIP model are missing or unknown ({wrong[0]}, ...); expected the "
-                "weights of a CLIPModel. Merge adapters of PEFT first, with merge_and_unload()."
-            )
-        model.tokenizer = tokenizer
-        return model
-
-    @classmethod
-    def from_pretrained(cls: type[_Model], pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """
-        Load a checkpoint with its tokenizer.
-
-        Args:
-            pretrained_model_name_or_path (`str` or `os.PathLike`): folder or Hub id.
-            args, kwargs: arguments of `PreTrainedModel.from_pretrained`, and fields of the configuration to override.
-
-        Returns:
-            The model, in eval mode. With `output_loading_info=True`, a tuple of the model and the loading info.
-
-        Raises:
-            OSError: if the checkpoint is not found.
-            RuntimeError: if weights are missing. They are never initialized randomly, unless `output_loading_info` is
-                set.
-            ValueError: if the checkpoint belongs to another model type, or a value is not allowed.
-        """
-        source, wants_info = pretrained_model_name_or_path, kwargs.pop("output_loading_info", False)
-        hub_kwargs = {name: kwargs[name] for name in HUB_KWARGS if name in kwargs}
-        with naming("Checkpoint", source):
-            loaded: Any = super().from_pretrained(source, *args, output_loading_info=True, **kwargs)
-        model, info = loaded
-        missing = sorted({*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])})
-        if missing and not wants_info:
-            raise RuntimeError(
-                f"{source} lacks {len(missing)} of the model's weights ({missing[0]}, ...); expected all of them, "
-                "because missing weights would be random."
-            )
-        model.tokenizer = find_tokenizer(source, **hub_kwargs)
-        return (model, info) if wants_info else model
-
-    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
-        """Save the model and its tokenizer, as `PreTrainedModel.save_pretrained` does."""
-        is_main_process = args[0] if args else kwargs.get("is_main_process", True)
-        if is_main_process and self.tokenizer is not None and not os.path.isfile(save_directory):
-            self.tokenizer.save_pretrained(save_directory)
-        super().save_pretrained(save_directory, *args, **kwargs)
-
-    def _upload_modified_files(self, working_dir: str | os.PathLike, *args: Any, **kwargs: Any) -> Any:
-        """Upload the files of a model. Write the tokenizer again, to include it in the files that were modified."""
-        if self.tokenizer is not None:
-            self.tokenizer.save_pretrained(working_dir)
-        return super()._upload_modified_files(working_dir, *args, **kwargs)
+    text_depends_on_image = False
+    uses_class_names = True
 
     # Texts
 
@@ -329,6 +127,60 @@ class BaselineModel(PreTrainedModel):
             )
         return self.clip.vision_model.embeddings(pixel_values, interpolate_pos_encoding=True)  # (B, 1 + P, width)
 
+    def encode_layers(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """
+        Run the vision tower on images, and return the hidden states of all blocks.
+
+        Methods with the same backbone, image size and position embeddings get the same states, so one run serves all
+        of them: `forward` takes them as `hidden_states`.
+
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, 3, image_size, image_size)`): the images.
+
+        Returns:
+            `tuple[torch.FloatTensor, ...]`: 1 + number of blocks states of shape
+            `(batch_size, 1 + num_patches, hidden_size)`: the input of the first block, then the output of each block,
+            before the last layer norm.
+
+        Raises:
+            ValueError: if the images have another shape.
+        """
+        vision = self.clip.vision_model
+        states = [vision.pre_layrnorm(self.embed_patches(pixel_values))]  # (B, 1 + P, width)
+        for block in vision.encoder.layers:
+            states.append(block(states[-1], None))
+        return tuple(states)
+
+    def states_for(
+        self, pixel_values: torch.Tensor | None, hidden_states: tuple[torch.Tensor, ...] | None
+    ) -> tuple[torch.Tensor, ...]:
+        """
+        Return the hidden states of a call: those passed, or those of images.
+
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, 3, image_size, image_size)`, *optional*): images.
+            hidden_states (`tuple[torch.FloatTensor, ...]`, *optional*): result of `encode_layers`.
+
+        Returns:
+            `tuple[torch.FloatTensor, ...]`: the states, see `encode_layers`.
+
+        Raises:
+            ValueError: if neither is passed, or the states have another number or shape.
+        """
+        if hidden_states is None:
+            if pixel_values is None:
+                raise ValueError("pixel_values is None; expected images, or hidden_states of encode_layers.")
+            return self.encode_layers(pixel_values)
+        vision = self.config.clip.vision_config
+        expected = (1 + self.config.patch_grid**2, vision.hidden_size)
+        shapes = {tuple(state.shape[1:]) for state in hidden_states}
+        if len(hidden_states) != 1 + vision.num_hidden_layers or shapes != {expected}:
+            raise ValueError(
+                f"hidden_states has {len(hidden_states)} states of (batch_size, *{sorted(shapes)}); expected "
+                f"{1 + vision.num_hidden_layers} of (batch_size, *{expected}), the result of encode_layers."
+            )
+        return hidden_states
+
     def encode_tokens(self, hidden: torch.Tensor) -> torch.Tensor:
         """
         Run the vision tower on tokens.
@@ -368,4 +220,4 @@ class BaselineModel(PreTrainedModel):
         return upcast(text_embeds.to(self.device))  # (2, D)
 
 
-__all__ = ["BaselineModel", "BaselineVisionEmbeddings", "upcast"]
+__all__ = ["BaselineModel"]

@@ -14,8 +14,9 @@ from transformers.processing_utils import Unpack  # type: ignore[attr-defined]  
 from transformers.utils.generic import ModelOutput, TransformersKwargs, can_return_tuple
 
 from ..models.vip2clip.maps_vip2clip import resize_maps, without_autocast
-from .base import BaselineModel, upcast
+from .base import BaselineModel
 from .clip_configuration import ClipAnomalyDetectionConfig
+from .vision_embeddings import upcast
 
 
 @dataclass
@@ -92,7 +93,9 @@ class ClipForAnomalyDetection(BaselineModel):
         """
         return F.normalize(F.normalize(features, dim=-1).mean(dim=0), dim=-1)  # (D,)
 
-    def get_image_features(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def get_image_features(
+        self, pixel_values: torch.Tensor | None = None, hidden_states: tuple[torch.Tensor, ...] | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """
         Compute the embeddings of images and patches.
 
@@ -106,16 +109,17 @@ class ClipForAnomalyDetection(BaselineModel):
         Raises:
             ValueError: if the images have another shape.
         """
-        hidden = self.encode_tokens(self.embed_patches(pixel_values))  # (B, 1 + P, width)
+        hidden = self.states_for(pixel_values, hidden_states)[-1]  # (B, 1 + P, width)
         projected = self.clip.visual_projection(self.clip.vision_model.post_layernorm(hidden))  # (B, 1 + P, D)
         return projected[:, 0], projected[:, 1:]
 
     @can_return_tuple
     def forward(
         self,
-        pixel_values: torch.Tensor,
+        pixel_values: torch.Tensor | None = None,
         text_embeds: torch.Tensor | None = None,
         class_name: str | None = None,
+        hidden_states: tuple[torch.Tensor, ...] | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> ClipAnomalyDetectionOutput | tuple:
         """
@@ -128,6 +132,8 @@ class ClipForAnomalyDetection(BaselineModel):
                 Result of `get_text_embeds`, to compute it once for many images.
             class_name (`str`, *optional*):
                 Name of the class in the prompts. By default, `config.class_name`.
+            hidden_states (`tuple[torch.FloatTensor, ...]`, *optional*):
+                Result of `encode_layers`, instead of `pixel_values`.
             kwargs:
                 `return_dict`, as in other models.
 
@@ -138,7 +144,7 @@ class ClipForAnomalyDetection(BaselineModel):
             ValueError: if the images have another shape, or text embeddings and a class are passed.
         """
         text = self.text_embeds_for(text_embeds, class_name)  # (2, D)
-        image, patches = self.get_image_features(pixel_values)
+        image, patches = self.get_image_features(pixel_values, hidden_states)
         with without_autocast(self.device.type):
             text, image, patches = (F.normalize(upcast(one), dim=-1) for one in (text, image, patches))
             factor = self.clip.logit_scale.exp() if self.config.logit_scale is None else self.config.logit_scale

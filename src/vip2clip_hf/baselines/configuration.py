@@ -168,8 +168,9 @@ class BaselineConfig(PreTrainedConfig):
         self._check("prompt_ensemble", self.prompt_ensemble in ENSEMBLES, ", ".join(map(repr, ENSEMBLES)))
         for name in ("normal_states", "anomalous_states", "templates"):
             texts: Sequence[str] | None = getattr(self, name)
-            allowed = texts is None or (len(texts) > 0 and all(text.count("{}") == 1 for text in texts))
-            self._check(name, allowed, "at least one text, each with {} once")
+            counts = (1,) if name == "templates" else (0, 1)  # a state can do without the class
+            allowed = texts is None or (len(texts) > 0 and all(text.count("{}") in counts for text in texts))
+            self._check(name, allowed, f"at least one text, each with {{}} {'' if counts == (1,) else 'at most '}once")
         self._check("class_name", bool(self.class_name.strip()), "a text that is not empty")
 
     def _check(self, name: str, allowed: bool, expected: str) -> None:

@@ -9,6 +9,8 @@ The prompts of a class are `template.format(state.format(class_name))`, for each
 - `winclip`: states of WinCLIP (arXiv:2303.14814), and its templates as in anomalib 2.7: one is there twice, two are
   missing.
 - `winclip_complete`: the same, with "a" and "the" of all 11 templates, once each.
+- `state_words`: the words "good" and "damaged" alone, for text towers that know the state words only, such as that of
+  the bundled backbone. It has no class name.
 """
 
 from collections.abc import Sequence
@@ -20,7 +22,7 @@ class Ensemble(NamedTuple):
     Texts of an ensemble of prompts.
 
     Args:
-        normal_states, anomalous_states (`tuple[str, ...]`): states, each with `{}` for the class.
+        normal_states, anomalous_states (`tuple[str, ...]`): states, with `{}` for the class, or without class.
         templates (`tuple[str, ...]`): templates, each with `{}` for the state.
     """
 
@@ -96,6 +98,7 @@ ENSEMBLES = {
     ),
     "winclip": Ensemble(_NORMAL_STATES, _ANOMALOUS_STATES, _WINCLIP_TEMPLATES),
     "winclip_complete": Ensemble(_NORMAL_STATES, _ANOMALOUS_STATES, _WINCLIP_COMPLETE_TEMPLATES),
+    "state_words": Ensemble(("good",), ("damaged",), ("{}",)),
 }
 
 
@@ -104,7 +107,7 @@ def build_prompts(states: Sequence[str], templates: Sequence[str], class_name: s
     Write the prompts of a class.
 
     Args:
-        states (`Sequence[str]`): states, each with `{}` for the class.
+        states (`Sequence[str]`): states, with `{}` for the class, or without class.
         templates (`Sequence[str]`): templates, each with `{}` for the state.
         class_name (`str`): name of the class.
 

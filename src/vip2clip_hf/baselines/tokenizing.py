@@ -8,6 +8,8 @@ import torch
 from transformers import AutoTokenizer, CLIPTextConfig
 
 
+# A tokenizer knows the words of one of these. That of the bundled backbone knows the state words only.
+_KNOWN = ("a photo", "good")
 _EXPECTED = "expected a CLIP with a text tokenizer, such as openai/clip-vit-large-patch14-336"
 
 
@@ -33,8 +35,11 @@ def find_tokenizer(source: str | os.PathLike, **hub_kwargs: Any) -> Any:
 def _word_ids(tokenizer: Any) -> list[int]:
     """Return the ids of a text, empty if the tokenizer does not know its words."""
     special = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id, tokenizer.pad_token_id}
-    ids = list(tokenizer("a photo", add_special_tokens=False)["input_ids"])
-    return [] if special & set(ids) else ids
+    for text in _KNOWN:
+        ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+        if ids and not special & set(ids):
+            return ids
+    return []
 
 
 def check_tokenizer(tokenizer: Any, config: CLIPTextConfig) -> None:
@@ -58,7 +63,7 @@ def check_tokenizer(tokenizer: Any, config: CLIPTextConfig) -> None:
     if max(ids) >= size or not fits:
         raise ValueError(
             f"The text tower of the backbone has {size} tokens and the end token {config.eos_token_id}, the tokenizer "
-            f"has the end token {eos} and ids up to {max(ids)} for 'a photo'; {_EXPECTED} that belong together."
+            f"has the end token {eos} and ids up to {max(ids)} for {_KNOWN[0]!r}; {_EXPECTED} that belong together."
         )
 
 
@@ -75,11 +80,18 @@ def tokenize(tokenizer: Any, texts: Sequence[str], config: CLIPTextConfig) -> to
         `torch.LongTensor` of shape `(num_texts, longest)`: token ids with start and end token, padded with end tokens.
 
     Raises:
-        ValueError: if the tokenizer does not fit, a text is too long, or it has a token that the tower does not know.
+        ValueError: if the tokenizer does not fit or does not know a word, a text is too long, or it has a token that
+            the tower does not know.
     """
     check_tokenizer(tokenizer, config)
     rows = [list(tokenizer(text)["input_ids"]) for text in texts]
+    unknown = tokenizer.unk_token_id
     for text, row in zip(texts, rows):
+        if unknown in row and unknown != tokenizer.eos_token_id:  # the same token in CLIP's own tokenizer
+            raise ValueError(
+                f"The tokenizer does not know all words of the prompt {text!r}; {_EXPECTED}, or prompts of words that "
+                'it knows, such as prompt_ensemble="state_words" for the bundled backbone.'
+            )
         if len(row) > config.max_position_embeddings:
             raise ValueError(
                 f"The prompt {text!r} has {len(row)} tokens; expected at most {config.max_position_embeddings}. Use a "

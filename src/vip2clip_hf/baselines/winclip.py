@@ -12,7 +12,8 @@ from transformers.processing_utils import Unpack  # type: ignore[attr-defined]  
 from transformers.utils.generic import ModelOutput, TransformersKwargs, can_return_tuple
 
 from ..models.vip2clip.maps_vip2clip import resize_maps, without_autocast
-from .base import BaselineModel, upcast
+from .base import BaselineModel
+from .vision_embeddings import upcast
 from .winclip_configuration import WinClipConfig
 from .winclip_steps import association, class_scores, harmonic_aggregation, harmonic_mean, window_indices
 
@@ -139,12 +140,16 @@ class WinClipForAnomalyDetection(BaselineModel):
         """
         return (F.normalize(features, dim=-1) if self.config.normalize_prompts else features).mean(dim=0)  # (D,)
 
-    def encode_images(self, pixel_values: torch.Tensor) -> WinClipReferences:
+    def encode_images(
+        self, pixel_values: torch.Tensor, hidden_states: tuple[torch.Tensor, ...] | None = None
+    ) -> WinClipReferences:
         """
         Compute the embeddings of images, windows and patches. Those of photos of good parts are references.
 
         Args:
             pixel_values (`torch.FloatTensor` of shape `(batch_size, 3, image_size, image_size)`): the images.
+            hidden_states (`tuple[torch.FloatTensor, ...]`, *optional*): result of `encode_layers` for the images, to
+                run only the windows through the vision tower.
 
         Returns:
             [`WinClipReferences`]: the embeddings.
@@ -153,7 +158,8 @@ class WinClipForAnomalyDetection(BaselineModel):
             ValueError: if the images have another shape.
         """
         tokens = self.embed_patches(pixel_values)  # (B, 1 + P, width)
-        hidden = self.clip.vision_model.post_layernorm(self.encode_tokens(tokens))
+        last = self.encode_tokens(tokens) if hidden_states is None else self.states_for(None, hidden_states)[-1]
+        hidden = self.clip.vision_model.post_layernorm(last)  # (B, 1 + P, width)
         windows = {scale: self._encode_windows(tokens, scale) for scale in self.config.scales}
         return WinClipReferences(
             upcast(self.clip.visual_projection(hidden[:, 0])),  # (B, D)
@@ -215,6 +221,7 @@ class WinClipForAnomalyDetection(BaselineModel):
         text_embeds: torch.Tensor | None = None,
         class_name: str | None = None,
         references: WinClipReferences | None = None,
+        hidden_states: tuple[torch.Tensor, ...] | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> WinClipOutput | tuple:
         """
@@ -229,6 +236,8 @@ class WinClipForAnomalyDetection(BaselineModel):
                 Name of the class in the prompts. By default, `config.class_name`.
             references ([`WinClipReferences`], *optional*):
                 Result of `encode_images` for photos of good parts. By default, the result is zero-shot.
+            hidden_states (`tuple[torch.FloatTensor, ...]`, *optional*):
+                Result of `encode_layers` for the images. Only the windows then run through the vision tower.
             kwargs:
                 `return_dict`, as in other models.
 
@@ -240,7 +249,7 @@ class WinClipForAnomalyDetection(BaselineModel):
                 and a class are passed.
         """
         text = self.text_embeds_for(text_embeds, class_name)  # (2, D)
-        features = self.encode_images(pixel_values)
+        features = self.encode_images(pixel_values, hidden_states)
         if references is not None:
             _check_references(references, features)
         with without_autocast(self.device.type):

@@ -189,13 +189,60 @@ def merge_adapters_with_backbone(
         ValueError: if the backbone is not the one used in training, the reference has no checksum, the checkpoint
             contains a CLIP model, or a weight of the adapters is not finite.
     """
+    adapters = read_adapters(checkpoint, reference is not None, hub_kwargs)
+    adapters = {RENAMED_ADAPTERS.get(name, name): tensor for name, tensor in adapters.items()}
+    check_names_and_shapes(adapters, config, checkpoint)
+    check_adapters(adapters, checkpoint)
+    weights = load_reference_backbone(checkpoint, reference, backbone, hub_kwargs).state_dict()
+    return {**{BACKBONE_PREFIX + name: tensor for name, tensor in weights.items()}, **adapters}
+
+
+def read_adapters(
+    checkpoint: str | os.PathLike, has_reference: bool, hub_kwargs: dict[str, Any]
+) -> dict[str, torch.Tensor]:
+    """
+    Read the weights of an adapters-only checkpoint.
+
+    Args:
+        checkpoint (`str` or `os.PathLike`): folder or Hub id.
+        has_reference (`bool`): whether it has a `backbone.json`, for the message.
+        hub_kwargs (`dict`): options for loading the checkpoint, such as `revision`, `token` and `cache_dir`.
+
+    Returns:
+        `dict[str, torch.Tensor]`: weights by name.
+
+    Raises:
+        OSError: if the checkpoint is not found or damaged.
+        ValueError: if the checkpoint contains a CLIP model.
+    """
     with naming("Checkpoint", checkpoint):
         adapters = load_file(_cached_file(checkpoint, WEIGHTS_NAME, **hub_kwargs))
     if any(name.startswith(BACKBONE_PREFIX) for name in adapters):
         raise ValueError(
             f"{checkpoint} contains its own CLIP model, but backbone= and {BackboneReference.file_name} are for "
-            f"adapters-only checkpoints; remove {'backbone=' if reference is None else BackboneReference.file_name}."
+            f"adapters-only checkpoints; remove {BackboneReference.file_name if has_reference else 'backbone='}."
         )
+    return adapters
+
+
+def load_reference_backbone(
+    checkpoint: str | os.PathLike,
+    reference: BackboneReference | None,
+    backbone: PreTrainedModel | str | os.PathLike | None,
+    hub_kwargs: dict[str, Any],
+) -> CLIPModel:
+    """
+    Load the backbone of an adapters-only checkpoint, and verify its checksum.
+
+    Args:
+        checkpoint, reference, backbone, hub_kwargs: see [`merge_adapters_with_backbone`].
+
+    Returns:
+        `CLIPModel`: the backbone. A model that is passed is returned itself.
+
+    Raises:
+        OSError, TypeError, ValueError: see [`merge_adapters_with_backbone`].
+    """
     reference = BackboneReference() if reference is None else reference
     source = reference.backbone_id if backbone is None else backbone
     if source is None:
@@ -208,9 +255,6 @@ def merge_adapters_with_backbone(
             f"{checkpoint} contains no checksum of its CLIP backbone, so the backbone cannot be verified; expected a "
             "checkpoint from vip2clip_hf.hub.save_checkpoint(..., adapters_only=True)."
         )
-    adapters = {RENAMED_ADAPTERS.get(name, name): tensor for name, tensor in adapters.items()}
-    check_names_and_shapes(adapters, config, checkpoint)
-    check_adapters(adapters, checkpoint)
     options: dict[str, Any] = {}
     if isinstance(source, (str, os.PathLike)):
         options = {k: v for k, v in hub_kwargs.items() if k not in ("revision", "subfolder")}
@@ -222,8 +266,7 @@ def merge_adapters_with_backbone(
         raise OSError(
             f"{checkpoint} contains only adapters; pass backbone= with the folder of its CLIP backbone. {error}"
         ) from error
-    weights = clip.state_dict()
-    found = backbone_checksum(weights, getattr(torch, reference.dtype))
+    found = backbone_checksum(clip.state_dict(), getattr(torch, reference.dtype))
     if found != reference.checksum:
         revision = f" at revision {reference.backbone_revision}" if reference.backbone_revision else ""
         raise ValueError(
@@ -231,7 +274,7 @@ def merge_adapters_with_backbone(
             f"{reference.checksum}, found {found}. Expected backbone: {reference.backbone_id or 'not on the Hub'}"
             f"{revision}."
         )
-    return {**{BACKBONE_PREFIX + name: tensor for name, tensor in weights.items()}, **adapters}
+    return clip
 
 
 def check_device(device: int | str | torch.device | None) -> None:
@@ -337,9 +380,11 @@ __all__ = [
     "backbone_checksum",
     "check_device",
     "load_clip",
+    "load_reference_backbone",
     "merge_adapters_with_backbone",
     "naming",
     "quiet_loading",
+    "read_adapters",
     "token_settings",
     "tokens_of",
 ]

@@ -6,13 +6,13 @@ image-conditioned adapter, and the fine-grained perception. The latter has Conv1
 
 import os
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
+from ..released_files import read_tensors
 from .backbone_vip2clip import HUB_KWARGS, load_clip
 from .configuration_tables_vip2clip import MOVED_FIELDS
 from .configuration_vip2clip import ViP2ClipConfig
@@ -139,18 +139,7 @@ def load_release_checkpoint(checkpoint: str | os.PathLike | Mapping) -> dict[str
         OSError: if the file is missing or damaged.
         ValueError: if it is not a released ViP²-CLIP checkpoint.
     """
-    if not isinstance(checkpoint, Mapping):
-        path = Path(checkpoint)
-        if not path.is_file():
-            raise OSError(f"Checkpoint {str(path)!r} not found; expected a .pth file of the released code.")
-        try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # pickle, zip or runtime error, depending on the damage
-            raise OSError(
-                f"Checkpoint {str(path)!r} could not be read as tensors ({type(error).__name__}); expected a complete "
-                ".pth file of the released code, which contains only tensors."
-            ) from error
-        checkpoint = content
+    checkpoint = read_tensors(checkpoint, "the released code")
     parts = ("prompt_learner", "Zero_try")
     if not isinstance(checkpoint, Mapping) or not all(isinstance(checkpoint.get(part), Mapping) for part in parts):
         found = sorted(map(str, checkpoint)) if isinstance(checkpoint, Mapping) else type(checkpoint).__name__

@@ -1,0 +1,131 @@
+"""The other methods by name, for commands and tables."""
+
+import difflib
+import importlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers import CLIPModel, set_seed
+from transformers.utils import logging
+
+from ..checkpoints.bundled import BUNDLED, bundled_backbone
+from ..models.small_text_tower import state_word_tokenizer
+
+
+logger = logging.get_logger(__name__)
+# Adapters for the bundled backbone.
+_TRAINED = Path(__file__).with_name("trained")
+
+
+@dataclass(frozen=True)
+class Method:
+    """
+    A baseline, and where it comes from.
+
+    Args:
+        key (`str`): name in commands, such as `"april-gan"`.
+        name (`str`): name in tables.
+        location (`str`): module and class of the model, `"module:Class"`.
+        trained (`bool`): whether it needs training.
+        uses_references (`bool`): whether it can compare with photos of good parts.
+        uses_class_names (`bool`): whether its prompts contain the name of the class.
+        paper, code (`str`): address of the paper, and of the code that the tests compare it with.
+        licence (`str`): licence of that code.
+        for_state_words (`dict`): fields of the configuration for backbones that know the state words only.
+    """
+
+    key: str
+    name: str
+    location: str
+    paper: str
+    code: str
+    licence: str
+    trained: bool = True
+    uses_references: bool = False
+    uses_class_names: bool = True
+    for_state_words: Mapping[str, Any] = field(default_factory=lambda: {"prompt_ensemble": "state_words"})
+
+    @property
+    def model_class(self) -> Any:
+        """The class of the model, a [`BaselineModel`]."""
+        module, _, name = self.location.partition(":")
+        return getattr(importlib.import_module(f".{module}", __package__), name)
+
+    def bundled_checkpoint(self) -> Path | None:
+        """Folder of adapters for the bundled backbone, or `None` if there are none."""
+        folder = _TRAINED / self.key
+        return folder if (folder / "config.json").is_file() else None
+
+
+METHODS = {
+    method.key: method
+    for method in (
+        Method(
+            "clip", "CLIP", "clip:ClipForAnomalyDetection", "https://arxiv.org/abs/2103.00020",
+            "https://github.com/mlfoundations/open_clip", "MIT", trained=False,
+        ),
+        Method(
+            "winclip", "WinCLIP", "winclip:WinClipForAnomalyDetection", "https://arxiv.org/abs/2303.14814",
+            "https://github.com/open-edge-platform/anomalib", "Apache-2.0", trained=False, uses_references=True,
+        ),
+    )
+}  # fmt: skip
+
+
+def find_method(key: str) -> Method:
+    """
+    Find a method.
+
+    Args:
+        key (`str`): name of the method, one of `METHODS`.
+
+    Returns:
+        [`Method`]: the method.
+
+    Raises:
+        ValueError: if the name is unknown.
+    """
+    if key not in METHODS:
+        nearest = difflib.get_close_matches(key, METHODS, n=1)
+        hint = f"; did you mean {nearest[0]!r}?" if nearest else "."
+        raise ValueError(f"method is {key!r}; expected {', '.join(METHODS)}{hint}")
+    return METHODS[key]
+
+
+def create_model(
+    key: str, clip: CLIPModel | str | os.PathLike, tokenizer: Any = None, *, seed: int = 111, **config_overrides: Any
+) -> Any:
+    """
+    Create the model of a method on a CLIP backbone. A method that is trained has new weights.
+
+    Args:
+        key (`str`): name of the method, one of `METHODS`.
+        clip (`CLIPModel`, `str` or `os.PathLike`): backbone, its folder or Hub id. `"bundled"` is the backbone of the
+            bundled checkpoint, whose text tower knows a few words and was never trained with images.
+        tokenizer (tokenizer, `str` or `os.PathLike`, *optional*): see [`BaselineModel.from_clip`].
+        seed (`int`, defaults to 111): random seed of new weights.
+        config_overrides: fields of the configuration of the method.
+
+    Returns:
+        [`BaselineModel`]: the model, in eval mode.
+
+    Raises:
+        OSError, RuntimeError, ValueError: if the method is unknown, and see [`BaselineModel.from_clip`].
+    """
+    method = find_method(key)
+    if isinstance(clip, str) and clip == BUNDLED:
+        clip, tokenizer = bundled_backbone(), state_word_tokenizer()
+        config_overrides = {**method.for_state_words, **config_overrides}
+        if not method.trained:
+            logger.warning(
+                f"The text tower of the bundled backbone was not trained with images: what {method.name} finds by "
+                "comparing images with prompts has no meaning."
+            )
+    set_seed(seed)
+    return method.model_class.from_clip(clip, tokenizer, **config_overrides)
+
+
+__all__ = ["METHODS", "Method", "create_model", "find_method"]
