@@ -156,14 +156,25 @@ def model_checksum(model: ViP2ClipForAnomalyDetection) -> str:
         for name, part in (("vision", model.config.clip_vision_config), ("text", model.config.clip_text_config))
     }
     fields = {name: getattr(model.config, name) for name in (*FIELDS, "top_k")}
-    content = json.dumps([fields, clip, _weights_digest(model)], sort_keys=True, default=str)
+    content = json.dumps([fields, clip, weights_digest(model)], sort_keys=True, default=str)
     digest = hashlib.sha256(content.encode())
     return f"{digest.hexdigest()[:16]} {str(model.clip.dtype).removeprefix('torch.')}"
 
 
 @torch.no_grad()
-def _weights_digest(model: torch.nn.Module) -> str:
-    """Hash all weights, and the types of modules: a wrapped or quantized module computes something else."""
+def weights_digest(model: torch.nn.Module) -> str:
+    """
+    Hash all weights, and the types of modules: a wrapped or quantized module computes something else.
+
+    Args:
+        model (`torch.nn.Module`): the model, or a part of it.
+
+    Returns:
+        `str`: 64 hexadecimal digits.
+
+    Raises:
+        RuntimeError: if weights are offloaded or on another process.
+    """
     digest = hashlib.sha256()
     for name, module in model.named_modules():
         digest.update(f"{name} {type(module).__name__}\n".encode())
@@ -207,4 +218,5 @@ __all__ = [
     "model_checksum",
     "name_of",
     "processor_settings",
+    "weights_digest",
 ]
