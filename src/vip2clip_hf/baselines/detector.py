@@ -107,6 +107,11 @@ class BaselineDetector:
         return self.model.provenance
 
     @property
+    def trained(self) -> bool:
+        """Whether the model adds weights to CLIP, which need training."""
+        return bool(self.model.adapter_state_dict())
+
+    @property
     def dtype(self) -> str:
         """Dtype of the backbone, such as `"float32"`."""
         return str(self.model.clip.dtype).removeprefix("torch.")
