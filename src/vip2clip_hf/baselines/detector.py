@@ -1,6 +1,7 @@
 """The baselines as detectors of the evaluation, with the category of the dataset as class name."""
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -96,10 +97,19 @@ class BaselineDetector:
     @property
     def settings(self) -> dict[str, Any]:
         """What determines the results, as JSON types. Reading it hashes all weights, about a second per gigabyte."""
-        config = {k: v for k, v in self.model.config.to_dict().items() if k not in ("transformers_version", "dtype")}
-        names = dict(self.class_name) if isinstance(self.class_name, Mapping) else self.class_name
-        weights = weights_digest(self.model)
-        return {"config": config, "class_name": names, "weights": weights, "references": _digest(self.references)}
+        skipped = ("transformers_version", "dtype", "architectures")
+        config = {name: value for name, value in self.model.config.to_dict().items() if name not in skipped}
+        towers = config.pop("clip_config")
+        for part in (towers, towers["vision_config"], towers["text_config"]):
+            for name in skipped:
+                part.pop(name, None)
+        digest = hashlib.sha256(json.dumps(towers, sort_keys=True, default=str).encode())
+        return {
+            "config": {**config, "clip_config": f"sha256:{digest.hexdigest()}"},
+            "class_name": dict(self.class_name) if isinstance(self.class_name, Mapping) else self.class_name,
+            "weights": weights_digest(self.model),
+            "references": _digest(self.references),
+        }
 
     @property
     def provenance(self) -> Provenance:
