@@ -235,6 +235,7 @@ def test_size_and_disk_space(build, monkeypatch, tmp_path):
 def test_size_at_vit_large():
     """8.4 MB per image at 518 pixels in float16."""
     meta = {"num_rows": 1, "image_size": 518, "patch_shape": [4, 1369, 768], "dtype": "float16"}
+    meta["image_feature_size"] = 768
     assert 8.41e6 < FeatureCache(Path("x"), meta).size_of() < 8.46e6
 
 

@@ -95,6 +95,26 @@ def find_method(key: str) -> Method:
     return METHODS[key]
 
 
+def method_of(model: Any) -> Method:
+    """
+    Find the method of a model.
+
+    Args:
+        model ([`BaselineModel`]): the model.
+
+    Returns:
+        [`Method`]: its method.
+
+    Raises:
+        ValueError: if the model belongs to none of `METHODS`.
+    """
+    for method in METHODS.values():
+        if method.name == getattr(model, "method_name", None):
+            return method
+    names = ", ".join(method.name for method in METHODS.values())
+    raise ValueError(f"The model is a {type(model).__name__}; expected the model of one of {names}.")
+
+
 def create_model(
     key: str, clip: CLIPModel | str | os.PathLike, tokenizer: Any = None, *, seed: int = 111, **config_overrides: Any
 ) -> Any:
@@ -128,4 +148,4 @@ def create_model(
     return method.model_class.from_clip(clip, tokenizer, **config_overrides)
 
 
-__all__ = ["METHODS", "Method", "create_model", "find_method"]
+__all__ = ["METHODS", "Method", "create_model", "find_method", "method_of"]

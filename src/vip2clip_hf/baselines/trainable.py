@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers.utils.generic import ModelOutput
 
 from .base import BaselineModel
+from .pretrained import BaselinePreTrainedModel
 
 
 @dataclass
@@ -43,6 +45,21 @@ class TrainableBaselineModel(BaselineModel):
     optimizer_class: type[torch.optim.Optimizer] = torch.optim.Adam
     # The loss is a mean over the batch. The trainer accounts for the number of accumulated batches.
     accepts_loss_kwargs = False
+
+    @property
+    def feature_settings(self) -> dict[str, Any]:
+        """What changes the result of `get_image_features`: the method and fields of the configuration, by name."""
+        names = ("model_type", "image_size", "position_interpolation", *self.feature_fields)
+        return {name: getattr(self.config, name) for name in names}
+
+    @property
+    def feature_modules(self) -> list[str]:
+        """Names of the modules that compute the features: those of the class and its bases, and those whose names
+        start with them."""
+        bases = [one.__module__ for one in type(self).__mro__ if issubclass(one, BaselinePreTrainedModel)]
+        folder = Path(__file__).parent
+        names = {path.stem for base in bases for path in folder.glob(f"{base.rpartition('.')[2]}*.py")}
+        return sorted(f"{__package__}.{name}" for name in names)
 
     @property
     def feature_shape(self) -> tuple[int, int, int]:

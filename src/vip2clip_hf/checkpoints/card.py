@@ -102,6 +102,26 @@ def model_card(
         _describe_content(config, provenance, adapters_only),
         _describe_use(adapters_only and not provenance.backbone_id),
     ]
+    parts += describe_training(provenance, run)
+    if decision is not None and (calibration := describe_calibration(decision)):
+        parts.append(calibration)
+    if references is not None:
+        parts.append(describe_references(references))
+    return str(ModelCard("\n\n".join([*parts, _LIMITS, _CITATION]) + "\n"))
+
+
+def describe_training(provenance: Provenance, run: Mapping[str, Any]) -> list[str]:
+    """
+    Create the sections "Training data", "Training" and "Evaluation" of a model card.
+
+    Args:
+        provenance ([`Provenance`]): origin of the checkpoint.
+        run (`Mapping[str, Any]`): information about training and evaluation, see [`model_card`].
+
+    Returns:
+        `list[str]`: the sections that have content.
+    """
+    parts = []
     data = list(map(_describe_data, provenance.training_sets))
     if not provenance.training_recorded:
         data.append(UNRECORDED)
@@ -114,11 +134,7 @@ def model_card(
         parts.append("## Training\n\n" + "\n".join(lines))
     if run.get("results"):
         parts.append("## Evaluation\n\n" + _describe_results(run["results"]))
-    if decision is not None and (calibration := describe_calibration(decision)):
-        parts.append(calibration)
-    if references is not None:
-        parts.append(describe_references(references))
-    return str(ModelCard("\n\n".join([*parts, _LIMITS, _CITATION]) + "\n"))
+    return parts
 
 
 UNRECORDED = (
@@ -323,4 +339,12 @@ def describe_references(references: ReferenceBank) -> str:
     )
 
 
-__all__ = ["GENERATED", "describe_calibration", "describe_references", "is_generated", "model_card", "write_card"]
+__all__ = [
+    "GENERATED",
+    "describe_calibration",
+    "describe_references",
+    "describe_training",
+    "is_generated",
+    "model_card",
+    "write_card",
+]

@@ -27,13 +27,17 @@ METRICS = {
 LICENCES = {"CC BY-NC-SA 4.0": "cc-by-nc-sa-4.0", "CC BY 4.0": "cc-by-4.0", "CC0": "cc0-1.0"}
 
 
-def card_metadata(provenance: Provenance, run: Mapping[str, Any]) -> ModelCardData:
+def card_metadata(
+    provenance: Provenance, run: Mapping[str, Any], method: str = "vip2clip", name: str = "ViP2-CLIP"
+) -> ModelCardData:
     """
     Create the metadata of a model card.
 
     Args:
         provenance ([`Provenance`]): origin of the checkpoint.
         run (`Mapping[str, Any]`): information about training and evaluation, see [`model_card`].
+        method (`str`, defaults to `"vip2clip"`): tag of the method.
+        name (`str`, defaults to `"ViP2-CLIP"`): name of the method.
 
     Returns:
         `huggingface_hub.ModelCardData`: licence, task, library, backbone, training datasets, and the mean of each
@@ -52,8 +56,8 @@ def card_metadata(provenance: Provenance, run: Mapping[str, Any]) -> ModelCardDa
         base_model=provenance.backbone_id,
         datasets=[name for name in names if _is_id(name)] or None,
         metrics=list(dict.fromkeys(result.metric_type for result in results)) or None,
-        tags=[TASK, "zero-shot", "vip2clip"],
-        model_name="ViP2-CLIP" if results else None,
+        tags=list(dict.fromkeys([TASK, "zero-shot", method, "vip2clip"])),
+        model_name=name if results else None,
         eval_results=results or None,
     )
 

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -90,20 +91,35 @@ def write_checkpoint(
     check_image_processor(image_processor, model.config.image_size)
     check_unwrapped(model, "saved")
     model = getattr(model, "_orig_mod", model)
-    broken = [name for name, tensor in model.adapter_state_dict().items() if not torch.isfinite(tensor).all()]
-    if broken:
-        raise ValueError(
-            f"The adapters contain NaN or infinite values in {', '.join(broken)}, so training has diverged; expected "
-            "finite values. Nothing was written."
-        )
+    check_finite(model)
+    return write_staged(
+        folder,
+        lambda staged: _write(model, image_processor, staged, adapters_only, backbone_checksum, run, max_shard_size),
+    )
+
+
+def write_staged(folder: str | os.PathLike, write: Callable[[Path], None]) -> Path:
+    """
+    Write a checkpoint to an empty folder first, then move its files to their place.
+
+    Args:
+        folder (`str` or `os.PathLike`): folder of the checkpoint. If it exists, its checkpoint is replaced; see
+            [`write_checkpoint`].
+        write (`Callable[[pathlib.Path], None]`): writes all files to an empty folder.
+
+    Returns:
+        `pathlib.Path`: the folder.
+
+    Raises:
+        OSError: if the folder cannot be written.
+    """
     folder = check_target(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-
     # Next to a new folder or inside an existing one, so that files are moved by renaming them on the same disk.
     exists = folder.exists()
     staged = Path(tempfile.mkdtemp(prefix=".vip2clip-", dir=folder if exists else folder.parent))
     try:
-        _write(model, image_processor, staged, adapters_only, backbone_checksum, run, max_shard_size)
+        write(staged)
         card = folder / "README.md"
         if card.exists() and not is_generated(card.read_text(encoding="utf-8")):
             (staged / "README.md").unlink()
@@ -116,6 +132,43 @@ def write_checkpoint(
     finally:
         shutil.rmtree(staged, ignore_errors=True)
     return folder
+
+
+def check_finite(model: Any) -> None:
+    """
+    Check that adapters are finite.
+
+    Args:
+        model: model with `adapter_state_dict()`.
+
+    Raises:
+        ValueError: if a weight is NaN or infinite.
+    """
+    broken = [name for name, tensor in model.adapter_state_dict().items() if not torch.isfinite(tensor).all()]
+    if broken:
+        raise ValueError(
+            f"The adapters contain NaN or infinite values in {', '.join(broken)}, so training has diverged; expected "
+            "finite values. Nothing was written."
+        )
+
+
+def backbone_reference(model: Any, checksum: str | None = None) -> BackboneReference:
+    """
+    Describe the backbone of a model, for an adapters-only checkpoint.
+
+    Args:
+        model: model with `clip` and `provenance`.
+        checksum (`str`, *optional*): checksum of the backbone, if already computed.
+
+    Returns:
+        [`BackboneReference`]: the description.
+    """
+    return BackboneReference(
+        backbone_id=model.provenance.backbone_id,
+        backbone_revision=model.provenance.backbone_revision,
+        checksum=checksum or compute_checksum(model.clip.state_dict(), model.clip.dtype),
+        dtype=str(model.clip.dtype).removeprefix("torch."),
+    )
 
 
 def check_target(folder: str | os.PathLike) -> Path:
@@ -183,12 +236,7 @@ def _write(
     )
     image_processor.save_pretrained(folder)
     if adapters_only:
-        BackboneReference(
-            backbone_id=model.provenance.backbone_id,
-            backbone_revision=model.provenance.backbone_revision,
-            checksum=checksum or compute_checksum(model.clip.state_dict(), model.clip.dtype),
-            dtype=str(model.clip.dtype).removeprefix("torch."),
-        ).save_pretrained(folder)
+        backbone_reference(model, checksum).save_pretrained(folder)
     _add_to_json(folder / "config.json", {"auto_map": AUTO_MAP, "custom_pipelines": CUSTOM_PIPELINES})
     _add_to_json(folder / "preprocessor_config.json", {"auto_map": PROCESSOR_AUTO_MAP})
     for path in CODE_FILES:
@@ -205,4 +253,14 @@ def _add_to_json(path: Path, entries: dict[str, Any]) -> None:
     path.write_text(json.dumps({**content, **entries}, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-__all__ = ["CODE_FILES", "FILE_NAMES", "OPTIONAL_FILES", "WEIGHT_FILE", "check_target", "write_checkpoint"]
+__all__ = [
+    "CODE_FILES",
+    "FILE_NAMES",
+    "OPTIONAL_FILES",
+    "WEIGHT_FILE",
+    "backbone_reference",
+    "check_finite",
+    "check_target",
+    "write_checkpoint",
+    "write_staged",
+]

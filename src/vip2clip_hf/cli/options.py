@@ -1,6 +1,5 @@
 """Shared options and helpers of the commands."""
 
-import json
 import os
 import re
 import sys
@@ -9,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..utils.settings import read_settings
 from .streams import say_error
 
 
@@ -233,14 +233,10 @@ def parse_settings(settings: list[str]) -> dict[str, Any]:
     Raises:
         typer.BadParameter: if a setting has no name or no "=".
     """
-    parsed: dict[str, Any] = {}
-    for setting in settings:
-        name, value = parse_pair(setting, "--set", "NAME=VALUE", "image_size=518")
-        try:
-            parsed[name] = json.loads(value)
-        except json.JSONDecodeError:
-            parsed[name] = value
-    return parsed
+    try:
+        return read_settings(settings)
+    except ValueError as error:
+        raise usage_error(str(error)) from error
 
 
 def expand_user(text: str) -> str:

@@ -39,10 +39,18 @@ def train(
         model_arguments, data_arguments, training_arguments = parse_arguments(argv)
     except ValueError as error:
         raise usage_error(str(error)) from error
+    kind = None
+    if model_arguments.method != "vip2clip":
+        from ..baselines.training import training_kind
+
+        try:
+            kind = training_kind(model_arguments.method)
+        except ValueError as error:
+            raise usage_error(str(error)) from error
     if dry_run:
         from ..training.dry_run import plan_training
 
-        plan = plan_training(model_arguments, data_arguments, training_arguments)
+        plan = plan_training(model_arguments, data_arguments, training_arguments, kind=kind)
         if data_arguments.json:
             print_json(plan)
         else:
@@ -63,7 +71,7 @@ def train(
 
             check_push_access(repository, token=token, private=private)
 
-    report = run_training(model_arguments, data_arguments, training_arguments, before_training=check_access)
+    report = run_training(model_arguments, data_arguments, training_arguments, before_training=check_access, kind=kind)
     if training_arguments.process_index > 0:
         return
     folder = training_arguments.output_dir

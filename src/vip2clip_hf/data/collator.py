@@ -56,6 +56,8 @@ class ViP2ClipCollator:
             pixel when the mask is resized, and how many of these are lost; otherwise `None`.
         mask_options ([`MaskOptions`], *optional*):
             How to read masks. Options that are not set are those of the image processor.
+        class_names (`bool`, defaults to `False`):
+            Whether to add `class_name`, a list with the category of each image, for models whose prompts contain it.
 
     A `mask_threshold`, `mask_channel`, `mask_invert`, `mask_orientation` or `keep_small_regions` in a row overrides
     the value of the collator. `datasets` applies the EXIF orientation of an image when it decodes it, so a mask drawn
@@ -81,6 +83,7 @@ class ViP2ClipCollator:
     mask_threshold: int | float | None = None
     return_metadata: bool = False
     mask_options: MaskOptions | None = None
+    class_names: bool = False
 
     @classmethod
     def for_dataset(
@@ -112,6 +115,12 @@ class ViP2ClipCollator:
         return batch
 
     def _collate(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        batch = self._collate_rows(rows)
+        if self.class_names:
+            batch["class_name"] = [row.get("category") for row in rows]
+        return batch
+
+    def _collate_rows(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         if "patch_embeds" in rows[0]:
             return self._collate_cached(rows)
         targets = RowTargets(rows)

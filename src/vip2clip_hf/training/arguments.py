@@ -234,8 +234,15 @@ class ViP2ClipTrainingArguments(TrainingArguments):
 
 @dataclass
 class ModelArguments:
-    """The backbone, and the fields of [`ViP2ClipConfig`] that can be set for training. See the help of each field."""
+    """The method, its backbone, and fields of the configuration of the model. See the help of each field."""
 
+    method: str = field(
+        default="vip2clip",
+        metadata={
+            "help": "The method to train: 'vip2clip', or another one with its published recipe, such as 'april-gan', "
+            "'anomalyclip' or 'adaclip'. See docs/baselines.md."
+        },
+    )
     clip: str | None = field(
         default=None,
         metadata={
@@ -260,6 +267,10 @@ class ModelArguments:
             "help": "Whether the fine-grained perception divides its logits by the square root of the head size. "
             "Small backbones learn better without, see docs/tiny.md. Defaults to the value of the variant."
         },
+    )
+    set: list[str] | None = field(
+        default=None,
+        metadata={"help": "Other fields of the configuration of the model, as NAME=VALUE, such as smoothing_sigma=8."},
     )
 
 

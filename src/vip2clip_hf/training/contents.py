@@ -62,16 +62,19 @@ def _hash_file(file: Any) -> str:
     return found.hexdigest()
 
 
-def reading_code() -> str:
+def reading_code(modules: Iterable[str] = ()) -> str:
     """
     Hash the code and the constants that turn the file of an image into pixels, masks and embeddings.
+
+    Args:
+        modules (`Iterable[str]`, *optional*): names of further modules, of the method that computes the embeddings.
 
     Returns:
         `str`: see [`code_version`].
     """
     folder = Path(image_processing_vip2clip.__file__).parent
     readers = [path.stem for pattern in ("image_*.py", "mask_*.py") for path in folder.glob(pattern)]
-    return code_version([*CODE, *(f"vip2clip_hf.models.vip2clip.{name}" for name in readers)])
+    return code_version([*CODE, *(f"vip2clip_hf.models.vip2clip.{name}" for name in readers), *sorted(modules)])
 
 
 def describe_contents(dataset: "Dataset", mask_settings: Mapping[str, Any] | None = None) -> dict[str, str]:

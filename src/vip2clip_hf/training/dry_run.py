@@ -16,8 +16,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from ..utils.device_clock import DeviceClock, device_clock
 from .arguments import DataArguments, ModelArguments, ViP2ClipTrainingArguments
 from .feature_cache import FeatureCache
-from .run import PreparedTraining, prepare_training
-from .trainer import ViP2ClipTrainer
+from .run import PreparedTraining, TrainingKind, prepare_training
 
 
 if TYPE_CHECKING:
@@ -33,6 +32,7 @@ def plan_training(
     arguments: ViP2ClipTrainingArguments,
     *,
     with_tower: bool = False,
+    kind: TrainingKind | None = None,
 ) -> dict[str, Any]:
     """
     Load the data and the model, run a few steps on a part of the data, and estimate the time of the training.
@@ -44,6 +44,7 @@ def plan_training(
         data_arguments ([`DataArguments`]): the datasets.
         arguments ([`ViP2ClipTrainingArguments`]): the training arguments.
         with_tower (`bool`, defaults to `False`): whether to measure the vision tower alone between the steps.
+        kind ([`TrainingKind`], *optional*): the method, by default ViP²-CLIP.
 
     Returns:
         `dict`: `train_data` and `eval_data` (for each dataset `name`, `num_normal`, `num_anomalous` and `num_masks`),
@@ -63,7 +64,7 @@ def plan_training(
         )
     with tempfile.TemporaryDirectory() as folder:
         quiet = _without_output(arguments, folder)
-        prepared = prepare_training(model_arguments, data_arguments, quiet)
+        prepared = prepare_training(model_arguments, data_arguments, quiet, kind=kind)
         trainer = prepared.trainer
         num_images = sum(map(len, prepared.train_sets))
         per_step = arguments.train_batch_size * arguments.gradient_accumulation_steps
@@ -139,7 +140,7 @@ def _measure(
 
         tower = run_tower
     steps = _Steps(clock, tower)
-    steps_trainer = ViP2ClipTrainer(
+    steps_trainer = type(trainer)(
         model,
         replace(arguments, max_steps=MEASURED_STEPS + 1, average_weights_from=None),
         trainer.image_processor,

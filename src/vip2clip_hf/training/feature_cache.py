@@ -26,7 +26,6 @@ from ..data.collator import ViP2ClipCollator, resolve_mask_options, undecoded
 from ..models.vip2clip.backbone_vip2clip import backbone_checksum
 from ..models.vip2clip.image_processing_vip2clip import ViP2ClipImageProcessor
 from ..models.vip2clip.mask_options_vip2clip import MASK_OPTIONS, MaskOptions
-from ..models.vip2clip.modeling_vip2clip import ViP2ClipForAnomalyDetection
 from ..utils.distributed import from_all, from_first, world
 from ..utils.files import write_atomically
 from .augmentation import Augmentation
@@ -40,8 +39,6 @@ if TYPE_CHECKING:
 
 logger = logging.get_logger(__name__)
 CACHE_DTYPES = ("float16", "float32")
-# Fields of the configuration that affect the embeddings.
-CONFIG_FIELDS = ("image_size", "feature_layers", "image_embeds_layernorm", "position_interpolation")
 FORMAT = 1
 META_FILE = "meta.json"
 
@@ -64,7 +61,7 @@ class FeatureCache:
     @classmethod
     def build(
         cls,
-        model: ViP2ClipForAnomalyDetection,
+        model: Any,
         image_processor: ViP2ClipImageProcessor,
         dataset: "Dataset",
         folder: str | os.PathLike,
@@ -89,7 +86,7 @@ class FeatureCache:
         need access to the same folder. If two programs build the same cache, one waits for the other.
 
         Args:
-            model ([`ViP2ClipForAnomalyDetection`]):
+            model ([`ViP2ClipForAnomalyDetection`] or [`TrainableBaselineModel`]):
                 Model with the backbone, on the device to use.
             image_processor ([`ViP2ClipImageProcessor`]):
                 Image processor of the model.
@@ -134,8 +131,6 @@ class FeatureCache:
             )
         dataset = undecoded(dataset)
         mask_options = resolve_mask_options(image_processor, mask_threshold, mask_options)
-        config, size = model.config, model.config.image_size
-        grid = config.patch_grid
         meta = {
             "format": FORMAT,
             "num_rows": len(dataset) * num_views,
@@ -143,11 +138,12 @@ class FeatureCache:
             "num_views": num_views,
             "dtype": dtype,
             "precision": precision,
-            "patch_shape": [len(config.feature_layers), grid * grid, config.clip_projection_dim],
-            "image_size": size,
-            "config": {name: getattr(config, name) for name in CONFIG_FIELDS},
+            "patch_shape": model.feature_shape,
+            "image_feature_size": model.image_feature_size,
+            "image_size": model.config.image_size,
+            "config": model.feature_settings,
             "augmentation": None if augmentation is None else [list(augmentation.kinds), augmentation.seed],
-            "code": reading_code(),
+            "code": reading_code(getattr(model, "feature_modules", ())),
             "pillow": PIL.__version__,
         }
         meta = json.loads(json.dumps(meta))  # the same types as in the file
@@ -197,7 +193,7 @@ class FeatureCache:
         rows, size = self.meta["num_rows"], self.meta["image_size"]
         return {
             "patch_embeds": ((rows, *self.meta["patch_shape"]), self.meta["dtype"]),
-            "image_embeds": ((rows, self.meta["patch_shape"][-1]), "float32"),
+            "image_embeds": ((rows, self.meta["image_feature_size"]), "float32"),
             "masks": ((rows, -(-size * size // 8)), "uint8"),
             "labels": ((rows,), "uint8"),
             "valid": ((rows,), "uint8"),
@@ -255,7 +251,7 @@ class FeatureCache:
 
     def _compute(
         self,
-        model: ViP2ClipForAnomalyDetection,
+        model: Any,
         rows: TrainingRows,
         collator: ViP2ClipCollator,
         missing: np.ndarray,
@@ -352,16 +348,17 @@ class CachedRows(TrainingRows):
     def __init__(self, dataset: "Dataset", cache: FeatureCache) -> None:
         super().__init__(dataset)
         self.cache = cache
+        self.categories = dataset["category"] if "category" in dataset.column_names else [None] * len(dataset)
 
     def read(self, view: int, position: int) -> dict[str, Any]:
         """Read a row in one view from the cache."""
         row = self.cache.row(view * len(self) + position)
-        return {**row, "image_id": self.image_ids[position]}
+        return {**row, "image_id": self.image_ids[position], "category": self.categories[position]}
 
 
 def _key(
     meta: dict[str, Any],
-    model: ViP2ClipForAnomalyDetection,
+    model: Any,
     image_processor: ViP2ClipImageProcessor,
     dataset: "Dataset",
     mask_options: MaskOptions,
@@ -371,7 +368,7 @@ def _key(
     masks.update({name: list(dataset[name]) for name in MASK_OPTIONS.values() if name in dataset.column_names})
     inputs = {
         "backbone": backbone_checksum(_vision_weights(model), model.clip.dtype),
-        "vision_config": _settings(model.config.clip_vision_config.to_dict()),
+        "vision_config": _settings(model.clip.config.vision_config.to_dict()),
         "image_processor": _settings(image_processor.to_dict()),
         "images": [content_hash(image) for image in dataset["image"]],
         "masks": [content_hash(mask) for mask in dataset["mask"]],
@@ -381,7 +378,7 @@ def _key(
     return hashlib.sha256(json.dumps([meta, inputs], sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _vision_weights(model: ViP2ClipForAnomalyDetection) -> dict[str, torch.Tensor]:
+def _vision_weights(model: Any) -> dict[str, torch.Tensor]:
     return {
         name: tensor
         for name, tensor in model.clip.state_dict().items()

@@ -14,7 +14,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from .arguments import DataArguments, ModelArguments, ViP2ClipTrainingArguments
-from .named_recipes import recipe_path
+from .named_recipes import RECIPES, recipe_path
 
 
 _TYPES = (ModelArguments, DataArguments, ViP2ClipTrainingArguments)
@@ -143,9 +143,13 @@ def _expand(argv: Sequence[str]) -> list[str]:
         files.append(Path(argv.pop(0)))
     only_recipe = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     only_recipe.add_argument("--recipe")
+    only_recipe.add_argument("--method")
     found, argv = only_recipe.parse_known_args(argv)
     if found.recipe is not None:
         files.insert(0, recipe_path(found.recipe))
+    method = found.method or next((_read(path)["method"] for path in reversed(files) if "method" in _read(path)), None)
+    if method in RECIPES:
+        files.insert(0, recipe_path(method))  # the published recipe of another method
     options: list[str] = []
     for path in files:
         for name, value in _read(path).items():
@@ -154,6 +158,7 @@ def _expand(argv: Sequence[str]) -> list[str]:
             if value is not None:
                 values = value if isinstance(value, list) else [value]
                 options += [f"--{name}", *(item if isinstance(item, str) else json.dumps(item) for item in values)]
+    options += [] if found.method is None else ["--method", found.method]
     return options + argv  # if an argument occurs twice, the parser uses the last value
 
 

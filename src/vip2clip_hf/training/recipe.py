@@ -143,8 +143,7 @@ def describe_recipe(trainer: Any) -> dict[str, Any]:
     args, state = trainer.args, trainer.state
     warmup = args.get_warmup_steps(state.max_steps) if args.warmup_steps and state.max_steps > 0 else 0
     parts = [
-        f"{trainer.optimizer_name}, {_schedule(trainer)} learning rates {args.learning_rate:g} (prompts, "
-        f"image-conditioned adapter) and {args.perception_learning_rate:g} (fine-grained perception)",
+        f"{trainer.optimizer_name}, {_schedule(trainer)} {trainer.describe_rates()}",
         *([f"{warmup} warm-up steps"] if warmup else []),
         f"weight decay {args.weight_decay:g}",
         *([f"gradients clipped to {args.max_grad_norm:g}"] if args.max_grad_norm else []),

@@ -11,6 +11,7 @@ from transformers import SchedulerType, Trainer, TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy, TrainOutput
 from transformers.utils import logging
 
+from ..checkpoints.card import write_card
 from ..checkpoints.saving import write_checkpoint
 from ..data.benchmarks.registry import BENCHMARKS
 from ..data.provenance import describe_training_set
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from ..models.vip2clip.image_processing_vip2clip import ViP2ClipImageProcessor
-    from ..models.vip2clip.modeling_vip2clip import ViP2ClipForAnomalyDetection
     from .rows import EpochSampler
 
 logger = logging.get_logger(__name__)
@@ -42,7 +42,7 @@ logger = logging.get_logger(__name__)
 
 class RecordedTrainer(Trainer):
     """
-    Base class of [`ViP2ClipTrainer`]: the record and the checkpoints of a run.
+    Base class of the trainers: the record and the checkpoints of a run.
 
     Attributes:
         run ([`RunRecord`], *optional*): record of the run. None before training.
@@ -52,7 +52,7 @@ class RecordedTrainer(Trainer):
     """
 
     args: ViP2ClipTrainingArguments
-    model: "ViP2ClipForAnomalyDetection"
+    model: Any
     image_processor: "ViP2ClipImageProcessor"
     mask_options: MaskOptions
     results: dict[str, dict[str, Any]]
@@ -113,6 +113,52 @@ class RecordedTrainer(Trainer):
             if args.should_save and args.save_total_limit == 1 and best is not None:
                 self.run_folder.rotate(self.run.run_id, 1, [best])
         return output
+
+    def describe_rates(self) -> str:
+        """Describe the learning rates for the model card."""
+        return f"learning rate {self.args.learning_rate:g}"
+
+    def write(
+        self,
+        folder: str | os.PathLike,
+        *,
+        adapters_only: bool = False,
+        backbone_checksum: str | None = None,
+        run: dict[str, Any] | None = None,
+    ) -> Path:
+        """
+        Write the model and its image processor to a folder. See [`write_checkpoint`].
+
+        Args:
+            folder, adapters_only, backbone_checksum, run: see [`write_checkpoint`].
+
+        Returns:
+            `pathlib.Path`: the folder.
+
+        Raises:
+            OSError, ValueError: see [`write_checkpoint`].
+        """
+        model = self.accelerator.unwrap_model(self.model)
+        return write_checkpoint(
+            model,
+            self.image_processor,
+            folder,
+            adapters_only=adapters_only,
+            backbone_checksum=backbone_checksum,
+            run=run,
+        )
+
+    def write_card(self, run: dict[str, Any]) -> None:
+        """
+        Write the model card in the output folder again, with new information.
+
+        Args:
+            run (`dict`): information about training and evaluation, see [`model_card`].
+
+        Raises:
+            OSError: if it cannot be written.
+        """
+        write_card(self.args.output_dir, run)
 
     def mask_settings(self) -> dict[str, Any]:
         """Return how masks are read: the values that are not the default of the image processor."""
@@ -230,9 +276,7 @@ class RecordedTrainer(Trainer):
         model = self.accelerator.unwrap_model(self.model)
         if self._training:
             remember_weights(model)  # the data they were trained on is recorded
-        folder = write_checkpoint(
-            model,
-            self.image_processor,
+        folder = self.write(
             self.args.output_dir if output_dir is None else output_dir,
             adapters_only=adapters_only,
             backbone_checksum=self._backbone_checksum(model) if adapters_only else None,
@@ -241,7 +285,7 @@ class RecordedTrainer(Trainer):
         if folder == self.run_folder.path:
             self.record_files([path.name for path in folder.iterdir() if is_checkpoint_file(path.name)])
 
-    def _backbone_checksum(self, model: "ViP2ClipForAnomalyDetection") -> str:
+    def _backbone_checksum(self, model: Any) -> str:
         """Return the checksum of the backbone, computed once: the backbone is frozen and has up to 1.7 GB."""
         if self._checksum is None:
             self._checksum = backbone_checksum(model.clip.state_dict(), model.clip.dtype)

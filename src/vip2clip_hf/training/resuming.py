@@ -4,16 +4,15 @@ import inspect
 import os
 import zipfile
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
-from transformers import TrainerState
+from transformers import PreTrainedConfig, TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..models.vip2clip.adapter_weights_vip2clip import RENAMED_ADAPTERS
 from ..models.vip2clip.backbone_vip2clip import WEIGHTS_NAME
-from ..models.vip2clip.configuration_vip2clip import ViP2ClipConfig
-from ..models.vip2clip.modeling_vip2clip import ViP2ClipForAnomalyDetection
 from ..models.vip2clip.provenance_vip2clip import BackboneReference
 from .run_record import RunRecord
 
@@ -113,12 +112,12 @@ def last_complete_checkpoint(output_dir: str | os.PathLike, run_id: str | None =
     return None
 
 
-def load_adapters(model: ViP2ClipForAnomalyDetection, folder: str | os.PathLike, checksum: str) -> None:
+def load_adapters(model: Any, folder: str | os.PathLike, checksum: str) -> None:
     """
     Load the adapters of a checkpoint into a model with the same backbone.
 
     Args:
-        model ([`ViP2ClipForAnomalyDetection`]): the model; changed in place.
+        model ([`ViP2ClipForAnomalyDetection`] or [`TrainableBaselineModel`]): the model; changed in place.
         folder (`str` or `os.PathLike`): the checkpoint.
         checksum (`str`): checksum of the backbone of the model.
 
@@ -126,12 +125,13 @@ def load_adapters(model: ViP2ClipForAnomalyDetection, folder: str | os.PathLike,
         ValueError: if the checkpoint has another backbone, other settings, or adapters with other names or shapes.
         OSError: if the checkpoint cannot be read.
     """
-    config = ViP2ClipConfig.from_pretrained(folder)
+    config_class: Any = type(model.config)
+    config = config_class.from_pretrained(folder)
     if BackboneReference.from_pretrained(folder).checksum not in (None, checksum):
         raise ValueError(f"{folder} was trained with another CLIP backbone; resume with the same --clip.")
     changed = [
         name
-        for name in inspect.get_annotations(ViP2ClipConfig)
+        for name in _own_fields(config_class)
         if name != "clip_config" and getattr(config, name) != getattr(model.config, name)
     ]
     if changed:
@@ -155,6 +155,12 @@ def load_adapters(model: ViP2ClipForAnomalyDetection, folder: str | os.PathLike,
             "original settings."
         )
     model.load_state_dict(weights, strict=False)
+
+
+def _own_fields(config_class: type[PreTrainedConfig]) -> list[str]:
+    """Return the fields of a configuration that those of all models of the library do not have."""
+    parents = config_class.__mro__[: config_class.__mro__.index(PreTrainedConfig)]
+    return list(dict.fromkeys(name for one in parents for name in inspect.get_annotations(one)))
 
 
 __all__ = [

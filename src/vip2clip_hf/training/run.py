@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import CLIPConfig, CLIPModel, set_seed
 
 from ..checkpoints.bundled import BUNDLED, bundled_backbone
-from ..checkpoints.card import write_card
-from ..checkpoints.saving import check_target, write_checkpoint
+from ..checkpoints.saving import check_target
 from ..data.provenance import describe_training_set, find_training_overlap
 from ..data.sources import DataSource, concatenate
 from ..models.small_text_tower import state_word_tokenizer
@@ -19,7 +18,9 @@ from ..models.vip2clip.mask_options_vip2clip import MaskOptions
 from ..models.vip2clip.modeling_vip2clip import ViP2ClipForAnomalyDetection
 from ..utils.files import write_atomically
 from ..utils.serialization import to_json, without_nan
+from ..utils.settings import read_settings
 from ..utils.versions import versions
+from .adapter_trainer import AdapterTrainer
 from .arguments import DataArguments, ModelArguments, ViP2ClipTrainingArguments
 from .recipe import describe_recipe
 from .run_folder import RESULTS_FILE, is_checkpoint_file
@@ -40,6 +41,7 @@ def run_training(
     arguments: ViP2ClipTrainingArguments,
     *,
     before_training: Callable[[], None] | None = None,
+    kind: "TrainingKind | None" = None,
 ) -> dict[str, Any]:
     """
     Train adapters, evaluate them, and write a complete checkpoint with `results.json` to `arguments.output_dir`.
@@ -50,6 +52,7 @@ def run_training(
         arguments ([`ViP2ClipTrainingArguments`]): the training arguments.
         before_training (`Callable`, *optional*): called after the data and the output folder are checked and before
             the model is loaded, for example to check the access to the Hub.
+        kind ([`TrainingKind`], *optional*): the method, by default ViP²-CLIP.
 
     Returns:
         `dict`: `training_sets`, `losses`, `history`, `recipe`, `versions` and `results`. `results` is a list with the
@@ -64,9 +67,8 @@ def run_training(
         RuntimeError: if the loss is not finite.
     """
     folder = check_target(arguments.output_dir)
-    prepared = prepare_training(model_arguments, data_arguments, arguments, before_training=before_training)
-    trainer, model, image_processor = prepared.trainer, prepared.trainer.model, prepared.trainer.image_processor
-    eval_datasets = prepared.eval_datasets
+    prepared = prepare_training(model_arguments, data_arguments, arguments, before_training=before_training, kind=kind)
+    trainer, model, eval_datasets = prepared.trainer, prepared.trainer.model, prepared.eval_datasets
     trainer.training_sets = [
         describe_training_set(dataset, source.name, source.benchmark, source.split)
         for source, dataset in zip(prepared.train_sources, prepared.train_sets)
@@ -77,10 +79,11 @@ def run_training(
     with trainer.locked():  # until the results are written
         trainer.train(resume_from_checkpoint=resume)
         first = trainer.is_world_process_zero()
-        recipe = {"variant": model_arguments.variant, **describe_recipe(trainer)}
+        name = "variant" if kind is None else "method"
+        recipe = {name: getattr(model_arguments, name), **describe_recipe(trainer)}
         run = {"recipe": recipe, "versions": versions()}
         if first:  # before the evaluation, which can fail
-            write_checkpoint(model, image_processor, folder, adapters_only=data_arguments.adapters_only, run=run)
+            trainer.write(folder, adapters_only=data_arguments.adapters_only, run=run)
             trainer.record_files([path.name for path in folder.iterdir() if is_checkpoint_file(path.name)])
         history = [entry for entry in trainer.state.log_history if "loss" in entry]
         report: dict[str, Any] = {
@@ -104,8 +107,22 @@ def run_training(
         if first:
             write_atomically(Path(folder, RESULTS_FILE), to_json(without_nan(report)))
             trainer.record_files([RESULTS_FILE])
-            write_card(folder, {**run, "results": report["results"]})
+            trainer.write_card({**run, "results": report["results"]})
     return report
+
+
+@dataclass(frozen=True)
+class TrainingKind:
+    """
+    How the model of a method is built and trained.
+
+    Args:
+        build (`Callable[[ModelArguments, int], Any]`): builds the model from the arguments and the random seed.
+        trainer (`type[AdapterTrainer]`): class of the trainer.
+    """
+
+    build: Callable[[ModelArguments, int], Any]
+    trainer: type[AdapterTrainer]
 
 
 @dataclass
@@ -114,12 +131,12 @@ class PreparedTraining:
     A training that is ready to start: the trainer, and the datasets as they were named.
 
     Args:
-        trainer ([`ViP2ClipTrainer`]): the trainer.
+        trainer ([`AdapterTrainer`]): the trainer.
         train_sources, eval_sources (`list[DataSource]`): names and locations of the datasets.
         train_sets, eval_sets (`list[datasets.Dataset]`): their images, in the same order.
     """
 
-    trainer: ViP2ClipTrainer
+    trainer: AdapterTrainer
     train_sources: list[DataSource]
     train_sets: list["Dataset"]
     eval_sources: list[DataSource]
@@ -142,12 +159,13 @@ def prepare_training(
     arguments: ViP2ClipTrainingArguments,
     *,
     before_training: Callable[[], None] | None = None,
+    kind: TrainingKind | None = None,
 ) -> PreparedTraining:
     """
     Load the data and the model of a training.
 
     Args:
-        model_arguments, data_arguments, arguments, before_training: see [`run_training`].
+        model_arguments, data_arguments, arguments, before_training, kind: see [`run_training`].
 
     Returns:
         [`PreparedTraining`]: the training.
@@ -161,7 +179,8 @@ def prepare_training(
     eval_sources, eval_sets = _read_sources(data_arguments, data_arguments.eval_data, data_arguments.eval_split)
     if before_training is not None:
         before_training()
-    model = _build_model(model_arguments, arguments.seed)
+    kind = TrainingKind(_build_model, ViP2ClipTrainer) if kind is None else kind
+    model = kind.build(model_arguments, arguments.seed)
     # Saved with the checkpoint, so evaluation and prediction read photos and masks in the same way.
     image_processor = ViP2ClipImageProcessor(
         size=model.config.image_size,
@@ -173,7 +192,7 @@ def prepare_training(
         mask_orientation=data_arguments.mask_orientation,
     )
     eval_datasets = {s.name: concatenate([s], [dataset]) for s, dataset in zip(eval_sources, eval_sets)}
-    trainer = ViP2ClipTrainer(
+    trainer = kind.trainer(
         model,
         arguments,
         image_processor,
@@ -210,17 +229,34 @@ def _random_tiny_clip(seed: int) -> CLIPModel:
     return CLIPModel(CLIPConfig(projection_dim=192, text_config=text, vision_config=vision))
 
 
-def _build_model(arguments: ModelArguments, seed: int) -> ViP2ClipForAnomalyDetection:
-    if arguments.clip is None:
+def backbone_of(arguments: ModelArguments, seed: int) -> tuple[str | CLIPModel, Any]:
+    """
+    Find the backbone of a training.
+
+    Args:
+        arguments ([`ModelArguments`]): the arguments.
+        seed (`int`): random seed of a backbone with random weights.
+
+    Returns:
+        `tuple`: the folder or Hub id of the backbone, or the model, and its tokenizer if it is not in the same place.
+
+    Raises:
+        ValueError: if there is no backbone.
+        OSError: if the package was installed without the bundled backbone.
+    """
+    clip = arguments.clip
+    if clip is None:
         raise ValueError("--clip is missing; expected the folder or Hub id of a CLIP checkpoint, or 'bundled'.")
-    clip: str | CLIPModel = arguments.clip
-    tokenizer = None
     if clip == "random-tiny":
         logger.warning("The backbone has random weights: use it to try the command. Its results are meaningless.")
-        clip = _random_tiny_clip(seed)
-    elif clip == BUNDLED:
-        clip, tokenizer = bundled_backbone(), state_word_tokenizer()
+        return _random_tiny_clip(seed), None
+    return (bundled_backbone(), state_word_tokenizer()) if clip == BUNDLED else (clip, None)
+
+
+def _build_model(arguments: ModelArguments, seed: int) -> ViP2ClipForAnomalyDetection:
+    clip, tokenizer = backbone_of(arguments, seed)
     chosen: dict[str, Any] = {} if arguments.fgp_scaled is None else {"fgp_scaled": arguments.fgp_scaled}
+    chosen.update(read_settings(arguments.set or []))
     set_seed(seed)
     return ViP2ClipForAnomalyDetection.from_clip(
         clip,
@@ -233,4 +269,4 @@ def _build_model(arguments: ModelArguments, seed: int) -> ViP2ClipForAnomalyDete
     )
 
 
-__all__ = ["PreparedTraining", "prepare_training", "run_training"]
+__all__ = ["PreparedTraining", "TrainingKind", "backbone_of", "prepare_training", "run_training"]

@@ -22,6 +22,10 @@ logger = logging.get_logger(__name__)
 LOCK_FILE = ".training.lock"
 RESULTS_FILE = "results.json"
 _CODE = frozenset(path.name for path in CODE_FILES)
+# Of checkpoints of other methods.
+_TOKENIZER = frozenset(
+    {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt"}
+)
 _TRAINER_FILE = re.compile(
     r"optimizer\.(pt|bin)|scheduler\.pt|scaler\.pt|rng_state(_\d+)?\.pth|trainer_state\.json|training_args\.bin"
     rf"|{re.escape(AVERAGE_FILE)}|\..*\.tmp"
@@ -41,6 +45,7 @@ def is_checkpoint_file(name: str) -> bool:
     return (
         name in FILE_NAMES
         or name in _CODE
+        or name in _TOKENIZER
         or name == RECORD_FILE
         or WEIGHT_FILE.fullmatch(name) is not None
         or _TRAINER_FILE.fullmatch(name) is not None

@@ -110,6 +110,23 @@ class ViP2ClipPreTrainedModel(PreTrainedModel):
         """Replace the token embeddings of the text tower."""
         self.clip.text_model.embeddings.token_embedding = value
 
+    @property
+    def feature_settings(self) -> dict[str, Any]:
+        """Fields of the configuration that change the result of `get_image_features`, by name."""
+        names = ("image_size", "feature_layers", "image_embeds_layernorm", "position_interpolation")
+        return {name: getattr(self.config, name) for name in names}
+
+    @property
+    def feature_shape(self) -> tuple[int, int, int]:
+        """Shape `(num_layers, num_patches, projection_dim)` of the `patch_embeds` of an image."""
+        config = self.config
+        return len(config.feature_layers), config.patch_grid**2, config.clip_projection_dim
+
+    @property
+    def image_feature_size(self) -> int:
+        """Length of the `image_embeds` of an image."""
+        return self.config.clip_projection_dim
+
     def adapter_state_dict(self) -> dict[str, torch.Tensor]:
         """
         Return the weights of the adapters.
