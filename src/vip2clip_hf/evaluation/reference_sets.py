@@ -159,7 +159,7 @@ def evaluated_sets(
         found.append(EvaluatedSet(source, dataset, source.name))
         if not choice.counts and choice.folder is None:
             continue
-        pools = _Pools(source, dataset, choice.folder, reading)
+        pools = ReferencePools(source, dataset, choice.folder, reading)
         if not choice.counts:
             photos = {category: pools.draw(category, None, 0) for category in pools.categories}
             name = f"{source.name}-references"
@@ -175,8 +175,16 @@ def evaluated_sets(
     return found
 
 
-class _Pools:
-    """Photos to draw references from, by category, without those of the evaluated dataset."""
+class ReferencePools:
+    """
+    Photos to draw references from, by category, without those of the evaluated dataset.
+
+    Args:
+        source ([`DataSource`]): the dataset, for its name and its split "train".
+        dataset (`datasets.Dataset`): its images, not decoded.
+        folder (`str`, *optional*): folder of photos of good parts. By default, the split "train".
+        reading (`Mapping[str, Any]`): how to read images, see [`load_image`].
+    """
 
     def __init__(self, source: DataSource, dataset: "Dataset", folder: str | None, reading: Mapping[str, Any]) -> None:
         self.source, self.dataset, self.reading = source, dataset, reading
@@ -222,7 +230,20 @@ class _Pools:
         }
 
     def draw(self, category: str, count: int | None, seed: int) -> list[dict[str, Any]]:
-        """Draw different photos that are not evaluated: the first ones of a permutation, or all."""
+        """
+        Draw different photos that are not evaluated: the first ones of a permutation, or all.
+
+        Args:
+            category (`str`): name of the category.
+            count (`int`, *optional*): number of photos. By default, all.
+            seed (`int`): seed of the draw.
+
+        Returns:
+            `list[dict]`: the photos, each with `image`, `name` and `digest`.
+
+        Raises:
+            ValueError: if there are fewer photos.
+        """
         rows = self.rows[category]
         order: Sequence[int] = range(len(rows))
         if count is not None:
@@ -277,4 +298,4 @@ class _Pools:
             )
 
 
-__all__ = ["EvaluatedSet", "ReferenceChoice", "evaluated_sets"]
+__all__ = ["EvaluatedSet", "ReferenceChoice", "ReferencePools", "evaluated_sets"]
