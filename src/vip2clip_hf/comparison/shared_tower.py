@@ -14,8 +14,8 @@ from ..utils.eval_mode import eval_mode
 from .competitors import Competitor
 
 
-# Entries of the configuration of a tower that do not change what it computes.
-NAMES = ("architectures", "dtype", "transformers_version", "model_type", "_name_or_path")
+# Entries of the configuration of a tower that change what it computes with the same weights.
+FIELDS = ("hidden_act", "layer_norm_eps", "num_attention_heads", "patch_size", "attention_dropout")
 
 
 @dataclass
@@ -67,9 +67,8 @@ def tower_key(model: Any, image_processor: Any) -> str | None:
     tower, size = model.clip.vision_model, int(model.config.image_size)
     embeddings = tower.embeddings
     positions = embeddings.interpolate_pos_encoding(embeddings.class_embedding, size, size)  # (1, 1 + P, width)
-    config = {name: value for name, value in tower.config.to_dict().items() if name not in NAMES}
     parts = {
-        "config": config,
+        "config": {name: getattr(tower.config, name) for name in FIELDS},
         "attention": str(tower.config._attn_implementation),
         "processor": processor_settings(image_processor),
         "image_size": size,

@@ -57,6 +57,7 @@ def describe_method(
     if measurement is None:
         return record
     record["references"] = num_references or 0
+    record["image_size"] = getattr(competitor.subject, "image_size", None)
     undefined: dict[str, str] = dict.fromkeys(QUALITY, NO_LABELS)
     values: dict[str, float | None] = dict.fromkeys(QUALITY)
     if measurement.metrics is not None:
@@ -148,6 +149,12 @@ def comparison_notes(
             f"The vision tower of {', '.join(names)} ran once for all of them, in {milliseconds:.1f} ms per photo. "
             "It is part of the time of each."
         )
+    sizes: dict[int, list[str]] = {}
+    for one in ran:
+        sizes.setdefault(one["image_size"], []).append(one["name"])
+    if len(sizes) > 1:
+        texts = [f"{', '.join(names)} at {size} x {size}" for size, names in sizes.items()]
+        notes.append(f"The methods see photos in different sizes: {'; '.join(texts)}.")
     if any(one["references"] for one in ran) and any(not one["references"] for one in ran):
         without = ", ".join(one["name"] for one in ran if not one["references"])
         notes.append(f"Zero-shot, because the method does not use references: {without}.")
