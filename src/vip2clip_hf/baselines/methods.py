@@ -16,6 +16,8 @@ from ..models.small_text_tower import state_word_tokenizer
 
 
 logger = logging.get_logger(__name__)
+# The prompts of the bundled backbone, and the image size of the bundled checkpoint.
+_STATE_WORDS: dict[str, Any] = {"prompt_ensemble": "state_words", "image_size": 320}
 # Adapters for the bundled backbone.
 _TRAINED = Path(__file__).with_name("trained")
 
@@ -46,7 +48,7 @@ class Method:
     trained: bool = True
     uses_references: bool = False
     uses_class_names: bool = True
-    for_state_words: Mapping[str, Any] = field(default_factory=lambda: {"prompt_ensemble": "state_words"})
+    for_state_words: Mapping[str, Any] = field(default_factory=lambda: dict(_STATE_WORDS))
 
     @property
     def model_class(self) -> Any:
@@ -70,6 +72,29 @@ METHODS = {
         Method(
             "winclip", "WinCLIP", "winclip:WinClipForAnomalyDetection", "https://arxiv.org/abs/2303.14814",
             "https://github.com/open-edge-platform/anomalib", "Apache-2.0", trained=False, uses_references=True,
+        ),
+        Method(
+            "april-gan", "APRIL-GAN", "april_gan:AprilGanForAnomalyDetection", "https://arxiv.org/abs/2305.17382",
+            "https://github.com/ByChelsea/VAND-APRIL-GAN", "MIT", uses_references=True,
+            for_state_words={**_STATE_WORDS, "feature_layers": (3, 6, 9, 12)},
+        ),
+        Method(
+            "anomalyclip", "AnomalyCLIP", "anomalyclip:AnomalyClipForAnomalyDetection",
+            "https://arxiv.org/abs/2310.18961", "https://github.com/zqhang/AnomalyCLIP", "MIT",
+            uses_class_names=False,
+            for_state_words={
+                "normal_text": "good", "anomalous_text": "damaged", "image_size": 320, "dpam_layers": 10,
+                "prompt_depth": 3,
+            },
+        ),
+        Method(
+            "adaclip", "AdaCLIP", "adaclip:AdaClipForAnomalyDetection", "https://arxiv.org/abs/2407.15795",
+            "https://github.com/caoyunkang/AdaCLIP", "MIT",
+            # The prompts replace the first tokens, so the word is repeated.
+            for_state_words={
+                **_STATE_WORDS, "normal_states": (" ".join(["good"] * 6),),
+                "anomalous_states": (" ".join(["damaged"] * 6),), "prompting_depth": 3,
+            },
         ),
     )
 }  # fmt: skip

@@ -3,6 +3,10 @@
 from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
 from ..models.vip2clip.image_processing_vip2clip import ViP2ClipImageProcessor
+from .anomalyclip import AnomalyClipForAnomalyDetection
+from .anomalyclip_configuration import AnomalyClipConfig
+from .april_gan import AprilGanForAnomalyDetection
+from .april_gan_configuration import AprilGanConfig
 from .base import BaselineModel
 from .clip import ClipForAnomalyDetection
 from .clip_configuration import ClipAnomalyDetectionConfig
@@ -14,6 +18,8 @@ from .winclip_configuration import WinClipConfig
 METHODS: dict[type[BaselineConfig], type[BaselineModel]] = {
     ClipAnomalyDetectionConfig: ClipForAnomalyDetection,
     WinClipConfig: WinClipForAnomalyDetection,
+    AprilGanConfig: AprilGanForAnomalyDetection,
+    AnomalyClipConfig: AnomalyClipForAnomalyDetection,
 }
 
 

@@ -158,7 +158,9 @@ def training_kind(key: str) -> TrainingKind:
     def build(arguments: ModelArguments, seed: int) -> TrainableBaselineModel:
         _check_arguments(arguments)
         clip = arguments.clip if arguments.clip == "bundled" else backbone_of(arguments, seed)[0]
-        settings = {"image_size": arguments.image_size, "feature_layers": tuple(arguments.feature_layers)}
+        settings: dict[str, Any] = {"image_size": arguments.image_size}
+        if arguments.feature_layers is not None:
+            settings["feature_layers"] = tuple(arguments.feature_layers)
         return create_model(key, clip, seed=seed, **{**settings, **read_settings(arguments.set or [])})
 
     return TrainingKind(build, BaselineTrainer)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
+from ..baselines.methods import find_method
 from ..evaluation.detector import Detector
 from ..evaluation.evaluator import evaluate_detector
 from ..evaluation.recorder import EvaluationRecorder
@@ -19,6 +20,7 @@ from .feature_memory import FeatureMemory
 from .less_memory import is_disk_error, sentence_of, with_less_memory
 from .method import ViP2ClipMethod
 from .plan_types import Plan
+from .rivals import Rival, TrainedRival, rival_arguments
 from .settings import UNTRAINED, training_fields
 from .store import Store
 from .work import Evaluation, Need, Unit, Work
@@ -64,12 +66,12 @@ class Reproduction:
     def is_done(self, unit: Unit) -> bool:
         """Whether a training is not needed any more: all its results are there, and its model if it is needed."""
         evaluated = all(self.store.result(one.digest) is not None for one in unit.evaluations)
-        # A detector of the user cannot be loaded: it is trained again where a picture needs it.
-        return evaluated and (not unit.keep or unit.detector is not None or self._has_model(unit))
+        return evaluated and (not unit.keep or self._has_model(unit))
 
     def _has_model(self, unit: Unit) -> bool:
-        # Weights of other detectors are not kept.
-        return unit.detector is not None or not _is_trained(unit) or self.store.training(unit.key.digest) is not None
+        # A detector that cannot be loaded is trained again where a picture needs it.
+        forgets = unit.detector is not None and not unit.kept
+        return forgets or not _is_trained(unit) or self.store.training(unit.key.digest) is not None
 
     def is_possible(self, unit: Unit) -> bool:
         """Whether all datasets of a training and of at least one missing evaluation are there."""
@@ -91,7 +93,8 @@ class Reproduction:
 
     def num_steps(self, unit: Unit) -> int:
         """Count the steps of a training."""
-        fields = training_fields(self.plan)
+        keys = [key for key in self.plan.methods if find_method(key).name == unit.detector]
+        fields = rival_arguments(self.plan, keys[0]) if keys else training_fields(self.plan)
         if (steps := fields.get("max_steps", -1)) > 0:
             return int(steps)
         size = fields.get("per_device_train_batch_size", 8) * fields.get("gradient_accumulation_steps", 1)
@@ -188,11 +191,11 @@ class Reproduction:
         folder = self.store.training_folder(unit.key.digest)
         done = self.store.training(unit.key.digest)
         if unit.detector is not None:
-            detector = self.detectors[unit.detector]()
-            if unit.key.train:
-                dataset = _decoded(self.data.training_set(unit.key.train)[0])
-                folder.mkdir(parents=True, exist_ok=True)
-                detector.train(dataset, seed=unit.key.seed, folder=folder)  # type: ignore[attr-defined]
+            detector: Any = self.detectors[unit.detector]()
+            if unit.kept and done is not None:
+                detector.load(folder)
+            elif unit.key.train:
+                self._train_other(unit, detector, folder)
             return detector
         method = self.method(unit.key.setting)
         if not _is_trained(unit):
@@ -207,6 +210,18 @@ class Reproduction:
             self.store.finish_training(unit.key.digest, {**about, "halved": halved, **record})
         return method
 
+    def _train_other(self, unit: Unit, detector: Any, folder: Path) -> None:
+        """Train a detector that is not ViP²-CLIP, and keep its weights if it can load them."""
+        dataset, training_sets = self.data.training_set(unit.key.train)
+        options = {"training_sets": training_sets} if isinstance(detector, TrainedRival) else {}
+        if unit.kept:
+            self.store.begin_training(unit.key.digest, halved=False)
+        folder.mkdir(parents=True, exist_ok=True)
+        record = detector.train(_decoded(dataset), seed=unit.key.seed, folder=folder, **options)
+        if unit.kept:
+            about = {"settings": unit.key.content, "setting": unit.key.setting, "train": unit.key.train}
+            self.store.finish_training(unit.key.digest, {**about, **(record or {})})
+
     def method(self, setting: str) -> ViP2ClipMethod:
         """Return ViP²-CLIP with a setting, without weights."""
         return ViP2ClipMethod(
@@ -218,7 +233,7 @@ class Reproduction:
             progress=self.progress,
         )
 
-    def model_of(self, setting: str, dataset: str) -> Detector | None:
+    def model_of(self, setting: str, dataset: str) -> Any:
         """
         Load the model of the first seed.
 
@@ -234,6 +249,10 @@ class Reproduction:
         if unit is None or not self._has_model(unit) or digest in self.failures:
             return None
         return self._detector(unit)
+
+    def is_rival(self, name: str) -> bool:
+        """Whether a detector is a method of the plan, and not a detector of the user with its name."""
+        return isinstance(self.detectors[name](), Rival) if name in self.detectors else False
 
     def evaluate(
         self,

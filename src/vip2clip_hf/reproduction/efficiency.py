@@ -40,11 +40,12 @@ class VisionTower:
     The vision tower of a model alone, not compiled: from pixels to hidden states, without projections.
 
     Args:
-        model ([`ViP2ClipForAnomalyDetection`]): the model. The tower has its precision and device.
+        model ([`ViP2ClipForAnomalyDetection`] or [`BaselineModel`]): the model. The tower has its precision and
+            device.
         image_processor ([`ViP2ClipImageProcessor`]): prepares the images.
     """
 
-    def __init__(self, model: ViP2ClipForAnomalyDetection, image_processor: ViP2ClipImageProcessor) -> None:
+    def __init__(self, model: Any, image_processor: ViP2ClipImageProcessor) -> None:
         self.model, self.image_processor = model, image_processor
 
     def prepare(self, images: Sequence[Image.Image]) -> torch.Tensor:

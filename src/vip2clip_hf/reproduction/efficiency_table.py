@@ -24,8 +24,8 @@ INFERENCE_HEADERS = [
     "Vision tower (ms)", "Memory (GB)",
 ]  # fmt: skip
 TRAINING_HEADERS = [
-    "Feature cache", "Hardware", "Precision", "Batch", "Pixels", "Step, per image (ms)", "Cache pass, per image (ms)",
-    "Vision tower (ms)", "Images", "Steps", "Training (h)", "Memory (GB)",
+    "Model", "Feature cache", "Hardware", "Precision", "Batch", "Pixels", "Step, per image (ms)",
+    "Cache pass, per image (ms)", "Vision tower (ms)", "Images", "Steps", "Training (h)", "Memory (GB)",
 ]  # fmt: skip
 CSV_FIELDS = (
     "part", "model", "hardware", "dtype", "compile", "cache", "batch_size", "image_size", "num_images",
@@ -79,6 +79,7 @@ def _same_setting(training: dict[str, Any], inference: dict[str, Any]) -> bool:
     same = ("hardware", "image_size", "trainable_parameters")
     return (
         not training["cache"]
+        and training.get("name", "ViP²-CLIP") == inference["name"]
         and training["dtype"] == "float32"
         and all(training[name] == inference.get(name) for name in same)
     )
@@ -124,8 +125,9 @@ def training_rows(results: Sequence[dict[str, Any]]) -> list[list[str]]:
         tower, cached = one["tower_image_seconds"], one["cache_image_seconds"]
         rows.append(
             [
-                "yes" if one["cache"] else "no", _hardware(one), one["dtype"], str(one["batch_size"]),
-                str(one["image_size"]), _time({"mean": one["image_seconds"]}, one["step_ratio"]),
+                one.get("name", "ViP²-CLIP"), "yes" if one["cache"] else "no", _hardware(one), one["dtype"],
+                str(one["batch_size"]), str(one["image_size"]),
+                _time({"mean": one["image_seconds"]}, one["step_ratio"]),
                 "-" if cached is None else _time({"mean": cached}, cached / tower), _time({"mean": tower}, 1.0),
                 str(one["num_images"]), str(one["num_steps"]), _hours(one), _memory(one),
             ]
@@ -290,7 +292,8 @@ def _csv(results: Mapping[str, Sequence[dict[str, Any]]]) -> str:
     for one in results.get("training", ()):
         rows.append(
             {
-                **one, "part": "training", "hardware": _hardware(one), "seconds_per_image": one["image_seconds"],
+                **one, "part": "training", "model": one.get("name", "ViP²-CLIP"),
+                "hardware": _hardware(one), "seconds_per_image": one["image_seconds"],
                 "tower_seconds_per_image": one["tower_image_seconds"], "ratio_to_tower": one["step_ratio"],
                 "cache_seconds_per_image": one["cache_image_seconds"], "training_seconds": one["seconds"],
                 "training_ratio_to_tower": one["ratio"],

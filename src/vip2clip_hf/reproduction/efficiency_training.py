@@ -7,6 +7,7 @@ from typing import Any
 
 from ..training.arguments import DataArguments, ModelArguments, ViP2ClipTrainingArguments
 from ..training.dry_run import plan_training
+from ..training.run import TrainingKind
 from ..utils.hardware import describe_hardware
 from ..utils.versions import versions
 
@@ -19,6 +20,7 @@ def measure_training(
     caches: Sequence[bool] = (False, True),
     num_images: int | None = None,
     measured: Mapping[bool, float] | None = None,
+    kind: TrainingKind | None = None,
 ) -> list[dict[str, Any]]:
     """
     Measure a few steps of a training, and extrapolate them to the training. See [`plan_training`].
@@ -34,6 +36,7 @@ def measure_training(
         num_images (`int`, *optional*): number of training images to extrapolate to. Defaults to those of the data.
         measured (`Mapping[bool, float]`, *optional*): seconds of a complete training of `num_images` images, by
             whether it used the feature cache.
+        kind ([`TrainingKind`], *optional*): the method, by default ViP²-CLIP.
 
     Returns:
         `list[dict]`: JSON-serializable, one for each of `caches`: `cache`, `hardware`, `versions`, `dtype`,
@@ -53,7 +56,7 @@ def measure_training(
     for cache in caches:
         # The name of the folder only switches the cache on: plan_training uses a temporary one.
         chosen = replace(arguments, cache_features="cache" if cache else None)
-        plan = plan_training(model_arguments, data_arguments, chosen, with_tower=True)
+        plan = plan_training(model_arguments, data_arguments, chosen, with_tower=True, kind=kind)
         count = num_images or sum(one["num_normal"] + one["num_anomalous"] for one in plan["train_data"])
         steps, seconds = plan["num_steps"], plan["seconds"]
         if num_images is not None:

@@ -88,7 +88,7 @@ def create_model(plan: Plan, setting: str, seed: int) -> ViP2ClipForAnomalyDetec
     )
 
 
-class _Bar(ProgressCallback):
+class TrainingBar(ProgressCallback):
     """The progress bar of a training, without a line for each log entry."""
 
     def on_log(self, *args: Any, **kwargs: Any) -> None:
@@ -152,7 +152,7 @@ class ViP2ClipMethod:
         )
         if self.progress:
             trainer.remove_callback(ProgressCallback)
-            trainer.add_callback(_Bar)
+            trainer.add_callback(TrainingBar)
         else:
             trainer.remove_callback(PrinterCallback)  # it prints the time of each training
         with trainer.locked():
@@ -231,4 +231,12 @@ def device_of(name: str | None) -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-__all__ = ["ViP2ClipMethod", "checksum_of_backbone", "create_model", "device_of", "load_backbone"]
+__all__ = [
+    "NO_WEIGHTS",
+    "TrainingBar",
+    "ViP2ClipMethod",
+    "checksum_of_backbone",
+    "create_model",
+    "device_of",
+    "load_backbone",
+]

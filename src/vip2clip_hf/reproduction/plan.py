@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from ..baselines.methods import METHODS, find_method
 from ..data.sources import DataSource
 from ..models.vip2clip.configuration_vip2clip import ViP2ClipConfig
 from ..training.named_recipes import RECIPES
@@ -25,6 +26,7 @@ from .plan_values import (
     check_keys,
     check_names,
     check_types,
+    read_methods,
     read_numbers,
     read_root,
     read_row_names,
@@ -142,6 +144,7 @@ def make_plan(
         generated=_group("generated", values, GENERATED_DEFAULTS),
         efficiency=_group("efficiency", values, EFFICIENCY_DEFAULTS),
         evaluation=_group("evaluation", values, EVALUATION_DEFAULTS),
+        methods=read_methods(values.get("methods", {})),
         pictures=read_numbers("pictures", [values.get("pictures", 2)], 1)[0],
         feature_cache=values.get("feature_cache", True),
     )
@@ -156,11 +159,13 @@ _EXPECTED = {
     "training": "training arguments by name",
     "model": "fields of ViP2ClipConfig by name",
     "rows": "lists of settings by number of a table",
+    "methods": f"settings by name of a method: {', '.join(METHODS)}",
     **dict.fromkeys(("generated", "efficiency", "evaluation"), "settings by name"),
 }
 _TYPES: dict[str, type] = {
     "backbone": str, "recipe": str,
-    **dict.fromkeys(("datasets", "training", "model", "rows", "generated", "efficiency", "evaluation"), dict),
+    **dict.fromkeys(("datasets", "training", "model", "rows", "methods"), dict),
+    **dict.fromkeys(("generated", "efficiency", "evaluation"), dict),
 }  # fmt: skip
 
 
@@ -178,8 +183,14 @@ def _check(plan: Plan) -> None:
     check_names(plan.datasets)
     if not isinstance(plan.feature_cache, bool):
         raise ValueError(f"feature_cache is {plan.feature_cache!r}; expected true or false.")
+    for key, one in plan.methods.items():
+        config = find_method(key).model_class.config_class
+        check_keys(f"methods.{key}.model", one["model"], [field.name for field in dataclasses.fields(config)])
+        check_types(f"methods.{key}.model", one["model"], config)
+        check_keys(f"methods.{key}.training", one["training"], allowed)
+        check_types(f"methods.{key}.training", one["training"], ViP2ClipTrainingArguments)
     own = {"output_dir", "seed", "cache_features", "resume_from_checkpoint", "push_to_hub", "eval_strategy"}
-    for name in sorted(own & set(plan.training)):
+    for name in sorted(own & {*plan.training, *(name for one in plan.methods.values() for name in one["training"])}):
         raise ValueError(f"training contains {name!r}, which the plan sets itself; remove it.")
     tables = {number: rows_of(number, plan) for number in ("4", "5", "6")}
     check_keys("rows", plan.rows, list(tables))

@@ -63,6 +63,9 @@ class Plan:
         state_words (`tuple[tuple[str, str], ...]`): pairs of words in Table 6.
         rows (`dict[str, tuple[str, ...]]`): settings to run, by number of a table. Other tables run completely.
         generated, efficiency, evaluation (`dict`): settings of generated datasets, of Table 3 and of the evaluation.
+        methods (`dict[str, dict]`): other methods of Tables 1 to 3, by their names in `vip2clip compare`, each with
+            `model` (fields of its configuration) and `training` (training arguments that replace those of its
+            recipe). They use the backbone of the plan.
         pictures (`int`): number of images per dataset in Figures 3, 4 and 7.
         feature_cache (`bool`): whether trainings share a feature cache, in float16 unless `training` sets
             `cache_dtype`.
@@ -83,6 +86,7 @@ class Plan:
     generated: dict[str, Any] = field(default_factory=lambda: dict(GENERATED_DEFAULTS))
     efficiency: dict[str, Any] = field(default_factory=lambda: dict(EFFICIENCY_DEFAULTS))
     evaluation: dict[str, Any] = field(default_factory=lambda: dict(EVALUATION_DEFAULTS))
+    methods: dict[str, dict[str, Any]] = field(default_factory=dict)
     pictures: int = 2
     feature_cache: bool = True
 

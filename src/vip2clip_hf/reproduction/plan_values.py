@@ -7,6 +7,8 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from ..baselines.methods import METHODS
+
 
 def check_keys(place: str, found: Iterable[Any], allowed: Sequence[str]) -> None:
     """Refuse unknown keys, with the nearest one."""
@@ -54,6 +56,23 @@ def read_root(name: str, root: Any) -> str:
     return os.path.expanduser(root)
 
 
+def read_methods(found: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Read the settings of the other methods."""
+    check_keys("methods", found, list(METHODS))
+    read = {}
+    for key, one in found.items():
+        one = {} if one is None else one
+        if not isinstance(one, dict):
+            raise ValueError(f"methods.{key} is {one!r}; expected model and training.")
+        parts = ("model", "training") if METHODS[key].trained else ("model",)
+        check_keys(f"methods.{key}", one, parts)
+        for part in ("model", "training"):
+            if not isinstance(one.get(part, {}), dict):
+                raise ValueError(f"methods.{key}.{part} is {one[part]!r}; expected settings by name.")
+        read[key] = {part: one.get(part, {}) for part in ("model", "training")}
+    return read
+
+
 def read_row_names(table: str, names: Any) -> tuple[str, ...]:
     """Read the settings of a table."""
     if not isinstance(names, (list, tuple)) or not all(isinstance(one, str) for one in names):
@@ -89,4 +108,13 @@ def _is_word(word: Any) -> bool:
     return isinstance(word, str) and bool(word.strip()) and not set("/=") & set(word)  # names of settings contain them
 
 
-__all__ = ["check_keys", "check_names", "check_types", "read_numbers", "read_root", "read_row_names", "read_words"]
+__all__ = [
+    "check_keys",
+    "check_names",
+    "check_types",
+    "read_methods",
+    "read_numbers",
+    "read_root",
+    "read_row_names",
+    "read_words",
+]

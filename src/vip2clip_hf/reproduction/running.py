@@ -14,6 +14,7 @@ from .feature_memory import FeatureMemory
 from .method import checksum_of_backbone
 from .outputs import write_outputs
 from .plan_types import Plan
+from .rivals import rivals_of
 from .settings import SWITCHES
 from .store import Store
 from .work import needs_of, parse_targets, plan_work
@@ -49,12 +50,17 @@ def prepare(
     store, data = Store(folder), PlanDatasets(plan, folder / "data")
     check_output("--output", folder, [root for root in plan.datasets.values() if Path(root).exists()])
     store.begin()
-    detectors = dict(detectors or {})
-    check_detector_names(detectors, plan)
-    needs = needs_of(plan, wanted, data, list(detectors))
     known = store.remembered()
     readable = any(data.problem(name) is None for name in plan.datasets)
     backbone = checksum_of_backbone(plan) if readable else known.get("backbone", {}).get(plan.backbone, "")
+    cache = store.folder / "cache" if plan.feature_cache else None
+    rivals: Mapping[str, Callable[[], Detector]] = rivals_of(
+        plan, backbone, device=device, cache=cache, progress=progress
+    )
+    check_detector_names(detectors or {}, plan)
+    measured = [name for name in rivals if name not in (detectors or {})]
+    detectors = {**rivals, **(detectors or {})}
+    needs = needs_of(plan, wanted, data, list(detectors), measured)
     described = {name: _describe(create()) for name, create in detectors.items()}
     work = plan_work(plan, needs, data, backbone, known.get("fingerprints", {}), described)
     store.remember(
@@ -78,7 +84,11 @@ def check_detector_names(names: Iterable[str], plan: Plan) -> None:
 
 def _describe(detector: Any) -> dict[str, Any]:
     """Settings of a detector of the user."""
-    return {"trained": hasattr(detector, "train"), "settings": getattr(detector, "settings", None)}
+    return {
+        "trained": hasattr(detector, "train"),
+        "kept": hasattr(detector, "load"),
+        "settings": getattr(detector, "settings", None),
+    }
 
 
 def reproduce(
@@ -105,8 +115,10 @@ def reproduce(
             Folder to write to. It must be new or empty, or contain a reproduction.
         detectors (`Mapping[str, Callable[[], Detector]]`, *optional*):
             Other detectors for Tables 1 and 2 and Figure 4, by name: functions without arguments that create a
-            [`Detector`]. If it has a method `train`, it is trained like ViP²-CLIP; its weights are not kept, so Figure
-            4 trains it again. If it has an attribute `settings`, a change of its value computes its rows again.
+            [`Detector`]. They are added to the `methods` of the plan, and replace one with the same name. If a
+            detector has a method `train`, it is trained like ViP²-CLIP. If it also has a method `load(folder)`,
+            `train` writes its weights to its folder, and they are kept; otherwise, Figure 4 trains it again. If it
+            has an attribute `settings`, a change of its value computes its rows again.
         device (`str`, *optional*):
             Device. By default, an accelerator if available, otherwise the CPU.
         progress (`bool`, defaults to `False`):

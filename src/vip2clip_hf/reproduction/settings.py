@@ -110,12 +110,21 @@ def training_fields(plan: Plan) -> dict[str, Any]:
     Returns:
         `dict`: fields of [`ViP2ClipTrainingArguments`], without `output_dir` and `seed`.
     """
-    recipe = {
-        name: value
-        for name, value in _recipe(plan.recipe).items()
-        if name not in (*MODEL_KEYS, *_DATA_KEYS, "seed") and name not in plan.training
-    }
-    return {**recipe, **plan.training}
+    return {**recipe_fields(plan.recipe), **plan.training}
+
+
+def recipe_fields(name: str) -> dict[str, Any]:
+    """
+    Return the training arguments of a recipe.
+
+    Args:
+        name (`str`): name of the recipe.
+
+    Returns:
+        `dict`: fields of [`ViP2ClipTrainingArguments`], without `output_dir` and `seed`.
+    """
+    others = (*MODEL_KEYS, *_DATA_KEYS, "seed", "method", "set")
+    return {key: value for key, value in _recipe(name).items() if key not in others}
 
 
 def _recipe(name: str) -> dict[str, Any]:
@@ -201,6 +210,6 @@ def digest_of(content: Any) -> str:
 
 __all__ = [
     "FULL", "MAIN_WORDS", "MODEL_KEYS", "STATIC_PROMPTS", "SWITCHES", "TABLE_4", "TABLE_5", "UNTRAINED", "TrainingKey",
-    "digest_of", "evaluation_digest", "model_fields", "overrides_of", "rows_of", "top_k_setting", "training_fields",
-    "training_key", "words_setting",
+    "digest_of", "evaluation_digest", "model_fields", "overrides_of", "recipe_fields", "rows_of", "top_k_setting",
+    "training_fields", "training_key", "words_setting",
 ]  # fmt: skip

@@ -88,7 +88,9 @@ class Need:
     evaluated: bool = True
 
 
-def needs_of(plan: Plan, targets: Sequence[str], data: PlanDatasets, detectors: Sequence[str] = ()) -> list[Need]:
+def needs_of(
+    plan: Plan, targets: Sequence[str], data: PlanDatasets, detectors: Sequence[str] = (), rivals: Sequence[str] = ()
+) -> list[Need]:
     """
     List what tables and figures need.
 
@@ -97,6 +99,7 @@ def needs_of(plan: Plan, targets: Sequence[str], data: PlanDatasets, detectors: 
         targets (`Sequence[str]`): result of [`parse_targets`].
         data ([`PlanDatasets`]): the datasets.
         detectors (`Sequence[str]`, *optional*): names of other detectors, in Tables 1 and 2 and Figure 4.
+        rivals (`Sequence[str]`, *optional*): those of them that are methods of the plan, in Table 3.
 
     Returns:
         `list[Need]`: the needs, in the order of the targets.
@@ -116,7 +119,7 @@ def needs_of(plan: Plan, targets: Sequence[str], data: PlanDatasets, detectors: 
             names = first if number == "1" else medical
             found += [Need(target, setting, name) for setting in (FULL, *detectors) for name in names]
         elif target == "table 3":
-            found.append(Need(target, FULL, efficiency_dataset(plan), evaluated=False))
+            found += [Need(target, one, efficiency_dataset(plan), evaluated=False) for one in (FULL, *rivals)]
         elif kind == "table":
             found += [Need(target, setting, name) for setting in settings[number] for name in plan.ablations]
         elif number in ("3", "7"):
@@ -159,7 +162,8 @@ class Unit:
         key ([`TrainingKey`]): settings of the training.
         evaluations (`list[Evaluation]`): evaluations of the model.
         targets (`list[str]`): tables and figures that need it.
-        detector (`str`, *optional*): name of a detector of the user instead of ViP²-CLIP.
+        detector (`str`, *optional*): name of another detector instead of ViP²-CLIP.
+        kept (`bool`): whether the weights of that detector are kept.
         keep (`bool`): whether the model itself is needed.
     """
 
@@ -167,6 +171,7 @@ class Unit:
     evaluations: list[Evaluation] = field(default_factory=list)
     targets: list[str] = field(default_factory=list)
     detector: str | None = None
+    kept: bool = False
     keep: bool = False
 
     @property
@@ -248,7 +253,10 @@ def plan_work(
                 content = {"detector": need.setting, "settings": own.get("settings"), "seed": seed if trained else 0}
                 content["train"] = [fingerprints[name] for name in train]
                 key = TrainingKey(need.setting, train, seed, _json(content))
-            unit = work.units.setdefault(key.digest, Unit(key, detector=None if own is None else need.setting))
+            kept = own is not None and trained and bool(own.get("kept"))
+            unit = work.units.setdefault(
+                key.digest, Unit(key, detector=None if own is None else need.setting, kept=kept)
+            )
             unit.keep = unit.keep or not need.evaluated
             work.models.setdefault(cell, key.digest)
             if need.target not in unit.targets:

@@ -256,9 +256,12 @@ class ModelArguments:
         metadata={"help": "The variant of the model. Options: 'paper', 'release'. See docs/paper-and-release.md."},
     )
     image_size: int = field(default=518, metadata={"help": "Side of the square input images in pixels."})
-    feature_layers: list[int] = field(
-        default_factory=lambda: [6, 12, 18, 24],
-        metadata={"help": "Numbers of the vision blocks used as feature layers, counted from 1."},
+    feature_layers: list[int] | None = field(
+        default=None,
+        metadata={
+            "help": "Numbers of the vision blocks used as feature layers, counted from 1. Defaults to those of the "
+            "method, such as 6 12 18 24."
+        },
     )
     top_k: int = field(default=50, metadata={"help": "Number of top patches per layer used for the image score."})
     fgp_scaled: bool | None = field(

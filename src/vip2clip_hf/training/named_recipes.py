@@ -9,6 +9,9 @@ RECIPES = {
     "mvtec": "the paper: train on MVTec AD, evaluate on VisA; CLIP ViT-L/14@336px, 518 pixels",
     "visa": "the paper: train on VisA, evaluate on MVTec AD; CLIP ViT-L/14@336px, 518 pixels",
     "tiny": "the bundled checkpoint: a small backbone (ViT-Tiny/16), 320 pixels, few steps, averaged weights",
+    "april-gan": "APRIL-GAN as published, trained on MVTec AD (on VisA, --num_train_epochs 15), without mosaics",
+    "anomalyclip": "AnomalyCLIP as published",
+    "adaclip": "AdaCLIP as published, without mosaics and without the choice of the best epoch",
 }
 
 

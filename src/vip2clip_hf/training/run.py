@@ -256,6 +256,8 @@ def backbone_of(arguments: ModelArguments, seed: int) -> tuple[str | CLIPModel, 
 def _build_model(arguments: ModelArguments, seed: int) -> ViP2ClipForAnomalyDetection:
     clip, tokenizer = backbone_of(arguments, seed)
     chosen: dict[str, Any] = {} if arguments.fgp_scaled is None else {"fgp_scaled": arguments.fgp_scaled}
+    if arguments.feature_layers is not None:
+        chosen["feature_layers"] = tuple(arguments.feature_layers)
     chosen.update(read_settings(arguments.set or []))
     set_seed(seed)
     return ViP2ClipForAnomalyDetection.from_clip(
@@ -263,7 +265,6 @@ def _build_model(arguments: ModelArguments, seed: int) -> ViP2ClipForAnomalyDete
         tokenizer=tokenizer,
         variant=arguments.variant,
         image_size=arguments.image_size,
-        feature_layers=tuple(arguments.feature_layers),
         top_k=arguments.top_k,
         **chosen,
     )
