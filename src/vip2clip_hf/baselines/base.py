@@ -6,7 +6,7 @@ import torch
 
 from .pretrained import BaselinePreTrainedModel
 from .prompts import build_prompts
-from .references import check_references_argument, map_tensors
+from .references import check_references_argument, map_tensors, tensors_of
 from .tokenizing import check_tokenizer, tokenize
 from .vision_embeddings import upcast
 
@@ -27,9 +27,17 @@ class BaselineModel(BaselinePreTrainedModel):
     text_depends_on_image = False
     uses_class_names = True
 
-    @property
-    def map_maximum(self) -> float:
-        """Largest value that an anomaly map can have, such as the number of layers whose maps are summed."""
+    def map_maximum(self, with_references: bool = False) -> float:
+        """
+        Return what an anomaly map is divided by to draw methods on one scale: the number of maps in [0, 1] that are
+        added up, such as those of layers.
+
+        Args:
+            with_references (`bool`, defaults to `False`): whether the method compares with references.
+
+        Returns:
+            `float`: 1.0, if maps are probabilities.
+        """
         return 1.0
 
     # Texts
@@ -213,6 +221,8 @@ class BaselineModel(BaselinePreTrainedModel):
                 f"references is of type {type(references).__name__}; expected "
                 f"{f'{expected}, the result of encode_images' if expected else 'None, because the method uses none'}."
             )
+        if all(one.device == self.device for one in tensors_of(references).values()):
+            return references  # with what it has computed already
         moved = map_tensors(references, lambda one: one.to(self.device))
         if references is self.references:
             self.references = moved

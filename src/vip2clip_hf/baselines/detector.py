@@ -50,6 +50,7 @@ class BaselineDetector:
 
     Attributes:
         image_size (`int`): side of the anomaly maps, that of the model.
+        map_maximum (`float`): what a map is divided by to draw methods on one scale.
         prepare (`Callable`): takes a list of RGB photos and returns `pixel_values` of shape
             `(batch_size, 3, image_size, image_size)`, float32. It raises ValueError if the image processor produces
             images of another size.
@@ -89,7 +90,7 @@ class BaselineDetector:
         self.name = model.method_name if name is None else name
         self.class_name, self.references = class_name, references
         self.image_size: int = model.config.side
-        self.map_maximum: float = model.map_maximum
+        self.map_maximum: float = model.map_maximum(references is not None)
         self.prepare = PreparePhotos(image_processor, self.image_size)
         self._text_embeds: torch.Tensor | None = None
         self._encoded: Any = None

@@ -15,7 +15,8 @@ from ..models.loading import check_dtype, device_of_process, place_model
 from ..models.vip2clip.checkpoint_files_vip2clip import find_file, read_json
 from ..models.vip2clip.image_processing_vip2clip import ViP2ClipImageProcessor, check_image_processor
 from .detector import BaselineDetector
-from .methods import METHODS, Method, create_model, find_method
+from .methods import METHODS, create_model, find_method, method_of
+from .registration import METHODS as REGISTERED
 
 
 PROCESSOR_FILE = "preprocessor_config.json"
@@ -39,20 +40,8 @@ def method_of_checkpoint(checkpoint: str | os.PathLike) -> str | None:
     except (OSError, ValueError):  # not found; loading reports it
         return None
     found = None if path is None else read_json(path).get("model_type")
-    return next((key for key, method in METHODS.items() if model_type_of(method) == found), None)
-
-
-def model_type_of(method: Method) -> str:
-    """
-    Return the `model_type` of the checkpoints of a method.
-
-    Args:
-        method ([`Method`]): the method.
-
-    Returns:
-        `str`: the model type.
-    """
-    return method.model_class.config_class.model_type
+    model = next((model for config, model in REGISTERED.items() if config.model_type == found), None)
+    return None if model is None else method_of(model).key
 
 
 def load_detector(

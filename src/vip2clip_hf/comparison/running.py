@@ -12,6 +12,7 @@ from ..data.targets import count_masks
 from ..evaluation.detector import check_output
 from ..evaluation.evaluator import add_batch, detector_loader, one_detector_batches
 from ..evaluation.regions import EvaluationMetrics
+from ..evaluation.subjects import map_maximum_of
 from ..models.vip2clip.mask_options_vip2clip import MaskOptions
 from ..utils.device_clock import DeviceClock
 from ..utils.unreadable import check_unreadable
@@ -38,6 +39,7 @@ class Measurement:
         tower_seconds (`float`): time of the shared vision tower. 0 if the method ran on its own.
         own_seconds (`float`): time of the rest; of all if the method ran on its own.
         peak_memory (`int`): largest memory in bytes, with that of the shared vision tower.
+        map_maximum (`float`): what a map is divided by to draw methods on one scale.
     """
 
     competitor: Competitor
@@ -49,11 +51,7 @@ class Measurement:
     tower_seconds: float = 0.0
     own_seconds: float = 0.0
     peak_memory: int = 0
-
-    @property
-    def map_maximum(self) -> float:
-        """Largest value that a map of the method can have."""
-        return getattr(self.competitor.subject, "map_maximum", 1.0)
+    map_maximum: float = 1.0
 
 
 @dataclass
@@ -117,6 +115,7 @@ def run_group(
         metrics = EvaluationMetrics(options.fpr_limit, options.aupro_convention) if labelled else None
         others = [other.name for other in group.competitors if group.tower is not None]
         found[one.key] = Measurement(one, np.full(len(dataset), np.nan), metrics=metrics, shared_with=others)
+        found[one.key].map_maximum = map_maximum_of(detectors[one.key])
     first = next(iter(detectors.values()))
     # Detectors of all methods change with the category, if those of one do.
     changing = max(detectors.values(), key=lambda each: len({id(one) for one in each.values()}))

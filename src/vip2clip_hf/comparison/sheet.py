@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 SIDE = 1.6  # inches
-SCALE = "map divided by the largest value that a map of the method can have"
+SCALE = "anomaly map, divided by the number of maps that the method adds up"
 
 
 def choose_rows(dataset: "Dataset", count: int) -> list[int]:
@@ -52,9 +52,9 @@ def draw_comparison(
     """
     Draw the maps of all methods on one colour scale.
 
-    Methods have maps of different ranges: probabilities, or sums over layers. Each map is divided by the largest value
-    that a map of its method can have (`map_maximum`). 0 and 1 are the ends of the scale for all methods. Below each
-    map are the score and the range of its values, before the division.
+    Methods have maps of different ranges: probabilities, or sums of the maps of layers. Each map is divided by the
+    number of maps that its method adds up (`map_maximum`). 0 and 1 are the ends of the scale for all methods. Below
+    each map are the score and the range of its values, before the division.
 
     Args:
         dataset (`datasets.Dataset`): the photos, not decoded.

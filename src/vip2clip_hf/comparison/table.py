@@ -42,7 +42,7 @@ def describe_method(
     Returns:
         `dict[str, Any]`: the record. `reason` says why a method did not run, `undefined` why a metric is `None`.
         Times are in milliseconds per photo: `tower_ms` of the shared vision tower (`None` if the method ran on its
-        own), `own_ms` of the rest, and `ms`, the sum. `map_maximum` is the largest value that a map can have.
+        own), `own_ms` of the rest, and `ms`, the sum. `map_maximum` is the number of maps that the method adds up.
     """
     known = METHODS.get(competitor.key)
     record: dict[str, Any] = {

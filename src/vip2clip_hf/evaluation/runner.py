@@ -31,7 +31,7 @@ from .reports import csv_report, latex_report, markdown_report, not_compared
 from .set_key import SetKey
 from .set_results import about, scores_csv, with_nan
 from .sheets import write_sheets
-from .subjects import subject_of
+from .subjects import map_maximum_of, subject_of
 
 
 if TYPE_CHECKING:
@@ -231,15 +231,16 @@ def evaluate_sets(
             if left_out:
                 dataset = dataset.select(readable)
             if action in ("evaluate", "draw") and sheets:
-                reading = subject.reading()
+                reading, detectors = subject.reading(), subject.detectors(dataset["category"], banks)
+                largest = map_maximum_of(detectors)
                 write_sheets(
-                    subject.detectors(dataset["category"], banks),
+                    detectors,
                     dataset,
                     new / "sheets",
                     count=sheets,
                     mask_options=subject.mask_options(source.mask_options),
                     title=one.name,
-                    value_range=(sheet_range[0] * subject.map_maximum, sheet_range[1] * subject.map_maximum),
+                    value_range=(sheet_range[0] * largest, sheet_range[1] * largest),
                     bit_depth=reading.get("bit_depth"),
                     page=reading.get("page"),
                 )

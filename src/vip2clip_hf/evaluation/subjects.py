@@ -27,7 +27,6 @@ class Subject(Protocol):
     Attributes:
         image_size (`int`): side of the anomaly maps.
         image_processor ([`ViP2ClipImageProcessor`], *optional*): image processor, which says how images are read.
-        map_maximum (`float`): largest value of an anomaly map.
         references: references of its own, or `None`.
         provenance ([`Provenance`]): datasets it was trained on.
         trained (`bool`): whether it was trained at all.
@@ -35,7 +34,6 @@ class Subject(Protocol):
 
     image_size: int
     image_processor: Any
-    map_maximum: float
     references: Any
     provenance: Any
     trained: bool
@@ -112,7 +110,6 @@ class ModelSubject:
         ValueError: if it is another model.
     """
 
-    map_maximum = 1.0
     trained = True
 
     def __init__(self, model: ViP2ClipForAnomalyDetection, image_processor: ViP2ClipImageProcessor) -> None:
@@ -173,7 +170,6 @@ class DetectorSubject:
         self.detector = detector
         self.image_size = detector.image_size
         self.image_processor = getattr(detector, "image_processor", None)
-        self.map_maximum: float = getattr(detector, "map_maximum", 1.0)
         self.references = getattr(detector, "references", None)
         self.provenance = getattr(detector, "provenance", None) or Provenance()
         self.trained: bool = getattr(detector, "trained", True)
@@ -227,6 +223,19 @@ class DetectorSubject:
         return result
 
 
+def map_maximum_of(detectors: Mapping[str, Detector]) -> float:
+    """
+    Return what the maps of detectors are divided by to draw methods on one scale.
+
+    Args:
+        detectors (`Mapping[str, Detector]`): detector by category.
+
+    Returns:
+        `float`: their attribute `map_maximum`, by default 1.0.
+    """
+    return float(getattr(next(iter(detectors.values())), "map_maximum", 1.0))
+
+
 def subject_of(model: Any, image_processor: Any) -> Subject:
     """
     Prepare a model or a detector for an evaluation.
@@ -246,4 +255,4 @@ def subject_of(model: Any, image_processor: Any) -> Subject:
     return ModelSubject(model, image_processor)
 
 
-__all__ = ["DetectorSubject", "ModelSubject", "Subject", "subject_of"]
+__all__ = ["DetectorSubject", "ModelSubject", "Subject", "map_maximum_of", "subject_of"]
