@@ -36,6 +36,7 @@ class Method:
         uses_class_names (`bool`): whether its prompts contain the name of the class.
         paper, code (`str`): address of the paper, and of the code that the tests compare it with.
         licence (`str`): licence of that code.
+        converter (`str`, *optional*): module and function that converts checkpoints of the published code.
         for_state_words (`dict`): fields of the configuration for backbones that know the state words only.
     """
 
@@ -48,18 +49,44 @@ class Method:
     trained: bool = True
     uses_references: bool = False
     uses_class_names: bool = True
+    converter: str | None = None
     for_state_words: Mapping[str, Any] = field(default_factory=lambda: dict(_STATE_WORDS))
 
     @property
     def model_class(self) -> Any:
         """The class of the model, a [`BaselineModel`]."""
-        module, _, name = self.location.partition(":")
-        return getattr(importlib.import_module(f".{module}", __package__), name)
+        return _load(self.location)
+
+    def convert(self, checkpoint: str | os.PathLike | Mapping, clip: Any, **config_overrides: Any) -> Any:
+        """
+        Convert a checkpoint of the published code.
+
+        Args:
+            checkpoint (`str`, `os.PathLike` or `Mapping`): `.pth` file, or its content.
+            clip (`CLIPModel`, `str` or `os.PathLike`): backbone, its folder or Hub id.
+            config_overrides: fields of the configuration that the file does not determine.
+
+        Returns:
+            [`BaselineModel`]: the model, in eval mode.
+
+        Raises:
+            OSError: if a file is missing or damaged.
+            ValueError: if the method has no trained weights, or the file does not fit.
+        """
+        if self.converter is None:
+            raise ValueError(f"method is {self.key!r}, which has no trained weights; there is nothing to convert.")
+        return _load(self.converter)(checkpoint, clip, **config_overrides)
 
     def bundled_checkpoint(self) -> Path | None:
         """Folder of adapters for the bundled backbone, or `None` if there are none."""
         folder = _TRAINED / self.key
         return folder if (folder / "config.json").is_file() else None
+
+
+def _load(location: str) -> Any:
+    """Import what a location names, `"module:name"`."""
+    module, _, name = location.partition(":")
+    return getattr(importlib.import_module(f".{module}", __package__), name)
 
 
 METHODS = {
@@ -76,12 +103,13 @@ METHODS = {
         Method(
             "april-gan", "APRIL-GAN", "april_gan:AprilGanForAnomalyDetection", "https://arxiv.org/abs/2305.17382",
             "https://github.com/ByChelsea/VAND-APRIL-GAN", "MIT", uses_references=True,
+            converter="convert_april_gan:convert_april_gan_checkpoint",
             for_state_words={**_STATE_WORDS, "feature_layers": (3, 6, 9, 12)},
         ),
         Method(
             "anomalyclip", "AnomalyCLIP", "anomalyclip:AnomalyClipForAnomalyDetection",
             "https://arxiv.org/abs/2310.18961", "https://github.com/zqhang/AnomalyCLIP", "MIT",
-            uses_class_names=False,
+            uses_class_names=False, converter="convert_anomalyclip:convert_anomalyclip_checkpoint",
             for_state_words={
                 "normal_text": "good", "anomalous_text": "damaged", "image_size": 320, "dpam_layers": 10,
                 "prompt_depth": 3,
@@ -89,7 +117,7 @@ METHODS = {
         ),
         Method(
             "adaclip", "AdaCLIP", "adaclip:AdaClipForAnomalyDetection", "https://arxiv.org/abs/2407.15795",
-            "https://github.com/caoyunkang/AdaCLIP", "MIT",
+            "https://github.com/caoyunkang/AdaCLIP", "MIT", converter="convert_adaclip:convert_adaclip_checkpoint",
             # The prompts replace the first tokens, so the word is repeated.
             for_state_words={
                 **_STATE_WORDS, "normal_states": (" ".join(["good"] * 6),),
@@ -165,7 +193,7 @@ def create_model(
         clip, tokenizer = bundled_backbone(), state_word_tokenizer()
         config_overrides = {**method.for_state_words, **config_overrides}
         if not method.trained:
-            logger.warning(
+            logger.warning_once(
                 f"The text tower of the bundled backbone was not trained with images: what {method.name} finds by "
                 "comparing images with prompts has no meaning."
             )

@@ -46,11 +46,12 @@ def measured_efficiency(
     model, processor = method.detector.model, method.detector.image_processor
     settings = plan.efficiency
     others = [one for one in map(find_method, plan.methods) if reproduction.is_rival(one.name)]
-    rivals = {one: found for one in others if (found := reproduction.model_of(one.name, name)) is not None}
-    notes = [f"{one.name} is not measured: it is not trained." for one in others if one not in rivals]
+    rivals = [(one, found) for one in others if (found := reproduction.model_of(one.name, name)) is not None]
+    missing = {one.key for one in others} - {one.key for one, _ in rivals}
+    notes = [f"{one.name} is not measured: it is not trained." for one in others if one.key in missing]
     key = {
         "efficiency": settings, "model": reproduction.work.models[FULL, name],
-        "methods": {one.key: reproduction.work.models[one.name, name] for one in rivals},
+        "methods": {one.key: reproduction.work.models[one.name, name] for one, _ in rivals},
         "data": reproduction.data.fingerprint(name),
         "hardware": describe_hardware(model.device),
     }  # fmt: skip
@@ -67,7 +68,7 @@ def measured_efficiency(
     )  # fmt: skip
     training = [{"name": "ViP²-CLIP", **one} for one in measure_training(*training_arguments(reproduction, name))]
     category = chosen["category"][0]
-    for one, rival in rivals.items():
+    for one, rival in rivals:
         inference += _measure_rival(rival.for_category(category), images, settings)
         if one.trained:
             arguments = rival_training_arguments(reproduction, name, one.key)
