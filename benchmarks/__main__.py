@@ -11,6 +11,7 @@ from .few_shot import benchmark_few_shot
 from .inference import benchmark_forward, benchmark_inference
 from .metrics import benchmark_metrics
 from .references import benchmark_references
+from .rivals import METHODS, SIZES, benchmark_rivals
 from .training import benchmark_step, benchmark_training
 
 
@@ -92,6 +93,14 @@ def make_parser() -> argparse.ArgumentParser:
     references.add_argument("--small", action="store_true", help="only the bundled checkpoint")
     references.add_argument("--repeats", type=int, default=10, help="number of repeats (shortest)")
     references.set_defaults(run=benchmark_references)
+    rivals = commands.add_parser(
+        "rivals", help="other methods outside of the vision tower, compared with readings of their published codes"
+    )
+    rivals.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS), help="methods")
+    rivals.add_argument("--sizes", nargs="+", default=list(SIZES), choices=list(SIZES), help="sizes of backbones")
+    rivals.add_argument("--threads", type=int, default=1, help="threads of torch")
+    rivals.add_argument("--repeats", type=int, default=5, help="number of repeats (shortest)")
+    rivals.set_defaults(run=benchmark_rivals)
     efficiency = commands.add_parser(
         "efficiency", help="Table 3 of the paper: time and memory, compared with the vision tower"
     )

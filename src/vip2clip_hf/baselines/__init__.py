@@ -8,6 +8,9 @@ from ..utils.lazy import lazy_names
 __getattr__, __dir__, __all__ = lazy_names(__name__)
 
 if TYPE_CHECKING:
+    from .adaclip import AdaClipForAnomalyDetection as AdaClipForAnomalyDetection
+    from .adaclip_configuration import AdaClipConfig as AdaClipConfig
+    from .adaclip_outputs import AdaClipImageFeatures as AdaClipImageFeatures, AdaClipOutput as AdaClipOutput
     from .anomalyclip import (
         AnomalyClipForAnomalyDetection as AnomalyClipForAnomalyDetection,
         AnomalyClipOutput as AnomalyClipOutput,
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
         ClipForAnomalyDetection as ClipForAnomalyDetection,
     )
     from .clip_configuration import ClipAnomalyDetectionConfig as ClipAnomalyDetectionConfig
+    from .convert_adaclip import convert_adaclip_checkpoint as convert_adaclip_checkpoint
     from .convert_anomalyclip import convert_anomalyclip_checkpoint as convert_anomalyclip_checkpoint
     from .convert_april_gan import convert_april_gan_checkpoint as convert_april_gan_checkpoint
     from .detector import BaselineDetector as BaselineDetector

@@ -62,7 +62,7 @@ class BaselineConfig(PreTrainedConfig):
         for nested in (clip_config, clip_config.text_config, clip_config.vision_config):
             nested.name_or_path = ""
         if self.image_size is None:
-            self.image_size = clip_config.vision_config.image_size
+            self.image_size = self.default_image_size()
         for name in ("normal_states", "anomalous_states", "templates"):
             value = getattr(self, name)
             setattr(self, name, None if value is None else tuple(value))
@@ -76,6 +76,10 @@ class BaselineConfig(PreTrainedConfig):
     def default_clip_config() -> CLIPConfig:
         """Return the configuration of the backbone if none is passed: CLIP ViT-L/14@336px."""
         return clip_vit_large_patch14_336()
+
+    def default_image_size(self) -> int:
+        """Return the image size if none is passed: that of the backbone."""
+        return self.clip.vision_config.image_size
 
     @classmethod
     def check_names(cls, names: Iterable[str]) -> None:

@@ -9,6 +9,7 @@ The prompts of a class are `template.format(state.format(class_name))`, for each
 - `winclip`: states of WinCLIP (arXiv:2303.14814), and its templates as in anomalib 2.7: one is there twice, two are
   missing.
 - `winclip_complete`: the same, with "a" and "the" of all 11 templates, once each.
+- `adaclip`: states and templates of AdaCLIP (arXiv:2407.15795).
 - `state_words`: the words "good" and "damaged" alone, for text towers that know the state words only, such as that of
   the bundled backbone. It has no class name.
 """
@@ -35,6 +36,7 @@ _NORMAL_STATES = (
     "{}", "flawless {}", "perfect {}", "unblemished {}", "{} without flaw", "{} without defect", "{} without damage",
 )  # fmt: skip
 _ANOMALOUS_STATES = ("damaged {}", "{} with flaw", "{} with defect", "{} with damage")
+_BROKEN_TOO = (_ANOMALOUS_STATES[0], "broken {}", *_ANOMALOUS_STATES[1:])
 _IMAGENET_TEMPLATES = (
     "a bad photo of a {}.", "a photo of many {}.", "a sculpture of a {}.", "a photo of the hard to see {}.",
     "a low resolution photo of the {}.", "a rendering of a {}.", "graffiti of a {}.", "a bad photo of the {}.",
@@ -90,14 +92,18 @@ _WINCLIP_COMPLETE_TEMPLATES = tuple(
     for article in ("a", "the")
 )  # fmt: skip
 
+_ADACLIP_TEMPLATES = (
+    "a bad photo of a {}.", "a low resolution photo of the {}.", "a bad photo of the {}.",
+    "a cropped photo of the {}.",
+)  # fmt: skip
+
 ENSEMBLES = {
     "single": Ensemble(("A photo of a normal {}",), ("A photo of an anomalous {}",), ("{}",)),
     "imagenet": Ensemble(("normal {}",), ("anomalous {}",), _IMAGENET_TEMPLATES),
-    "april_gan": Ensemble(
-        _NORMAL_STATES, (_ANOMALOUS_STATES[0], "broken {}", *_ANOMALOUS_STATES[1:]), _APRIL_GAN_TEMPLATES
-    ),
+    "april_gan": Ensemble(_NORMAL_STATES, _BROKEN_TOO, _APRIL_GAN_TEMPLATES),
     "winclip": Ensemble(_NORMAL_STATES, _ANOMALOUS_STATES, _WINCLIP_TEMPLATES),
     "winclip_complete": Ensemble(_NORMAL_STATES, _ANOMALOUS_STATES, _WINCLIP_COMPLETE_TEMPLATES),
+    "adaclip": Ensemble(_NORMAL_STATES, _BROKEN_TOO, _ADACLIP_TEMPLATES),
     "state_words": Ensemble(("good",), ("damaged",), ("{}",)),
 }
 

@@ -3,6 +3,8 @@
 from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
 from ..models.vip2clip.image_processing_vip2clip import ViP2ClipImageProcessor
+from .adaclip import AdaClipForAnomalyDetection
+from .adaclip_configuration import AdaClipConfig
 from .anomalyclip import AnomalyClipForAnomalyDetection
 from .anomalyclip_configuration import AnomalyClipConfig
 from .april_gan import AprilGanForAnomalyDetection
@@ -17,6 +19,7 @@ from .winclip_configuration import WinClipConfig
 
 METHODS: dict[type[BaselineConfig], type[BaselineModel]] = {
     ClipAnomalyDetectionConfig: ClipForAnomalyDetection,
+    AdaClipConfig: AdaClipForAnomalyDetection,
     WinClipConfig: WinClipForAnomalyDetection,
     AprilGanConfig: AprilGanForAnomalyDetection,
     AnomalyClipConfig: AnomalyClipForAnomalyDetection,

@@ -84,10 +84,11 @@ def tokenize(tokenizer: Any, texts: Sequence[str], config: CLIPTextConfig) -> to
             the tower does not know.
     """
     check_tokenizer(tokenizer, config)
-    rows = [list(tokenizer(text)["input_ids"]) for text in texts]
-    unknown = tokenizer.unk_token_id
+    # Not all tokenizers add start and end token, such as that of the small text tower.
+    start, end, unknown = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id
+    rows = [[start, *tokenizer(text, add_special_tokens=False)["input_ids"], end] for text in texts]
     for text, row in zip(texts, rows):
-        if unknown in row and unknown != tokenizer.eos_token_id:  # the same token in CLIP's own tokenizer
+        if unknown in row and unknown != end:  # the same token in CLIP's own tokenizer
             raise ValueError(
                 f"The tokenizer does not know all words of the prompt {text!r}; {_EXPECTED}, or prompts of words that "
                 'it knows, such as prompt_ensemble="state_words" for the bundled backbone.'
@@ -104,7 +105,7 @@ def tokenize(tokenizer: Any, texts: Sequence[str], config: CLIPTextConfig) -> to
             )
     longest = max(map(len, rows))
     # Attention in the text tower is causal, so tokens after the end token change nothing.
-    return torch.tensor([row + [tokenizer.eos_token_id] * (longest - len(row)) for row in rows])  # (N, longest)
+    return torch.tensor([row + [end] * (longest - len(row)) for row in rows])  # (N, longest)
 
 
 __all__ = ["check_tokenizer", "find_tokenizer", "tokenize"]
