@@ -2,6 +2,7 @@
 
 import csv
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -25,13 +26,13 @@ from vip2clip_hf.evaluation import runner, subjects
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("rivals")
+def models(tmp_path_factory):
+    return write_rivals(tmp_path_factory.mktemp("rivals"))
 
 
 @pytest.fixture(scope="module")
-def models(folder):
-    return write_rivals(folder)
+def folder(models):
+    return Path(models["vip2clip"]).parent
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +99,7 @@ def test_an_interrupted_evaluation_resumes(folder, root, tmp_path, monkeypatch):
     assert (tmp_path / "out/parts/scores.csv").read_text() == (tmp_path / "whole/parts/scores.csv").read_text()
 
 
-@pytest.mark.parametrize("key", ["april-gan", "anomalyclip", "vip2clip"])
+@pytest.mark.parametrize("key", ["april-gan", "anomalyclip", "adaclip", "vip2clip"])
 def test_the_checkpoint_says_which_method(key, models, root, tmp_path):
     assert method_of_checkpoint(models[key]) == (None if key == "vip2clip" else key)
     arguments = [root, "--model", models[key], "--output", tmp_path / "out", "--sheets", 1]
@@ -108,7 +109,8 @@ def test_the_checkpoint_says_which_method(key, models, root, tmp_path):
     settings = json.loads((tmp_path / "out" / "settings.json").read_text())
     assert ("model_checksum" in settings) is (key == "vip2clip")
     assert settings["model"] == {
-        "april-gan": "APRIL-GAN (this run)", "anomalyclip": "AnomalyCLIP (this run)", "vip2clip": "vip2clip"
+        "april-gan": "APRIL-GAN (this run)", "anomalyclip": "AnomalyCLIP (this run)",
+        "adaclip": "AdaCLIP (this run)", "vip2clip": "vip2clip",
     }[key]  # fmt: skip
     (result,) = json.loads((tmp_path / "out" / "results.json").read_text())["results"]
     assert result["zero_shot"].startswith("not verified")

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,17 +20,17 @@ from vip2clip_hf.comparison.table import comparison_table
 from vip2clip_hf.data.synthetic.dataset import generate_image, write_dataset
 
 
-QUICK = ("clip", "april-gan", "anomalyclip", "vip2clip")
+QUICK = ("clip", "april-gan", "anomalyclip", "adaclip", "vip2clip")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("rivals")
+def models(tmp_path_factory):
+    return write_rivals(tmp_path_factory.mktemp("rivals"))
 
 
 @pytest.fixture(scope="module")
-def models(folder):
-    return write_rivals(folder)
+def folder(models):
+    return Path(models["vip2clip"]).parent
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +71,7 @@ def test_times_and_memory(compared):
         assert 0 < record["own_ms"] < record["ms"]
         assert record["ms"] == pytest.approx(record["own_ms"] + record["tower_ms"])
         assert 1e7 < record["peak_memory"] < 1e11
-        assert len(record["shared_tower"]) == 3
+        assert len(record["shared_tower"]) == 4
     assert len({record["tower_ms"] for record in compared[0]["methods"]}) == 1
     assert any("ran once for all of them" in note for note in compared[0]["notes"])
     assert any(note.startswith("Memory: ") for note in compared[0]["notes"])
@@ -203,9 +204,9 @@ def test_the_sheet_has_one_scale(compared, folder, models, labelled, monkeypatch
                     output=labelled.parent / "out")  # fmt: skip
     columns = 2 + len(QUICK)  # photo, ground truth, methods
     assert [axis.get_title() for axis in drawn["axes"][:columns]] == [
-        "photo", "ground truth", "CLIP", "APRIL-GAN", "AnomalyCLIP", "ViP²-CLIP"
+        "photo", "ground truth", "CLIP", "APRIL-GAN", "AnomalyCLIP", "AdaCLIP", "ViP²-CLIP"
     ]  # fmt: skip
-    assert [one.map_maximum for one in drawn["measurements"]] == [1, 2, 2, 1]
+    assert [one.map_maximum for one in drawn["measurements"]] == [1, 2, 2, 1, 1]
     for row, position in enumerate(drawn["positions"]):
         for column, one in enumerate(drawn["measurements"]):
             image = drawn["axes"][row * columns + 2 + column].images[-1]
@@ -229,9 +230,9 @@ def test_the_command(folder, models, labelled, tmp_path):
     assert done.exit_code == 0, done.output
     for text in ("CLIP", "APRIL-GAN", "AnomalyCLIP", "ViP²-CLIP", "image AUROC", "references", "sheet.png"):
         assert text in done.stdout
-    assert "Zero-shot, because the method does not use references: CLIP, AnomalyCLIP." in done.stdout
+    assert "Zero-shot, because the method does not use references: CLIP, AnomalyCLIP, AdaCLIP." in done.stdout
     result = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert [record["references"] for record in result["methods"]] == [0, 2, 0, 2]
+    assert [record["references"] for record in result["methods"]] == [0, 2, 0, 0, 2]
     assert list(result["references"]) == ["stripes"]
 
 

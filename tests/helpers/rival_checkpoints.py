@@ -18,6 +18,9 @@ SETTINGS = {
         "image_size": SIZE, "dpam_layers": 2, "prompt_depth": 2, "num_context_tokens": 3, "deep_prompt_length": 2,
         "feature_layers": (1, 3), "smoothing_sigma": 1.0,
     },
+    "adaclip": {
+        "image_size": SIZE, "feature_layers": (1, 3), "prompting_depth": 2, "prompting_length": 3, "k_clusters": 2,
+    },
 }  # fmt: skip
 OWN = {"image_size": SIZE, "feature_layers": (1, 2), "top_k": 3, "smoothing_sigma": 1.0, "meta_net_hidden_size": 6}
 

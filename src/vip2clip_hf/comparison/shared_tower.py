@@ -59,10 +59,9 @@ def tower_key(model: Any, image_processor: Any) -> str | None:
         image_processor ([`ViP2ClipImageProcessor`]): its image processor.
 
     Returns:
-        `str`, *optional*: a digest. `None` if the model cannot use hidden states, because it changes the tower itself.
+        `str`, *optional*: a digest. `None` if `forward` of the model does not take hidden states.
     """
-    takes_states = "hidden_states" in inspect.signature(model.forward).parameters
-    if not takes_states or not getattr(model, "caches_features", True):
+    if "hidden_states" not in inspect.signature(model.forward).parameters:
         return None
     tower, size = model.clip.vision_model, int(model.config.image_size)
     embeddings = tower.embeddings
