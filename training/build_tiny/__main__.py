@@ -4,12 +4,14 @@ python -m training.build_tiny tower --output tower
 python -m training.build_tiny compare --clip tower
 python -m training.build_tiny study --tower tower --data A B C --output study
 python -m training.build_tiny adapters --tower tower --data A B C --output study --checkpoint vip2clip-tiny
+python -m training.build_tiny rivals --data A B C --output study --folder trained
 
 `tower` rewrites a vision transformer as a CLIP, in float16: that of --vit, or with --clip one that is rewritten
 already. `compare` rebuilds a tower from the original and compares the weights. `study` evaluates the recipe and
 changes of it, leaving out one real dataset at a time. If interrupted, run the same command again to resume; run it
 with --part 1/2 and --part 2/2 at the same time to use two processes. `adapters` trains on all datasets and writes the
-checkpoint with its model card. docs/tiny.md describes the recipe and the results.
+checkpoint with its model card. `rivals` trains the other methods on the same data, for the bundled backbone.
+docs/tiny.md describes the recipe and the results.
 """
 
 import argparse
@@ -17,6 +19,7 @@ from collections.abc import Sequence
 
 from .adapters import build_adapters
 from .assembly import DEFAULT_VIT, assemble_tower, compare_tower
+from .rivals import build_rivals
 from .study import ENTRIES, SEEDS
 from .tables import run_and_print
 
@@ -54,6 +57,14 @@ def make_parser() -> argparse.ArgumentParser:
     adapters.add_argument("--checkpoint", required=True, help="new folder for the checkpoint")
     adapters.add_argument("--seed", type=int, default=SEEDS[0], help="random seed")
     adapters.set_defaults(run=build_adapters)
+    rivals = commands.add_parser("rivals", help="train the other methods for the bundled backbone")
+    rivals.add_argument("--data", nargs="+", required=True, help="folders of real datasets with masks")
+    rivals.add_argument("--output", required=True, help="folder of the features and the synthetic images")
+    rivals.add_argument("--folder", required=True, help="folder for a new checkpoint of each method")
+    rivals.add_argument(
+        "--methods", nargs="+", metavar="METHOD", help="names of methods; default: all that are trained"
+    )
+    rivals.set_defaults(run=build_rivals)
     return parser
 
 
