@@ -19,7 +19,8 @@ from vip2clip_hf import (
     load_folder,
 )
 from vip2clip_hf.baselines import AprilGanForAnomalyDetection, BaselineDetector
-from vip2clip_hf.baselines.evaluating import evaluate_method, load_detector, method_of_checkpoint
+from vip2clip_hf.baselines.detector_loading import load_detector, method_of_checkpoint
+from vip2clip_hf.baselines.evaluating import evaluate_method
 from vip2clip_hf.cli import app
 from vip2clip_hf.data.synthetic.dataset import write_dataset
 from vip2clip_hf.evaluation import runner, subjects

@@ -21,7 +21,8 @@ from ..models.vip2clip.backbone_vip2clip import (
 from ..models.vip2clip.provenance_vip2clip import BackboneReference, Provenance
 from ..models.vip2clip.training_record_vip2clip import check_training_record, remember_weights
 from .configuration import BaselineConfig
-from .references import check_references_argument, read_references, write_references
+from .reference_files import read_references, write_references
+from .references import check_references_argument
 from .tokenizing import check_tokenizer, find_tokenizer
 from .vision_embeddings import BaselineVisionEmbeddings
 

@@ -40,7 +40,7 @@ def compare(
         ),
     ],
     methods: Annotated[
-        str, typer.Option(help="all, or names with commas: clip,winclip,april-gan,anomalyclip,adaclip,vip2clip.")
+        str, typer.Option(help="Methods: all, or some of clip,winclip,april-gan,anomalyclip,adaclip,vip2clip.")
     ] = "all",
     clip: Annotated[
         str, typer.Option(help="CLIP backbone of methods without a checkpoint: folder, Hub id or bundled.")

@@ -52,7 +52,7 @@ def evaluate(
     method: Annotated[
         str | None,
         typer.Option(
-            help="vip2clip, or another method: clip, winclip, april-gan, anomalyclip or adaclip.",
+            help="Method: vip2clip, clip, winclip, april-gan, anomalyclip or adaclip.",
             show_default="that of the checkpoint",
         ),
     ] = None,
@@ -123,7 +123,7 @@ def evaluate(
     ] = False,
     as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Evaluate a checkpoint or another method on labelled datasets.
+    """Evaluate a checkpoint or a method on labelled datasets.
 
     Prints the tables of the paper with your results next to the published ones. Writes results.json, results.csv,
     tables.md, tables.tex, the score of each image, and sheets of example images. If interrupted, run the same command
@@ -241,7 +241,7 @@ def choose_method(method: str | None, model: str | None, clip: str | None) -> st
     Raises:
         typer.BadParameter: if the method is unknown, an option is missing, or they do not go together.
     """
-    from ..baselines.evaluating import method_of_checkpoint
+    from ..baselines.detector_loading import method_of_checkpoint
     from ..baselines.methods import METHODS
 
     if method is not None and method not in (OWN_METHOD, *METHODS):

@@ -25,10 +25,12 @@ from ..utils.outputs import check_output
 from ..utils.serialization import to_json
 from ..utils.versions import versions
 from .competitors import Competitor, choose_methods, load_competitors
-from .running import Measurement, RunOptions, run_group
+from .measurement import Measurement, RunOptions
+from .notes import comparison_notes
+from .running import run_group
 from .shared_tower import group_by_tower
 from .sheet import choose_rows, draw_comparison
-from .table import comparison_notes, describe_method, markdown_page, scores_csv
+from .table import describe_method, markdown_page, scores_csv
 
 
 if TYPE_CHECKING:

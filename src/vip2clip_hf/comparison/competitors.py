@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..baselines.evaluating import load_detector
+from ..baselines.detector_loading import load_detector
 from ..baselines.methods import METHODS, find_method
 from ..baselines.tokenizing import find_tokenizer
 from ..checkpoints.bundled import BUNDLED, bundled_backbone, bundled_checkpoint

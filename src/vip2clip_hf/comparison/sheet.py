@@ -12,7 +12,7 @@ from ..models.vip2clip.mask_loading_vip2clip import marked_pixels
 from ..models.vip2clip.mask_options_vip2clip import MaskOptions
 from ..plotting.canvas import PhotoCanvas, bare, photo_grid, write_on
 from ..utils.text import shown
-from .running import Measurement
+from .measurement import Measurement
 
 
 if TYPE_CHECKING:
