@@ -256,7 +256,7 @@ class AprilGanForAnomalyDetection(TrainableBaselineModel):
         mask_labels: torch.Tensor | None = None,
         mask_valid: torch.Tensor | None = None,
         hidden_states: tuple[torch.Tensor, ...] | None = None,
-        references: AprilGanReferences | None = None,
+        references: AprilGanReferences | str | None = "auto",
         **kwargs: Unpack[TransformersKwargs],
     ) -> AprilGanOutput | tuple:
         """
@@ -279,8 +279,9 @@ class AprilGanForAnomalyDetection(TrainableBaselineModel):
                 `False` for images without mask. They do not contribute to the loss.
             hidden_states (`tuple[torch.FloatTensor, ...]`, *optional*):
                 Result of `encode_layers`, instead of `pixel_values`.
-            references ([`AprilGanReferences`], *optional*):
-                Result of `encode_images` for photos of good parts. By default, the result is zero-shot.
+            references ([`AprilGanReferences`], *optional*, defaults to `"auto"`):
+                Result of `encode_images` for photos of good parts. `"auto"` uses the references of the checkpoint,
+                `model.references`, except in training mode and with masks. `None` uses none: the result is zero-shot.
             kwargs:
                 `return_dict`, as in other models.
 
@@ -291,10 +292,11 @@ class AprilGanForAnomalyDetection(TrainableBaselineModel):
             ValueError: if an input has another shape, several kinds of images or texts are passed, the references
                 belong to another model, or there are both references and masks.
         """
-        if references is not None and mask_labels is not None:
+        good = None if isinstance(references, str) and mask_labels is not None else self.references_for(references)
+        if good is not None and mask_labels is not None:
             raise ValueError("references and mask_labels are both set; expected one of them. Training is zero-shot.")
         states = hidden_states
-        if references is not None and pixel_values is not None and hidden_states is None:
+        if good is not None and pixel_values is not None and hidden_states is None:
             states, pixel_values = self.encode_layers(pixel_values), None
         features: Any = self.features_for(pixel_values, image_embeds, patch_embeds, states)
         image, patches = features.image_embeds, features.patch_embeds
@@ -322,9 +324,9 @@ class AprilGanForAnomalyDetection(TrainableBaselineModel):
                 output.loss_components = parts
                 return output
             distances = None
-            if references is not None:
-                few = self._few_shot_patches(states, patches, references)
-                distances = compare_with_references(few, references).unflatten(-1, (grid, grid))  # (B, L, g, g)
+            if good is not None:
+                few = self._few_shot_patches(states, patches, good)
+                distances = compare_with_references(few, good).unflatten(-1, (grid, grid))  # (B, L, g, g)
                 output.reference_grid_maps = distances
             output.anomaly_maps = self.draw_maps(patch_logits, distances)  # (B, S, S)
             output.map_maxima = output.anomaly_maps.amax(dim=(1, 2))  # (B,)
