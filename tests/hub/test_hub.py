@@ -18,6 +18,8 @@ from vip2clip_hf import (
     ViP2ClipForAnomalyDetection,
     ViP2ClipImageProcessor,
 )
+from vip2clip_hf.baselines.methods import create_model
+from vip2clip_hf.baselines.saving import write_baseline
 from vip2clip_hf.checkpoints import saving as saving_module
 from vip2clip_hf.checkpoints.saving import CODE_FILES
 from vip2clip_hf.hub.publishing import check_push_access, push_checkpoint, save_checkpoint
@@ -445,6 +447,21 @@ def test_references_are_published(trained, image_processor, photo, tmp_path, hub
     save_checkpoint(trained, image_processor, tmp_path / "part", push_to_hub="org/part")
     assert set(published) == FILES
     assert "## References" not in published["README.md"].decode()
+
+
+def test_other_methods_are_published_with_their_tokenizer(trained, image_processor, tmp_path, hub):
+    """Also over a checkpoint of ViP²-CLIP, of which nothing is left that the other method would read."""
+    folder, processor = tmp_path / "part", ViP2ClipImageProcessor(size=64)
+    save_checkpoint(trained, image_processor, folder, push_to_hub="org/part")
+    write_baseline(create_model("april-gan", "bundled", image_size=64), processor, folder)
+    names = {path.name for path in folder.iterdir()}
+    assert {"tokenizer.json", "tokenizer_config.json"} <= names
+    assert not names & {"decision.json", "modeling_vip2clip.py"}
+    push_checkpoint(folder, "org/part")
+    published = hub.repositories["org/part"]
+    assert "decision.json" not in published
+    assert names <= set(published)
+    assert {name: published[name] for name in names} == {name: (folder / name).read_bytes() for name in names}
 
 
 def test_push_a_folder_without_checkpoint(tmp_path):

@@ -42,6 +42,10 @@ OPTIONAL_FILES = (SCORES_NAME, BackboneReference.file_name, REFERENCES_NAME, FEA
 FILE_NAMES = (
     "README.md", "config.json", "preprocessor_config.json", DECISION_NAME, Provenance.file_name, *OPTIONAL_FILES
 )  # fmt: skip
+# Of checkpoints of other methods, which encode texts.
+TOKENIZER_FILES = frozenset(
+    {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt"}
+)
 WEIGHT_FILE = re.compile(r"model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json")
 
 
@@ -198,11 +202,12 @@ def check_target(folder: str | os.PathLike) -> Path:
 def _replace(folder: Path, staged: Path, names: list[str]) -> None:
     """Move the staged files into an existing folder. After an error, restore the previous files."""
     # Remove old weights with other file names, which from_pretrained could load instead of the new weights, and files
-    # that not every checkpoint contains.
+    # that not every checkpoint contains, also those of a checkpoint of another method. A card of the user is kept.
+    known = {*FILE_NAMES, *(path.name for path in CODE_FILES)} - {"README.md"}
     stale = [
         path.name
         for path in folder.iterdir()
-        if path.name not in names and (WEIGHT_FILE.fullmatch(path.name) or path.name in OPTIONAL_FILES)
+        if path.name not in names and (WEIGHT_FILE.fullmatch(path.name) or path.name in known)
     ]
     previous = Path(tempfile.mkdtemp(prefix=".vip2clip-", dir=folder))
     try:
@@ -257,6 +262,7 @@ __all__ = [
     "CODE_FILES",
     "FILE_NAMES",
     "OPTIONAL_FILES",
+    "TOKENIZER_FILES",
     "WEIGHT_FILE",
     "backbone_reference",
     "check_finite",

@@ -7,7 +7,15 @@ from typing import Any
 
 from huggingface_hub import HfApi
 
-from ..checkpoints.saving import CODE_FILES, FILE_NAMES, OPTIONAL_FILES, WEIGHT_FILE, write_checkpoint
+from ..checkpoints.saving import (
+    CODE_FILES,
+    FILE_NAMES,
+    OPTIONAL_FILES,
+    TOKENIZER_FILES,
+    WEIGHT_FILE,
+    write_checkpoint,
+)
+from ..models.vip2clip.decision_config_vip2clip import DECISION_NAME
 from ..models.vip2clip.image_processing_vip2clip import ViP2ClipImageProcessor
 from ..models.vip2clip.modeling_vip2clip import ViP2ClipForAnomalyDetection
 
@@ -86,7 +94,7 @@ def push_checkpoint(
 
     Args:
         folder (`str` or `os.PathLike`):
-            Folder written by [`save_checkpoint`].
+            Folder written by [`save_checkpoint`], or the checkpoint of another method.
         repository (`bool` or `str`, defaults to `True`):
             Repository to publish to (`"org/name"`), or `True` to use the name of the folder.
         token (`str` or `bool`, *optional*):
@@ -104,7 +112,7 @@ def push_checkpoint(
         `huggingface_hub.errors.HfHubHTTPError`: if the Hub rejects the request, for example because of missing rights.
     """
     folder = Path(folder)
-    known = {*FILE_NAMES, *(path.name for path in CODE_FILES)}
+    known = {*FILE_NAMES, *TOKENIZER_FILES, *(path.name for path in CODE_FILES)}
     names = [path.name for path in folder.glob("*") if path.name in known or WEIGHT_FILE.fullmatch(path.name)]
     if "config.json" not in names:
         raise OSError(f"{str(folder)!r} does not contain config.json; expected a folder written by save_checkpoint.")
@@ -115,10 +123,11 @@ def push_checkpoint(
         repo_id=repo_id,
         folder_path=folder,
         allow_patterns=sorted(names),
-        # An old model.safetensors in the repository would be loaded instead of the shards.
+        # An old model.safetensors in the repository would be loaded instead of the shards, and other files may belong
+        # to the checkpoint of another method.
         delete_patterns=[
             *([] if "model.safetensors" in names else OTHER_WEIGHTS),
-            *(name for name in OPTIONAL_FILES if name not in names),
+            *(name for name in (*OPTIONAL_FILES, DECISION_NAME) if name not in names),
         ],
         commit_message=commit_message,
     )

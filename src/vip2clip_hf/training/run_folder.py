@@ -12,7 +12,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
 from ..checkpoints.card import is_generated
-from ..checkpoints.saving import CODE_FILES, FILE_NAMES, WEIGHT_FILE
+from ..checkpoints.saving import CODE_FILES, FILE_NAMES, TOKENIZER_FILES, WEIGHT_FILE
 from .averaging import AVERAGE_FILE
 from .resuming import STATE_FILE, checkpoints_in, has_state, run_of
 from .run_record import RECORD_FILE, RunRecord
@@ -22,10 +22,6 @@ logger = logging.get_logger(__name__)
 LOCK_FILE = ".training.lock"
 RESULTS_FILE = "results.json"
 _CODE = frozenset(path.name for path in CODE_FILES)
-# Of checkpoints of other methods.
-_TOKENIZER = frozenset(
-    {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt"}
-)
 _TRAINER_FILE = re.compile(
     r"optimizer\.(pt|bin)|scheduler\.pt|scaler\.pt|rng_state(_\d+)?\.pth|trainer_state\.json|training_args\.bin"
     rf"|{re.escape(AVERAGE_FILE)}|\..*\.tmp"
@@ -45,7 +41,7 @@ def is_checkpoint_file(name: str) -> bool:
     return (
         name in FILE_NAMES
         or name in _CODE
-        or name in _TOKENIZER
+        or name in TOKENIZER_FILES
         or name == RECORD_FILE
         or WEIGHT_FILE.fullmatch(name) is not None
         or _TRAINER_FILE.fullmatch(name) is not None
