@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from datasets import Image
 from transformers import AutoModel
 from typer.testing import CliRunner
 
@@ -35,12 +36,12 @@ def dataset(tmp_path_factory):
 
 @pytest.fixture
 def build(dataset, tmp_path):
-    def build(key, output_dir=tmp_path / "run", eval_dataset=None, settings=None, **arguments):
+    def build(key, output_dir=tmp_path / "run", eval_dataset=None, settings=None, train_dataset=dataset, **arguments):
         model = create_model(key, "bundled", seed=3, image_size=SIZE, **SETTINGS.get(key, {}), **(settings or {}))
         defaults = {"disable_tqdm": True, "use_cpu": True, "save_strategy": "no", "logging_strategy": "steps"}
         defaults |= {"logging_steps": 1, "max_steps": 2, "per_device_train_batch_size": 4, "seed": 7}
         args = ViP2ClipTrainingArguments(output_dir=str(output_dir), **{**defaults, **arguments})
-        return BaselineTrainer(model, args, ViP2ClipImageProcessor(size=SIZE), dataset, eval_dataset)
+        return BaselineTrainer(model, args, ViP2ClipImageProcessor(size=SIZE), train_dataset, eval_dataset)
 
     return build
 
@@ -184,6 +185,37 @@ def test_names_of_categories_are_written_as_the_method_does(build):
     batch = {"class_name": ["metal-nut", None]}
     assert build("adaclip").model_inputs(batch) == {"class_name": ["metal nut", "object"]}
     assert build("april-gan").model_inputs(batch) == {"class_name": ["metal-nut", "object"]}
+
+
+@pytest.mark.parametrize(("key", "settings"), [("april-gan", {}), ("adaclip", {"prompting_branch": "V"})])
+def test_remembered_texts_do_not_depend_on_the_precision_of_the_first_call(key, settings):
+    """Text embeddings are computed once. Those of mixed precision would stay after a training."""
+    pixels = torch.randn(1, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    found = []
+    for first in (torch.bfloat16, None):
+        model = create_model(key, "bundled", image_size=SIZE, **SETTINGS.get(key, {}), **settings)
+        with torch.no_grad():
+            if first is not None:
+                with torch.autocast("cpu", first):
+                    model(pixels)
+            found.append(model(pixels))
+    assert torch.equal(found[0].text_embeds, found[1].text_embeds)
+    assert torch.equal(found[0].scores, found[1].scores)
+
+
+@pytest.mark.parametrize("key", TRAINED)
+def test_images_without_masks(build, dataset, key):
+    """The image loss is trained. APRIL-GAN has none, so it has nothing to learn."""
+    images = dataset.remove_columns("mask").add_column("mask", [None] * len(dataset)).cast_column("mask", Image())
+    if key == "april-gan":
+        with pytest.raises(ValueError, match="No anomalous image has a mask, and APRIL-GAN learns from masks only"):
+            build(key, train_dataset=images)
+        return
+    trainer = build(key, train_dataset=images)
+    before = adapters(trainer)
+    trainer.train()
+    assert {name for name in trainer.state.log_history[0] if name.startswith("loss_")} == {"loss_image"}
+    assert any(not torch.equal(before[name], weight) for name, weight in adapters(trainer).items())
 
 
 def test_other_models_are_refused(dataset, tmp_path):

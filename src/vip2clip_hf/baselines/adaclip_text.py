@@ -160,8 +160,9 @@ class AdaClipTextModel(TrainableBaselineModel):
         # The version changes when weights are loaded.
         key = (id(self.tokenizer), *map(tuple, self.get_prompts(class_name)), weight.data_ptr(), weight._version)
         if key not in self._memory:
-            # The text tower is frozen. Tensors of inference mode could not be used for training later.
-            with torch.inference_mode(False), torch.no_grad():
+            # The text tower is frozen. Tensors of inference mode could not be used for training later, and those of
+            # autocast have its precision, also after it.
+            with torch.inference_mode(False), torch.no_grad(), without_autocast(self.device.type):
                 self._memory[key] = self._pool_kinds(self.encode_prompts(ids)[None], count)
         return self._memory[key]
 

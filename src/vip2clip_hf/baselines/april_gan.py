@@ -148,8 +148,9 @@ class AprilGanForAnomalyDetection(TrainableBaselineModel):
         # The version changes when weights are loaded into the parameter.
         key = (name, self.config.prompts, id(self.tokenizer), projection.data_ptr(), projection._version)
         if key not in self._text_memory:
-            # Tensors created in inference mode could not be used for training later.
-            with torch.inference_mode(False), torch.no_grad():
+            # Tensors created in inference mode could not be used for training later, and those of autocast have its
+            # precision, also after it.
+            with torch.inference_mode(False), torch.no_grad(), without_autocast(self.device.type):
                 self._text_memory[key] = super().get_text_embeds(name)
         return self._text_memory[key]
 

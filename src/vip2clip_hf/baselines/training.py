@@ -39,7 +39,8 @@ class BaselineTrainer(AdapterTrainer):
             class name in its prompts.
 
     Raises:
-        ValueError: as [`ViP2ClipTrainer`], or if features would be cached for a method whose features change.
+        ValueError: as [`ViP2ClipTrainer`], if features would be cached for a method whose features change, or if the
+            method learns from masks only and there are none.
 
     Example:
 
@@ -76,6 +77,11 @@ class BaselineTrainer(AdapterTrainer):
             )
         names = model.uses_class_names
         super().__init__(model, args, image_processor, train_dataset, eval_dataset, class_names=names, **kwargs)
+        if not self._collator.pixel_labels and "image" not in model.loss_weights:
+            raise ValueError(
+                f"No anomalous image has a mask, and {model.method_name} learns from masks only; expected masks. Add "
+                "them (see docs/data.md), or create synthetic defects with masks: --augmentation cut_paste."
+            )
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """Create the optimizer of the method, with the arguments of the trainer."""

@@ -76,9 +76,12 @@ def train(
         return
     folder = training_arguments.output_dir
     if repository is not None:
+        from ..baselines.methods import find_method
         from ..hub.publishing import push_checkpoint
 
-        report["published"] = push_checkpoint(folder, repository, token=token, private=private)
+        name = "ViP²-CLIP" if kind is None else find_method(model_arguments.method).name
+        message = f"Upload {name} checkpoint"
+        report["published"] = push_checkpoint(folder, repository, token=token, private=private, commit_message=message)
     if data_arguments.json:
         print_json(without_nan({**report, "checkpoint": folder}))
         return
