@@ -162,6 +162,20 @@ def test_resuming_with_other_settings(build, tmp_path):
         other.train(resume_from_checkpoint=True)
 
 
+@pytest.mark.parametrize("key", ["april-gan", "anomalyclip"])
+def test_resuming_with_other_categories(build, dataset, key):
+    """They are class names in the prompts, except for AnomalyCLIP, which has none."""
+    others = dataset.remove_columns("category").add_column("category", ["weave"] * len(dataset))
+    build(key, max_steps=2, save_strategy="steps", save_steps=2).train()
+    trainer = build(key, train_dataset=others, max_steps=4, save_strategy="steps", save_steps=2)
+    if METHODS[key].uses_class_names:
+        with pytest.raises(ValueError, match="training data: categories"):
+            trainer.train(resume_from_checkpoint=True)
+    else:
+        trainer.train(resume_from_checkpoint=True)
+        assert trainer.state.global_step == 4
+
+
 @pytest.mark.parametrize("key", TRAINED)
 def test_class_names(build, dataset, key, monkeypatch):
     """The category of each image is the class name in its prompt, as the method writes it."""

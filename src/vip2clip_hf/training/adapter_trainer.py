@@ -70,7 +70,7 @@ class AdapterTrainer(RecordedTrainer):
         check_trained_weights(model)
         options = resolve_mask_options(image_processor, mask_threshold, mask_options)
         self.image_processor, self.mask_options = image_processor, options
-        self.training_sets = training_sets
+        self.training_sets, self.class_names = training_sets, class_names
         self.results: dict[str, dict[str, Any]] = {}
         self.augmentation = None
         if args.augmentation is not None:

@@ -77,7 +77,9 @@ def reading_code(modules: Iterable[str] = ()) -> str:
     return code_version([*CODE, *(f"vip2clip_hf.models.vip2clip.{name}" for name in readers), *sorted(modules)])
 
 
-def describe_contents(dataset: "Dataset", mask_settings: Mapping[str, Any] | None = None) -> dict[str, str]:
+def describe_contents(
+    dataset: "Dataset", mask_settings: Mapping[str, Any] | None = None, *, class_names: bool = False
+) -> dict[str, str]:
     """
     Describe what a model is trained on: the contents of all images and masks, in order, and their labels.
 
@@ -86,10 +88,11 @@ def describe_contents(dataset: "Dataset", mask_settings: Mapping[str, Any] | Non
             URLs are compared.
         mask_settings (`Mapping[str, Any]`, *optional*): how the trainer reads masks, such as `mask_threshold`. Columns
             of the dataset with these names replace them.
+        class_names (`bool`, defaults to `False`): whether the categories are class names in prompts.
 
     Returns:
-        `dict[str, str]`: number and hash of `images`, `masks` and `labels`, and the settings for masks. Two datasets
-        with the same values give the same training.
+        `dict[str, str]`: number and hash of `images`, `masks` and `labels`, and of `categories` if they are class
+        names, and the settings for masks. Two datasets with the same values give the same training.
 
     Raises:
         OSError: if a file cannot be read.
@@ -103,10 +106,15 @@ def describe_contents(dataset: "Dataset", mask_settings: Mapping[str, Any] | Non
         values = list(dataset[name])
         kinds = sorted(set(map(str, values)))
         settings[name] = kinds[0] if len(kinds) == 1 else f"{', '.join(kinds[:5])} ({_digest(values)})"
+    names: dict[str, str] = {}
+    if class_names:
+        categories = list(dataset["category"]) if "category" in dataset.column_names else []
+        names["categories"] = f"{len(set(categories))} ({_digest(categories)})"
     return {
         "images": f"{len(images)} ({_digest(images)})",
         "masks": f"{sum(mask is not None for mask in masks)} ({_digest(masks)})",
         "labels": f"{labels.count(0)} normal, {labels.count(1)} anomalous ({_digest(labels)})",
+        **names,
         **{name: str(value) for name, value in sorted(settings.items())},
     }
 

@@ -49,6 +49,7 @@ class RecordedTrainer(Trainer):
         run_folder ([`RunFolder`]): output folder.
         files (`tuple[str, ...]`): names of files that the caller writes to the output folder besides the model.
         training_sets (`list[dict]`, *optional*): entries of `provenance.training_sets` for the training data.
+        class_names (`bool`): whether the categories of the images are class names in prompts.
     """
 
     args: ViP2ClipTrainingArguments
@@ -57,6 +58,7 @@ class RecordedTrainer(Trainer):
     mask_options: MaskOptions
     results: dict[str, dict[str, Any]]
     _rows: "Dataset | None"
+    class_names = False
     run: RunRecord | None = None
     files: tuple[str, ...] = ()
     training_sets: list[dict[str, Any]] | None = None
@@ -180,11 +182,14 @@ class RecordedTrainer(Trainer):
         if own is None:
             own = [_describe_named(self._rows)]
         masks = self.mask_settings()
-        data = {f"training data: {name}": value for name, value in describe_contents(self._rows, masks).items()}
+        names = self.class_names
+        contents = describe_contents(self._rows, masks, class_names=names)
+        data = {f"training data: {name}": value for name, value in contents.items()}
         if self.args.load_best_model_at_end and self.eval_dataset is not None:  # the epoch is chosen on it
             for name, rows in self._eval_sets(self.eval_dataset).items():
                 prefix = f"evaluation data {name}".strip()
-                data.update({f"{prefix}: {key}": value for key, value in describe_contents(rows, masks).items()})
+                contents = describe_contents(rows, masks, class_names=names)
+                data.update({f"{prefix}: {key}": value for key, value in contents.items()})
         record = RunRecord(
             recipe=recipe_of(self),
             data=data,
