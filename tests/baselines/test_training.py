@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from helpers.training import assert_same_tensors, losses_of, with_sgd, write_training_set
 from vip2clip_hf import ViP2ClipImageProcessor, load_folder
+from vip2clip_hf.baselines import AprilGanForAnomalyDetection
 from vip2clip_hf.baselines.methods import METHODS, create_model, find_method, method_of
 from vip2clip_hf.baselines.saving import write_baseline
 from vip2clip_hf.baselines.training import BaselineTrainer, training_kind
@@ -134,6 +135,31 @@ def test_one_cache_folder_for_all_methods(build, tmp_path):
     for key in CACHED:
         build(key, cache_features=str(tmp_path / "cache")).cache_features()
     assert len(list((tmp_path / "cache").glob("*/meta.json"))) == len(CACHED)
+
+
+class OtherFeatures(AprilGanForAnomalyDetection):
+    """A subclass of a user, outside of the package."""
+
+    def get_image_features(self, *args, **kwargs):
+        features = super().get_image_features(*args, **kwargs)
+        features.patch_embeds = 2 * features.patch_embeds
+        return features
+
+
+def test_a_subclass_has_its_own_cache(build, dataset, tmp_path):
+    """Its code computes the features. The code of the position embeddings does, too."""
+    trainer = build("april-gan", cache_features=str(tmp_path / "cache"))
+    plain, model = trainer.cache_features(), trainer.model
+    assert {"vip2clip_hf.baselines.april_gan_steps", "vip2clip_hf.baselines.vision_embeddings"} < set(
+        model.feature_modules
+    )
+    other = OtherFeatures(model.config)
+    other.load_state_dict(model.state_dict())
+    other.tokenizer = model.tokenizer
+    assert set(other.feature_modules) == {__name__, *model.feature_modules}
+    found = BaselineTrainer(other, trainer.args, trainer.image_processor, dataset).cache_features()
+    assert found.folder != plain.folder
+    assert torch.equal(found.row(0)["patch_embeds"], 2 * plain.row(0)["patch_embeds"])
 
 
 def test_adaclip_cannot_cache(build, tmp_path):

@@ -1,5 +1,6 @@
 """Base class of the baselines that are trained: what the trainer and the feature cache need of a model."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from transformers.utils.generic import ModelOutput
 
 from .base import BaselineModel
 from .pretrained import BaselinePreTrainedModel
+from .vision_embeddings import BaselineVisionEmbeddings
 
 
 @dataclass
@@ -48,18 +50,20 @@ class TrainableBaselineModel(BaselineModel):
 
     @property
     def feature_settings(self) -> dict[str, Any]:
-        """What changes the result of `get_image_features`: the method and fields of the configuration, by name."""
+        """What changes the result of `get_image_features`: the class and fields of the configuration, by name."""
         names = ("model_type", "image_size", "position_interpolation", *self.feature_fields)
-        return {name: getattr(self.config, name) for name in names}
+        own = f"{type(self).__module__}.{type(self).__qualname__}"  # a subclass can compute other features
+        return {"class": own, **{name: getattr(self.config, name) for name in names}}
 
     @property
     def feature_modules(self) -> list[str]:
-        """Names of the modules that compute the features: those of the class and its bases, and those whose names
-        start with them."""
-        bases = [one.__module__ for one in type(self).__mro__ if issubclass(one, BaselinePreTrainedModel)]
-        folder = Path(__file__).parent
-        names = {path.stem for base in bases for path in folder.glob(f"{base.rpartition('.')[2]}*.py")}
-        return sorted(f"{__package__}.{name}" for name in names)
+        """Names of the modules that compute the features: those of the class and its bases, those of this package
+        whose names start with them, and that of the position embeddings."""
+        bases = {one.__module__ for one in type(self).__mro__ if issubclass(one, BaselinePreTrainedModel)}
+        found = {name for name in bases if getattr(sys.modules[name], "__file__", None)}  # not in a notebook
+        own = [name.rpartition(".")[2] for name in bases if name.rpartition(".")[0] == __package__]
+        paths = [path for name in own for path in Path(__file__).parent.glob(f"{name}*.py")]
+        return sorted({*found, BaselineVisionEmbeddings.__module__, *(f"{__package__}.{one.stem}" for one in paths)})
 
     @property
     def feature_shape(self) -> tuple[int, int, int]:
