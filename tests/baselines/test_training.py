@@ -20,7 +20,7 @@ from vip2clip_hf.cli import app
 from vip2clip_hf.models.vip2clip.backbone_vip2clip import backbone_checksum
 from vip2clip_hf.training.arguments import ModelArguments, ViP2ClipTrainingArguments
 from vip2clip_hf.training.named_recipes import RECIPES, recipe_path
-from vip2clip_hf.training.parsing import parse_arguments
+from vip2clip_hf.training.parsing import given_arguments, parse_arguments
 
 
 TRAINED = [key for key, method in METHODS.items() if method.trained]
@@ -366,6 +366,32 @@ def test_wrong_arguments(arguments, message, tmp_path):
     assert done.exit_code != 0
     assert message in f"{done.stderr} {done.exception}"
     assert not Path(tmp_path, "o").exists()
+
+
+def test_settings_are_repeatable(tmp_path):
+    """As in `vip2clip convert`. A file comes first, and the last value of a name is used."""
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"method": "april-gan", "set": ["class_name=part", "map_reduction=sum"]}))
+    words = [str(path), "--set", "map_reduction=mean", "--set", "logit_scale=50", "--use_cpu", "true"]
+    expected = ["class_name=part", "map_reduction=sum", "map_reduction=mean", "logit_scale=50"]
+    assert parse_arguments(words)[0].set == expected
+    assert given_arguments(words)["set"] == expected
+    assert parse_arguments(["--method", "april-gan", "--use_cpu", "true"])[0].set is None
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        # Their recipes would not be used.
+        (["--meth", "april-gan"], "Unknown argument '--meth'; did you mean 'method'"),
+        (["--reci", "april-gan"], "Unknown argument '--reci'"),
+        (["--recipe", "april-gan", "--method", "adaclip"], "recipe is 'april-gan', but the method is 'adaclip'"),
+        (["--recipe", "april-gan", "--method", "vip2clip"], "recipe is 'april-gan', but the method is 'vip2clip'"),
+    ],
+)
+def test_methods_without_their_recipe(words, message):
+    with pytest.raises(ValueError, match=message):
+        parse_arguments([*words, "--use_cpu", "true"])
 
 
 def test_command(tmp_path):

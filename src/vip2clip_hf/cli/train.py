@@ -25,7 +25,7 @@ def train(
     if "--list-recipes" in argv:
         from ..training.named_recipes import RECIPES
 
-        say("\n".join(f"{name:8s} {text}" for name, text in RECIPES.items()))
+        say("\n".join(f"{name:11s} {text}" for name, text in RECIPES.items()))
         raise typer.Exit
     dry_run, print_config = "--dry-run" in argv, "--print-config" in argv
     argv = [word for word in argv if word not in ("--dry-run", "--print-config")]

@@ -273,7 +273,11 @@ class ModelArguments:
     )
     set: list[str] | None = field(
         default=None,
-        metadata={"help": "Other fields of the configuration of the model, as NAME=VALUE, such as smoothing_sigma=8."},
+        metadata={
+            "action": "extend",
+            "help": "Other fields of the configuration of the model, as NAME=VALUE, such as smoothing_sigma=8. "
+            "Repeatable.",
+        },
     )
 
 

@@ -63,6 +63,7 @@ def make_parser(show_all: bool = False) -> HfArgumentParser:
         usage=_USAGE,
         description=_DESCRIPTION,
         epilog=None if show_all else _EPILOG,
+        allow_abbrev=False,  # an abbreviated --method or --recipe would not load its recipe
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--help-all", action="store_true", help="show all arguments and exit")
@@ -148,6 +149,9 @@ def _expand(argv: Sequence[str]) -> list[str]:
     if found.recipe is not None:
         files.insert(0, recipe_path(found.recipe))
     method = found.method or next((_read(path)["method"] for path in reversed(files) if "method" in _read(path)), None)
+    recipe = None if found.recipe is None else _read(files[0]).get("method")
+    if recipe is not None and method != recipe:
+        raise ValueError(f"--recipe is {found.recipe!r}, but the method is {method!r}; expected one of them.")
     if method in RECIPES:
         files.insert(0, recipe_path(method))  # the published recipe of another method
     options: list[str] = []
