@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from .rivals_adaclip import adaclip_steps
+from .rivals_anomalyclip import anomalyclip_steps
 from .rivals_april_gan import april_gan_steps
 
 
@@ -38,6 +39,7 @@ class Step(NamedTuple):
 # Steps of each method.
 METHODS: dict[str, Callable[[Size], dict[str, Any]]] = {
     "april-gan": lambda size: {label: Step(*pair) for label, pair in april_gan_steps(size).items()},
+    "anomalyclip": anomalyclip_steps,
     "adaclip": adaclip_steps,
 }
 
@@ -46,7 +48,7 @@ def compare(step: Any, repeats: int, threads: int) -> tuple[float, float, float]
     """Return the shortest times in milliseconds, interleaved, and the largest difference of the results."""
     # With one thread, the time of other programs does not count.
     clock = time.process_time if threads == 1 else time.perf_counter
-    pairs = zip(step.ours(), step.published())  # prepares references, too
+    pairs = zip(*(function() for function in step))  # prepares references, too
     difference = max((ours - other).abs().max().item() for ours, other in pairs)
     least = [float("inf")] * 2
     for _ in range(repeats):

@@ -181,7 +181,8 @@ def test_mean_of_maps(clip, model, images):
         expected, found = model(images, **options), mean(images, **options)
         torch.testing.assert_close(found.anomaly_maps, expected.anomaly_maps / count)
         torch.testing.assert_close(found.scores, expected.scores)
-    assert (mean.map_maximum, model.map_maximum) == (1, 2)
+    assert (mean.map_maximum(), model.map_maximum()) == (1, 2)
+    assert (mean.map_maximum(with_references=True), model.map_maximum(with_references=True)) == (1, 5)
 
 
 # References

@@ -8,6 +8,7 @@ import torch
 from helpers.rivals import ORACLES, assert_close, clip_tokenizer, load_oracle, load_tower, outputs_of
 from vip2clip_hf.baselines import convert_april_gan_checkpoint, published_few_shot_scores
 from vip2clip_hf.baselines.april_gan_steps import layer_margins, resize_corners
+from vip2clip_hf.evaluation.metrics import AnomalyMetrics
 
 
 METHOD = "aprilgan"
@@ -113,6 +114,25 @@ def test_parity(computed, name):
     if name.startswith("zs.text_probs") and expected.dim() == 3:
         expected = expected[:, 0]
     assert_close(computed[name], expected, LOGITS if name.startswith("zs.logits") else TOLERANCE)
+
+
+@pytest.mark.parametrize("setting", ["zs", *(f"fs{count}" for count in SHOTS)])
+def test_metrics(computed, setting):
+    """Metrics of the published script. AUPRO of its 200 thresholds is left out."""
+    recorded, metrics = RESULTS[f"{setting}_metrics"], AnomalyMetrics()
+    for name in CLASSES:
+        places, _ = images_of(name)
+        masks = EXPECTED["masks"][places, 0].float() / 255 > 0.5
+        labels = torch.tensor([int(place > 0) for place in places])
+        masks &= labels.bool()[:, None, None]
+        scores, maps = computed[f"{setting}.score.{name}"], computed[f"{setting}.map.{name}"]
+        metrics.update(scores, labels, maps, masks, categories=[name] * len(places))
+    found = metrics.compute()["categories"]
+    for key, values in recorded.items():
+        level, kind = {"sp": "image", "px": "pixel"}.get(key.rpartition("_")[2]), key.rpartition("_")[0]
+        for name, value in zip(CLASSES, values):
+            if level is not None:
+                assert found[name][f"{level}_{kind}"] == pytest.approx(value, abs=2e-4), (key, name)
 
 
 @pytest.mark.parametrize("step", [0, 1])

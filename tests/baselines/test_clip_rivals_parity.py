@@ -25,7 +25,7 @@ def computed(model) -> dict[str, torch.Tensor]:
     found, images, config = {}, EXPECTED["images"].float(), model.config
     with torch.no_grad():
         found["image_features_raw"], found["patch_features_projected"] = model.get_image_features(images)
-        hidden = model.encode_tokens(model.embed_patches(images))[:, 1:]
+        hidden = model.encode_layers(images)[-1][:, 1:]
         found["patch_tokens_after_ln_post"] = model.clip.vision_model.post_layernorm(hidden)
         found["plain.text_features"] = model.encode_prompts(EXPECTED["tokens.candle.imagenet80.anomalous"][:8])
         for key, ensemble in CASES:

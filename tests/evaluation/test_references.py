@@ -21,7 +21,7 @@ from vip2clip_hf.cli import app
 from vip2clip_hf.data.loading import load_folder
 from vip2clip_hf.data.sources import DataSource
 from vip2clip_hf.data.synthetic.dataset import generate_image, write_dataset
-from vip2clip_hf.evaluation import runner as runner_module
+from vip2clip_hf.evaluation import runner as runner_module, subjects as subjects_module
 from vip2clip_hf.evaluation.model_evaluation import evaluate_model
 from vip2clip_hf.evaluation.published_references import (
     PUBLISHED_REFERENCES,
@@ -327,7 +327,7 @@ def test_results_of_each_draw_and_resuming(model, image_processor, source, root,
     keys = [json.dumps(one["run"]["key"]["settings"]) for one in stored]
     assert len(set(keys)) == 3
 
-    monkeypatch.setattr(runner_module, "evaluate_model", None)
+    monkeypatch.setattr(subjects_module, "evaluate_model", None)
     monkeypatch.setattr(ReferenceBank, "from_images", None)  # nor are features computed again
     again = evaluate_sets(model, image_processor, [source], output, sheets=1, references=choice)
     for one, two in zip([zero_shot, *few], again, strict=True):

@@ -23,6 +23,7 @@ from vip2clip_hf.evaluation import (
     map_writer as map_writer_module,
     recorder as recorder_module,
     runner as runner_module,
+    subjects as subjects_module,
 )
 from vip2clip_hf.evaluation.map_writer import MapWriter
 from vip2clip_hf.evaluation.metrics import AnomalyMetrics
@@ -113,7 +114,7 @@ def test_finished_datasets_are_not_evaluated_again(model, image_processor, sets,
     first = evaluate_sets(model, image_processor, sets[:1], output, sheets=0)
     # A dataset that is added does not change the results of the others.
     both = evaluate_sets(model, image_processor, sets, output, sheets=0)
-    monkeypatch.setattr(runner_module, "evaluate_model", None)
+    monkeypatch.setattr(subjects_module, "evaluate_model", None)
     again = evaluate_sets(model, image_processor, sets, output, sheets=0, name="renamed")
     for one, two in zip(both, again, strict=True):
         assert_same_results(one, two)

@@ -24,6 +24,7 @@ LAYERS = (
     ("calibration", "training"),
     ("baselines",),
     ("export", "hub", "plotting", "references"),
+    ("comparison",),
     ("reproduction",),
     ("app", "demo"),
     ("cli",),

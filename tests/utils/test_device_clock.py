@@ -2,13 +2,22 @@
 
 import time
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
 import pytest
 import torch
 
-from vip2clip_hf.utils.device_clock import CPU_CURRENT, CPU_PEAK, CpuClock, CudaClock, device_clock
+from vip2clip_hf.utils.device_clock import (
+    CPU_CURRENT,
+    CPU_PEAK,
+    MPS_CURRENT,
+    CpuClock,
+    CudaClock,
+    MpsClock,
+    device_clock,
+)
 
 
 class FakeCuda:
@@ -100,7 +109,20 @@ def test_cpu_without_a_peak(tmp_path):
         CpuClock(tmp_path).peak_memory()
 
 
+def test_mps():
+    calls = []
+    mps = SimpleNamespace(synchronize=lambda: calls.append("synchronize"), driver_allocated_memory=lambda: 77)
+    clock = MpsClock(mps)
+    result, seconds = clock.timed(lambda: calls.append("run") or time.sleep(0.01) or 3)
+    assert (result, calls) == (3, ["synchronize", "run", "synchronize"])
+    assert 0.01 <= seconds < 1
+    clock.reset_memory()
+    assert clock.peak_memory() == 77
+    assert clock.memory_kind == MPS_CURRENT
+    assert isinstance(device_clock("mps"), MpsClock)
+
+
 def test_unknown_device():
-    with pytest.raises(ValueError, match="device is 'meta'; expected 'cuda' or 'cpu'"):
+    with pytest.raises(ValueError, match="device is 'meta'; expected 'cuda', 'mps' or 'cpu'"):
         device_clock("meta")
     assert isinstance(device_clock("cuda:3"), CudaClock)

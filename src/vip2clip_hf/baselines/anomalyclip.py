@@ -217,6 +217,10 @@ class AnomalyClipForAnomalyDetection(TrainableBaselineModel):
 
     # Comparison
 
+    def map_maximum(self, with_references: bool = False) -> float:
+        """See [`BaselineModel.map_maximum`]: the number of feature layers."""
+        return float(len(self.config.feature_layers or ()))
+
     @property
     def loss_weights(self) -> dict[str, float]:
         """Weight of each part of the loss: 1 for the image, `local_loss_weight` for pixels."""

@@ -33,8 +33,9 @@ class AnomalyClipConfig(BaselineConfig):
             How the position embeddings are resized for another image size. The default is `"bilinear"`.
         feature_layers (`tuple[int, ...]`, *optional*):
             Vision blocks whose patch tokens give maps, counted from 1. By default, the last one, as in the published
-            scripts. The paper uses four blocks, `(6, 12, 18, 24)`. A block can be repeated: the published code before
-            April 2025, which trained the released weights, computes `(24, 24, 24, 24)`.
+            scripts. Without the scripts, the default of the published programs is `(6, 12, 18, 24)`. A block can be
+            repeated: the published code before April 2025, which trained the released weights, computes
+            `(24, 24, 24, 24)`.
         dpam_layers (`int`, defaults to 19):
             Number of last vision blocks with value-value attention for the patch tokens, from 0 to the number of
             blocks. The published code calls it `DPAM_layer` and counts one more.

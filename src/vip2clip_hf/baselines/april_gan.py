@@ -71,7 +71,7 @@ class AprilGanForAnomalyDetection(TrainableBaselineModel):
     config_class = AprilGanConfig
     method_name = "APRIL-GAN"
     references_class = AprilGanReferences
-    reference_fields = ("reference_layers",)
+    reference_fields = ("feature_layers", "few_shot_layers")
     _keep_in_fp32_modules_strict = ["linear_layers"]
 
     def __init__(self, config: AprilGanConfig) -> None:
@@ -98,10 +98,11 @@ class AprilGanForAnomalyDetection(TrainableBaselineModel):
         config = self.config
         return len(config.feature_layers), config.patch_grid**2, config.clip.vision_config.hidden_size
 
-    @property
-    def map_maximum(self) -> float:
-        """Largest value that a zero-shot map can have. With references, maps can have larger values."""
-        return 1.0 if self.config.map_reduction == "mean" else float(len(self.config.feature_layers))
+    def map_maximum(self, with_references: bool = False) -> float:
+        """See [`BaselineModel.map_maximum`]: the number of layers, of both kinds with references."""
+        if self.config.map_reduction == "mean":
+            return 1.0
+        return float(len(self.config.feature_layers) + with_references * len(self.config.reference_layers))
 
     @property
     def loss_weights(self) -> dict[str, float]:
@@ -255,7 +256,7 @@ class AprilGanForAnomalyDetection(TrainableBaselineModel):
         mask_labels: torch.Tensor | None = None,
         mask_valid: torch.Tensor | None = None,
         hidden_states: tuple[torch.Tensor, ...] | None = None,
-        references: AprilGanReferences | None = None,
+        references: AprilGanReferences | str | None = "auto",
         **kwargs: Unpack[TransformersKwargs],
     ) -> AprilGanOutput | tuple:
         """
@@ -278,8 +279,9 @@ class AprilGanForAnomalyDetection(TrainableBaselineModel):
                 `False` for images without mask. They do not contribute to the loss.
             hidden_states (`tuple[torch.FloatTensor, ...]`, *optional*):
                 Result of `encode_layers`, instead of `pixel_values`.
-            references ([`AprilGanReferences`], *optional*):
-                Result of `encode_images` for photos of good parts. By default, the result is zero-shot.
+            references ([`AprilGanReferences`], *optional*, defaults to `"auto"`):
+                Result of `encode_images` for photos of good parts. `"auto"` uses the references of the checkpoint,
+                `model.references`, except in training mode and with masks. `None` uses none: the result is zero-shot.
             kwargs:
                 `return_dict`, as in other models.
 
@@ -290,10 +292,11 @@ class AprilGanForAnomalyDetection(TrainableBaselineModel):
             ValueError: if an input has another shape, several kinds of images or texts are passed, the references
                 belong to another model, or there are both references and masks.
         """
-        if references is not None and mask_labels is not None:
+        good = None if isinstance(references, str) and mask_labels is not None else self.references_for(references)
+        if good is not None and mask_labels is not None:
             raise ValueError("references and mask_labels are both set; expected one of them. Training is zero-shot.")
         states = hidden_states
-        if references is not None and pixel_values is not None and hidden_states is None:
+        if good is not None and pixel_values is not None and hidden_states is None:
             states, pixel_values = self.encode_layers(pixel_values), None
         features: Any = self.features_for(pixel_values, image_embeds, patch_embeds, states)
         image, patches = features.image_embeds, features.patch_embeds
@@ -321,9 +324,9 @@ class AprilGanForAnomalyDetection(TrainableBaselineModel):
                 output.loss_components = parts
                 return output
             distances = None
-            if references is not None:
-                few = self._few_shot_patches(states, patches, references)
-                distances = compare_with_references(few, references).unflatten(-1, (grid, grid))  # (B, L, g, g)
+            if good is not None:
+                few = self._few_shot_patches(states, patches, good)
+                distances = compare_with_references(few, good).unflatten(-1, (grid, grid))  # (B, L, g, g)
                 output.reference_grid_maps = distances
             output.anomaly_maps = self.draw_maps(patch_logits, distances)  # (B, S, S)
             output.map_maxima = output.anomaly_maps.amax(dim=(1, 2))  # (B,)

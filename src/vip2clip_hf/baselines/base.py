@@ -1,9 +1,12 @@
 """Base class of the baselines: what all methods do with texts and images."""
 
+from typing import Any
+
 import torch
 
 from .pretrained import BaselinePreTrainedModel
 from .prompts import build_prompts
+from .references import check_references_argument, map_tensors, tensors_of
 from .tokenizing import check_tokenizer, tokenize
 from .vision_embeddings import upcast
 
@@ -23,6 +26,19 @@ class BaselineModel(BaselinePreTrainedModel):
 
     text_depends_on_image = False
     uses_class_names = True
+
+    def map_maximum(self, with_references: bool = False) -> float:
+        """
+        Return what an anomaly map is divided by to draw methods on one scale: the number of maps in [0, 1] that are
+        added up, such as those of layers.
+
+        Args:
+            with_references (`bool`, defaults to `False`): whether the method compares with references.
+
+        Returns:
+            `float`: 1.0, if maps are probabilities.
+        """
+        return 1.0
 
     # Texts
 
@@ -181,20 +197,50 @@ class BaselineModel(BaselinePreTrainedModel):
             )
         return hidden_states
 
-    def encode_tokens(self, hidden: torch.Tensor) -> torch.Tensor:
+    def references_for(self, references: Any) -> Any:
         """
-        Run the vision tower on tokens.
+        Return the references of a call: those passed, or those of the model.
 
         Args:
-            hidden (`torch.FloatTensor` of shape `(batch_size, num_tokens, hidden_size)`): result of `embed_patches`,
-                or some of its tokens.
+            references: references, `"auto"` for those of the model, except in training mode, or `None`.
+
+        Returns:
+            [`References`], *optional*: the references, on the device of the model.
+
+        Raises:
+            ValueError: if the argument has another type.
+        """
+        check_references_argument(references)
+        if isinstance(references, str):
+            references = None if self.training else self.references
+        if references is None:
+            return None
+        if self.references_class is None or not isinstance(references, self.references_class):
+            expected = getattr(self.references_class, "__name__", None)
+            raise ValueError(
+                f"references is of type {type(references).__name__}; expected "
+                f"{f'{expected}, the result of encode_images' if expected else 'None, because the method uses none'}."
+            )
+        if all(one.device == self.device for one in tensors_of(references).values()):
+            return references  # with what it has computed already
+        moved = map_tensors(references, lambda one: one.to(self.device))
+        if references is self.references:
+            self.references = moved
+        return moved
+
+    def run_blocks(self, hidden: torch.Tensor) -> torch.Tensor:
+        """
+        Run the blocks of the vision tower on tokens.
+
+        Args:
+            hidden (`torch.FloatTensor` of shape `(batch_size, num_tokens, hidden_size)`): the first of the states of
+                `encode_layers`, or some of its tokens.
 
         Returns:
             `torch.FloatTensor` of shape `(batch_size, num_tokens, hidden_size)`: hidden states after the last block,
             before the last layer norm.
         """
-        vision = self.clip.vision_model
-        return vision.encoder(inputs_embeds=vision.pre_layrnorm(hidden)).last_hidden_state  # (B, T, width)
+        return self.clip.vision_model.encoder(inputs_embeds=hidden).last_hidden_state  # (B, T, width)
 
     def text_embeds_for(self, text_embeds: torch.Tensor | None, class_name: str | None) -> torch.Tensor:
         """

@@ -2,7 +2,7 @@
 Convert checkpoints of AnomalyCLIP's published code to [`AnomalyClipForAnomalyDetection`].
 
 A `.pth` file contains `{"prompt_learner": state_dict}`: the learned vectors, embeddings of the fixed words, which
-the backbone contains, too, token ids, and projections that the published code never uses.
+the backbone also contains, token ids, and projections that the published code never uses.
 """
 
 import os

@@ -21,6 +21,8 @@ from ..models.vip2clip.backbone_vip2clip import (
 from ..models.vip2clip.provenance_vip2clip import BackboneReference, Provenance
 from ..models.vip2clip.training_record_vip2clip import check_training_record, remember_weights
 from .configuration import BaselineConfig
+from .reference_files import read_references, write_references
+from .references import check_references_argument
 from .tokenizing import check_tokenizer, find_tokenizer
 from .vision_embeddings import BaselineVisionEmbeddings
 
@@ -36,12 +38,18 @@ class BaselinePreTrainedModel(PreTrainedModel):
         clip (`CLIPModel`): the backbone, frozen.
         tokenizer: its text tokenizer. `None` if the checkpoint has none; text cannot be encoded then.
         provenance ([`Provenance`]): origin of the backbone, and the datasets the model was trained on.
+        references ([`References`], *optional*): embeddings of photos of good parts, saved with the model.
+        references_class (`type`, *optional*): class of the references. `None` for methods without references.
+        reference_fields (`tuple[str, ...]`): fields of the configuration that change references, besides `image_size`
+            and `position_interpolation`.
         method_name (`str`): name of the method in tables.
     """
 
     config: Any
     config_class = BaselineConfig
     method_name = ""
+    references_class: Any = None
+    reference_fields: tuple[str, ...] = ()
     main_input_name = "pixel_values"
     input_modalities = ("image",)  # type: ignore[assignment]  # declared as a list, but a tuple in the library's models
     _no_split_modules = ["CLIPEncoderLayer", "CLIPTextEmbeddings", "BaselineVisionEmbeddings"]
@@ -57,6 +65,7 @@ class BaselinePreTrainedModel(PreTrainedModel):
         self.clip.vision_model.embeddings = BaselineVisionEmbeddings(config)
         self.tokenizer: Any = None
         self.provenance = Provenance()
+        self.references: Any = None
         self.post_init()
         self.freeze_backbone()
 
@@ -185,27 +194,32 @@ class BaselinePreTrainedModel(PreTrainedModel):
         pretrained_model_name_or_path: Any,
         *args: Any,
         backbone: CLIPModel | str | os.PathLike | None = None,
+        references: Any = "auto",
         **kwargs: Any,
     ) -> Any:
         """
-        Load a checkpoint with its tokenizer. The checkpoint is complete, or contains only the adapters.
+        Load a checkpoint with its tokenizer and its references. The checkpoint is complete, or contains only the
+        adapters.
 
         Args:
             pretrained_model_name_or_path (`str` or `os.PathLike`): folder or Hub id.
             backbone (`CLIPModel`, `str` or `os.PathLike`, *optional*): CLIP backbone of an adapters-only checkpoint,
                 as for [`ViP2ClipForAnomalyDetection`]. By default, the `backbone_id` in its `backbone.json`.
+            references (*optional*, defaults to `"auto"`): embeddings of photos of good parts, instead of those in the
+                checkpoint. `None` uses none.
             args, kwargs: arguments of `PreTrainedModel.from_pretrained`, and fields of the configuration to override.
 
         Returns:
             The model, in eval mode. With `output_loading_info=True`, a tuple of the model and the loading info.
 
         Raises:
-            OSError: if the checkpoint is not found.
+            OSError: if the checkpoint is not found, or its references are damaged.
             RuntimeError: if weights are missing. They are never initialized randomly, unless `output_loading_info` is
                 set.
             ValueError: if the checkpoint belongs to another model type, its backbone is not the one used in training,
-                or a value is not allowed.
+                its references belong to another model, or a value is not allowed.
         """
+        check_references_argument(references)
         source, wants_info = pretrained_model_name_or_path, kwargs.pop("output_loading_info", False)
         hub_kwargs = {name: kwargs[name] for name in HUB_KWARGS if name in kwargs}
         with naming("Checkpoint", source):
@@ -226,6 +240,8 @@ class BaselinePreTrainedModel(PreTrainedModel):
         model.tokenizer = find_tokenizer(source, **hub_kwargs)
         with naming("Checkpoint", source):
             model.provenance = Provenance.from_pretrained(source, **hub_kwargs)
+            automatic = isinstance(references, str)
+            model.references = read_references(source, model, hub_kwargs) if automatic else references
         model.freeze_backbone()
         remember_weights(model)
         return (model, info) if wants_info else model
@@ -265,7 +281,7 @@ class BaselinePreTrainedModel(PreTrainedModel):
         return model, info
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
-        """Save the model, its tokenizer and its `provenance`, as `PreTrainedModel.save_pretrained` does."""
+        """Save the model, its tokenizer, `provenance` and `references`, as `PreTrainedModel.save_pretrained` does."""
         is_main_process = args[0] if args else kwargs.get("is_main_process", True)
         if is_main_process and not os.path.isfile(save_directory):
             self._save_files(save_directory)
@@ -280,6 +296,7 @@ class BaselinePreTrainedModel(PreTrainedModel):
         self.provenance.save_pretrained(folder)
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(folder)
+        write_references(folder, self)
 
     def _upload_modified_files(self, working_dir: str | os.PathLike, *args: Any, **kwargs: Any) -> Any:
         """Upload the files of a model. Write our files again, to include them in the files that were modified."""

@@ -127,6 +127,8 @@ class WinClipForAnomalyDetection(BaselineModel):
     config: WinClipConfig
     config_class = WinClipConfig
     method_name = "WinCLIP"
+    references_class = WinClipReferences
+    reference_fields = ("scales",)
 
     def pool_prompts(self, features: torch.Tensor) -> torch.Tensor:
         """
@@ -141,24 +143,28 @@ class WinClipForAnomalyDetection(BaselineModel):
         return (F.normalize(features, dim=-1) if self.config.normalize_prompts else features).mean(dim=0)  # (D,)
 
     def encode_images(
-        self, pixel_values: torch.Tensor, hidden_states: tuple[torch.Tensor, ...] | None = None
+        self, pixel_values: torch.Tensor | None = None, hidden_states: tuple[torch.Tensor, ...] | None = None
     ) -> WinClipReferences:
         """
         Compute the embeddings of images, windows and patches. Those of photos of good parts are references.
 
         Args:
-            pixel_values (`torch.FloatTensor` of shape `(batch_size, 3, image_size, image_size)`): the images.
-            hidden_states (`tuple[torch.FloatTensor, ...]`, *optional*): result of `encode_layers` for the images, to
-                run only the windows through the vision tower.
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, 3, image_size, image_size)`, *optional*): images.
+            hidden_states (`tuple[torch.FloatTensor, ...]`, *optional*): result of `encode_layers` for the images,
+                instead of `pixel_values`. Only the windows then run through the vision tower.
 
         Returns:
             [`WinClipReferences`]: the embeddings.
 
         Raises:
-            ValueError: if the images have another shape.
+            ValueError: if there are neither images nor states, or they have another shape.
         """
-        tokens = self.embed_patches(pixel_values)  # (B, 1 + P, width)
-        last = self.encode_tokens(tokens) if hidden_states is None else self.states_for(None, hidden_states)[-1]
+        if hidden_states is None and pixel_values is not None:
+            tokens = self.clip.vision_model.pre_layrnorm(self.embed_patches(pixel_values))  # (B, 1 + P, width)
+            last = self.run_blocks(tokens)
+        else:
+            states = self.states_for(None, hidden_states)
+            tokens, last = states[0], states[-1]
         hidden = self.clip.vision_model.post_layernorm(last)  # (B, 1 + P, width)
         windows = {scale: self._encode_windows(tokens, scale) for scale in self.config.scales}
         return WinClipReferences(
@@ -173,7 +179,7 @@ class WinClipForAnomalyDetection(BaselineModel):
         index = F.pad(index, (1, 0))  # the class token first: (W, 1 + scale * scale)
         sequences = tokens[:, index].flatten(0, 1)  # (B * W, 1 + scale * scale, width)
         embeds = [
-            self.clip.visual_projection(self.clip.vision_model.post_layernorm(self.encode_tokens(part)[:, 0]))
+            self.clip.visual_projection(self.clip.vision_model.post_layernorm(self.run_blocks(part)[:, 0]))
             for part in sequences.split(max(1, WINDOW_TOKENS // sequences.shape[1]))
         ]
         return upcast(torch.cat(embeds)).unflatten(0, (len(tokens), len(index)))  # (B, W, D)
@@ -217,10 +223,10 @@ class WinClipForAnomalyDetection(BaselineModel):
     @can_return_tuple
     def forward(
         self,
-        pixel_values: torch.Tensor,
+        pixel_values: torch.Tensor | None = None,
         text_embeds: torch.Tensor | None = None,
         class_name: str | None = None,
-        references: WinClipReferences | None = None,
+        references: WinClipReferences | str | None = "auto",
         hidden_states: tuple[torch.Tensor, ...] | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> WinClipOutput | tuple:
@@ -228,16 +234,18 @@ class WinClipForAnomalyDetection(BaselineModel):
         Compute scores and anomaly maps.
 
         Args:
-            pixel_values (`torch.FloatTensor` of shape `(batch_size, 3, image_size, image_size)`):
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, 3, image_size, image_size)`, *optional*):
                 Images from [`ViP2ClipImageProcessor`].
             text_embeds (`torch.FloatTensor` of shape `(2, projection_dim)`, *optional*):
                 Result of `get_text_embeds`, to compute it once for many images.
             class_name (`str`, *optional*):
                 Name of the class in the prompts. By default, `config.class_name`.
-            references ([`WinClipReferences`], *optional*):
-                Result of `encode_images` for photos of good parts. By default, the result is zero-shot.
+            references ([`WinClipReferences`], *optional*, defaults to `"auto"`):
+                Result of `encode_images` for photos of good parts. `"auto"` uses the references of the checkpoint,
+                `model.references`, except in training mode. `None` uses none: the result is zero-shot.
             hidden_states (`tuple[torch.FloatTensor, ...]`, *optional*):
-                Result of `encode_layers` for the images. Only the windows then run through the vision tower.
+                Result of `encode_layers` for the images, instead of `pixel_values`. Only the windows then run through
+                the vision tower.
             kwargs:
                 `return_dict`, as in other models.
 
@@ -250,13 +258,14 @@ class WinClipForAnomalyDetection(BaselineModel):
         """
         text = self.text_embeds_for(text_embeds, class_name)  # (2, D)
         features = self.encode_images(pixel_values, hidden_states)
-        if references is not None:
-            _check_references(references, features)
+        good = self.references_for(references)
+        if good is not None:
+            _check_references(good, features)
         with without_autocast(self.device.type):
             zero_shot_scores, grid_maps = self.zero_shot(features, text)
             scores, maps, reference_maps = zero_shot_scores, grid_maps, None
-            if references is not None:
-                reference_maps = self.few_shot(features, references)  # (B, g, g)
+            if good is not None:
+                reference_maps = self.few_shot(features, good)  # (B, g, g)
                 scores = (zero_shot_scores + reference_maps.amax(dim=(1, 2))) / 2
                 maps = (grid_maps + reference_maps) / 2
             return WinClipOutput(

@@ -14,6 +14,7 @@ from .adapt import adapt
 from .app_page import app_page
 from .build_backbone import build_backbone
 from .calibrate import calibrate
+from .compare import compare
 from .convert import convert
 from .data import data
 from .demo import demo
@@ -30,7 +31,7 @@ from .train import TRAIN_SETTINGS, train
 COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
     "Use": {"predict": predict, "adapt": adapt, "calibrate": calibrate, "app": app_page, "demo": demo},
     "Train": {"data": data, "build-backbone": build_backbone, "train": train},
-    "Evaluate": {"evaluate": evaluate, "reproduce": reproduce},
+    "Evaluate": {"evaluate": evaluate, "compare": compare, "reproduce": reproduce},
     "Ship": {"convert": convert, "export": export},
 }
 EXIT_CODES = (

@@ -10,6 +10,7 @@ from .options import (
     AnomalousLabel,
     Backbone,
     BitDepth,
+    ClassName,
     Device,
     Dtype,
     Json,
@@ -21,6 +22,7 @@ from .options import (
     NormalLabel,
     Page,
     SkipUnreadable,
+    class_names,
     mask_options,
     one_of,
     print_json,
@@ -28,6 +30,9 @@ from .options import (
     usage_error,
 )
 from .streams import say, say_error
+
+
+OWN_METHOD = "vip2clip"
 
 
 def evaluate(
@@ -38,10 +43,27 @@ def evaluate(
             help="Labelled datasets: a benchmark as NAME=ROOT (mvtec=path/to/MVTec), or a folder, table or Hub id.",
         ),
     ],
-    model: Annotated[str, typer.Option(help="Checkpoint folder or Hub id.")],
     output: Annotated[
         Path, typer.Option(help="Folder for results, tables and sheets. An interrupted run resumes.")
     ],
+    model: Annotated[
+        str | None, typer.Option(help="Checkpoint folder or Hub id of any method.", show_default=False)
+    ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help="Method: vip2clip, clip, winclip, april-gan, anomalyclip or adaclip.",
+            show_default="that of the checkpoint",
+        ),
+    ] = None,
+    clip: Annotated[
+        str | None,
+        typer.Option(
+            help="CLIP backbone of a method without training, instead of --model: folder, Hub id or bundled.",
+            show_default=False,
+        ),
+    ] = None,
+    class_name: ClassName = None,
     split: Annotated[str, typer.Option(help="Split to evaluate.")] = "test",
     category: Annotated[
         list[str] | None, typer.Option(help="Evaluate this category only. Repeatable.", show_default=False)
@@ -101,7 +123,7 @@ def evaluate(
     ] = False,
     as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Evaluate a checkpoint on labelled datasets.
+    """Evaluate a checkpoint or a method on labelled datasets.
 
     Prints the tables of the paper with your results next to the published ones. Writes results.json, results.csv,
     tables.md, tables.tex, the score of each image, and sheets of example images. If interrupted, run the same command
@@ -115,7 +137,10 @@ def evaluate(
       vip2clip evaluate mvtec=MVTec visa=VisA --model checkpoint --output results
       vip2clip evaluate photos --model org/vip2clip --output results --save-maps
       vip2clip evaluate mvtec=MVTec --model checkpoint --output results --references 1 --references 4
+      vip2clip evaluate photos --method winclip --clip openai/clip-vit-large-patch14-336 --output winclip
     """
+    from ..baselines.evaluating import evaluate_method, title_of
+    from ..baselines.methods import find_method
     from ..data.sources import DataSource
     from ..evaluation.reference_sets import ReferenceChoice
     from ..evaluation.reference_tables import reference_table
@@ -141,15 +166,27 @@ def evaluate(
         None if reference_folder is None else str(reference_folder),
         not no_references,
     )
-    name = name_of(model) if name is None else name
+    key = choose_method(method, model, clip)
+    names = class_names(class_name)
+    if key is None and names is not None:
+        raise usage_error("--class-name is given, but ViP²-CLIP does not use class names; remove it.")
+    if name is None:
+        name = name_of(str(model)) if key is None else title_of(key)
     sources = [DataSource.parse(text, split, category, options, normal_label, anomalous_label) for text in sets]
     check_output(
         "--output", output, [*(source.root for source in sources), *([choice.folder] if choice.folder else [])]
     )
-    results = evaluate_checkpoint(
-        model,
+    evaluate_any: Any = evaluate_checkpoint
+    subject: tuple[Any, ...] = (model,)
+    own: dict[str, Any] = {}
+    if key is not None:
+        evaluate_any, subject = evaluate_method, (key,)
+        own = {"clip": clip, "checkpoint": model, "class_name": names}
+    results = evaluate_any(
+        *subject,
         sources,
         output,
+        **own,
         device=device,
         dtype=dtype,
         backbone=backbone,
@@ -174,7 +211,8 @@ def evaluate(
     if as_json:
         print_json(without_nan(results))
     else:
-        for table in comparison_tables(results, name, "simple", methods=("ViP²-CLIP",)).values():
+        published = "ViP²-CLIP" if key is None else find_method(key).name
+        for table in comparison_tables(results, name, "simple", methods=(published,)).values():
             say(f"\n{table}")
         if (few := reference_table(results, name, "simple")) is not None:
             say(f"\nWith k references per category\n{few}")
@@ -186,6 +224,45 @@ def evaluate(
         say_error(line)
     if problems:
         raise typer.Exit(3)
+
+
+def choose_method(method: str | None, model: str | None, clip: str | None) -> str | None:
+    """
+    Find the method of an evaluation.
+
+    Args:
+        method (`str`, *optional*): name of the method.
+        model (`str`, *optional*): checkpoint folder or Hub id.
+        clip (`str`, *optional*): CLIP backbone.
+
+    Returns:
+        `str`, *optional*: one of `vip2clip_hf.baselines.methods.METHODS`. `None` for ViP²-CLIP.
+
+    Raises:
+        typer.BadParameter: if the method is unknown, an option is missing, or they do not go together.
+    """
+    from ..baselines.detector_loading import method_of_checkpoint
+    from ..baselines.methods import METHODS
+
+    if method is not None and method not in (OWN_METHOD, *METHODS):
+        raise usage_error(f"--method is {method!r}; expected {OWN_METHOD}, {', '.join(METHODS)}.")
+    if model is not None and clip is not None:
+        raise usage_error(
+            "--model and --clip are both given; expected one of them. For the backbone of an adapters-only "
+            "checkpoint, use --backbone."
+        )
+    if model is not None:
+        found = method_of_checkpoint(model)
+        if method is not None and found != (None if method == OWN_METHOD else method) and found is not None:
+            raise usage_error(f"--model {model!r} is a checkpoint of {found}; expected one of {method}.")
+        return found if method in (None, OWN_METHOD) else method
+    if method in (None, OWN_METHOD):
+        raise usage_error("Missing option '--model'.")
+    if METHODS[str(method)].trained:
+        raise usage_error(f"{METHODS[str(method)].name} needs training; expected a checkpoint (--model).")
+    if clip is None:
+        raise usage_error("Missing option '--clip' or '--model'.")
+    return method
 
 
 def problems_of(result: dict[str, Any]) -> list[str]:
@@ -217,4 +294,4 @@ def problems_of(result: dict[str, Any]) -> list[str]:
     return found
 
 
-__all__ = ["evaluate"]
+__all__ = ["OWN_METHOD", "choose_method", "evaluate", "problems_of"]

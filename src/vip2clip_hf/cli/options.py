@@ -138,6 +138,41 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Recursive = Annotated[bool, typer.Option("--recursive/--no-recursive", help="Include the subfolders of a folder.")]
 
 
+ClassName = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="[CATEGORY=]NAME",
+        help="Name in the prompts of methods that use one: of all categories, or of one. Repeatable.",
+        show_default="name of the category",
+    ),
+]
+
+
+def class_names(texts: list[str] | None) -> str | dict[str, str] | None:
+    """
+    Parse the names of classes in prompts.
+
+    Args:
+        texts (`list[str]`, *optional*): arguments of the form `NAME` or `CATEGORY=NAME`.
+
+    Returns:
+        `str` or `dict[str, str]`, *optional*: one name for all categories, or names by category.
+
+    Raises:
+        typer.BadParameter: if a name is empty, or there are several names for all categories.
+    """
+    if not texts:
+        return None
+    if len(texts) == 1 and "=" not in texts[0]:
+        if not texts[0].strip():
+            raise usage_error(f"--class-name is {texts[0]!r}; expected a name.")
+        return texts[0]
+    pairs = [parse_pair(text, "--class-name", "CATEGORY=NAME", "'pcb1=circuit board'") for text in texts]
+    if empty := [category for category, name in pairs if not name.strip()]:
+        raise usage_error(f"--class-name is '{empty[0]}='; expected CATEGORY=NAME, such as 'pcb1=circuit board'.")
+    return dict(pairs)
+
+
 def mask_options(
     threshold: float | None,
     channel: str | None,
@@ -280,6 +315,7 @@ __all__ = [
     "AnomalousLabel",
     "Backbone",
     "BitDepth",
+    "ClassName",
     "Device",
     "Dtype",
     "Json",
@@ -296,6 +332,7 @@ __all__ = [
     "TileOverlap",
     "TileSize",
     "checkpoint_or_bundled",
+    "class_names",
     "expand_user",
     "mask_options",
     "one_of",

@@ -113,10 +113,8 @@ def evaluate_detector(
     batches = one_detector_batches(left[rank::world_size], categories, detectors, batch_size)
     image_size, with_masks = next(iter(detectors.values())).image_size, count_masks(dataset) > 0
     reading = {name: value for name, value in (("bit_depth", bit_depth), ("page", page)) if value is not None}
-    prepare = {category: one.prepare for category, one in detectors.items()}
-    collator = DetectorCollator(prepare, image_size if with_masks else None, options, reading)
-    loader = torch.utils.data.DataLoader(
-        undecoded(dataset), batch_sampler=batches, collate_fn=ReadableRows(collator, reading), num_workers=num_workers
+    loader = detector_loader(
+        dataset, batches, detectors, image_size if with_masks else None, options, reading, num_workers
     )
     unreadable: dict[str, str] = {}
     with_maps: dict[int, bool] = {}
@@ -128,7 +126,7 @@ def evaluate_detector(
                 continue  # a later run evaluates the whole batch, once its images can be read
             one = detectors[batch["categories"][0]]
             scores, maps = _score(one, batch, recorder.maps is not None, with_maps)
-            _add(metrics, batch, scores, maps)
+            add_batch(metrics, batch, scores, maps)
             recorder.add([rows[number] for number in kept], scores, maps)
             recorder.save(metrics)
     finally:
@@ -161,6 +159,38 @@ def evaluate_detector(
         "mask_threshold": options.threshold,
     }
     return result
+
+
+def detector_loader(
+    dataset: "Dataset",
+    batches: Sequence[list[int]],
+    detectors: Mapping[str, Detector],
+    mask_size: int | None,
+    mask_options: MaskOptions,
+    reading: Mapping[str, Any],
+    num_workers: int = 0,
+) -> Any:
+    """
+    Read the batches of an evaluation.
+
+    Args:
+        dataset (`datasets.Dataset`): the images.
+        batches (`Sequence[list[int]]`): result of `one_detector_batches`.
+        detectors (`Mapping[str, Detector]`): detector by category.
+        mask_size (`int`, *optional*): side of the masks. By default, masks are not read.
+        mask_options ([`MaskOptions`]): how to read masks.
+        reading (`Mapping[str, Any]`): how to read images, see [`load_image`].
+        num_workers (`int`, defaults to 0): number of processes that decode images.
+
+    Returns:
+        `torch.utils.data.DataLoader`: loader of results of [`ReadableRows`].
+    """
+    prepare = {category: one.prepare for category, one in detectors.items()}
+    collator = DetectorCollator(prepare, mask_size, mask_options, reading)
+    rows: Any = undecoded(dataset)
+    return torch.utils.data.DataLoader(
+        rows, batch_sampler=batches, collate_fn=ReadableRows(collator, reading), num_workers=num_workers
+    )
 
 
 def check_labels(dataset: "Dataset") -> None:
@@ -234,10 +264,21 @@ def _score(
     return scores, maps
 
 
-def _add(
+def add_batch(
     metrics: EvaluationMetrics, batch: Mapping[str, Any], scores: torch.Tensor, maps: torch.Tensor | None
 ) -> None:
-    """Add a batch to the metrics."""
+    """
+    Add a batch to the metrics.
+
+    Args:
+        metrics ([`EvaluationMetrics`]): the metrics.
+        batch (`Mapping[str, Any]`): result of [`DetectorCollator`], with labels.
+        scores (`torch.Tensor` of shape `(batch_size,)`): scores.
+        maps (`torch.Tensor` of shape `(batch_size, image_size, image_size)`, *optional*): anomaly maps.
+
+    Raises:
+        ValueError: if a value is not finite. The message contains the ids of the images.
+    """
     pixels = {}
     if "mask_labels" in batch and maps is not None:
         pixels = {"anomaly_maps": maps, "masks": batch["mask_labels"], "has_mask": batch["mask_valid"]}
@@ -286,4 +327,11 @@ def _say_no_maps(result: dict[str, Any], dataset: "Dataset | None") -> None:
         result["mean"]["undefined"][metric] = f"{'; '.join(given)} ({', '.join(names)})"
 
 
-__all__ = ["check_labels", "evaluate_detector", "one_detector_batches", "wanted_mask_options"]
+__all__ = [
+    "add_batch",
+    "check_labels",
+    "detector_loader",
+    "evaluate_detector",
+    "one_detector_batches",
+    "wanted_mask_options",
+]

@@ -14,6 +14,7 @@ from ..models.vip2clip.mask_options_vip2clip import MaskOptions
 from ..models.vip2clip.modeling_vip2clip import ViP2ClipForAnomalyDetection
 from ..models.vip2clip.reference_bank_vip2clip import ReferenceBank
 from ..utils.distributed import on_first, world
+from ..utils.eval_mode import eval_mode
 from .detector import Detector
 from .evaluator import check_labels, evaluate_detector, wanted_mask_options
 from .recorder import EvaluationRecorder
@@ -110,9 +111,7 @@ def evaluate_model(
     excluded = on_first(among_references, undecoded(dataset), banks, image_processor) if banks else {}
     _check_excluded(excluded, len(dataset))
     reading = reading_options(image_processor)
-    was_training = model.training
-    model.eval()
-    try:
+    with eval_mode(model):
         result = evaluate_detector(
             detectors_of(model, image_processor, categories, banks or None),
             dataset,
@@ -128,8 +127,6 @@ def evaluate_model(
             page=reading.get("page"),
             left_out=excluded,
         )
-    finally:
-        model.train(was_training)
     settings = result.pop("settings")
     if banks:
         add_rates(result, banks, recorder.scores(), dataset["label"], categories)

@@ -66,7 +66,7 @@ class EvaluatedSet:
         source ([`DataSource`]): the dataset.
         dataset (`datasets.Dataset`): its images, not decoded.
         name (`str`): name of the evaluation, for its folder.
-        bank ([`ReferenceBank`], *optional*): references of the model.
+        bank ([`ReferenceBank`], *optional*): references of the model, or those of another detector.
         photos (`Mapping[str, Sequence[Mapping[str, Any]]]`, *optional*): drawn photos by category, each with
             `image`, `name` and `digest`.
         count, seed (`int`, *optional*): number of references per category, and seed of the draw.
@@ -83,7 +83,9 @@ class EvaluatedSet:
     def settings(self) -> dict[str, Any]:
         """Describe what determines the references, for the key of a result. Empty for zero-shot."""
         if self.bank is not None:
-            return {"references": {"bank": self.bank.checksum()}}
+            # Those of other detectors are part of the settings of the detector.
+            known = hasattr(self.bank, "checksum")
+            return {"references": {"bank": self.bank.checksum() if known else len(self.bank)}}
         if not self.photos:
             return {}
         digest = hashlib.sha256()
@@ -94,7 +96,7 @@ class EvaluatedSet:
     def fields(self) -> dict[str, Any]:
         """Fields of the result: `dataset`, `reference_seed` and `reference_photos`. Empty for zero-shot."""
         if self.bank is not None:
-            names: Any = [photo.name for photo in self.bank.photos]
+            names: Any = [photo.name for photo in getattr(self.bank, "photos", ())]
         elif self.photos:
             names = {category: [one["name"] for one in photos] for category, photos in self.photos.items()}
         else:
@@ -135,8 +137,9 @@ def evaluated_sets(
     Args:
         sources (`Sequence[DataSource]`): the datasets.
         choice ([`ReferenceChoice`]): which references to evaluate with.
-        model ([`ViP2ClipForAnomalyDetection`]): the model.
-        image_processor ([`ViP2ClipImageProcessor`]): image processor of the model, which says how photos are read.
+        model ([`ViP2ClipForAnomalyDetection`]): the model, or another object with references of its own.
+        image_processor ([`ViP2ClipImageProcessor`]): image processor of the model, which says how photos are read;
+            `None` for the defaults.
 
     Returns:
         `list[EvaluatedSet]`: the evaluations.
@@ -145,6 +148,7 @@ def evaluated_sets(
         OSError: if a dataset or a photo cannot be read.
         ValueError: if a dataset is invalid, or a category has fewer photos than references.
     """
+    reading = {} if image_processor is None else reading_options(image_processor)
     datasets = [source.load() for source in sources]  # to find errors in any of them before references are drawn
     found = []
     for source, dataset in zip(sources, datasets):
@@ -155,7 +159,7 @@ def evaluated_sets(
         found.append(EvaluatedSet(source, dataset, source.name))
         if not choice.counts and choice.folder is None:
             continue
-        pools = _Pools(source, dataset, choice.folder, reading_options(image_processor))
+        pools = ReferencePools(source, dataset, choice.folder, reading)
         if not choice.counts:
             photos = {category: pools.draw(category, None, 0) for category in pools.categories}
             name = f"{source.name}-references"
@@ -171,8 +175,16 @@ def evaluated_sets(
     return found
 
 
-class _Pools:
-    """Photos to draw references from, by category, without those of the evaluated dataset."""
+class ReferencePools:
+    """
+    Photos to draw references from, by category, without those of the evaluated dataset.
+
+    Args:
+        source ([`DataSource`]): the dataset, for its name and its split "train".
+        dataset (`datasets.Dataset`): its images, not decoded.
+        folder (`str`, *optional*): folder of photos of good parts. By default, the split "train".
+        reading (`Mapping[str, Any]`): how to read images, see [`load_image`].
+    """
 
     def __init__(self, source: DataSource, dataset: "Dataset", folder: str | None, reading: Mapping[str, Any]) -> None:
         self.source, self.dataset, self.reading = source, dataset, reading
@@ -218,7 +230,20 @@ class _Pools:
         }
 
     def draw(self, category: str, count: int | None, seed: int) -> list[dict[str, Any]]:
-        """Draw different photos that are not evaluated: the first ones of a permutation, or all."""
+        """
+        Draw different photos that are not evaluated: the first ones of a permutation, or all.
+
+        Args:
+            category (`str`): name of the category.
+            count (`int`, *optional*): number of photos. By default, all.
+            seed (`int`): seed of the draw.
+
+        Returns:
+            `list[dict]`: the photos, each with `image`, `name` and `digest`.
+
+        Raises:
+            ValueError: if there are fewer photos.
+        """
         rows = self.rows[category]
         order: Sequence[int] = range(len(rows))
         if count is not None:
@@ -273,4 +298,4 @@ class _Pools:
             )
 
 
-__all__ = ["EvaluatedSet", "ReferenceChoice", "evaluated_sets"]
+__all__ = ["EvaluatedSet", "ReferenceChoice", "ReferencePools", "evaluated_sets"]

@@ -10,11 +10,9 @@ import numpy as np
 import torch
 from transformers.utils import logging
 
-from ..data.collator import resolve_mask_options
 from ..data.provenance import find_training_overlap
 from ..data.sources import DataSource
-from ..models.loading import check_model, load_checkpoint, model_checksum, name_of, processor_settings
-from ..models.vip2clip.image_loading_vip2clip import reading_options
+from ..models.loading import load_checkpoint, name_of
 from ..models.vip2clip.image_processing_vip2clip import ViP2ClipImageProcessor
 from ..models.vip2clip.modeling_vip2clip import ViP2ClipForAnomalyDetection
 from ..utils.contents import decoding
@@ -23,9 +21,9 @@ from ..utils.extras import require
 from ..utils.files import write_atomically
 from ..utils.serialization import to_json, without_nan
 from ..utils.versions import merge_versions
+from .detector import Detector
 from .map_writer import MapWriter
 from .metrics import AnomalyMetrics
-from .model_evaluation import detectors_of, evaluate_model
 from .output import SCORES_FILE, SETTINGS_FILE, EvaluationFolder
 from .recorder import EvaluationRecorder
 from .reference_sets import EvaluatedSet, ReferenceChoice, evaluated_sets
@@ -33,6 +31,7 @@ from .reports import csv_report, latex_report, markdown_report, not_compared
 from .set_key import SetKey
 from .set_results import about, scores_csv, with_nan
 from .sheets import write_sheets
+from .subjects import map_maximum_of, subject_of
 
 
 if TYPE_CHECKING:
@@ -42,8 +41,8 @@ logger = logging.get_logger(__name__)
 
 
 def evaluate_sets(
-    model: ViP2ClipForAnomalyDetection,
-    image_processor: ViP2ClipImageProcessor,
+    model: ViP2ClipForAnomalyDetection | Detector,
+    image_processor: ViP2ClipImageProcessor | None,
     sets: Sequence[DataSource],
     output: str | os.PathLike,
     *,
@@ -77,10 +76,11 @@ def evaluate_sets(
     must have access to the folder.
 
     Args:
-        model ([`ViP2ClipForAnomalyDetection`]):
-            Model, on the device to run on.
-        image_processor ([`ViP2ClipImageProcessor`]):
-            Image processor of the model.
+        model ([`ViP2ClipForAnomalyDetection`] or [`Detector`]):
+            Model, on the device to run on, or a detector of another method, such as [`BaselineDetector`]. Its
+            attribute `settings` (a dict) identifies the detector.
+        image_processor ([`ViP2ClipImageProcessor`], *optional*):
+            Image processor of the model. `None` for a detector.
         sets (`Sequence[DataSource]`):
             Datasets, with different names. Every image needs a label.
         output (`str` or `os.PathLike`):
@@ -98,7 +98,8 @@ def evaluate_sets(
         sheets (`int`, defaults to 8):
             Number of images in the sheet of each category, or 0 for no sheets.
         sheet_range (`tuple[float, float]`, defaults to `(0.0, 1.0)`):
-            Anomaly map values at the ends of the colour scale, ascending and in [0, 1].
+            Anomaly map values at the ends of the colour scale, ascending and in [0, 1]. For a detector whose maps have
+            a larger `map_maximum`, as fractions of it.
         save_maps (`bool`, defaults to `False`):
             Whether to save all anomaly maps, see [`MapWriter`].
         overwrite (`bool`, defaults to `False`):
@@ -128,7 +129,7 @@ def evaluate_sets(
             scores or maps are not finite, or there are fewer photos than references.
     """
     _check_packages(sheets)
-    check_model(model)
+    subject = subject_of(model, image_processor)
     if not sets:
         raise ValueError("There are no datasets to evaluate; expected at least one.")
     if not 0 <= sheet_range[0] < sheet_range[1] <= 1:
@@ -144,12 +145,12 @@ def evaluate_sets(
             f"Several datasets have the same name: {', '.join(duplicates)}; expected different names. On the command "
             "line, use NAME=ROOT."
         )
-    evaluations = evaluated_sets(sets, choice, model, image_processor)
+    evaluations = evaluated_sets(sets, choice, subject, subject.image_processor)
     output, rank = Path(output), world()[0]
     drawn = {"count": sheets, "range": list(sheet_range)} if sheets else {"count": 0}
+    provenance = subject.provenance
     settings = {
-        "model_checksum": model_checksum(model),
-        "image_processor": processor_settings(image_processor),
+        **subject.settings(),
         "fpr_limit": fpr_limit,
         "aupro_convention": aupro_convention,
     }
@@ -160,7 +161,7 @@ def evaluate_sets(
             source = one.source
             own = {"benchmark": source.benchmark, "split": source.split, "masks": asdict(source.mask_options)}
             more = {
-                "training": [model.provenance.training_sets, getattr(model.provenance, "training_recorded", True)],
+                "training": [provenance.training_sets, getattr(provenance, "training_recorded", True)],
                 "name": source.name,
             }
             keys[one.name] = SetKey({**settings, **own, **one.settings()}, one.dataset, more)
@@ -201,21 +202,19 @@ def evaluate_sets(
             new = folder.staging(one.name) / "new"
             recorder = None
             # Of other evaluations, the features are not needed.
-            banks = one.references(model, image_processor) if action in ("evaluate", "draw") else None
+            banks = subject.encode(one) if action in ("evaluate", "draw") else None
             if action == "evaluate":
                 # Opens all images, so the other processes do not repeat it.
-                training_sets = model.provenance.training_sets
-                trained_on = on_first(find_training_overlap, training_sets, dataset, source.benchmark)
+                trained_on = on_first(find_training_overlap, provenance.training_sets, dataset, source.benchmark)
                 for reason in trained_on if rank == 0 else ():
                     logger.warning(f"{one.name}: the results are not zero-shot, because the model was {reason}.")
                 maps = None
                 if save_maps:
-                    maps = MapWriter(new / "maps", dataset["category"], dataset["image_id"], model.config.image_size)
+                    maps = MapWriter(new / "maps", dataset["category"], dataset["image_id"], subject.image_size)
                 recorder = EvaluationRecorder(len(dataset), folder.staging(one.name), maps, save_every)
-                result = evaluate_model(
-                    model,
-                    image_processor,
+                result = subject.evaluate(
                     dataset,
+                    banks,
                     batch_size=batch_size,
                     mask_options=source.mask_options,
                     fpr_limit=fpr_limit,
@@ -224,24 +223,24 @@ def evaluate_sets(
                     progress=one.name if progress else False,
                     recorder=recorder,
                     skip_unreadable=skip_unreadable,
-                    references=banks,
                 )
-                described = {**about(model, source, dataset, trained_on), "name": one.name, **one.fields()}
+                described = {**about(subject, source, dataset, trained_on), "name": one.name, **one.fields()}
                 result = without_nan({**described, **result})
             left_out = {**((result or {}).get("unreadable") or {}), **((result or {}).get("excluded") or {})}
             readable = [number for number, image in enumerate(dataset["image_id"]) if image not in left_out]
             if left_out:
                 dataset = dataset.select(readable)
             if action in ("evaluate", "draw") and sheets:
-                reading = reading_options(image_processor)
+                reading, detectors = subject.reading(), subject.detectors(dataset["category"], banks)
+                largest = map_maximum_of(detectors)
                 write_sheets(
-                    detectors_of(model, image_processor, dataset["category"], banks),
+                    detectors,
                     dataset,
                     new / "sheets",
                     count=sheets,
-                    mask_options=resolve_mask_options(image_processor, mask_options=source.mask_options),
+                    mask_options=subject.mask_options(source.mask_options),
                     title=one.name,
-                    value_range=sheet_range,
+                    value_range=(sheet_range[0] * largest, sheet_range[1] * largest),
                     bit_depth=reading.get("bit_depth"),
                     page=reading.get("page"),
                 )

@@ -11,14 +11,17 @@ import numpy as np
 from ..data.provenance import zero_shot_claim
 from ..data.sources import DataSource
 from ..models.vip2clip.arguments_vip2clip import LABELS
-from ..models.vip2clip.modeling_vip2clip import ViP2ClipForAnomalyDetection
 from ..utils.csv_cells import safe_cell
 from .category_metrics import AUPROS, METRICS, THRESHOLDS
 from .reference_rates import RATES
+from .subjects import Subject
 
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+
+UNTRAINED = "zero-shot: the method is not trained on images of anomalies"
 
 
 def scores_csv(dataset: "Dataset", scores: np.ndarray) -> str:
@@ -42,14 +45,12 @@ def scores_csv(dataset: "Dataset", scores: np.ndarray) -> str:
     return text.getvalue()
 
 
-def about(
-    model: ViP2ClipForAnomalyDetection, source: DataSource, dataset: "Dataset", trained_on: list[str]
-) -> dict[str, Any]:
+def about(subject: Subject, source: DataSource, dataset: "Dataset", trained_on: list[str]) -> dict[str, Any]:
     """
     Describe a dataset in a result.
 
     Args:
-        model ([`ViP2ClipForAnomalyDetection`]): the model.
+        subject ([`Subject`]): the model or detector.
         source ([`DataSource`]): the dataset.
         dataset (`datasets.Dataset`): its images.
         trained_on (`list[str]`): result of [`find_training_overlap`].
@@ -57,12 +58,12 @@ def about(
     Returns:
         `dict[str, Any]`: the fields of `source`, `trained_on`, `zero_shot`, `licence` and `remarks`.
     """
-    sets = model.provenance.training_sets if getattr(model.provenance, "training_recorded", True) else []
+    sets = subject.provenance.training_sets if getattr(subject.provenance, "training_recorded", True) else []
     remark = dataset.info.description if source.benchmark is not None else ""
     return {
         **asdict(source),
         "trained_on": trained_on,
-        "zero_shot": zero_shot_claim(sets, trained_on),
+        "zero_shot": zero_shot_claim(sets, trained_on) if subject.trained else UNTRAINED,
         "licence": dataset.info.license or None,
         "remarks": [remark] if remark else [],
     }

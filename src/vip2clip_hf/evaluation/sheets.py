@@ -47,10 +47,20 @@ def choose_examples(labels: Sequence[int], defects: Sequence[str], count: int) -
     anomalous = [position for position, label in enumerate(labels) if label == 1]
     anomalous.sort(key=lambda position: (defects[position] or "", position))
     num_normal = min(len(normal), max(count // 4, count - len(anomalous)))
-    return _spread(anomalous, count - num_normal) + _spread(normal, num_normal)
+    return spread(anomalous, count - num_normal) + spread(normal, num_normal)
 
 
-def _spread(positions: list[int], count: int) -> list[int]:
+def spread(positions: list[int], count: int) -> list[int]:
+    """
+    Choose positions that are spread evenly.
+
+    Args:
+        positions (`list[int]`): positions to choose from.
+        count (`int`): how many to choose.
+
+    Returns:
+        `list[int]`: at most `count` of them, in the same order.
+    """
     count = min(count, len(positions))
     return [positions[(2 * number + 1) * len(positions) // (2 * count)] for number in range(count)]
 
@@ -195,4 +205,4 @@ def _shorten(text: str, length: int = 34) -> str:
     return text if len(text) <= length else f"…{text[1 - length :]}"
 
 
-__all__ = ["choose_examples", "draw_sheet", "write_sheets"]
+__all__ = ["choose_examples", "draw_sheet", "spread", "write_sheets"]

@@ -8,6 +8,7 @@ import torch
 from ..models.vip2clip.image_processing_vip2clip import ViP2ClipImageProcessor
 from ..models.vip2clip.modeling_vip2clip import ViP2ClipForAnomalyDetection
 from ..models.vip2clip.reference_bank_vip2clip import ReferenceBank
+from ..utils.eval_mode import eval_mode
 
 
 if TYPE_CHECKING:
@@ -77,12 +78,16 @@ class ViP2ClipDetector:
         self.image_size = _image_size(model, image_processor)
         self.prepare = PreparePhotos(image_processor, self.image_size)
 
-    def score(self, batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def score(
+        self, batch: torch.Tensor, hidden_states: Sequence[torch.Tensor] | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """
         Run the model, in evaluation mode and without gradients.
 
         Args:
             batch (`torch.Tensor` of shape `(batch_size, 3, image_size, image_size)`): result of `prepare`.
+            hidden_states (`Sequence[torch.Tensor]`, *optional*): states of the vision tower for this batch, see
+                [`ViP2ClipForAnomalyDetection.get_image_features`]. The tower does not run then.
 
         Returns:
             `tuple[torch.Tensor, torch.Tensor]`: scores of shape `(batch_size,)` and maps of shape
@@ -94,15 +99,12 @@ class ViP2ClipDetector:
         options: dict[str, Any] = {}
         if self.references is not None or hasattr(self.model, "references"):  # other models have no such argument
             options["references"] = self.references
-        was_training = self.model.training
-        if was_training:
-            self.model.eval()
-        try:
-            with torch.inference_mode():
-                outputs = self.model(pixel_values=batch.to(self.model.device), **options)
-        finally:
-            if was_training:
-                self.model.train()
+        if hidden_states is None:
+            options["pixel_values"] = batch.to(self.model.device)
+        else:
+            options["hidden_states"] = hidden_states
+        with eval_mode(self.model), torch.inference_mode():
+            outputs = self.model(**options)
         return outputs.scores, outputs.anomaly_maps
 
 

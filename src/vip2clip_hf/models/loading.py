@@ -77,19 +77,47 @@ def load_checkpoint(
         ValueError: if device or dtype are invalid, the checkpoint belongs to another model type, its backbone is not
             the one used in training, or its image processor does not match the model.
     """
-    with extra("data", "Running a checkpoint over many images"):
-        from accelerate import PartialState
-
     dtype = check_dtype(dtype)
-    check_device(device)
-    state = PartialState(cpu=device == "cpu", timeout=TIMEOUT)
+    target = device_of_process(device)
     model = ViP2ClipForAnomalyDetection.from_pretrained(checkpoint, dtype=dtype, backbone=backbone)
     image_processor = ViP2ClipImageProcessor.from_pretrained(checkpoint)
     check_image_processor(image_processor, model.config.image_size)
-    target = state.device if device is None or state.num_processes > 1 else device
-    model.to(target)  # type: ignore[arg-type]  # the library declares `to` without `self`
-    _align(model)
+    place_model(model, target)
     return model, image_processor
+
+
+def device_of_process(device: str | None) -> torch.device | str:
+    """
+    Choose the device of this process. Under `accelerate launch` or `torchrun`, this also sets up communication.
+
+    Args:
+        device (`str`, *optional*): see [`load_checkpoint`].
+
+    Returns:
+        `torch.device` or `str`: the device.
+
+    Raises:
+        ImportError: if accelerate is not installed.
+        ValueError: if the device is invalid.
+    """
+    with extra("data", "Running a checkpoint over many images"):
+        from accelerate import PartialState
+
+    check_device(device)
+    state = PartialState(cpu=device == "cpu", timeout=TIMEOUT)
+    return state.device if device is None or state.num_processes > 1 else device
+
+
+def place_model(model: torch.nn.Module, device: torch.device | str) -> None:
+    """
+    Move a model to the device to run on.
+
+    Args:
+        model (`torch.nn.Module`): the model.
+        device (`torch.device` or `str`): the device.
+    """
+    model.to(device)
+    _align(model)
 
 
 def _align(model: torch.nn.Module) -> None:
@@ -156,14 +184,25 @@ def model_checksum(model: ViP2ClipForAnomalyDetection) -> str:
         for name, part in (("vision", model.config.clip_vision_config), ("text", model.config.clip_text_config))
     }
     fields = {name: getattr(model.config, name) for name in (*FIELDS, "top_k")}
-    content = json.dumps([fields, clip, _weights_digest(model)], sort_keys=True, default=str)
+    content = json.dumps([fields, clip, weights_digest(model)], sort_keys=True, default=str)
     digest = hashlib.sha256(content.encode())
     return f"{digest.hexdigest()[:16]} {str(model.clip.dtype).removeprefix('torch.')}"
 
 
 @torch.no_grad()
-def _weights_digest(model: torch.nn.Module) -> str:
-    """Hash all weights, and the types of modules: a wrapped or quantized module computes something else."""
+def weights_digest(model: torch.nn.Module) -> str:
+    """
+    Hash all weights, and the types of modules: a wrapped or quantized module computes something else.
+
+    Args:
+        model (`torch.nn.Module`): the model, or a part of it.
+
+    Returns:
+        `str`: 64 hexadecimal digits.
+
+    Raises:
+        RuntimeError: if weights are offloaded or on another process.
+    """
     digest = hashlib.sha256()
     for name, module in model.named_modules():
         digest.update(f"{name} {type(module).__name__}\n".encode())
@@ -203,8 +242,11 @@ __all__ = [
     "SCORING_VERSION",
     "check_dtype",
     "check_model",
+    "device_of_process",
     "load_checkpoint",
     "model_checksum",
     "name_of",
+    "place_model",
     "processor_settings",
+    "weights_digest",
 ]

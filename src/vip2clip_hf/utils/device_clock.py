@@ -11,6 +11,7 @@ import torch
 Result = TypeVar("Result")
 CPU_PEAK = "CPU, peak resident memory of the process"
 CPU_CURRENT = "CPU, resident memory of the process after the measurement"
+MPS_CURRENT = "GPU of a Mac, memory allocated by torch after the measurement"
 CUDA_PEAK = "GPU, peak memory allocated by torch"
 
 
@@ -136,12 +137,46 @@ class CudaClock:
         return int(self._cuda.max_memory_allocated(self.device))
 
 
+class MpsClock(CpuClock):
+    """
+    Measure on the GPU of a Mac: the clock, after waiting for the device, and the memory that torch has allocated.
+
+    Args:
+        mps (optional): replaces `torch.mps`.
+    """
+
+    def __init__(self, mps: Any = torch.mps) -> None:
+        self._mps, self.memory_kind = mps, MPS_CURRENT
+
+    def timed(self, function: Callable[[], Result]) -> tuple[Result, float]:
+        """See [`DeviceClock.timed`]."""
+        self.synchronize()  # earlier work is not counted
+
+        def whole() -> Result:
+            result = function()
+            self.synchronize()
+            return result
+
+        return super().timed(whole)
+
+    def synchronize(self) -> None:
+        """See [`DeviceClock.synchronize`]."""
+        self._mps.synchronize()
+
+    def reset_memory(self) -> None:
+        """The device does not record a peak."""
+
+    def peak_memory(self) -> int:
+        """See [`DeviceClock.peak_memory`]."""
+        return int(self._mps.driver_allocated_memory())
+
+
 def device_clock(device: torch.device | str) -> DeviceClock:
     """
     Get the clock of a device.
 
     Args:
-        device (`torch.device` or `str`): a GPU (`"cuda"`, `"cuda:1"`) or `"cpu"`.
+        device (`torch.device` or `str`): a GPU (`"cuda"`, `"cuda:1"`, `"mps"`) or `"cpu"`.
 
     Returns:
         [`DeviceClock`]: the clock.
@@ -154,7 +189,19 @@ def device_clock(device: torch.device | str) -> DeviceClock:
         return CudaClock(device)
     if device.type == "cpu":
         return CpuClock()
-    raise ValueError(f"device is {str(device)!r}; expected 'cuda' or 'cpu'.")
+    if device.type == "mps":
+        return MpsClock()
+    raise ValueError(f"device is {str(device)!r}; expected 'cuda', 'mps' or 'cpu'.")
 
 
-__all__ = ["CPU_CURRENT", "CPU_PEAK", "CUDA_PEAK", "CpuClock", "CudaClock", "DeviceClock", "device_clock"]
+__all__ = [
+    "CPU_CURRENT",
+    "CPU_PEAK",
+    "CUDA_PEAK",
+    "MPS_CURRENT",
+    "CpuClock",
+    "CudaClock",
+    "DeviceClock",
+    "MpsClock",
+    "device_clock",
+]

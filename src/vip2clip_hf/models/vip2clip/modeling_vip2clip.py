@@ -15,6 +15,7 @@ tokens, r the number of object tokens, D the size of CLIP's joint space, C the w
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -284,13 +285,22 @@ class ViP2ClipForAnomalyDetection(ViP2ClipPreTrainedModel):
     # Stages
 
     @capture_outputs(tie_last_hidden_states=False)
-    def get_image_features(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> Any:
+    def get_image_features(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        hidden_states: Sequence[torch.Tensor] | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> Any:
         """
         Compute image and patch embeddings with the vision tower (section 3).
 
         Args:
-            pixel_values (`torch.FloatTensor` of shape `(batch_size, 3, height, width)`):
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, 3, height, width)`, *optional*):
                 Square images from [`ViP2ClipImageProcessor`]. Their side must be a multiple of the patch size.
+            hidden_states (`Sequence[torch.FloatTensor]`, *optional*):
+                Instead of images, the states of the vision tower for them, each of shape
+                `(batch_size, 1 + num_patches, hidden_size)`: the input of the first block, then the output of each
+                block. Another model with the same vision tower may have computed them.
             kwargs:
                 `output_hidden_states`, `output_attentions` and `return_dict`, as in `CLIPModel`.
 
@@ -298,15 +308,18 @@ class ViP2ClipForAnomalyDetection(ViP2ClipPreTrainedModel):
             [`ViP2ClipImageFeatures`] or `tuple`: embeddings and hidden states.
 
         Raises:
-            ValueError: if the shape is wrong.
+            ValueError: if neither or both are passed, or the shape is wrong.
         """
-        self._check_pixel_values(pixel_values)
         vision = self.clip.vision_model
-        hidden = vision.embeddings(pixel_values, interpolate_pos_encoding=True)
-        hidden = vision.pre_layrnorm(hidden)  # (B, 1 + P, width)
+        if hidden_states is None and pixel_values is not None:
+            self._check_pixel_values(pixel_values)
+            hidden = vision.embeddings(pixel_values, interpolate_pos_encoding=True)
+            hidden = vision.pre_layrnorm(hidden)  # (B, 1 + P, width)
+        else:
+            self._check_hidden_states(pixel_values, hidden_states)
         patch_embeds = []
         for number, block in enumerate(vision.encoder.layers, start=1):
-            hidden = block(hidden, None)
+            hidden = block(hidden, None) if hidden_states is None else hidden_states[number]
             if number in self.config.feature_layers:
                 projected = self.clip.visual_projection(vision.post_layernorm(hidden[:, 1:]))  # (B, P, D)
                 patch_embeds.append(F.normalize(projected, dim=-1))
@@ -594,13 +607,14 @@ class ViP2ClipForAnomalyDetection(ViP2ClipPreTrainedModel):
         mask_valid: torch.Tensor | None = None,
         top_k: int | None = None,
         references: ReferenceBank | str | None = "auto",
+        hidden_states: Sequence[torch.Tensor] | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> ViP2ClipAnomalyDetectionOutput | tuple:
         """
         Compute anomaly scores and anomaly maps, and the loss if there are labels.
 
-        Pass either `pixel_values`, or `image_embeds` and `patch_embeds`. Only shapes are checked here. The image
-        processor and the data collator check values.
+        Pass `pixel_values`, `hidden_states`, or `image_embeds` and `patch_embeds`. Only shapes are checked here. The
+        image processor and the data collator check values.
 
         Args:
             pixel_values (`torch.FloatTensor` of shape `(batch_size, 3, image_size, image_size)`, *optional*):
@@ -621,6 +635,8 @@ class ViP2ClipForAnomalyDetection(ViP2ClipPreTrainedModel):
             references ([`ReferenceBank`], *optional*, defaults to `"auto"`):
                 Photos of good parts to compare the images with. Scores and maps then combine both. `"auto"` uses the
                 references of the checkpoint, `model.references`, except in training mode. `None` uses none.
+            hidden_states (`Sequence[torch.FloatTensor]`, *optional*):
+                States of the vision tower instead of `pixel_values`, see [`get_image_features`].
             kwargs:
                 `output_hidden_states`, `output_attentions` and `return_dict`.
 
@@ -636,10 +652,13 @@ class ViP2ClipForAnomalyDetection(ViP2ClipPreTrainedModel):
         if unknown:
             raise TypeError(f"forward() got the unknown arguments {', '.join(sorted(unknown))}.")
         images = None
-        if pixel_values is not None:
+        if pixel_values is not None or hidden_states is not None:
             if image_embeds is not None or patch_embeds is not None:
                 raise ValueError("Pass either pixel_values, or image_embeds and patch_embeds, not both.")
-            images = self.get_image_features(pixel_values, **{**kwargs, "return_dict": True})
+            if hidden_states is None:
+                images = self.get_image_features(pixel_values, **{**kwargs, "return_dict": True})
+            else:
+                images = self.get_image_features(pixel_values, hidden_states, **{**kwargs, "return_dict": True})
             image_embeds, patch_embeds = images.image_embeds, images.patch_embeds
         elif image_embeds is None or patch_embeds is None:
             raise ValueError("Pass pixel_values, or both image_embeds and patch_embeds from get_image_features.")
@@ -705,6 +724,21 @@ class ViP2ClipForAnomalyDetection(ViP2ClipPreTrainedModel):
             raise ValueError(
                 f"The linear layers of CLIP are quantized by torch, but the images are in {pixel_values.dtype}; "
                 "expected float32. Convert the model with .float() before quantizing it."
+            )
+
+    def _check_hidden_states(
+        self, pixel_values: torch.Tensor | None, hidden_states: Sequence[torch.Tensor] | None
+    ) -> None:
+        if hidden_states is None or pixel_values is not None:
+            found = "neither" if hidden_states is None else "both"
+            raise ValueError(f"Pass either pixel_values or hidden_states; found {found}.")
+        vision = self.config.clip_vision_config
+        shapes = {tuple(state.shape) for state in hidden_states}
+        fits = len(shapes) == 1 and all(len(one) == 3 and one[-1] == vision.hidden_size for one in shapes)
+        if len(hidden_states) != 1 + vision.num_hidden_layers or not fits:
+            raise ValueError(
+                f"hidden_states contains {len(hidden_states)} tensors of the shapes {sorted(shapes)}; expected "
+                f"{1 + vision.num_hidden_layers} of (batch_size, 1 + num_patches, {vision.hidden_size})."
             )
 
     def _check_inputs(
