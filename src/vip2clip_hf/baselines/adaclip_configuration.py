@@ -55,7 +55,8 @@ class AdaClipConfig(BaselineConfig):
             clusters are averaged. `"best_cluster"`, what the published code describes as the version of the paper: all
             patches are clustered, and the most anomalous cluster is used.
         k_clusters (`int`, *optional*):
-            Number of clusters. By default 20, or the number of patches if there are less. With `"top_patches"`, at most five times as many patches are clustered.
+            Number of clusters. By default 20, or the number of patches if there are less. With `"top_patches"`, at
+            most five times as many patches are clustered.
         kmeans_seed (`int`, defaults to 0):
             Random seed of the clustering of each image. The published code has none.
         hsf_weight (`float`, defaults to 0.2):
