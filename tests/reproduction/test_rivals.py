@@ -4,8 +4,11 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from helpers.reproduction import tiny_content, tiny_plan
+from helpers.training import assert_same_tensors
+from vip2clip_hf.baselines.training import BaselineTrainer
 from vip2clip_hf.reproduction import rivals
 from vip2clip_hf.reproduction.plan import make_plan, plan_path, read_plan
 from vip2clip_hf.reproduction.rivals import Rival, TrainedRival, rival_arguments, rival_fields, rivals_of
@@ -74,6 +77,53 @@ def test_weights_are_kept(finished):
     assert reproduction.store.training(digest)["steps"] == 2
     assert (reproduction.store.training_folder(digest) / "backbone.json").is_file()
     assert rival.detector.model.provenance.training_sets
+
+
+def weights_of(folder):
+    (found,) = (folder / "trained").glob("*/model.safetensors")
+    return load_file(found)
+
+
+def test_out_of_memory_in_training(finished, tmp_path, monkeypatch):
+    """Half the batch, and two of them: the same weights. A later run continues with half the batch."""
+    settings = {**METHODS["april-gan"]["training"], "save_strategy": "steps", "save_steps": 1}
+    methods = {"april-gan": {**METHODS["april-gan"], "training": settings}}
+    step, sizes = BaselineTrainer.training_step, []
+
+    def training_step(self, model, inputs, *args, **options):
+        sizes.append(len(inputs["labels"]))
+        if len(sizes) == 2:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+        if len(sizes) == 5:
+            raise KeyboardInterrupt
+        return step(self, model, inputs, *args, **options)
+
+    monkeypatch.setattr(BaselineTrainer, "training_step", training_step)
+    run = prepare(plan(methods=methods), ["table 1"], tmp_path, device="cpu")
+    unit = next(one for one in run.work.units.values() if one.detector == "APRIL-GAN")
+    with pytest.raises(KeyboardInterrupt):
+        run._compute(unit)
+    assert [path.name for path in run.store.training_folder(unit.key.digest).glob("checkpoint-*")] == ["checkpoint-1"]
+    run._compute(unit)
+    assert run.failures == {}
+    assert sizes == [6, 6, 4, 2, 4, 4, 2]
+    folder, _ = finished
+    (expected,) = [path.parent for path in (folder / "trained").glob("*/config.json")
+                   if json.loads(path.read_text())["model_type"] == "april_gan"]  # fmt: skip
+    assert_same_tensors(weights_of(tmp_path), load_file(expected / "model.safetensors"), 1e-5)
+    assert run.store.training(unit.key.digest)["halved"]
+
+
+def test_a_batch_of_one_image_cannot_be_halved(tmp_path, monkeypatch):
+    settings = {**METHODS["april-gan"], "training": {"max_steps": 1, "per_device_train_batch_size": 1}}
+
+    def training_step(*args, **options):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(BaselineTrainer, "training_step", training_step)
+    run = prepare(plan(methods={"april-gan": settings}), ["table 1"], tmp_path, device="cpu")
+    run._compute(next(one for one in run.work.units.values() if one.detector == "APRIL-GAN"))
+    assert "failed: out of memory, and per_device_train_batch_size is 1" in " ".join(run.failures.values())
 
 
 def test_changed_settings_are_other_rows(finished):

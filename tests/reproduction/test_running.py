@@ -425,7 +425,8 @@ def test_an_odd_batch_is_not_halved(tmp_path, monkeypatch):
     monkeypatch.setattr(ViP2ClipTrainer, "training_step", out_of_memory)
     (problem,) = reproduce(plan, ["table 5"], tmp_path, device="cpu")["problems"]
     assert problem == (
-        "utpa, trained on one, seed 1 failed: per_device_train_batch_size is 3; expected an even number to halve it."
+        "utpa, trained on one, seed 1 failed: out of memory, and per_device_train_batch_size is 3; expected an even "
+        "number to halve it."
     )
 
 

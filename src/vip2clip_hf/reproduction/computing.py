@@ -195,7 +195,7 @@ class Reproduction:
             if unit.kept and done is not None:
                 detector.load(folder)
             elif unit.key.train:
-                self._train_other(unit, detector, folder)
+                self._train_other(unit, detector, folder, halved)
             return detector
         method = self.method(unit.key.setting)
         if not _is_trained(unit):
@@ -210,16 +210,20 @@ class Reproduction:
             self.store.finish_training(unit.key.digest, {**about, "halved": halved, **record})
         return method
 
-    def _train_other(self, unit: Unit, detector: Any, folder: Path) -> None:
+    def _train_other(self, unit: Unit, detector: Any, folder: Path, halved: bool) -> None:
         """Train a detector that is not ViP²-CLIP, and keep its weights if it can load them."""
         dataset, training_sets = self.data.training_set(unit.key.train)
-        options = {"training_sets": training_sets} if isinstance(detector, TrainedRival) else {}
-        if unit.kept:
+        options: dict[str, Any] = {}
+        if isinstance(detector, TrainedRival):
+            halved = self.store.begin_training(unit.key.digest, halved)
+            options = {"training_sets": training_sets, "halved": halved}
+        elif unit.kept:
             self.store.begin_training(unit.key.digest, halved=False)
         folder.mkdir(parents=True, exist_ok=True)
         record = detector.train(_decoded(dataset), seed=unit.key.seed, folder=folder, **options)
         if unit.kept:
             about = {"settings": unit.key.content, "setting": unit.key.setting, "train": unit.key.train}
+            about |= {"halved": options["halved"]} if "halved" in options else {}
             self.store.finish_training(unit.key.digest, {**about, **(record or {})})
 
     def method(self, setting: str) -> ViP2ClipMethod:

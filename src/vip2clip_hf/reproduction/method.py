@@ -20,7 +20,7 @@ from ..training.trainer import ViP2ClipTrainer
 from ..utils.versions import versions
 from .feature_memory import FeatureMemory, RememberingDetector
 from .plan_types import Plan
-from .settings import model_fields, overrides_of, training_fields
+from .settings import halved_batch, model_fields, overrides_of, training_fields
 
 
 if TYPE_CHECKING:
@@ -171,13 +171,7 @@ class ViP2ClipMethod:
     def _arguments(self, seed: int, folder: Path, halved: bool) -> ViP2ClipTrainingArguments:
         fields = training_fields(self.plan)
         if halved:
-            size = fields.get("per_device_train_batch_size", 8)
-            if size % 2:
-                raise ValueError(f"per_device_train_batch_size is {size}; expected an even number to halve it.")
-            fields |= {
-                "per_device_train_batch_size": size // 2,
-                "gradient_accumulation_steps": 2 * fields.get("gradient_accumulation_steps", 1),
-            }
+            fields = halved_batch(fields)
         if self.cache is not None:
             fields["cache_features"] = str(self.cache)
         if self.device == "cpu":

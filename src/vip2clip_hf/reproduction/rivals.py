@@ -16,7 +16,7 @@ from ..training.recipe import describe_recipe
 from ..utils.versions import versions
 from .method import NO_WEIGHTS, TrainingBar, device_of, load_backbone
 from .plan_types import Plan
-from .settings import RUN_ARGUMENTS, model_fields, recipe_fields
+from .settings import RUN_ARGUMENTS, halved_batch, model_fields, recipe_fields
 
 
 if TYPE_CHECKING:
@@ -136,6 +136,7 @@ class TrainedRival(Rival):
         seed: int,
         folder: Path,
         training_sets: list[dict[str, Any]] | None = None,
+        halved: bool = False,
     ) -> dict[str, Any]:
         """
         Train the method and write its weights to a folder, or resume an interrupted training in it.
@@ -145,6 +146,7 @@ class TrainedRival(Rival):
             seed (`int`): random seed.
             folder (`pathlib.Path`): folder of the training, with an adapters-only checkpoint at the end.
             training_sets (`list[dict]`, *optional*): entries of [`describe_training_set`] for the training data.
+            halved (`bool`, defaults to `False`): whether to halve the batch and accumulate two of them.
 
         Returns:
             `dict`: `seconds`, `steps` and `trained_weights`.
@@ -153,6 +155,8 @@ class TrainedRival(Rival):
         processor = ViP2ClipImageProcessor(size=model.config.side)
         fields = {"report_to": "none", "logging_strategy": "no", **rival_arguments(self.plan, self.method.key)}
         fields["disable_tqdm"] = not self.progress
+        if halved:
+            fields = halved_batch(fields)
         if self.cache is not None and model.caches_features:
             fields["cache_features"] = str(self.cache)
         if self.device == "cpu":

@@ -127,6 +127,28 @@ def recipe_fields(name: str) -> dict[str, Any]:
     return {key: value for key, value in _recipe(name).items() if key not in others}
 
 
+def halved_batch(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    Halve the batch of a training and accumulate two of them, for less memory. The gradients are the same.
+
+    Args:
+        fields (`Mapping[str, Any]`): fields of [`ViP2ClipTrainingArguments`].
+
+    Returns:
+        `dict[str, Any]`: the fields, with half the batch.
+
+    Raises:
+        ValueError: if the batch is odd.
+    """
+    size = fields.get("per_device_train_batch_size", 8)
+    if size % 2:
+        raise ValueError(
+            f"out of memory, and per_device_train_batch_size is {size}; expected an even number to halve it."
+        )
+    accumulated = 2 * fields.get("gradient_accumulation_steps", 1)
+    return {**fields, "per_device_train_batch_size": size // 2, "gradient_accumulation_steps": accumulated}
+
+
 def _recipe(name: str) -> dict[str, Any]:
     return json.loads(recipe_path(name).read_text(encoding="utf-8"))
 
@@ -210,6 +232,6 @@ def digest_of(content: Any) -> str:
 
 __all__ = [
     "FULL", "MAIN_WORDS", "MODEL_KEYS", "STATIC_PROMPTS", "SWITCHES", "TABLE_4", "TABLE_5", "UNTRAINED", "TrainingKey",
-    "digest_of", "evaluation_digest", "model_fields", "overrides_of", "recipe_fields", "rows_of", "top_k_setting",
-    "training_fields", "training_key", "words_setting",
+    "digest_of", "evaluation_digest", "halved_batch", "model_fields", "overrides_of", "recipe_fields", "rows_of",
+    "top_k_setting", "training_fields", "training_key", "words_setting",
 ]  # fmt: skip
