@@ -17,6 +17,7 @@ from vip2clip_hf.baselines.saving import write_baseline
 from vip2clip_hf.baselines.training import BaselineTrainer, training_kind
 from vip2clip_hf.checkpoints.bundled import bundled_backbone
 from vip2clip_hf.cli import app
+from vip2clip_hf.models.small_text_tower import state_word_tokenizer
 from vip2clip_hf.models.vip2clip.backbone_vip2clip import backbone_checksum
 from vip2clip_hf.training.arguments import ModelArguments, ViP2ClipTrainingArguments
 from vip2clip_hf.training.named_recipes import RECIPES, recipe_path
@@ -256,6 +257,21 @@ def test_images_without_masks(build, dataset, key):
     trainer.train()
     assert {name for name in trainer.state.log_history[0] if name.startswith("loss_")} == {"loss_image"}
     assert any(not torch.equal(before[name], weight) for name, weight in adapters(trainer).items())
+
+
+@pytest.mark.parametrize("key", TRAINED)
+def test_clip_computes_without_dropout_in_training_mode(key):
+    clip = bundled_backbone()
+    for tower in (clip.config.text_config, clip.config.vision_config):
+        tower.attention_dropout = 0.5
+    settings = {**METHODS[key].for_state_words, "image_size": SIZE, **SETTINGS.get(key, {})}
+    model = METHODS[key].model_class.from_clip(clip, state_word_tokenizer(), **settings)
+    assert model.clip.vision_model.encoder.layers[0].self_attn.dropout == 0.5
+    pixels = torch.randn(1, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        found = model.train()(pixels)
+        assert model.training
+        assert torch.equal(found.anomaly_maps, model.eval()(pixels).anomaly_maps)
 
 
 def test_other_models_are_refused(dataset, tmp_path):

@@ -18,6 +18,7 @@ from ..models.vip2clip.backbone_vip2clip import (
     quiet_loading,
     read_adapters,
 )
+from ..models.vip2clip.pretrained_vip2clip import disable_dropout
 from ..models.vip2clip.provenance_vip2clip import BackboneReference, Provenance
 from ..models.vip2clip.training_record_vip2clip import check_training_record, remember_weights
 from .configuration import BaselineConfig
@@ -68,6 +69,21 @@ class BaselinePreTrainedModel(PreTrainedModel):
         self.references: Any = None
         self.post_init()
         self.freeze_backbone()
+        self.train(self.training)  # CLIP without dropout
+
+    def train(self: _Model, mode: bool = True) -> _Model:
+        """
+        Switch the trained weights to training or eval mode. CLIP computes without dropout in both.
+
+        Args:
+            mode (`bool`, defaults to `True`): whether to use training mode.
+
+        Returns:
+            The model itself.
+        """
+        super().train(mode)
+        disable_dropout(self.clip)
+        return self
 
     @classmethod
     def is_custom_code(cls) -> bool:

@@ -21,10 +21,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from transformers import CLIPModel, PreTrainedModel
+from transformers import CLIPModel
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.models.clip.modeling_clip import CLIPAttention, CLIPVisionEmbeddings
+from transformers.models.clip.modeling_clip import CLIPVisionEmbeddings
 from transformers.processing_utils import Unpack  # type: ignore[attr-defined]  # typing: from 3.11
 from transformers.utils.generic import ModelOutput, TransformersKwargs, can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
@@ -34,7 +34,7 @@ from .configuration_vip2clip import ViP2ClipConfig
 from .decision_config_vip2clip import DecisionConfig
 from .loss_vip2clip import vip2clip_loss
 from .maps_vip2clip import resize_maps, without_autocast
-from .pretrained_vip2clip import ViP2ClipPreTrainedModel
+from .pretrained_vip2clip import ViP2ClipPreTrainedModel, disable_dropout
 from .provenance_vip2clip import Provenance
 from .reference_bank_vip2clip import ReferenceBank
 from .reference_rule_vip2clip import top_mean
@@ -275,11 +275,7 @@ class ViP2ClipForAnomalyDetection(ViP2ClipPreTrainedModel):
             [`ViP2ClipForAnomalyDetection`]: the model itself.
         """
         super().train(mode)
-        # The blocks of CLIP and modules inside that are not CLIP's own follow `mode`: gradient checkpointing and the
-        # dropout of LoRA are only active in training mode. The only dropout of CLIP is that of its attention.
-        for module in self.clip.modules():
-            if isinstance(module, (PreTrainedModel, CLIPAttention)):
-                module.training = False
+        disable_dropout(self.clip)
         return self
 
     # Stages

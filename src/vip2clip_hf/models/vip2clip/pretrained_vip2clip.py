@@ -45,6 +45,15 @@ CUSTOM_PIPELINES = {
 }
 
 
+def disable_dropout(clip: CLIPModel) -> None:
+    """Make CLIP compute without dropout, also in training mode."""
+    # The blocks of CLIP and modules inside that are not CLIP's own keep their mode: gradient checkpointing and the
+    # dropout of LoRA are only active in training mode. The only dropout of CLIP is that of its attention.
+    for module in clip.modules():
+        if isinstance(module, (PreTrainedModel, CLIPAttention)):
+            module.training = False
+
+
 class ViP2ClipPreTrainedModel(PreTrainedModel):
     """Base class of ViP²-CLIP models: supported features, weight initialization, building and loading."""
 
@@ -383,4 +392,4 @@ class ViP2ClipPreTrainedModel(PreTrainedModel):
         return loaded
 
 
-__all__ = ["CUSTOM_PIPELINES", "ViP2ClipPreTrainedModel"]
+__all__ = ["CUSTOM_PIPELINES", "ViP2ClipPreTrainedModel", "disable_dropout"]
