@@ -16,8 +16,9 @@ from ..models.small_text_tower import state_word_tokenizer
 
 
 logger = logging.get_logger(__name__)
-# The prompts of the bundled backbone, and the image size of the bundled checkpoint.
-_STATE_WORDS: dict[str, Any] = {"prompt_ensemble": "state_words", "image_size": 320}
+# As the bundled checkpoint, so that all methods can share the vision tower.
+_IMAGES: dict[str, Any] = {"image_size": 320, "position_interpolation": "bilinear"}
+_STATE_WORDS: dict[str, Any] = {"prompt_ensemble": "state_words", **_IMAGES}
 # Adapters for the bundled backbone.
 _TRAINED = Path(__file__).with_name("trained")
 
@@ -111,8 +112,7 @@ METHODS = {
             "https://arxiv.org/abs/2310.18961", "https://github.com/zqhang/AnomalyCLIP", "MIT",
             uses_class_names=False, converter="convert_anomalyclip:convert_anomalyclip_checkpoint",
             for_state_words={
-                "normal_text": "good", "anomalous_text": "damaged", "image_size": 320, "dpam_layers": 10,
-                "prompt_depth": 3,
+                **_IMAGES, "normal_text": "good", "anomalous_text": "damaged", "dpam_layers": 10, "prompt_depth": 3,
             },
         ),
         Method(
