@@ -172,7 +172,7 @@ def adaclip_steps(size: Any) -> dict[str, Step]:
 
     def published_rest(text: torch.Tensor) -> tuple[torch.Tensor, ...]:
         patches, logits = published_patches(model, tokens, text)
-        published_score(model, image, published_clusters(patches, logits, config.k_clusters), text)
+        published_score(model, image, published_clusters(patches, logits, config.clusters), text)
         resized = torch.stack([published_resized(one, size) for one in logits], dim=1).mean(dim=1).softmax(dim=1)
         maps = ((resized[:, 1] + 1 - resized[:, 0]) / 2).numpy()
         return (torch.stack([torch.from_numpy(gaussian_filter(one, sigma=4)) for one in maps]),)
@@ -190,7 +190,7 @@ def adaclip_steps(size: Any) -> dict[str, Step]:
     def published_training() -> tuple[torch.Tensor, ...]:
         text = published_text(model, ids, plain)
         patches, logits = published_patches(model, tokens, text)
-        score = published_score(model, image, published_clusters(patches, logits, config.k_clusters), text)
+        score = published_score(model, image, published_clusters(patches, logits, config.clusters), text)
         maps = [published_resized(one, size).softmax(dim=1) for one in logits]
         return gradients(published_loss(model, score, maps, mask[0]))
 

@@ -404,7 +404,8 @@ def test_values_that_are_refused(values, message):
 def test_defaults():
     config = AdaClipConfig()
     assert (config.image_size, config.patch_grid, config.feature_layers) == (518, 37, (6, 12, 18, 24))
-    assert (config.prompting_depth, config.prompting_length, config.k_clusters) == (4, 5, 20)
+    assert (config.prompting_depth, config.prompting_length, config.clusters) == (4, 5, 20)
+    assert AdaClipConfig(image_size=42).clusters == 9  # patches
     assert config.clip.vision_config.hidden_act == config.clip.text_config.hidden_act == "gelu"
     assert config.name_of_category("pipe-fryum") == "pipe fryum"
     assert config.name_of_category("metal_nut") == "metal_nut"

@@ -143,6 +143,7 @@ def test_reproduce(clip, tmp_path):
         generated={"num_normal": 2, "num_anomalous": 1, "size": 48},
         training={"num_train_epochs": 1, "average_weights_from": 0, "save_strategy": "no"},
         model={"image_size": 48, "top_k": 3, "smoothing_sigma": 2.0},
+        methods={},
     )
     detectors = {name: lambda name=name: create(name, clip) for name in METHODS}
     found = reproduce(plan, ["table 1"], tmp_path / "out", detectors=detectors, device="cpu")

@@ -194,7 +194,7 @@ class AdaClipForAnomalyDetection(AdaClipTextModel):
         Returns:
             `torch.FloatTensor` of shape `(batch_size, projection_dim)`: the mean of the clusters, L2-normalized.
         """
-        clusters, seed = self.config.k_clusters, self.config.kmeans_seed
+        clusters, seed = self.config.clusters, self.config.kmeans_seed
         if self.config.hsf_selection == "best_cluster":
             mean = patch_embeds.mean(dim=1)  # (B, P, D)
             probabilities = patch_logits.mean(dim=1).softmax(dim=-1)[..., 1]  # (B, P)

@@ -12,6 +12,7 @@ from .configuration import BaselineConfig
 
 # Of the published code, on CLIP ViT-L/14@336px.
 IMAGE_SIZE = 518
+CLUSTERS = 20
 
 
 @strict
@@ -53,8 +54,9 @@ class AdaClipConfig(BaselineConfig):
             `"top_patches"`, the published code: the most anomalous patches are clustered, and the centers of all
             clusters are averaged. `"best_cluster"`, what the published code describes as the version of the paper: all
             patches are clustered, and the most anomalous cluster is used.
-        k_clusters (`int`, defaults to 20):
-            Number of clusters. With `"top_patches"`, at most five times as many patches are clustered.
+        k_clusters (`int`, *optional*):
+            Number of clusters. By default 20, or the number of patches if there are less. With `"top_patches"`, at
+            most five times as many patches are clustered.
         kmeans_seed (`int`, defaults to 0):
             Random seed of the clustering of each image. The published code has none.
         hsf_weight (`float`, defaults to 0.2):
@@ -88,7 +90,7 @@ class AdaClipConfig(BaselineConfig):
     prompting_type: Literal["SD", "S", "D"] = "SD"
     use_hsf: bool = True
     hsf_selection: Literal["top_patches", "best_cluster"] = "top_patches"
-    k_clusters: int = 20
+    k_clusters: int | None = None
     kmeans_seed: int = 0
     hsf_weight: int | float = 0.2
     logit_scale: int | float = 100.0
@@ -120,6 +122,11 @@ class AdaClipConfig(BaselineConfig):
     def layers(self) -> tuple[int, ...]:
         """Numbers of the feature layers, from 1."""
         return tuple(self.feature_layers or ())
+
+    @property
+    def clusters(self) -> int:
+        """Number of clusters."""
+        return min(CLUSTERS, self.patch_grid**2) if self.k_clusters is None else self.k_clusters
 
     @property
     def prompts_vision(self) -> bool:
@@ -178,7 +185,7 @@ class AdaClipConfig(BaselineConfig):
         longest = clip.text_config.max_position_embeddings - 2
         self._check("prompting_length", 1 <= self.prompting_length <= longest, f"an integer from 1 to {longest}")
         self._check(
-            "k_clusters", 1 <= self.k_clusters <= patches, f"an integer from 1 to {patches}, the number of patches"
+            "k_clusters", 1 <= self.clusters <= patches, f"an integer from 1 to {patches}, the number of patches"
         )
         self._check("kmeans_seed", 0 <= self.kmeans_seed < 2**63, "an integer of at least 0")
         self._check("hsf_weight", 0 <= self.hsf_weight <= 1, "a number from 0 to 1")
