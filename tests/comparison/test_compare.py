@@ -11,7 +11,10 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from helpers.rival_checkpoints import write_rivals
-from vip2clip_hf import evaluate_detector, load_folder
+from vip2clip_hf import ViP2ClipImageProcessor, evaluate_detector, load_folder
+from vip2clip_hf.baselines import BaselineDetector, methods
+from vip2clip_hf.baselines.methods import create_model
+from vip2clip_hf.baselines.saving import write_baseline
 from vip2clip_hf.cli import app
 from vip2clip_hf.comparison import compare_methods, comparing
 from vip2clip_hf.comparison.competitors import load_competitors
@@ -149,6 +152,21 @@ def test_methods_that_cannot_run(folder, photos):
         compare_methods(photos, ["clip", "april-gan"], clip=folder / "clip")
     with pytest.raises(ValueError, match="belongs to AnomalyCLIP; expected a checkpoint of APRIL-GAN"):
         compare_methods(photos, "all", clip=folder / "clip", models={"april-gan": folder / "anomalyclip"})
+
+
+def test_adapters_of_the_package(photos, tmp_path, monkeypatch):
+    """On the bundled backbone, the trained methods use them. They share the tower with the untrained ones."""
+    model = create_model("april-gan", "bundled", image_size=64)
+    write_baseline(model, ViP2ClipImageProcessor(size=64), tmp_path / "april-gan", adapters_only=True)
+    monkeypatch.setattr(methods, "_TRAINED", tmp_path)
+    result = compare_methods(photos, "clip,april-gan", device="cpu")
+    weights = {record["method"]: record["weights"] for record in result["methods"]}
+    assert weights == {"clip": "bundled backbone", "april-gan": "bundled adapters"}
+    assert any("prompts has no meaning: CLIP. Use" in note for note in result["notes"])
+    detector = BaselineDetector(model, ViP2ClipImageProcessor(size=64), class_name="object")
+    images = [Image.open(photos / f"{number}.png").convert("RGB") for number in range(3)]
+    expected = detector.score(detector.prepare(images))[0].tolist()
+    assert result["scores"]["april-gan"] == pytest.approx(expected, abs=1e-6)
 
 
 def test_invalid_arguments(folder, photos, tmp_path):

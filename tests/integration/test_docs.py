@@ -35,9 +35,8 @@ PAGES = {
 }
 SLOW = (
     "docs/bulk.md", "docs/calibration.md", "docs/compare.md", "docs/data.md", "docs/deployment.md",
-    "docs/evaluation.md",
-    "docs/export.md", "docs/performance.md", "docs/pictures.md", "docs/quickstart.md", "docs/references.md",
-    "docs/reproduction.md", "docs/training.md", "training/README.md",
+    "docs/evaluation.md", "docs/export.md", "docs/performance.md", "docs/pictures.md", "docs/quickstart.md",
+    "docs/references.md", "docs/reproduction.md", "docs/training.md", "training/README.md",
 )  # fmt: skip
 # Packages that a page needs and that may be missing.
 NEEDS = {"docs/export.md": ("onnx", "onnxscript", "onnxruntime")}
@@ -51,6 +50,7 @@ NOT_RUN = {
     r"vip2clip reproduce (all|tables).*": "takes minutes; run by tests/reproduction/test_small_plan.py",
     r"python -m training\.build_tiny .*": "needs half an hour and real data; test_build_tiny.py runs it on small data",
     r"(cp -r|hf) .*": "writes to the Hub; the Space is built by test_app.py",
+    r"vip2clip convert --method .*": "needs a file of the authors; tests/baselines converts recorded ones",
     r".*--push_to_hub .*": "publishes; run with a stub of the Hub by test_programs.py",
 }
 # Placeholders in commands, and their values in this test.
@@ -60,8 +60,9 @@ SMALL = {
     r".*training/train\.py .*": "--num_train_epochs 1 --average_weights_from 0 --use_cpu true "
     "--disable_tqdm true --dataloader_num_workers 0",
     r".*--recipe mvtec.*": "--image_size 70 --top_k 5",
-    r"vip2clip train .*": "--num_train_epochs 1 --average_weights_from 0 --use_cpu true --disable_tqdm true "
-    "--image_size 70 --top_k 5 --output_dir outputs_on_backbone",
+    r"vip2clip train --method .*": "--max_steps 2 --use_cpu true --disable_tqdm true --image_size 64",
+    r"vip2clip train (?!--method).*": "--num_train_epochs 1 --average_weights_from 0 --use_cpu true "
+    "--disable_tqdm true --image_size 70 --top_k 5 --output_dir outputs_on_backbone",
     r"vip2clip train .*--dry-run.*": "--image_size 64",
     r"vip2clip evaluate .*|.*training/evaluate\.py .*": "--sheets 1",
 }

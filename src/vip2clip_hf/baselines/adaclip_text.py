@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from ..models.vip2clip.maps_vip2clip import without_autocast
 from .adaclip_configuration import AdaClipConfig
@@ -44,18 +43,6 @@ class AdaClipTextModel(TrainableBaselineModel):
         """Move or convert the model. Text embeddings in another precision are not used again."""
         self._memory.clear()
         return super()._apply(*args, **kwargs)
-
-    def pool_prompts(self, features: torch.Tensor) -> torch.Tensor:
-        """
-        Normalize the embeddings of the prompts of one kind, average them, and normalize the mean.
-
-        Args:
-            features (`torch.FloatTensor` of shape `(..., num_prompts, projection_dim)`): embeddings of prompts.
-
-        Returns:
-            `torch.FloatTensor` of shape `(..., projection_dim)`: the embedding.
-        """
-        return F.normalize(F.normalize(features, dim=-1).mean(dim=-2), dim=-1)  # (..., D)
 
     def get_input_ids(self, class_name: str | None = None) -> torch.Tensor:
         """

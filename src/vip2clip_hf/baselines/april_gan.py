@@ -111,18 +111,6 @@ class AprilGanForAnomalyDetection(TrainableBaselineModel):
 
     # Texts
 
-    def pool_prompts(self, features: torch.Tensor) -> torch.Tensor:
-        """
-        Normalize the embeddings of the prompts of one kind, average them, and normalize the mean.
-
-        Args:
-            features (`torch.FloatTensor` of shape `(num_prompts, projection_dim)`): result of `encode_prompts`.
-
-        Returns:
-            `torch.FloatTensor` of shape `(projection_dim,)`: the embedding.
-        """
-        return F.normalize(F.normalize(features, dim=-1).mean(dim=0), dim=-1)  # (D,)
-
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
         """Move or convert the model. Embeddings of prompts in another precision are not used again."""
         self._text_memory.clear()

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from .pretrained import BaselinePreTrainedModel
 from .prompts import build_prompts
@@ -91,15 +92,16 @@ class BaselineModel(BaselinePreTrainedModel):
 
     def pool_prompts(self, features: torch.Tensor) -> torch.Tensor:
         """
-        Combine the embeddings of the prompts of one kind. Each method has its own rule.
+        Normalize the embeddings of the prompts of one kind, average them, and normalize the mean. A method can have
+        another rule.
 
         Args:
-            features (`torch.FloatTensor` of shape `(num_prompts, projection_dim)`): result of `encode_prompts`.
+            features (`torch.FloatTensor` of shape `(..., num_prompts, projection_dim)`): result of `encode_prompts`.
 
         Returns:
-            `torch.FloatTensor` of shape `(projection_dim,)`: the embedding.
+            `torch.FloatTensor` of shape `(..., projection_dim)`: the embedding.
         """
-        raise NotImplementedError
+        return F.normalize(F.normalize(features, dim=-1).mean(dim=-2), dim=-1)  # (..., D)
 
     def get_text_embeds(self, class_name: str | None = None) -> torch.Tensor:
         """

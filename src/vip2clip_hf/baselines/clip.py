@@ -81,18 +81,6 @@ class ClipForAnomalyDetection(BaselineModel):
     config_class = ClipAnomalyDetectionConfig
     method_name = "CLIP"
 
-    def pool_prompts(self, features: torch.Tensor) -> torch.Tensor:
-        """
-        Normalize the embeddings of the prompts of one kind, average them, and normalize the mean.
-
-        Args:
-            features (`torch.FloatTensor` of shape `(num_prompts, projection_dim)`): result of `encode_prompts`.
-
-        Returns:
-            `torch.FloatTensor` of shape `(projection_dim,)`: the embedding.
-        """
-        return F.normalize(F.normalize(features, dim=-1).mean(dim=0), dim=-1)  # (D,)
-
     def get_image_features(
         self, pixel_values: torch.Tensor | None = None, hidden_states: tuple[torch.Tensor, ...] | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:

@@ -18,7 +18,7 @@ from ..models.vip2clip.provenance_vip2clip import Provenance
 from ..models.vip2clip.training_record_vip2clip import remember_weights
 from .adaclip import AdaClipForAnomalyDetection
 from .adaclip_configuration import AdaClipConfig
-from .released import read_released
+from .released import read_released, with_activation
 from .tokenizing import find_tokenizer
 
 
@@ -89,7 +89,7 @@ def convert_adaclip_checkpoint(
     if isinstance(source, (str, os.PathLike)):
         tokenizer = find_tokenizer(source, **hub_kwargs)
     if hidden_act is not None:
-        backbone = _with_activation(backbone, hidden_act)
+        backbone = with_activation(backbone, hidden_act)
     model = AdaClipForAnomalyDetection.from_clip(backbone, tokenizer, **settings, **config_overrides)
     count = len(lists["patch_token_layer.head"])
     if count != len(model.config.layers):
@@ -211,16 +211,6 @@ def _convert(lists: dict[str, list[dict[str, torch.Tensor]]]) -> dict[str, torch
         weights[f"image_head.{kind}"] = lists[_LINEAR[1]][0][kind]
         weights.update({f"patch_heads.{number}.{kind}": one[kind] for number, one in enumerate(lists[_LINEAR[0]])})
     return weights
-
-
-def _with_activation(clip: CLIPModel, hidden_act: str) -> CLIPModel:
-    """Return a CLIP model that shares the weights, with another activation in both towers."""
-    config: Any = CLIPConfig.from_dict(clip.config.to_dict())
-    config.text_config.hidden_act = config.vision_config.hidden_act = hidden_act
-    with torch.device("meta"):
-        other = CLIPModel(config)
-    other.load_state_dict(clip.state_dict(), assign=True)
-    return other
 
 
 __all__ = ["convert_adaclip_checkpoint"]

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from transformers import CLIPConfig, CLIPModel
+from transformers import CLIPModel
 from transformers.activations import ACT2FN
 
 from ..models.vip2clip.backbone_vip2clip import HUB_KWARGS, load_clip
@@ -17,7 +17,7 @@ from ..models.vip2clip.provenance_vip2clip import Provenance
 from ..models.vip2clip.training_record_vip2clip import remember_weights
 from .april_gan import AprilGanForAnomalyDetection
 from .april_gan_configuration import AprilGanConfig
-from .released import read_released
+from .released import read_released, with_activation
 from .tokenizing import find_tokenizer
 
 
@@ -88,7 +88,7 @@ def convert_april_gan_checkpoint(
     if isinstance(source, (str, os.PathLike)):
         tokenizer = find_tokenizer(source, **hub_kwargs)
     if hidden_act is not None:
-        backbone = _with_activation(backbone, hidden_act)
+        backbone = with_activation(backbone, hidden_act)
     count = len(layers) // 2
     chosen = config_overrides.get("feature_layers", AprilGanConfig.feature_layers)
     if len(chosen) != count:
@@ -133,16 +133,6 @@ def _linear_layers(content: Mapping[str, Any]) -> dict[str, torch.Tensor]:
                 "as its weight has rows."
             )
     return dict(entries)
-
-
-def _with_activation(clip: CLIPModel, hidden_act: str) -> CLIPModel:
-    """Return a CLIP model that shares the weights, with another activation in both towers."""
-    config: Any = CLIPConfig.from_dict(clip.config.to_dict())
-    config.text_config.hidden_act = config.vision_config.hidden_act = hidden_act
-    with torch.device("meta"):
-        other = CLIPModel(config)
-    other.load_state_dict(clip.state_dict(), assign=True)
-    return other
 
 
 __all__ = ["convert_april_gan_checkpoint"]

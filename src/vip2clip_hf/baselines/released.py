@@ -1,8 +1,11 @@
-"""Read `.pth` files of the published codes."""
+"""Read `.pth` files of the published codes, and the activation that these codes use."""
 
 import os
 from collections.abc import Mapping
 from typing import Any
+
+import torch
+from transformers import CLIPConfig, CLIPModel
 
 from ..models.released_files import read_tensors
 
@@ -36,4 +39,23 @@ def _without_prefix(content: Mapping) -> dict[str, Any]:
     return found
 
 
-__all__ = ["read_released"]
+def with_activation(clip: CLIPModel, hidden_act: str) -> CLIPModel:
+    """
+    Change the activation of a CLIP model. The model that is passed does not change.
+
+    Args:
+        clip (`CLIPModel`): the model.
+        hidden_act (`str`): activation of both towers, such as `"gelu"`.
+
+    Returns:
+        `CLIPModel`: a model that shares the weights.
+    """
+    config: Any = CLIPConfig.from_dict(clip.config.to_dict())
+    config.text_config.hidden_act = config.vision_config.hidden_act = hidden_act
+    with torch.device("meta"):
+        other = CLIPModel(config)
+    other.load_state_dict(clip.state_dict(), assign=True)
+    return other
+
+
+__all__ = ["read_released", "with_activation"]
