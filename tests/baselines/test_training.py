@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from helpers.training import assert_same_tensors, losses_of, with_sgd, write_training_set
 from vip2clip_hf import ViP2ClipImageProcessor, load_folder
 from vip2clip_hf.baselines import AprilGanForAnomalyDetection
-from vip2clip_hf.baselines.methods import METHODS, create_model, find_method, method_of
+from vip2clip_hf.baselines.methods import METHODS, create_model, find_method, method_of, untrained_texts
 from vip2clip_hf.baselines.saving import write_baseline
 from vip2clip_hf.baselines.training import BaselineTrainer, training_kind
 from vip2clip_hf.checkpoints.bundled import bundled_backbone
@@ -61,6 +61,8 @@ def test_methods():
         assert method.model_class.method_name == method.name
         assert method.model_class.uses_class_names == method.uses_class_names
         assert (method.converter is None) == (not method.trained)
+    assert untrained_texts(["CLIP", "APRIL-GAN", "ViP²-CLIP"]).endswith(": CLIP, the image scores of APRIL-GAN.")
+    assert untrained_texts(["AnomalyCLIP", "mine"]) == ""
     with pytest.raises(ValueError, match=r"method is 'aprilgan'; expected clip, .*did you mean 'april-gan'"):
         find_method("aprilgan")
     with pytest.raises(ValueError, match="method is 'winclip', which has no trained weights"):

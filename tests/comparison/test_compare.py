@@ -162,7 +162,7 @@ def test_adapters_of_the_package(photos, tmp_path, monkeypatch):
     result = compare_methods(photos, "clip,april-gan", device="cpu")
     weights = {record["method"]: record["weights"] for record in result["methods"]}
     assert weights == {"clip": "bundled backbone", "april-gan": "bundled adapters"}
-    assert any("prompts has no meaning: CLIP. Use" in note for note in result["notes"])
+    assert any("prompts has no meaning: CLIP, the image scores of APRIL-GAN. Use" in note for note in result["notes"])
     detector = BaselineDetector(model, ViP2ClipImageProcessor(size=64), class_name="object")
     images = [Image.open(photos / f"{number}.png").convert("RGB") for number in range(3)]
     expected = detector.score(detector.prepare(images))[0].tolist()

@@ -1,5 +1,6 @@
 """Figures 3, 4 and 7: choice of the images, panels, colour scales, files."""
 
+import dataclasses
 from itertools import pairwise
 
 import numpy as np
@@ -284,3 +285,18 @@ def test_nothing_overlaps(examples):
     for row in rows:
         for left, right in pairwise(row):
             assert left.get_tightbbox().x1 <= right.get_tightbbox().x0
+
+
+def test_maps_of_categories(examples):
+    """A method with prompts that contain the class has a detector for each category."""
+
+    class Named(Method):
+        def for_category(self, name):
+            asked.append(name)
+            return Method(name, lambda maps: maps * 0 + len(name))
+
+    asked = []
+    first, second = (dataclasses.replace(one, category=name) for one, name in zip(examples, ("nut", "screw")))
+    maps = method_maps(Named("named", lambda maps: None), [first, first, second])
+    assert asked == ["nut", "screw"]
+    assert [float(one.mean()) for one in maps] == [3, 3, 5]

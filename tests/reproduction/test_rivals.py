@@ -46,6 +46,7 @@ def test_tables(finished):
         header.index(name) for name in ("CLIP,", "APRIL-GAN", "ViP²-CLIP")
     )
     assert "WinCLIP" not in header
+    assert "has no meaning: CLIP, the image scores of APRIL-GAN." in table
     (clip,), (april,) = results_of(folder, "CLIP"), results_of(folder, "APRIL-GAN")
     assert (clip["train"], april["train"]) == ([], ["one"])
     measured = (folder / "table3.md").read_text()

@@ -3,7 +3,7 @@
 import difflib
 import importlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,8 @@ class Method:
         uses_class_names (`bool`): whether its prompts contain the name of the class.
         paper, code (`str`): address of the paper, and of the code that the tests compare it with.
         licence (`str`): licence of that code.
+        trains_scores (`bool`): whether its image scores are trained. Otherwise, they compare the class token with
+            prompts, as in CLIP.
         converter (`str`, *optional*): module and function that converts checkpoints of the published code.
         for_state_words (`dict`): fields of the configuration for backbones that know the state words only.
     """
@@ -50,6 +52,7 @@ class Method:
     trained: bool = True
     uses_references: bool = False
     uses_class_names: bool = True
+    trains_scores: bool = True
     converter: str | None = None
     for_state_words: Mapping[str, Any] = field(default_factory=lambda: dict(_STATE_WORDS))
 
@@ -95,15 +98,16 @@ METHODS = {
     for method in (
         Method(
             "clip", "CLIP", "clip:ClipForAnomalyDetection", "https://arxiv.org/abs/2103.00020",
-            "https://github.com/mlfoundations/open_clip", "MIT", trained=False,
+            "https://github.com/mlfoundations/open_clip", "MIT", trained=False, trains_scores=False,
         ),
         Method(
             "winclip", "WinCLIP", "winclip:WinClipForAnomalyDetection", "https://arxiv.org/abs/2303.14814",
-            "https://github.com/open-edge-platform/anomalib", "Apache-2.0", trained=False, uses_references=True,
+            "https://github.com/open-edge-platform/anomalib", "Apache-2.0", trained=False, trains_scores=False,
+            uses_references=True,
         ),
         Method(
             "april-gan", "APRIL-GAN", "april_gan:AprilGanForAnomalyDetection", "https://arxiv.org/abs/2305.17382",
-            "https://github.com/ByChelsea/VAND-APRIL-GAN", "MIT", uses_references=True,
+            "https://github.com/ByChelsea/VAND-APRIL-GAN", "MIT", uses_references=True, trains_scores=False,
             converter="convert_april_gan:convert_april_gan_checkpoint",
             for_state_words={**_STATE_WORDS, "feature_layers": (3, 6, 9, 12)},
         ),
@@ -126,6 +130,26 @@ METHODS = {
         ),
     )
 }  # fmt: skip
+
+
+def untrained_texts(names: Sequence[str]) -> str:
+    """
+    Say what does not work with the text tower of the bundled backbone.
+
+    Args:
+        names (`Sequence[str]`): names of methods in tables. Others than those of `METHODS` are left out.
+
+    Returns:
+        `str`: a sentence for those, or an empty text.
+    """
+    affected = [one for one in METHODS.values() if one.name in names and not one.trains_scores]
+    texts = [f"the image scores of {one.name}" if one.trained else one.name for one in affected]
+    if not texts:
+        return ""
+    return (
+        "The text tower of the bundled backbone was not trained with images, so comparing images with prompts has no "
+        f"meaning: {', '.join(texts)}."
+    )
 
 
 def find_method(key: str) -> Method:
@@ -192,13 +216,10 @@ def create_model(
     if isinstance(clip, str) and clip == BUNDLED:
         clip, tokenizer = bundled_backbone(), state_word_tokenizer()
         config_overrides = {**method.for_state_words, **config_overrides}
-        if not method.trained:
-            logger.warning_once(
-                f"The text tower of the bundled backbone was not trained with images: what {method.name} finds by "
-                "comparing images with prompts has no meaning."
-            )
+        if not method.trains_scores:
+            logger.warning_once(untrained_texts([method.name]))
     set_seed(seed)
     return method.model_class.from_clip(clip, tokenizer, **config_overrides)
 
 
-__all__ = ["METHODS", "Method", "create_model", "find_method", "method_of"]
+__all__ = ["METHODS", "Method", "create_model", "find_method", "method_of", "untrained_texts"]

@@ -240,7 +240,8 @@ def _without_meaning(competitors: Sequence[Competitor], clip: str | os.PathLike)
     """Methods that compare images with the untrained text tower of the bundled backbone."""
     if clip != BUNDLED:
         return []
-    return [one.name for one in competitors if one.compares_texts and one.weights == "bundled backbone"]
+    bundled = ("bundled backbone", "bundled adapters")
+    return [one.name for one in competitors if one.compares_texts and one.weights in bundled]
 
 
 __all__ = ["FILES", "compare_methods"]

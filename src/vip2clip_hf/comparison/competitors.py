@@ -35,7 +35,7 @@ class Competitor:
         subject ([`Subject`], *optional*): the method, ready to run. `None` if it cannot run.
         reason (`str`, *optional*): why it cannot run.
         uses_references (`bool`): whether it can compare with photos of good parts.
-        compares_texts (`bool`): whether it compares images with prompts of a text tower as it is, without training.
+        compares_texts (`bool`): whether its scores compare images with prompts of a text tower, without training.
     """
 
     key: str
@@ -111,7 +111,7 @@ def load_competitors(
         one = Competitor(OWN, OWN_NAME, OWN_PAPER, uses_references=True)
         if known is not None:
             one = Competitor(name, known.name, known.paper, uses_references=known.uses_references)
-            one.compares_texts = not known.trained
+            one.compares_texts = not known.trains_scores
         # A checkpoint that is named must work.
         required = explicit or name in models
         try:

@@ -3,14 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
+from ..baselines.methods import untrained_texts
 from ..evaluation.tables import TITLES
 from .table import QUALITY
-
-
-TEXT_NOTE = (
-    "The text tower of the bundled backbone was not trained with images, so comparing images with prompts has no "
-    "meaning: {}. Use a CLIP model (--clip)."
-)
 
 
 def comparison_notes(
@@ -55,7 +50,7 @@ def comparison_notes(
         without = ", ".join(one["name"] for one in ran if not one["references"])
         notes.append(f"Zero-shot, because the method does not use references: {without}.")
     if texts_mean_nothing:
-        notes.append(TEXT_NOTE.format(", ".join(texts_mean_nothing)))
+        notes.append(f"{untrained_texts(texts_mean_nothing)} Use a CLIP model (--clip).")
     used = {one["weights"] for one in ran}
     if len(used) > 1:
         notes.append(

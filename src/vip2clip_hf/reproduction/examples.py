@@ -30,11 +30,13 @@ class Example:
         image (`PIL.Image.Image`): the upright image, in mode RGB.
         mask (`np.ndarray` of shape `(height, width)`, *optional*): bool, its anomalous pixels, or `None` without mask.
         caption (`str`): text below the image.
+        category (`str`): its category, for methods whose prompts contain it.
     """
 
     image: Image.Image
     mask: np.ndarray | None
     caption: str
+    category: str = ""
 
 
 def figure_examples(
@@ -120,7 +122,7 @@ def read_examples(
         parts = [part for part in (title, row["category"], row["defect"]) if part]
         # Datasets with one category have its name.
         names = {part.casefold().replace("_", " "): part for part in reversed(parts)}
-        examples.append(Example(image, mask, ", ".join(reversed(names.values()))))
+        examples.append(Example(image, mask, ", ".join(reversed(names.values())), row["category"] or ""))
     return examples
 
 

@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..baselines.methods import untrained_texts
+from ..checkpoints.bundled import BUNDLED
 from ..evaluation.published import METHODS
 from ..models.vip2clip.pipeline_anomaly_detection import AnomalyDetectionPipeline
 from ..utils.files import write_atomically
@@ -153,7 +155,9 @@ class _Writer:
         for key in layout.cell_keys():
             if chosen is not None and key.setting not in chosen and key not in cells:
                 cells[key] = Measured(note="not among the rows of the plan")
-        return write_table(layout, cells, self.folder, footer=self.footer)
+        notes = untrained_texts(list(self.reproduction.detectors)) if self.plan.backbone == BUNDLED else ""
+        footer = [notes, *self.footer] if notes and number in (1, 2) else self.footer
+        return write_table(layout, cells, self.folder, footer=footer)
 
     def _methods_of_tables(self) -> list[str]:
         """Columns of Tables 1 and 2. For own data, methods without results have none."""

@@ -2,6 +2,7 @@
 
 import textwrap
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -126,7 +127,7 @@ def method_maps(detector: "Detector", examples: Sequence[Example], batch_size: i
     Compute the anomaly maps of a method for a sheet, see [`draw_methods`].
 
     Args:
-        detector ([`Detector`]): the method.
+        detector ([`Detector`]): the method. If it has a method `for_category`, each category has its own detector.
         examples (`Sequence[Example]`): the images.
         batch_size (`int`, defaults to 8): number of images in a batch.
 
@@ -137,6 +138,13 @@ def method_maps(detector: "Detector", examples: Sequence[Example], batch_size: i
     Raises:
         ValueError: if a map has another shape, or a value is not finite.
     """
+    if callable(create := getattr(detector, "for_category", None)):
+        groups = [(create(name), list(group)) for name, group in groupby(examples, lambda one: one.category)]
+        return [one for own, group in groups for one in _maps_of(own, group, batch_size)]
+    return _maps_of(detector, examples, batch_size)
+
+
+def _maps_of(detector: "Detector", examples: Sequence[Example], batch_size: int) -> list[np.ndarray | str]:
     found: list[np.ndarray | str] = []
     for start in range(0, len(examples), batch_size):
         images = [example.image for example in examples[start : start + batch_size]]
