@@ -372,6 +372,7 @@ def test_recipes(key):
     [
         (["--method", "april-gan", "--top_k", "3"], "top_k is 3, but april-gan has no such setting"),
         (["--method", "winclip"], "method is 'winclip', which has nothing to train"),
+        (["--method", "april-gan", "--perception_learning_rate", "1e-4"], "only ViP²-CLIP has it"),
         (["--method", "april"], "did you mean 'april-gan'"),
         (["--method", "april-gan", "--set", "x"], "--set is 'x'; expected NAME=VALUE"),
         (["--method", "april-gan", "--set", "map_reductoin=mean"], "did you mean 'map_reduction'"),
@@ -410,6 +411,12 @@ def test_settings_are_repeatable(tmp_path):
 def test_methods_without_their_recipe(words, message):
     with pytest.raises(ValueError, match=message):
         parse_arguments([*words, "--use_cpu", "true"])
+
+
+def test_random_backbone(dataset):
+    arguments = ModelArguments(method="april-gan", clip="random-tiny")
+    with pytest.raises(ValueError, match="clip is 'random-tiny', which has no text tokenizer"):
+        training_kind("april-gan").build(arguments, 1)
 
 
 def test_command(tmp_path):

@@ -154,7 +154,7 @@ def test_a_detector_of_the_user_replaces_a_method(tmp_path):
     assert {need.setting for need in reproduction.needs if need.target == "table 3"} == {"full", "CLIP"}
 
 
-def test_settings():
+def test_settings(tmp_path):
     found = plan()
     assert rival_fields(found, "april-gan") == {"image_size": 64, "feature_layers": [6, 12]}
     arguments = rival_arguments(found, "april-gan")
@@ -164,6 +164,8 @@ def test_settings():
     assert list(created) == ["CLIP", "APRIL-GAN"]
     assert created["CLIP"].settings == {"backbone": "checksum", "model": {"image_size": 64}}
     assert not hasattr(created["CLIP"], "train")
+    cached = rivals_of(plan(methods={"april-gan": {}, "adaclip": {}}), "checksum", cache=tmp_path)
+    assert {n: one().settings["feature_cache"] for n, one in cached.items()} == {"APRIL-GAN": True, "AdaCLIP": False}
     with pytest.raises(RuntimeError, match="APRIL-GAN has no weights"):
         created["APRIL-GAN"].score(None)
     assert rivals.NO_WEIGHTS

@@ -163,6 +163,11 @@ def training_kind(key: str) -> TrainingKind:
 
     def build(arguments: ModelArguments, seed: int) -> TrainableBaselineModel:
         _check_arguments(arguments)
+        if arguments.clip == "random-tiny":
+            raise ValueError(
+                f"clip is 'random-tiny', which has no text tokenizer; {arguments.method} expects a CLIP with one, or "
+                "'bundled'."
+            )
         clip = arguments.clip if arguments.clip == "bundled" else backbone_of(arguments, seed)[0]
         settings: dict[str, Any] = {"image_size": arguments.image_size}
         if arguments.feature_layers is not None:

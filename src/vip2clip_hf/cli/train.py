@@ -43,6 +43,8 @@ def train(
     if model_arguments.method != "vip2clip":
         from ..baselines.training import training_kind
 
+        if "perception_learning_rate" in given_arguments(argv):
+            raise usage_error("--perception_learning_rate is set, but only ViP²-CLIP has it; omit it.")
         try:
             kind = training_kind(model_arguments.method)
         except ValueError as error:

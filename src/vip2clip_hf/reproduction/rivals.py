@@ -120,7 +120,8 @@ class TrainedRival(Rival):
         """What determines the results, without the training data."""
         used = rival_arguments(self.plan, self.method.key)
         arguments = {name: value for name, value in used.items() if name not in RUN_ARGUMENTS}
-        return {**super().settings, "training": arguments, "feature_cache": self.cache is not None}
+        cached = self.cache is not None and self.method.model_class.caches_features
+        return {**super().settings, "training": arguments, "feature_cache": cached}
 
     @property
     def detector(self) -> BaselineDetector:
