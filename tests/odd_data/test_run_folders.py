@@ -20,7 +20,7 @@ from helpers.predictions import rows_of
 from helpers.tiny import change_weights, tiny_config
 from vip2clip_hf import ViP2ClipForAnomalyDetection, ViP2ClipImageProcessor
 from vip2clip_hf.data.sources import DataSource
-from vip2clip_hf.evaluation import runner
+from vip2clip_hf.evaluation import runner, subjects
 from vip2clip_hf.evaluation.runner import evaluate_sets
 from vip2clip_hf.inference import batches, prediction
 from vip2clip_hf.inference.prediction import predict_to_folder
@@ -273,11 +273,11 @@ def decision_changed(folder: Path):
         model.decision.image_threshold = 0.9
         model.config.id2label = {0: "ok", 1: "nok"}
 
-    evaluate_model, runner.evaluate_model = runner.evaluate_model, None
+    evaluate_model, subjects.evaluate_model = subjects.evaluate_model, None
     try:
         return first, evaluate(root, output, model=changed_model(change))
     finally:
-        runner.evaluate_model = evaluate_model
+        subjects.evaluate_model = evaluate_model
 
 
 def damaged(file: str, content: bytes | None):
@@ -335,7 +335,7 @@ def second_run(kind: str):
 
     def act(folder: Path):
         root, output = write_set(folder / "set"), folder / "out"
-        module, name = (runner, "evaluate_model") if kind == "evaluate" else (prediction, "predict_chunks")
+        module, name = (subjects, "evaluate_model") if kind == "evaluate" else (prediction, "predict_chunks")
         call, original = (evaluate if kind == "evaluate" else predict), getattr(module, name)
 
         def inner(*args, **kwargs):

@@ -40,6 +40,8 @@ PLANS = {
     "paper": "Tables 1 to 6 and Figures 3 to 7 with CLIP ViT-L/14@336px and the 15 benchmarks",
     "small": "the same in minutes on two CPU cores, with the bundled backbone and generated images or your own",
 }
+# Of ViP²-CLIP. Those of the other methods are in `methods`.
+_RECIPES = [name for name in RECIPES if name not in METHODS]
 _REAL = ("fpr_limit", "feature_memory")
 _CAN_BE_ZERO = ("num_workers", "num_normal", "num_anomalous")
 
@@ -155,7 +157,7 @@ def make_plan(
 _EXPECTED = {
     "backbone": "the folder or Hub id of a CLIP checkpoint, or 'bundled'",
     "datasets": "the folder of each dataset by name",
-    "recipe": f"one of {', '.join(RECIPES)}",
+    "recipe": f"one of {', '.join(_RECIPES)}",
     "training": "training arguments by name",
     "model": "fields of ViP2ClipConfig by name",
     "rows": "lists of settings by number of a table",
@@ -174,7 +176,7 @@ def _check(plan: Plan) -> None:
     from .efficiency import VARIANTS
     from .settings import rows_of
 
-    check_keys("recipe", [plan.recipe], list(RECIPES))
+    check_keys("recipe", [plan.recipe], _RECIPES)
     check_keys("model", plan.model, [one.name for one in dataclasses.fields(ViP2ClipConfig) if one.init])
     allowed = [one.name for one in dataclasses.fields(ViP2ClipTrainingArguments) if one.init]
     check_keys("training", plan.training, allowed)
@@ -187,10 +189,12 @@ def _check(plan: Plan) -> None:
         config = find_method(key).model_class.config_class
         check_keys(f"methods.{key}.model", one["model"], [field.name for field in dataclasses.fields(config)])
         check_types(f"methods.{key}.model", one["model"], config)
-        check_keys(f"methods.{key}.training", one["training"], allowed)
-        check_types(f"methods.{key}.training", one["training"], ViP2ClipTrainingArguments)
+        check_keys(f"methods.{key}.training", one.get("training", {}), allowed)
+        check_types(f"methods.{key}.training", one.get("training", {}), ViP2ClipTrainingArguments)
     own = {"output_dir", "seed", "cache_features", "resume_from_checkpoint", "push_to_hub", "eval_strategy"}
-    for name in sorted(own & {*plan.training, *(name for one in plan.methods.values() for name in one["training"])}):
+    for name in sorted(
+        own & {*plan.training, *(name for one in plan.methods.values() for name in one.get("training", ()))}
+    ):
         raise ValueError(f"training contains {name!r}, which the plan sets itself; remove it.")
     tables = {number: rows_of(number, plan) for number in ("4", "5", "6")}
     check_keys("rows", plan.rows, list(tables))

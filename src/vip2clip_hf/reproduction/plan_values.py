@@ -66,10 +66,10 @@ def read_methods(found: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
             raise ValueError(f"methods.{key} is {one!r}; expected model and training.")
         parts = ("model", "training") if METHODS[key].trained else ("model",)
         check_keys(f"methods.{key}", one, parts)
-        for part in ("model", "training"):
+        for part in parts:
             if not isinstance(one.get(part, {}), dict):
                 raise ValueError(f"methods.{key}.{part} is {one[part]!r}; expected settings by name.")
-        read[key] = {part: one.get(part, {}) for part in ("model", "training")}
+        read[key] = {part: one.get(part, {}) for part in parts}
     return read
 
 
