@@ -14,6 +14,10 @@ from vip2clip_hf.baselines.adaclip_fusion import gather_patches, kmeans, mean_of
 from vip2clip_hf.baselines.adaclip_prompts import text_blocks, vision_blocks
 
 
+# Its fixtures take seconds: one process computes them once.
+pytestmark = pytest.mark.xdist_group("adaclip")
+
+
 FOLDER = ORACLES / "adaclip"
 CONFIG = json.loads((FOLDER / "config.json").read_text())
 INPUTS, EXPECTED, VARIANTS, TRAINING = (

@@ -7,6 +7,10 @@ from helpers.rivals import assert_close, clip_tokenizer, load_oracle, load_tower
 from vip2clip_hf.baselines import ClipForAnomalyDetection
 
 
+# Its fixtures take seconds: one process computes them once.
+pytestmark = pytest.mark.xdist_group("clip")
+
+
 EXPECTED, CONFIG, PROMPTS = load_oracle("clip")
 ENSEMBLES = {"single": "single", "imagenet80": "imagenet", "state_template": "april_gan"}
 CLASSES = {name.replace(" ", "_"): name for name in CONFIG["classes"]}

@@ -118,7 +118,7 @@ def test_accumulated_batches(build, key):
     assert_same_tensors(*found, tolerance=2e-5)
 
 
-@pytest.mark.parametrize("key", CACHED)
+@pytest.mark.parametrize("key", [CACHED[0], *(pytest.param(key, marks=pytest.mark.slow) for key in CACHED[1:])])
 def test_cached_features(build, key, tmp_path):
     plain = build(key, tmp_path / "plain", num_train_epochs=2, max_steps=-1)
     plain.train()
@@ -170,7 +170,7 @@ def test_adaclip_cannot_cache(build, tmp_path):
         build("adaclip", cache_features=str(tmp_path))
 
 
-@pytest.mark.parametrize("key", TRAINED)
+@pytest.mark.parametrize("key", [TRAINED[0], *(pytest.param(key, marks=pytest.mark.slow) for key in TRAINED[1:])])
 def test_resumed_training(build, key, tmp_path):
     whole = build(key, tmp_path / "whole", max_steps=4)
     whole.train()

@@ -70,6 +70,7 @@ def test_attribution_of_the_tower_is_kept(tmp_path):
     assert loaded.provenance.backbone_attribution == model.provenance.backbone_attribution
 
 
+@pytest.mark.slow
 def test_quality(tmp_path):
     """AUROC on a fixed dataset of synthetic images. Other images of these surfaces are in the training data."""
     root = write_dataset(tmp_path / "set", ("dots", "brushed"), num_normal=6, num_anomalous=2, size=192, seed=77)
@@ -80,6 +81,7 @@ def test_quality(tmp_path):
         assert mean[metric] == pytest.approx(value, abs=0.01), (metric, mean[metric])
 
 
+@pytest.mark.slow
 def test_references_find_damaged_toys():
     """With photos of good toys, which the checkpoint was not trained on, the example photos are ranked correctly."""
     detector = AnomalyDetectionPipeline.from_pretrained(bundled_checkpoint(), device="cpu")

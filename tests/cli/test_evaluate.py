@@ -230,6 +230,7 @@ class Brightness:
         return batch.amax(dim=1) / 255, batch.view(-1, 8, 8) / 255
 
 
+@pytest.mark.slow
 def test_any_detector_with_settings(root, tmp_path):
     source = [DataSource.parse(str(root))]
     (result,) = evaluate_sets(Brightness(), None, source, tmp_path / "out", name="brightness", sheets=1)

@@ -23,6 +23,10 @@ from vip2clip_hf.comparison.table import comparison_table
 from vip2clip_hf.data.synthetic.dataset import generate_image, write_dataset
 
 
+# Its fixtures take seconds: one process computes them once.
+pytestmark = pytest.mark.xdist_group("compare")
+
+
 QUICK = ("clip", "april-gan", "anomalyclip", "adaclip", "vip2clip")
 
 
@@ -208,6 +212,7 @@ def test_the_rows_of_the_sheet(labelled, photos):
     assert choose_rows(load_folder(photos), 9) == [0, 1, 2]
 
 
+@pytest.mark.slow
 def test_the_sheet_has_one_scale(compared, folder, models, labelled, monkeypatch):
     """Each map divided by the number of maps that its method adds up, from 0 to 1 for all."""
     drawn = {}

@@ -18,6 +18,10 @@ from vip2clip_hf.comparison.shared_tower import group_by_tower, model_of, tower_
 from vip2clip_hf.data.synthetic.dataset import write_dataset
 
 
+# Its fixtures take seconds: one process computes them once.
+pytestmark = pytest.mark.xdist_group("shared-tower")
+
+
 METHODS = ("clip", "winclip", *SETTINGS, "vip2clip")
 
 

@@ -219,6 +219,7 @@ def test_command_exit_codes(run, writer, tmp_path):
     assert "unreadable images (1):" in out
 
 
+@pytest.mark.slow
 def test_command_generates_a_dataset(run, tmp_path):
     code, out, _ = run("data", tmp_path / "new", "--synthetic", "--seed", "3")
     assert code == 0

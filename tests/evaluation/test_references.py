@@ -340,6 +340,7 @@ def test_results_of_each_draw_and_resuming(model, image_processor, source, root,
         evaluate_sets(model, image_processor, [source], output, sheets=1, references=choice)
 
 
+@pytest.mark.slow
 def test_resume_within_a_draw(model, image_processor, source, tmp_path, monkeypatch):
     choice = ReferenceChoice((2,))
     whole = evaluate_sets(model, image_processor, [source], tmp_path / "whole", batch_size=2, sheets=0,

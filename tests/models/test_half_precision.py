@@ -60,6 +60,7 @@ def bundled() -> ViP2ClipForAnomalyDetection:
     return ViP2ClipForAnomalyDetection.from_pretrained(bundled_checkpoint())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_bundled_checkpoint(bundled, dtype):
     processor = ViP2ClipImageProcessor.from_pretrained(bundled_checkpoint())

@@ -338,6 +338,7 @@ print("drawn")
     assert done.stdout.strip() == "drawn", done.stderr[-2000:]
 
 
+@pytest.mark.slow
 def test_documentation_examples(tmp_path, monkeypatch, capsys):
     root = ROOT
     page = (root / "docs" / "pictures.md").read_text(encoding="utf-8")

@@ -128,6 +128,7 @@ def write_masks(photos, folder, suffix="_mask"):
         Image.fromarray(changed.any(axis=2)).save(folder / f"{path.stem}{suffix}.png")
 
 
+@pytest.mark.slow
 def test_masks_choose_the_pixel_threshold(checkpoint, detector, folders, tmp_path):
     good, bad = folders
     shutil.copytree(bad, tmp_path / "bad")

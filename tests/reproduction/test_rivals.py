@@ -15,6 +15,10 @@ from vip2clip_hf.reproduction.rivals import Rival, TrainedRival, rival_arguments
 from vip2clip_hf.reproduction.running import prepare, reproduce
 
 
+# Its fixtures take seconds: one process computes them once.
+pytestmark = pytest.mark.xdist_group("rivals")
+
+
 METHODS = {
     "clip": {},
     "april-gan": {"model": {"feature_layers": [6, 12]}, "training": {"max_steps": 2, "save_strategy": "no"}},

@@ -29,6 +29,10 @@ from vip2clip_hf.training.arguments import ViP2ClipTrainingArguments
 from vip2clip_hf.training.trainer import ViP2ClipTrainer
 
 
+# Its fixtures take seconds: one process computes them once.
+pytestmark = pytest.mark.xdist_group("reproduction")
+
+
 # All tables but 3, with fewer rows: 6 settings.
 ROWS = {"4": ["none", "full"]}
 TARGETS = ["tables", "1", "2", "4", "5", "6", "figures"]
@@ -220,6 +224,7 @@ def test_a_changed_plan_keeps_old_results_aside(finished, copy):
     assert text_files(copy) == old
 
 
+@pytest.mark.slow
 def test_table_3(copy, monkeypatch):
     """It is measured once for each hardware, and is not a result of other settings."""
     plan = plan_of_run()
@@ -522,6 +527,7 @@ class Trained(Brightness):
         self.level = float(np.mean([self.prepare([image.convert("RGB")]).mean() for image in dataset["image"]]))
 
 
+@pytest.mark.slow
 def test_detectors_of_the_user(copy, monkeypatch):
     monkeypatch.setattr(ViP2ClipMethod, "train", None)
     log: list = []
