@@ -19,6 +19,10 @@ from vip2clip_hf.reproduction.running import prepare, reproduce
 pytestmark = pytest.mark.xdist_group("rivals")
 
 
+# Its fixtures take seconds: one process computes them once.
+pytestmark = pytest.mark.xdist_group("rivals")
+
+
 METHODS = {
     "clip": {},
     "april-gan": {"model": {"feature_layers": [6, 12]}, "training": {"max_steps": 2, "save_strategy": "no"}},
