@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -234,6 +235,16 @@ def test_what_has_no_effect_is_refused(chosen, options, message, folder, models,
     own = {key: models[key] for key in chosen.split(",") if key in models and key != "clip"}
     with pytest.raises(ValueError, match=message):
         compare_methods(labelled, chosen, models=own, device="cpu", **options)
+
+
+def test_weights_with_the_same_name(models, photos, tmp_path):
+    """Folders are often called "outputs". The table and its notes tell them apart."""
+    own = {}
+    for key in ("april-gan", "anomalyclip"):
+        own[key] = shutil.copytree(models[key], tmp_path / key / "outputs")
+    result = compare_methods(photos, list(own), models=own, device="cpu")
+    assert [record["weights"] for record in result["methods"]] == list(map(str, own.values()))
+    assert any("Not all methods have the same weights" in note for note in result["notes"])
 
 
 def test_class_names_without_labels(folder, photos, tmp_path):

@@ -131,6 +131,8 @@ def compare_methods(
     if rows < 1:
         raise ValueError(f"rows is {rows}; expected at least 1.")
     source = photos if isinstance(photos, DataSource) else DataSource.parse(os.fspath(photos))
+    if references is not None and not os.path.isdir(references):
+        raise OSError(f"The folder of references {os.fspath(references)!r} is not found; expected a folder of photos.")
     inputs = [source.root, *([references] if references is not None else [])]
     if output is not None:
         _check_folder(output, inputs, overwrite)
@@ -255,8 +257,6 @@ def _references(
     """Photos of good parts for each category, without those that are compared."""
     if folder is None:
         return None
-    if not os.path.isdir(folder):
-        raise OSError(f"The folder of references {os.fspath(folder)!r} is not found; expected a folder of photos.")
     pools = ReferencePools(source, dataset, os.fspath(folder), reading)
     photos = {category: pools.draw(category, None, 0) for category in pools.categories}
     pools.warn()

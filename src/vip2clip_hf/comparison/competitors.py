@@ -130,7 +130,18 @@ def load_competitors(
         found.append(one)
     if all(one.subject is None for one in found):
         raise ValueError(f"No method can run: {'; '.join(f'{one.name}: {one.reason}' for one in found)}")
+    _name_weights(found, {name: models.get(name, clip) for name in names})
     return found
+
+
+def _name_weights(competitors: Sequence[Competitor], sources: Mapping[str, str | os.PathLike]) -> None:
+    """Name weights by their path if other weights have the same name."""
+    paths: dict[str, set[str]] = {}
+    for one in competitors:
+        paths.setdefault(one.weights, set()).add(os.path.abspath(sources[one.key]))
+    for one in competitors:
+        if one.subject is not None and not one.weights.startswith("bundled ") and len(paths[one.weights]) > 1:
+            one.weights = os.fspath(sources[one.key])
 
 
 class _Backbone:
