@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -224,6 +225,17 @@ def test_class_names_by_category(folder, root, tmp_path):
     assert len(set(map(tuple, found))) == 3
     same = [one == two for one, two in zip(found[0], found[2])]
     assert same == ["stripes" in row for row in found[0]]
+
+
+def test_an_evaluation_resumes_after_the_checkpoint_moved(models, root, tmp_path):
+    """The weights identify a method, not the path of its checkpoint."""
+    source = [DataSource.parse(str(root))]
+    options = {"device": "cpu", "sheets": 0}
+    moved = shutil.copytree(models["april-gan"], tmp_path / "moved")
+    (first,) = evaluate_method(None, source, tmp_path / "out", checkpoint=models["april-gan"], **options)
+    (again,) = evaluate_method(None, source, tmp_path / "out", checkpoint=moved, **options)
+    assert again["run"] == first["run"]
+    assert str(moved) not in (tmp_path / "out" / "results.json").read_text()
 
 
 def test_an_image_processor_with_an_order_of_channels(models, root, tmp_path):
