@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from vip2clip_hf import (
 from vip2clip_hf.baselines import AprilGanForAnomalyDetection, BaselineDetector
 from vip2clip_hf.baselines.detector_loading import load_detector, method_of_checkpoint
 from vip2clip_hf.baselines.evaluating import evaluate_method
+from vip2clip_hf.baselines.saving import write_baseline
 from vip2clip_hf.cli import app
 from vip2clip_hf.data.synthetic.dataset import write_dataset
 from vip2clip_hf.evaluation import runner, subjects
@@ -195,6 +197,14 @@ def test_wrong_usage(arguments, message, folder, models, root, tmp_path):
             ["--method", "april-gan", "--model", "{}/vip2clip"],
             "belongs to another model; expected a checkpoint",
         ),
+        (
+            ["--method", "clip", "--clip", "{}/clip", "--backbone", "{}/clip"],
+            "backbone (--backbone) is set without a checkpoint; expected clip (--clip)",
+        ),
+        (
+            ["--method", "clip", "--clip", "{}/clip", "--class-name", "weeve=cloth"],
+            "contains the category 'weeve'; expected 'stripes', 'weave'",
+        ),
         (["--method", "april-gan", "--model", "{}/absent"], "is not found; expected a folder or Hub id"),
     ],
 )
@@ -215,6 +225,28 @@ def test_class_names_by_category(folder, root, tmp_path):
     assert len(set(map(tuple, found))) == 3
     same = [one == two for one, two in zip(found[0], found[2])]
     assert same == ["stripes" in row for row in found[0]]
+
+
+def test_an_evaluation_resumes_after_the_checkpoint_moved(models, root, tmp_path):
+    """The weights identify a method, not the path of its checkpoint."""
+    source = [DataSource.parse(str(root))]
+    options = {"device": "cpu", "sheets": 0}
+    moved = shutil.copytree(models["april-gan"], tmp_path / "moved")
+    (first,) = evaluate_method(None, source, tmp_path / "out", checkpoint=models["april-gan"], **options)
+    (again,) = evaluate_method(None, source, tmp_path / "out", checkpoint=moved, **options)
+    assert again["run"] == first["run"]
+    assert str(moved) not in (tmp_path / "out" / "results.json").read_text()
+
+
+def test_an_image_processor_with_an_order_of_channels(models, root, tmp_path):
+    """It is for arrays; files have an order of their own."""
+    model = AprilGanForAnomalyDetection.from_pretrained(models["april-gan"])
+    write_baseline(model, ViP2ClipImageProcessor(size=32, channel_order="bgr"), tmp_path / "model")
+    options = {"device": "cpu", "sheets": 1}
+    source = [DataSource.parse(str(root))]
+    (found,) = evaluate_method(None, source, tmp_path / "bgr", checkpoint=tmp_path / "model", **options)
+    (plain,) = evaluate_method(None, source, tmp_path / "rgb", checkpoint=models["april-gan"], **options)
+    assert found["mean"]["image_auroc"] == plain["mean"]["image_auroc"]
 
 
 # Other detectors

@@ -3,10 +3,12 @@
 import csv
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -190,6 +192,97 @@ def test_invalid_arguments(folder, photos, tmp_path):
             compare_methods(photos, **{"clip": folder / "clip", **options})
     with pytest.raises(OSError, match=r"folder of references .* is not found"):
         compare_methods(photos, "clip", clip=folder / "clip", references=tmp_path / "absent")
+
+
+def test_references_are_read_as_the_photos(models, tmp_path):
+    """`page` and `bit_depth` apply to both: a page of a file with references is the same as a file with this page."""
+    dark = [generate_image("weave", None, 48, seed=number)[0] for number in range(4)]
+    light = [generate_image("stripes", None, 48, seed=number)[0] for number in range(4)]
+    for name in ("photos", "good", "paged", "paged_good"):
+        (tmp_path / name).mkdir()
+    for number in range(4):
+        of = "good" if number > 1 else "photos"
+        path = tmp_path / f"paged{'_good' if number > 1 else ''}" / f"{number}.tif"
+        light[number].save(path, save_all=True, append_images=[dark[number]])
+        dark[number].save(tmp_path / of / f"{number}.tif")
+    arguments = {"models": {key: models[key] for key in ("vip2clip", "april-gan")}, "device": "cpu"}
+    methods = ("vip2clip", "april-gan")
+    plain = compare_methods(tmp_path / "photos", methods, references=tmp_path / "good", **arguments)
+    paged = compare_methods(tmp_path / "paged", methods, references=tmp_path / "paged_good", page=2, **arguments)
+    for key in methods:
+        assert paged["scores"][key] == pytest.approx(plain["scores"][key], abs=1e-6)
+    # The setting of a checkpoint holds for its method.
+    processor = ViP2ClipImageProcessor(size=32, page=2)
+    write_baseline(methods_model(models["april-gan"]), processor, tmp_path / "april-gan")
+    own = compare_methods(tmp_path / "paged", "april-gan", models={"april-gan": tmp_path / "april-gan"}, device="cpu")
+    without = compare_methods(
+        tmp_path / "photos", "april-gan", models={"april-gan": models["april-gan"]}, device="cpu"
+    )
+    assert own["scores"]["april-gan"] == pytest.approx(without["scores"]["april-gan"], abs=1e-6)
+
+
+def methods_model(checkpoint):
+    return methods.find_method("april-gan").model_class.from_pretrained(checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "options", "message"),
+    [
+        ("clip", {"references": "weave/train"}, r"none of the methods uses references \(CLIP\); remove it"),
+        ("vip2clip,anomalyclip", {"class_name": "nut"}, r"none of the methods uses class names \(ViP²-CLIP, Anomaly"),
+        ("vip2clip", {"clip": "nowhere/else"}, "clip .* is 'nowhere/else', but all methods have weights of their own"),
+        ("clip", {"class_name": {"weeve": "cloth"}}, "the category 'weeve'; expected 'stripes', 'weave'"),
+    ],
+)
+def test_what_has_no_effect_is_refused(chosen, options, message, folder, models, labelled):
+    options = dict(options)
+    if "references" in options:
+        options["references"] = labelled / options["references"]
+    if chosen == "clip":
+        options["clip"] = folder / "clip"
+    own = {key: models[key] for key in chosen.split(",") if key in models and key != "clip"}
+    with pytest.raises(ValueError, match=message):
+        compare_methods(labelled, chosen, models=own, device="cpu", **options)
+
+
+def test_weights_with_the_same_name(models, photos, tmp_path):
+    """Folders are often called "outputs". The table and its notes tell them apart."""
+    own = {}
+    for key in ("april-gan", "anomalyclip"):
+        own[key] = shutil.copytree(models[key], tmp_path / key / "outputs")
+    result = compare_methods(photos, list(own), models=own, device="cpu")
+    assert [record["weights"] for record in result["methods"]] == list(map(str, own.values()))
+    assert any("Not all methods have the same weights" in note for note in result["notes"])
+
+
+def test_class_names_without_labels(folder, photos, tmp_path):
+    """Categories that --class-name does not name are objects, as without --class-name."""
+    rows = []
+    for number, name in enumerate(("one", "two", "two")):
+        (tmp_path / f"{number}.png").write_bytes((photos / f"{number}.png").read_bytes())
+        rows.append(f"{number}.png,{name},test")
+    (tmp_path / "list.csv").write_text("\n".join(["image,category,split", *rows]))
+    arguments = {"methods": "clip", "clip": folder / "clip", "device": "cpu"}
+    unnamed, named, other = (
+        compare_methods(tmp_path / "list.csv", class_name=names, **arguments)["scores"]["clip"]
+        for names in (None, {"one": "object"}, {"one": "cable"})
+    )
+    assert named == pytest.approx(unnamed, abs=1e-6)
+    assert other[1:] == pytest.approx(unnamed[1:], abs=1e-6)
+    assert abs(other[0] - unnamed[0]) > 1e-6
+
+
+def test_scores_that_are_not_finite(folder, photos, monkeypatch):
+    """Also without labels, where no metric is computed: an empty score means a photo that cannot be read."""
+    score = BaselineDetector.score
+
+    def broken(self, *args, **kwargs):
+        scores, maps = score(self, *args, **kwargs)
+        return torch.full_like(scores, math.nan), maps
+
+    monkeypatch.setattr(BaselineDetector, "score", broken)
+    with pytest.raises(ValueError, match=r"The scores of CLIP contain NaN or infinite values.*0\.png"):
+        compare_methods(photos, "clip", clip=folder / "clip", device="cpu")
 
 
 def test_unreadable_photos(folder, photos, tmp_path):

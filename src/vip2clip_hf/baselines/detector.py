@@ -98,7 +98,7 @@ class BaselineDetector:
     @property
     def settings(self) -> dict[str, Any]:
         """What determines the results, as JSON types. Reading it hashes all weights, about a second per gigabyte."""
-        skipped = ("transformers_version", "dtype", "architectures")
+        skipped = ("transformers_version", "dtype", "architectures", "_name_or_path")
         config = {name: value for name, value in self.model.config.to_dict().items() if name not in skipped}
         towers = config.pop("clip_config")
         for part in (towers, towers["vision_config"], towers["text_config"]):

@@ -75,7 +75,8 @@ def load_detector(
         OSError: if the checkpoint or backbone is not found.
         RuntimeError: if weights are missing.
         ValueError: if the method is unknown, the checkpoint belongs to another one, not exactly one of `clip` and
-            `checkpoint` is set, or a method that needs training has no checkpoint.
+            `checkpoint` is set, `backbone` is set without a checkpoint, or a method that needs training has no
+            checkpoint.
     """
     dtype = check_dtype(dtype)
     if checkpoint is not None:
@@ -89,6 +90,11 @@ def load_detector(
         image_processor = load_processor(checkpoint, model.config.side)
     else:
         found = find_method(str(method))
+        if backbone is not None:
+            raise ValueError(
+                "backbone (--backbone) is set without a checkpoint; expected clip (--clip) as the backbone of a "
+                "method without training."
+            )
         if found.trained:
             raise ValueError(f"{found.name} needs training; expected a checkpoint (--model).")
         if clip is None:

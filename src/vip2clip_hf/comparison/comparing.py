@@ -14,6 +14,7 @@ from ..data.sources import DataSource
 from ..evaluation.evaluator import wanted_mask_options
 from ..evaluation.metrics import AnomalyMetrics
 from ..evaluation.reference_sets import EvaluatedSet, ReferencePools
+from ..evaluation.subjects import check_categories
 from ..models.loading import check_dtype, device_of_process
 from ..models.vip2clip.mask_options_vip2clip import DEFAULT_MASK_OPTIONS
 from ..utils.device_clock import device_clock
@@ -100,7 +101,8 @@ def compare_methods(
         fpr_limit (`float`, defaults to 0.3), aupro_convention (`str`, defaults to `"exact"`):
             See [`AnomalyMetrics`].
         bit_depth, page (`int`, *optional*):
-            How to read photos, see [`load_image`].
+            How to read photos and references, see [`load_image`]. They default to those of the image processor of
+            each method.
         skip_unreadable (`bool`, defaults to `False`):
             Whether to leave out photos that cannot be read.
         overwrite (`bool`, defaults to `False`):
@@ -119,8 +121,8 @@ def compare_methods(
         ImportError: if a package of the extra `train` is not installed.
         OSError: if photos or weights cannot be read, or `output` contains a comparison.
         RuntimeError: if weights are missing.
-        ValueError: if an argument is invalid, only some photos have labels, a named method has no weights, or no
-            method can run.
+        ValueError: if an argument is invalid or has no effect, only some photos have labels, a named method has no
+            weights, no method can run, or a score or map is not finite.
     """
     dtype = check_dtype(dtype)
     require("train", "A comparison", "accelerate", "datasets", "scipy", "tabulate", "matplotlib")
@@ -129,21 +131,23 @@ def compare_methods(
     if rows < 1:
         raise ValueError(f"rows is {rows}; expected at least 1.")
     source = photos if isinstance(photos, DataSource) else DataSource.parse(os.fspath(photos))
+    if references is not None and not os.path.isdir(references):
+        raise OSError(f"The folder of references {os.fspath(references)!r} is not found; expected a folder of photos.")
     inputs = [source.root, *([references] if references is not None else [])]
     if output is not None:
         _check_folder(output, inputs, overwrite)
     dataset = source.load(need_labels=False)
     labelled = _is_labelled(dataset)
+    names = _class_names(class_name, dataset, labelled)
     used: Any = device_of_process(device)
-    competitors = load_competitors(
-        methods,
-        clip=clip,
-        models=models,
-        device=used,
-        dtype=dtype,
-        class_name="object" if class_name is None and not labelled else class_name,
-    )
-    reading = {name: value for name, value in (("bit_depth", bit_depth), ("page", page)) if value is not None}
+    competitors = load_competitors(methods, clip=clip, models=models, device=used, dtype=dtype, class_name=names)
+    _check_used(competitors, class_name, references)
+    for one in competitors:
+        if one.subject is not None:  # photos and references are read in the same way
+            processor = one.subject.image_processor
+            processor.bit_depth = processor.bit_depth if bit_depth is None else bit_depth
+            processor.page = processor.page if page is None else page
+    reading = next(one.subject for one in competitors if one.subject is not None).reading()
     mask_options = wanted_mask_options(source.mask_options, aupro_convention).over(DEFAULT_MASK_OPTIONS)
     good = _references(source, dataset, references, reading)
     encoded: dict[str, Any] = {}
@@ -152,9 +156,7 @@ def compare_methods(
         encoded = {one.key: one.subject.encode(good) for one in usable if one.subject is not None}
     positions = choose_rows(dataset, rows)
     clock = device_clock(used)
-    options = RunOptions(
-        batch_size, num_workers, mask_options, reading, fpr_limit, aupro_convention, skip_unreadable, progress
-    )
+    options = RunOptions(batch_size, num_workers, mask_options, fpr_limit, aupro_convention, skip_unreadable, progress)
     measured: dict[str, Measurement] = {}
     unreadable: dict[str, str] = {}
     for group in group_by_tower(competitors):
@@ -193,6 +195,7 @@ def compare_methods(
         folder = Path(output)
         folder.mkdir(parents=True, exist_ok=True)
         drawn = [place for place in positions if dataset["image_id"][place] not in unreadable]
+        (folder / "sheet.png").unlink(missing_ok=True)  # of an earlier comparison
         if drawn:
             save_figure(draw_comparison(dataset, drawn, ordered, mask_options, reading), folder / "sheet.png")
         write_atomically(folder / "scores.csv", scores_csv(dataset, ordered))
@@ -209,6 +212,32 @@ def _check_folder(output: str | os.PathLike, inputs: Sequence[str | os.PathLike]
             f"{os.fspath(output)!r} contains {there[0]} of an earlier comparison; choose another folder, or overwrite "
             "it (--overwrite)."
         )
+
+
+def _check_used(
+    competitors: Sequence[Competitor],
+    class_name: str | Mapping[str, str] | None,
+    references: str | os.PathLike | None,
+) -> None:
+    """Refuse what no method uses."""
+    ran = [one for one in competitors if one.subject is not None]
+    for what, option, value, used in (
+        ("class names", "class_name (--class-name)", class_name, [one.uses_class_names for one in ran]),
+        ("references", "references (--reference)", references, [one.uses_references for one in ran]),
+    ):
+        if value is not None and not any(used):
+            names = ", ".join(one.name for one in ran)
+            raise ValueError(f"{option} is set, but none of the methods uses {what} ({names}); remove it.")
+
+
+def _class_names(
+    class_name: str | Mapping[str, str] | None, dataset: "Dataset", labelled: bool
+) -> str | Mapping[str, str] | None:
+    """Names for the prompts. Without labels, the name of a folder says nothing about the class."""
+    if isinstance(class_name, Mapping):
+        check_categories(class_name, dataset["category"])
+        return class_name if labelled else {**dict.fromkeys(dataset["category"], "object"), **class_name}
+    return "object" if class_name is None and not labelled else class_name
 
 
 def _is_labelled(dataset: "Dataset") -> bool:
@@ -228,8 +257,6 @@ def _references(
     """Photos of good parts for each category, without those that are compared."""
     if folder is None:
         return None
-    if not os.path.isdir(folder):
-        raise OSError(f"The folder of references {os.fspath(folder)!r} is not found; expected a folder of photos.")
     pools = ReferencePools(source, dataset, os.fspath(folder), reading)
     photos = {category: pools.draw(category, None, 0) for category in pools.categories}
     pools.warn()

@@ -35,6 +35,7 @@ class Competitor:
         subject ([`Subject`], *optional*): the method, ready to run. `None` if it cannot run.
         reason (`str`, *optional*): why it cannot run.
         uses_references (`bool`): whether it can compare with photos of good parts.
+        uses_class_names (`bool`): whether its prompts contain the name of the class.
         compares_texts (`bool`): whether its scores compare images with prompts of a text tower, without training.
     """
 
@@ -45,6 +46,7 @@ class Competitor:
     subject: Subject | None = None
     reason: str | None = None
     uses_references: bool = False
+    uses_class_names: bool = False
     compares_texts: bool = False
 
 
@@ -98,20 +100,25 @@ def load_competitors(
     Raises:
         ImportError, OSError, RuntimeError: if weights of a named method cannot be loaded.
         ValueError: if a method is unknown, a checkpoint is for a method that is not compared, a named method has no
-            weights, or none can run.
+            weights, none uses `clip`, or none can run.
     """
     names, explicit = choose_methods(methods)
     models = dict(models or {})
     if surplus := [name for name in models if name not in names]:
         raise ValueError(f"models contains {surplus[0]!r}; expected methods of the comparison, {', '.join(names)}.")
     backbone = _Backbone(clip)
+    if not backbone.is_bundled and all(name == OWN or name in models for name in names):
+        raise ValueError(
+            f"clip (--clip) is {os.fspath(clip)!r}, but all methods have weights of their own ({', '.join(names)}); "
+            "remove it."
+        )
     found = []
     for name in names:
         known = METHODS.get(name)
         one = Competitor(OWN, OWN_NAME, OWN_PAPER, uses_references=True)
         if known is not None:
             one = Competitor(name, known.name, known.paper, uses_references=known.uses_references)
-            one.compares_texts = not known.trains_scores
+            one.compares_texts, one.uses_class_names = not known.trains_scores, known.uses_class_names
         # A checkpoint that is named must work.
         required = explicit or name in models
         try:
@@ -123,7 +130,18 @@ def load_competitors(
         found.append(one)
     if all(one.subject is None for one in found):
         raise ValueError(f"No method can run: {'; '.join(f'{one.name}: {one.reason}' for one in found)}")
+    _name_weights(found, {name: models.get(name, clip) for name in names})
     return found
+
+
+def _name_weights(competitors: Sequence[Competitor], sources: Mapping[str, str | os.PathLike]) -> None:
+    """Name weights by their path if other weights have the same name."""
+    paths: dict[str, set[str]] = {}
+    for one in competitors:
+        paths.setdefault(one.weights, set()).add(os.path.abspath(sources[one.key]))
+    for one in competitors:
+        if one.subject is not None and not one.weights.startswith("bundled ") and len(paths[one.weights]) > 1:
+            one.weights = os.fspath(sources[one.key])
 
 
 class _Backbone:

@@ -1,8 +1,6 @@
-"""What a method of a comparison computed, and how photos are read."""
+"""What a method of a comparison computed, and how photos are evaluated."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -44,13 +42,12 @@ class Measurement:
 @dataclass
 class RunOptions:
     """
-    How photos are read and evaluated.
+    How photos are evaluated.
 
     Args:
         batch_size (`int`): photos per batch.
         num_workers (`int`): processes that decode photos.
         mask_options ([`MaskOptions`]): how to read masks, all set.
-        reading (`Mapping[str, Any]`): how to read photos, see [`load_image`].
         fpr_limit, aupro_convention: see [`AnomalyMetrics`].
         skip_unreadable (`bool`): whether to leave out photos that cannot be read.
         progress (`bool`): whether to show a progress bar.
@@ -59,7 +56,6 @@ class RunOptions:
     batch_size: int
     num_workers: int
     mask_options: MaskOptions
-    reading: Mapping[str, Any]
     fpr_limit: float
     aupro_convention: str
     skip_unreadable: bool

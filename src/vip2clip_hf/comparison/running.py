@@ -65,9 +65,8 @@ def run_group(
     batches = one_detector_batches(range(len(dataset)), categories, changing, options.batch_size)
     size = next(iter(first.values())).image_size
     masks = size if labelled and count_masks(dataset) else None
-    loader = detector_loader(
-        dataset, batches, first, masks, options.mask_options, options.reading, options.num_workers
-    )
+    reading = group.competitors[0].subject.reading()  # type: ignore[union-attr]  # that of all in the group
+    loader = detector_loader(dataset, batches, first, masks, options.mask_options, reading, options.num_workers)
     unreadable: dict[str, str] = {}
     title, warm, kept_maps = ", ".join(one.name for one in group.competitors), False, set(drawn)
     for rows, (batch, kept, failed) in zip(batches, tqdm(loader, desc=title, disable=not options.progress)):
@@ -85,6 +84,7 @@ def run_group(
         for key, (scores, maps) in outputs.items():
             measured = found[key]
             scores, checked = check_output(of_category[key], (scores, maps), len(kept))
+            _check_finite(measured.competitor.name, scores, checked, batch["image_ids"])
             if measured.metrics is not None:
                 add_batch(measured.metrics, batch, scores, checked)
             measured.num_timed += len(kept)
@@ -97,6 +97,15 @@ def run_group(
                     measured.maps[place] = checked[number].float().cpu().numpy()
     check_unreadable(unreadable, len(dataset), options.skip_unreadable)
     return list(found.values()), unreadable
+
+
+def _check_finite(name: str, scores: torch.Tensor, maps: torch.Tensor | None, image_ids: Sequence[str]) -> None:
+    for what, values in (("scores", scores), ("maps", maps)):
+        if values is not None and not bool(torch.isfinite(values).all()):
+            raise ValueError(
+                f"The {what} of {name} contain NaN or infinite values; expected finite numbers. The images of the "
+                f"batch are {list(image_ids)}."
+            )
 
 
 def _run(

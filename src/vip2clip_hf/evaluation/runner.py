@@ -1,7 +1,7 @@
 """Evaluate a checkpoint on several datasets. Results, tables, sheets and maps go into one folder; runs can resume."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +31,7 @@ from .reports import csv_report, latex_report, markdown_report, not_compared
 from .set_key import SetKey
 from .set_results import about, scores_csv, with_nan
 from .sheets import write_sheets
-from .subjects import map_maximum_of, subject_of
+from .subjects import check_categories, map_maximum_of, subject_of
 
 
 if TYPE_CHECKING:
@@ -126,7 +126,8 @@ def evaluate_sets(
         ImportError: if a package of the extra `train` is not installed.
         OSError: if an image cannot be read, or the folder cannot be written or contains something else.
         ValueError: if there are no datasets, two have the same name, `sheet_range` is invalid, an image has no label,
-            scores or maps are not finite, or there are fewer photos than references.
+            a detector has class names of categories without images, scores or maps are not finite, or there are
+            fewer photos than references.
     """
     _check_packages(sheets)
     subject = subject_of(model, image_processor)
@@ -146,6 +147,8 @@ def evaluate_sets(
             "line, use NAME=ROOT."
         )
     evaluations = evaluated_sets(sets, choice, subject, subject.image_processor)
+    if isinstance(names_of := getattr(model, "class_name", None), Mapping):
+        check_categories(names_of, [name for one in evaluations for name in one.dataset["category"]])
     output, rank = Path(output), world()[0]
     drawn = {"count": sheets, "range": list(sheet_range)} if sheets else {"count": 0}
     provenance = subject.provenance

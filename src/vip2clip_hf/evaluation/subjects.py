@@ -127,7 +127,7 @@ class ModelSubject:
 
     def reading(self) -> dict[str, Any]:
         """See [`Subject`]."""
-        return reading_options(self.image_processor)
+        return {k: v for k, v in reading_options(self.image_processor).items() if k in ("bit_depth", "page")}
 
     def mask_options(self, options: MaskOptions) -> MaskOptions:
         """See [`Subject`]."""
@@ -184,7 +184,9 @@ class DetectorSubject:
 
     def reading(self) -> dict[str, Any]:
         """See [`Subject`]."""
-        return {} if self.image_processor is None else reading_options(self.image_processor)
+        if self.image_processor is None:
+            return {}
+        return {k: v for k, v in reading_options(self.image_processor).items() if k in ("bit_depth", "page")}
 
     def mask_options(self, options: MaskOptions) -> MaskOptions:
         """See [`Subject`]."""
@@ -236,6 +238,24 @@ def map_maximum_of(detectors: Mapping[str, Detector]) -> float:
     return float(getattr(next(iter(detectors.values())), "map_maximum", 1.0))
 
 
+def check_categories(class_names: Mapping[str, str], categories: Sequence[str]) -> None:
+    """
+    Check the categories that class names are for.
+
+    Args:
+        class_names (`Mapping[str, str]`): class name by category.
+        categories (`Sequence[str]`): categories of the photos.
+
+    Raises:
+        ValueError: if there is no photo of a category.
+    """
+    known = list(dict.fromkeys(categories))
+    if unknown := [name for name in class_names if name not in known]:
+        raise ValueError(
+            f"class_name (--class-name) contains the category {unknown[0]!r}; expected {', '.join(map(repr, known))}."
+        )
+
+
 def subject_of(model: Any, image_processor: Any) -> Subject:
     """
     Prepare a model or a detector for an evaluation.
@@ -255,4 +275,4 @@ def subject_of(model: Any, image_processor: Any) -> Subject:
     return ModelSubject(model, image_processor)
 
 
-__all__ = ["DetectorSubject", "ModelSubject", "Subject", "map_maximum_of", "subject_of"]
+__all__ = ["DetectorSubject", "ModelSubject", "Subject", "check_categories", "map_maximum_of", "subject_of"]
