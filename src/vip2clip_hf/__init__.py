@@ -1,8 +1,7 @@
 """ViP²-CLIP: zero-shot visual anomaly detection as a Hugging Face Transformers model.
 
 Importing the package registers the models with transformers: `AutoConfig`, `AutoModel`, `AutoImageProcessor` and
-`pipeline("anomaly-detection")` then support them. The models themselves, torch and all other names are imported on first
-use.
+`pipeline("anomaly-detection")` then support them. The models, torch and all other names are imported on first use.
 """
 
 from typing import TYPE_CHECKING
@@ -19,8 +18,10 @@ if TYPE_CHECKING:
     from .app import build_app as build_app, launch as launch
     from .calibration import (
         Calibration as Calibration,
+        Detection as Detection,
         calibrate as calibrate,
         calibrate_labelled as calibrate_labelled,
+        estimate_detection as estimate_detection,
         save_calibration as save_calibration,
     )
     from .checkpoints import (

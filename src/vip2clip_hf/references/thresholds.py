@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
+from ..calibration.rates import DEFAULT_RATE, alarms_allowed, smallest_rate
 from ..calibration.scores import decision_settings
 from ..models.vip2clip.decision_config_vip2clip import MAX_PIXEL_SCORES, DecisionConfig, stored_scores
 from ..models.vip2clip.decision_vip2clip import conformal_threshold, min_calibration_images
 from ..models.vip2clip.fingerprint_vip2clip import model_fingerprint
 from ..models.vip2clip.pipeline_anomaly_detection import AnomalyDetectionPipeline
-from .rates import DEFAULT_RATE, alarms_allowed, smallest_rate
 
 
 def choose_rate(num_photos: int, false_alarm_rate: float | None, note: Callable[[str], None]) -> float:

@@ -15,7 +15,6 @@ import os
 import sys
 import types
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 from .cache import own_cache

@@ -1,4 +1,4 @@
-"""How well a threshold from few photos is known: the range of its true false-alarm rate."""
+"""How well rates are known from few photos: the false-alarm rate of a threshold, and the detection rate."""
 
 import math
 from fractions import Fraction
@@ -55,6 +55,31 @@ def rate_interval(num_photos: int, false_alarm_rate: float, confidence: float = 
     return beta_quantile(tail, rank, num_photos + 1 - rank), beta_quantile(1 - tail, rank, num_photos + 1 - rank)
 
 
+def detection_interval(num_found: int, num_photos: int, confidence: float = 0.9) -> tuple[float, float]:
+    """
+    Compute the range in which a detection rate lies (Clopper and Pearson 1934).
+
+    Args:
+        num_found, num_photos (`int`): number of photos of defects that were found, and of all, at least 1.
+        confidence (`float`, defaults to 0.9): probability of the range, in (0, 1), if the photos are a random sample
+            of the defects to find.
+
+    Returns:
+        `tuple[float, float]`: lower and upper end of the range, in [0, 1].
+
+    Raises:
+        ValueError: if there are no photos, or more are found than there are.
+    """
+    if not 0 <= num_found <= num_photos or num_photos < 1:
+        raise ValueError(
+            f"num_found is {num_found} of {num_photos}; expected at most the number of photos, at least 1."
+        )
+    tail, missed = (1 - confidence) / 2, num_photos - num_found
+    low = beta_quantile(tail, num_found, missed + 1) if num_found else 0.0
+    high = beta_quantile(1 - tail, num_found + 1, missed) if missed else 1.0
+    return low, high
+
+
 def beta_quantile(probability: float, first: int, second: int) -> float:
     """
     Compute a quantile of the beta distribution with integer parameters.
@@ -81,4 +106,4 @@ def beta_quantile(probability: float, first: int, second: int) -> float:
     return (low + high) / 2
 
 
-__all__ = ["DEFAULT_RATE", "alarms_allowed", "beta_quantile", "rate_interval", "smallest_rate"]
+__all__ = ["DEFAULT_RATE", "alarms_allowed", "beta_quantile", "detection_interval", "rate_interval", "smallest_rate"]
