@@ -8,6 +8,7 @@ from typing import Any
 from transformers.utils import logging
 
 from ..models.vip2clip.pipeline_anomaly_detection import AnomalyDetectionPipeline
+from ..models.vip2clip.reference_records_vip2clip import photo_hash
 from .calibration import Calibration
 from .rates import detection_interval
 from .synthetic_defects import SIZES, SyntheticDefect, score_synthetic_defects
@@ -188,6 +189,9 @@ def estimate_detection(
         found = Detection(PHOTOS, len(scores), sum(score > threshold for score in scores))
     else:
         readable = [photo for photo in good_photos if _name(photo) not in calibration.unreadable]
+        if detector.references is not None:  # their scores are lower than those of other photos
+            known = {photo.sha256 for photo in detector.references.photos}
+            readable = [photo for photo in readable if photo_hash(detector.load(photo)) not in known]
         if not readable:
             return None
         pairs = [(str(number), photo) for number, photo in enumerate(readable)]

@@ -1,7 +1,10 @@
 """How well rates are known from few photos: the false-alarm rate of a threshold, and the detection rate."""
 
 import math
+from collections.abc import Callable
 from fractions import Fraction
+
+from ..models.vip2clip.decision_vip2clip import min_calibration_images
 
 
 DEFAULT_RATE = 0.05
@@ -18,6 +21,41 @@ def smallest_rate(num_photos: int) -> float:
         `float`: the rate.
     """
     return math.ceil(Fraction(10_000, num_photos + 1)) / 10_000
+
+
+def choose_rate(num_photos: int, false_alarm_rate: float | None, note: Callable[[str], None]) -> float:
+    """
+    Choose the false-alarm rate for a number of photos.
+
+    Args:
+        num_photos (`int`): number of scores, at least 1.
+        false_alarm_rate (`float`, *optional*): the rate to use. By default 0.05, or the smallest possible rate if
+            there are fewer than 19 photos.
+        note (`Callable[[str], None]`): gets what was decided.
+
+    Returns:
+        `float`: the rate.
+
+    Raises:
+        ValueError: if there are too few photos for the rate. The message contains the required number.
+    """
+    if false_alarm_rate is None:
+        least = min_calibration_images(DEFAULT_RATE)
+        if num_photos >= least:
+            return DEFAULT_RATE
+        rate = smallest_rate(num_photos)
+        note(
+            f"{num_photos} photos allow a false-alarm rate of {100 * rate:.3g} % at best, which is used. A rate of "
+            f"{100 * DEFAULT_RATE:g} % needs at least {least} photos."
+        )
+        return rate
+    needed = min_calibration_images(false_alarm_rate)
+    if num_photos < needed:
+        raise ValueError(
+            f"A false-alarm rate of {false_alarm_rate:g} needs at least {needed} photos of good parts, found "
+            f"{num_photos}. Add photos, or choose a rate of at least {smallest_rate(num_photos):g}."
+        )
+    return float(false_alarm_rate)
 
 
 def alarms_allowed(num_photos: int, false_alarm_rate: float) -> int:
@@ -106,4 +144,12 @@ def beta_quantile(probability: float, first: int, second: int) -> float:
     return (low + high) / 2
 
 
-__all__ = ["DEFAULT_RATE", "alarms_allowed", "beta_quantile", "detection_interval", "rate_interval", "smallest_rate"]
+__all__ = [
+    "DEFAULT_RATE",
+    "alarms_allowed",
+    "beta_quantile",
+    "choose_rate",
+    "detection_interval",
+    "rate_interval",
+    "smallest_rate",
+]

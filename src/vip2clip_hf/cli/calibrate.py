@@ -32,7 +32,7 @@ from .options import (
     shows_progress,
     usage_error,
 )
-from .streams import say, say_error
+from .streams import say
 
 
 def calibrate(
@@ -211,14 +211,10 @@ def _from_good_photos(
     from ..calibration.from_normal import calibrate as calibrate_normal
     from ..models.vip2clip.image_loading_vip2clip import list_images
     from ..references.defect_photos import list_defects
-    from ..references.thresholds import choose_rate
 
     listed = list_images(photos, recursive)
     _refuse_labels(photos, recursive)
     bad = None if defects is None else [photo.source for photo in list_defects(defects, recursive)[0]]
-    default_rate = false_alarm_rate is None
-    if default_rate:
-        false_alarm_rate = choose_rate(len(listed), None, say_error)
     found = calibrate_normal(detector, listed, false_alarm_rate, min_region_area=min_region_area, progress=progress)
     estimate_detection(detector, found, listed, defects=bad, seed=seed)
     readable = next(path for path in listed if path not in found.unreadable)

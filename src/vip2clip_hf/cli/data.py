@@ -73,9 +73,7 @@ def data(
     as_json: Json = False,
     synthetic: Annotated[
         bool,
-        typer.Option(
-            "--synthetic", help="First generate a synthetic dataset with exact masks in PHOTOS, a new folder."
-        ),
+        typer.Option("--synthetic", help="First generate a synthetic dataset with masks in PHOTOS, a new folder."),
     ] = False,
     seed: Annotated[int, typer.Option(help="Seed of --synthetic and --write-thirds.")] = 0,
     write_thirds: Annotated[

@@ -82,10 +82,8 @@ def _kind(model: str) -> str | None:
 
 def _has_photos(folder: str) -> bool:
     """Whether a folder, or one of its subfolders, contains a photo. Looks at some files only."""
-    for _, (path, folders, files) in zip(range(50), os.walk(folder)):
-        if any(PHOTO.search(name) for name in files[:10_000]):
-            return True
-    return False
+    names = (name for _, (*_, files) in zip(range(50), os.walk(folder)) for name in files[:10_000])
+    return any(map(PHOTO.search, names))
 
 
 __all__ = ["PHOTO", "check_model", "is_checkpoint"]

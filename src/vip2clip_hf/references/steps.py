@@ -7,7 +7,7 @@ from typing import Any
 from transformers.utils import logging
 
 from ..calibration.detection import advice
-from ..calibration.rates import rate_interval
+from ..calibration.rates import choose_rate, rate_interval
 from ..calibration.scores import decision_settings
 from ..models.vip2clip.decision_config_vip2clip import DecisionConfig
 from ..models.vip2clip.pipeline_anomaly_detection import AnomalyDetectionPipeline
@@ -23,7 +23,7 @@ from .reading import near_duplicates, read_photos
 from .scoring import build
 from .summary import named
 from .synthetic_defects import score_changed_references
-from .thresholds import choose_rate, conformal_decision, deciding_photos, labelled_decision
+from .thresholds import conformal_decision, deciding_photos, labelled_decision
 
 
 logger = logging.get_logger(__name__)
