@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from ..utils.extras import require
+from .model_argument import check_model
 from .options import Device, Model, shows_progress
 
 
@@ -37,6 +38,7 @@ def app_page(
       vip2clip app
       vip2clip app --model org/vip2clip --port 8000 --no-browser
     """
+    check_model("app", model)
     # Not imported here: gradio reads its temporary folder on import.
     require("app", "The web app", "gradio", "scipy", load=False)
     from ..app.server import launch

@@ -21,6 +21,7 @@ from .demo import demo
 from .errors import TRACEBACK, explain
 from .evaluate import evaluate
 from .export import export
+from .old_spellings import with_new_spellings
 from .options import expand_user
 from .predict import predict
 from .reproduce import reproduce
@@ -45,8 +46,8 @@ class CommandGroups(TyperGroup):
     """List the commands in groups in the help, and prepare arguments and errors of all commands."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> Any:
-        """Replace `~` also where the shell does not."""
-        return super().parse_args(ctx, [expand_user(argument) for argument in args])
+        """Replace old spellings, and `~` also where the shell does not."""
+        return super().parse_args(ctx, [expand_user(argument) for argument in with_new_spellings(args)])
 
     def invoke(self, ctx: Any) -> Any:
         """Keep the library from handling these errors, which it does without a message."""
@@ -72,7 +73,9 @@ class CommandGroups(TyperGroup):
 app = typer.Typer(
     cls=CommandGroups,
     help="Zero-shot visual anomaly detection with ViP²-CLIP.",
-    epilog=f"Run vip2clip COMMAND --help for options and examples. {EXIT_CODES}",
+    # The grammar of all commands.
+    epilog="Most commands are vip2clip COMMAND PHOTOS [--model CHECKPOINT] [--output FOLDER]. "
+    f"Run vip2clip COMMAND --help for options and examples. {EXIT_CODES}",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

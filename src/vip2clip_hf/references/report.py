@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ..calibration.synthetic_defects import resized_map
 from ..models.vip2clip.heatmap_vip2clip import draw_heatmap
 from ..models.vip2clip.pipeline_anomaly_detection import AnomalyDetectionPipeline
 from ..utils.text import shown
 from .adaptation import Adaptation
 from .summary import summary, synthetic_summary
-from .synthetic_defects import resized_map
 
 
 # Side of the pictures in pixels, and how many are shown of each kind.
