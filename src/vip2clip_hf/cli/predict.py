@@ -18,11 +18,8 @@ from .options import (
     TileOverlap,
     TileSize,
     checkpoint_or_bundled,
-    print_json,
-    shows_progress,
-    usage_error,
 )
-from .streams import say
+from .predict_arguments import check_arguments
 
 
 def predict(
@@ -129,26 +126,15 @@ def predict(
     """
     bulk: dict[str, Any] = {"heatmaps": heatmaps, "maps": maps, "batch_size": batch_size, "num_workers": num_workers}
     bulk.update(compile=compile_model, split=split, category=category, overwrite=overwrite)
-    given = [f"--{name.replace('_', '-')}" for name, value in bulk.items() if value not in (None, False, [])]
-    if heatmap is not None and given == ["--overwrite"]:
-        given = []
-    if output is None and given:
-        raise usage_error(f"{', '.join(given)} can only be used with --output FOLDER.")
-    if output is not None and heatmap is not None:
-        raise usage_error(
-            "--heatmap OUT cannot be used with --output; use --heatmaps, which writes to OUTPUT/heatmaps."
-        )
-    if output is not None and regions:
-        raise usage_error("--regions cannot be used with --output: the table has no column for regions.")
-    if output is not None and (len(source) > 1 or source[0] == "-"):
-        raise usage_error(
-            f"--output is used with {'a list' if source[0] == '-' else f'{len(source)} sources'}; expected one folder "
-            "or dataset. To predict a list, write it to a CSV file with the column image."
-        )
-    if references is not None and no_references:
-        raise usage_error("--references and --no-references exclude each other; pass one of them.")
-    if references is not None and not references.is_dir():
-        raise OSError(f"--references {str(references)!r} is not a folder; expected a folder of photos of good parts.")
+    check_arguments(
+        source,
+        output=output,
+        heatmap=heatmap,
+        regions=regions,
+        references=references,
+        no_references=no_references,
+        bulk=bulk,
+    )
     if max_pixels is not None:
         from PIL import Image
 
@@ -167,42 +153,14 @@ def predict(
     if output is not None:
         if not recursive:
             options["recursive"] = False
-        _predict_to_folder(source[0], model, output, as_json, bulk, options)
+        from .predict_folder import predict_folder
+
+        predict_folder(source[0], model, output, as_json, bulk, options)
     else:
         from .photos import predict_photos
 
         options.update(regions=regions)
         predict_photos(source, model, heatmap, as_json, overwrite, recursive, options)
-
-
-def _predict_to_folder(
-    source: str, model: str, output: Path, as_json: bool, bulk: dict[str, Any], options: dict[str, Any]
-) -> None:
-    """Write the table of `predict --output` and print a summary."""
-    from ..inference.images import find_source
-    from ..inference.prediction import predict_checkpoint
-    from ..utils.distributed import world
-    from ..utils.outputs import check_output
-
-    check_output("--output", output, [source, source.partition("=")[2]])
-    images = find_source(source, bulk.pop("split"), bulk.pop("category"))
-    options.update((name, value) for name, value in bulk.items() if value is not None)
-    found = predict_checkpoint(model, images, output, progress=shows_progress(), **options)
-    if world()[0] > 0:
-        return
-    if as_json:
-        print_json(found)
-    else:
-        if found["num_done_before"] == found["num_images"]:
-            say("All images were already predicted.")
-        say(
-            f"{found['num_images']} images: {found['num_normal']} normal, {found['num_anomalous']} anomalous, "
-            f"{found['num_unreadable']} unreadable. Written to {found['table']}"
-        )
-    if found["num_unreadable"] == found["num_images"]:
-        raise OSError(f"None of the images in {source!r} could be read; see column 'error' of the table.")
-    if found["num_unreadable"]:
-        raise typer.Exit(3)
 
 
 __all__ = ["predict"]
