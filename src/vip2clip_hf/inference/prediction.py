@@ -20,7 +20,7 @@ from .folder import PredictionFolder
 from .image_files import check_room
 from .images import as_images
 from .loop import predict_chunks
-from .settings import calibrated_with, detector_settings
+from .settings import calibrated_with, scoring_settings
 
 
 def predict_to_folder(
@@ -139,7 +139,7 @@ def predict_to_folder(
     images = as_images(source, folder.path, recursive)
     settings = {
         "kind": "prediction",
-        **detector_settings(detector, threshold),
+        **scoring_settings(detector, threshold),
         "source": images.description,
         "heatmaps": heatmaps,
         "maps": maps,

@@ -1,10 +1,12 @@
-"""Settings of a prediction: what its scores and decisions depend on, and how two predictions differ."""
+"""Settings that the rows of a prediction depend on, and how those of two predictions differ."""
 
 import json
 from typing import Any
 
 from ..models.loading import SCORING_VERSION, model_checksum, processor_settings
 from ..models.vip2clip.arguments_vip2clip import label_names
+from ..models.vip2clip.decision_config_vip2clip import DecisionConfig
+from ..models.vip2clip.pipeline_anomaly_detection import AnomalyDetectionPipeline
 
 
 # Settings that are compared by the contents of the images, or may differ.
@@ -18,24 +20,21 @@ _TITLES = {
 }  # fmt: skip
 
 
-def detector_settings(detector: Any, threshold: tuple[float, float]) -> dict[str, Any]:
+def scoring_settings(detector: AnomalyDetectionPipeline, threshold: tuple[float, float]) -> dict[str, Any]:
     """
-    Return the settings that scores and decisions depend on.
+    Collect everything that the row of an image depends on, except for the image.
 
     Args:
         detector ([`AnomalyDetectionPipeline`]): model, image processor and settings.
-        threshold (`tuple[float, float]`): image and pixel threshold.
+        threshold (`tuple[float, float]`): image and pixel threshold in use.
 
     Returns:
-        `dict[str, Any]`: the settings, JSON-serializable.
-
-    Raises:
-        RuntimeError: if the model cannot be identified, see [`model_checksum`].
+        `dict[str, Any]`: JSON-serializable settings.
     """
     model, decision = detector.model, detector.decision
     return {
         "scoring_version": SCORING_VERSION,
-        "model_checksum": model_checksum(model),
+        "model_checksum": model_checksum(model),  # type: ignore[arg-type]  # declared as any model
         "image_processor": processor_settings(detector.image_processor),
         "labels": label_names(model.config.id2label),
         "dtype": str(model.dtype).removeprefix("torch."),
@@ -48,7 +47,7 @@ def detector_settings(detector: Any, threshold: tuple[float, float]) -> dict[str
     }
 
 
-def calibrated_with(decision: Any) -> dict[str, Any] | None:
+def calibrated_with(decision: DecisionConfig) -> dict[str, Any] | None:
     """
     Describe the calibration of a checkpoint, for readers of the results.
 
@@ -83,4 +82,4 @@ def explain_differences(found: dict[str, Any], settings: dict[str, Any]) -> str:
     return " and ".join(texts)
 
 
-__all__ = ["CALIBRATED_WITH", "FREE_SETTINGS", "calibrated_with", "detector_settings", "explain_differences"]
+__all__ = ["CALIBRATED_WITH", "FREE_SETTINGS", "calibrated_with", "explain_differences", "scoring_settings"]

@@ -35,7 +35,7 @@ def histogram(
         for score in values:
             counts[number][min(num_bins - 1, int((score - low) / (high - low) * num_bins))] += 1
     top = max(1, *(sum(column) for column in zip(*counts))) if groups else 1
-    inner, step = HEIGHT - TOP - BOTTOM, (WIDTH - LEFT - RIGHT) / num_bins
+    inner, wide = HEIGHT - TOP - BOTTOM, (WIDTH - LEFT - RIGHT) / num_bins
     bars, table = [], []
     for place in range(num_bins):
         start, end = (low + (high - low) * (place + more) / num_bins for more in (0, 1))
@@ -47,9 +47,9 @@ def histogram(
                 level -= height
                 bars.append(
                     {
-                        "x": round(LEFT + place * step + 0.5, 1),
+                        "x": round(LEFT + place * wide + 0.5, 1),
                         "y": round(level, 1),
-                        "width": round(step - 1, 1),
+                        "width": round(wide - 1, 1),
                         "height": round(height, 1),
                         "kind": kind,
                         "title": f"{start:.3f} to {end:.3f}: {count} {name}",
@@ -62,7 +62,8 @@ def histogram(
     def x_of(value: float) -> float:
         return round(LEFT + (value - low) / (high - low) * (WIDTH - LEFT - RIGHT), 1)
 
-    ticks = [low + (high - low) * number / 5 for number in range(6)]
+    step = 0.05 if high - low <= 0.5 else 0.1
+    ticks = [number * step for number in range(round(1 / step) + 1) if low - 1e-9 <= number * step <= high + 1e-9]
     levels = sorted({0, top // 2, top})
     return {
         "width": WIDTH,

@@ -18,6 +18,7 @@ from .predictions import COLUMNS, Prediction
 
 # Added to the name of the table.
 SETTINGS_ENDING = ".json"
+KINDS = ("prediction", "watch")
 # An apostrophe that `safe_cell` put in front.
 _ESCAPED = re.compile(r"'('*(?:[=+\-@＝＋－＠]|\\[trn]))")
 _NUMBERS = ("score", "p_value", "anomalous_area")
@@ -133,13 +134,19 @@ def _row(content: dict[str, Any], where: str) -> Prediction:
 
 
 def _settings(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(settings_file(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise OSError(f"{str(settings_file(path))!r} cannot be read ({error}); delete it, or restore it.") from error
-    return found if isinstance(found, dict) and found.get("kind") == "prediction" else {}
+    for file in (
+        settings_file(path),
+        path.with_name("settings.json"),
+    ):  # the second one is written by `vip2clip watch`
+        try:
+            found = json.loads(file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError) as error:
+            raise OSError(f"{str(file)!r} cannot be read ({error}); delete it, or restore it.") from error
+        if isinstance(found, dict) and found.get("kind") in KINDS:
+            return found
+    return {}
 
 
 __all__ = ["SETTINGS_ENDING", "csv_text", "read_csv", "settings_file", "write_csv"]
