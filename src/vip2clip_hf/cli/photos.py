@@ -2,20 +2,30 @@
 
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import typer
 
+from ..utils.text import counted
 from .heatmaps import heatmap_files, save_heatmap
 from .options import print_json, shows_progress
-from .photo_lines import print_entry
+from .photo_lines import print_entry, print_summary
+from .photo_table import PhotoTable, heatmaps_folder, table_settings
+from .result_files import ResultFiles, write_tables
 from .sources import Photo, find_photos
-from .streams import say_error
+from .streams import say, say_error
 
 
 # For more photos than this, recommend --output.
 MANY_PHOTOS = 1000
+# For more photos than this, print a summary.
+MANY_LINES = 20
+HOW_TO_KEEP = (
+    "To print all photos, add --all. To keep the results, add --csv FILE, --sort FOLDER (copies of the photos in "
+    "good/, defect/ and unsure/) or --output FOLDER (any number of photos)."
+)
 
 
 def predict_photos(
@@ -26,9 +36,12 @@ def predict_photos(
     overwrite: bool,
     recursive: bool,
     options: dict[str, Any],
+    files: ResultFiles | None = None,
+    show_all: bool = False,
 ) -> None:
     """
-    Score photos and print one line per photo as soon as it is scored, or all results as a JSON list.
+    Score photos and print one line per photo as soon as it is scored, or all results as a JSON list. For more than 20
+    photos, print a summary instead.
 
     Args:
         sources (`Sequence[str]`): see [`find_photos`].
@@ -38,37 +51,66 @@ def predict_photos(
         overwrite (`bool`): whether to replace existing heatmaps.
         recursive (`bool`): whether to include subfolders.
         options (`dict[str, Any]`): arguments of [`AnomalyDetectionPipeline.from_pretrained`].
+        files ([`ResultFiles`], *optional*): files to write.
+        show_all (`bool`, defaults to `False`): whether to print one line per photo for any number of photos.
 
     Raises:
         OSError: if no photo can be read, a heatmap would replace a photo or another file, or cannot be written.
         ValueError: if there are no photos.
         typer.Exit: with code 3, if some photos could not be read.
     """
-    photos = find_photos(sources, recursive)
-    targets = {} if heatmap is None else heatmap_files(photos, heatmap, overwrite)
-    if len(photos.photos) > MANY_PHOTOS:
-        say_error(
-            f"{len(photos.photos)} photos: with --output FOLDER, prediction is batched and an interrupted run resumes."
-        )
+    photos, files = find_photos(sources, recursive), files or ResultFiles(overwrite=overwrite)
+    files.check([*photos.folders, *(photo.source for photo in photos.photos if photo.is_file)])
+    table = PhotoTable(photos, files.csv if files.append else None) if files.wanted else None
+    new = photos.photos if table is None else table.new
+    targets = {} if heatmap is None else heatmap_files(replace(photos, photos=new), heatmap, overwrite)
+    if len(new) > MANY_PHOTOS:
+        say_error(f"{len(new)} photos: with --output FOLDER, prediction is batched and an interrupted run resumes.")
     progress = shows_progress()
     detector = load_detector(model, options)
+    if table is not None:
+        folder = heatmaps_folder(heatmap, (files.csv, files.xlsx), photos.several)
+        table.check(table_settings(detector, model, options, table.root, folder), files.csv)
     entries = []
+    summary = len(new) > MANY_LINES and not show_all
     # A progress bar would overwrite lines that are printed to the same terminal.
-    bar = progress and photos.several and (as_json or not sys.stdout.isatty())
-    for entry in _entries(detector, photos.photos, targets, bar):
-        entries.append(entry)
-        if not as_json and ("error" not in entry or photos.several):
-            print_entry(entry)
+    bar = progress and photos.several and (as_json or summary or not sys.stdout.isatty())
+    try:
+        for photo, entry, area in _entries(detector, new, targets, bar):
+            entries.append(entry)
+            if table is not None:
+                table.add(photo, entry, area)
+            if not (as_json or summary) and ("error" not in entry or photos.several):
+                print_entry(entry)
+    except BaseException:
+        if files.append and table is not None and entries:  # these rows are right, and need not be computed again
+            write_tables(table.predictions(), files.csv, files.xlsx)
+        raise
     if as_json:
         print_json(entries)
+    elif summary:
+        print_summary(entries, _threshold(detector, options))
+    tell = say_error if as_json else say
+    if table is not None:
+        if files.append:
+            tell(f"{counted(len(new), 'new photo')}, {counted(table.num_earlier, 'row')} before.")
+        files.report(files.write(table.predictions(str(files.csv or files.xlsx or ""))), tell)
+    elif summary and not as_json:
+        say_error(HOW_TO_KEEP)
     failed = [entry for entry in entries if "error" in entry]
-    if len(failed) == len(entries):
+    if entries and len(failed) == len(entries) and not files.append:
         reason = failed[0]["error"]
         if not photos.several:
             raise OSError(reason if failed[0]["image"] in reason else f"{failed[0]['image']!r}: {reason}")
         raise OSError(f"None of the {len(failed)} photos could be read. The first: {reason}")
     if failed:
         raise typer.Exit(3)
+
+
+def _threshold(detector: Any, options: dict[str, Any]) -> float | None:
+    decision = getattr(detector, "decision", None)
+    given = options.get("threshold")
+    return given[0] if given is not None else getattr(decision, "image_threshold", None)
 
 
 def load_detector(model: str, options: dict[str, Any]) -> Any:
@@ -100,8 +142,10 @@ def load_detector(model: str, options: dict[str, Any]) -> Any:
     return detector
 
 
-def _entries(detector: Any, photos: list[Photo], targets: dict[str, Path], bar: bool) -> Iterator[dict[str, Any]]:
-    """The result of each photo, or why it cannot be read."""
+def _entries(
+    detector: Any, photos: list[Photo], targets: dict[str, Path], bar: bool
+) -> Iterator[tuple[Photo, dict[str, Any], float | None]]:
+    """Each photo with its result, or why it cannot be read, and the fraction of its pixels that are anomalous."""
     from tqdm.auto import tqdm
 
     from ..models.vip2clip.image_loading_vip2clip import load_image
@@ -114,7 +158,7 @@ def _entries(detector: Any, photos: list[Photo], targets: dict[str, Path], bar: 
                 raise OSError(photo.error)
             image = load(photo.source)
         except (OSError, ValueError, MemoryError) as error:
-            yield {**entry, "error": str(error) or type(error).__name__}
+            yield photo, {**entry, "error": str(error) or type(error).__name__}, None
             continue
         found = cast(dict[str, Any], detector(image, heatmap=bool(targets)))
         entry.update(score=found["score"], label=found["label"], anomalous_pixels=int(found["mask"].sum()))
@@ -122,7 +166,7 @@ def _entries(detector: Any, photos: list[Photo], targets: dict[str, Path], bar: 
         if targets:
             save_heatmap(found["heatmap"], targets[photo.source])
             entry["heatmap"] = str(targets[photo.source])
-        yield entry
+        yield photo, entry, float(found["mask"].mean())
 
 
 __all__ = ["load_detector", "predict_photos"]

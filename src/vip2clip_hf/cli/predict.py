@@ -20,6 +20,7 @@ from .options import (
     checkpoint_or_bundled,
 )
 from .predict_arguments import check_arguments
+from .result_files import ResultFiles
 
 
 def predict(
@@ -73,6 +74,33 @@ def predict(
     bit_depth: BitDepth = None,
     page: Page = None,
     as_json: Json = False,
+    show_all: Annotated[
+        bool, typer.Option("--all", help="Print one line per photo, also for more than 20 photos.")
+    ] = False,
+    csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the results to this CSV file.")] = None,
+    xlsx: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the results to this Excel file.")] = None,
+    sort: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="Copy the photos to FOLDER/good, FOLDER/defect and FOLDER/unsure. Repeat to resume."
+        ),
+    ] = None,
+    unsure_margin: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="With --sort: scores within this distance of the threshold are unsure.",
+            show_default="from half to twice the false-alarm rate of the calibration; 0.05 without a calibration",
+        ),
+    ] = None,
+    append: Annotated[
+        bool,
+        typer.Option(
+            "--append",
+            help="With --output or --csv: predict new photos only, and keep the rows of photos that are gone.",
+        ),
+    ] = False,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -103,13 +131,14 @@ def predict(
         bool,
         typer.Option(
             "--overwrite",
-            help="With --output: delete an earlier prediction in that folder. With --heatmap: replace existing files.",
+            help="With --output: delete an earlier prediction in that folder. Otherwise: replace existing files.",
         ),
     ] = False,
 ) -> None:  # fmt: skip
     """Score photos and locate defects.
 
-    Prints one line per photo, or with --json a list of records in UTF-8; a photo that could not be read has an error.
+    Prints one line per photo, or a summary for more than 20 photos. With --json, prints a list of records in UTF-8; a
+    photo that could not be read has an error. Photos are never changed or moved.
     With --output, predicts any number of photos and writes OUTPUT/predictions.parquet. If interrupted, run the same
     command again to resume. To use several processes, run accelerate launch --module vip2clip_hf predict with the same
     arguments.
@@ -121,13 +150,16 @@ def predict(
       vip2clip predict photo.jpg --heatmap heatmap.png
       vip2clip predict photos --model org/vip2clip --heatmap heatmaps --json
       vip2clip predict photos --references good-photos
+      vip2clip predict photos --csv results.csv --sort sorted
       find . -name "*.jpg" -print0 | vip2clip predict - --model org/vip2clip
       vip2clip predict photos --model org/vip2clip --output predictions --heatmaps --num-workers 4
     """
     bulk: dict[str, Any] = {"heatmaps": heatmaps, "maps": maps, "batch_size": batch_size, "num_workers": num_workers}
-    bulk.update(compile=compile_model, split=split, category=category, overwrite=overwrite)
+    bulk.update(compile=compile_model, split=split, category=category, overwrite=overwrite, append=append)
+    files = ResultFiles(csv, xlsx, sort, unsure_margin, append=append, overwrite=overwrite)
     check_arguments(
         source,
+        files=files,
         output=output,
         heatmap=heatmap,
         regions=regions,
@@ -155,12 +187,12 @@ def predict(
             options["recursive"] = False
         from .predict_folder import predict_folder
 
-        predict_folder(source[0], model, output, as_json, bulk, options)
+        predict_folder(source[0], model, output, as_json, bulk, options, files)
     else:
         from .photos import predict_photos
 
         options.update(regions=regions)
-        predict_photos(source, model, heatmap, as_json, overwrite, recursive, options)
+        predict_photos(source, model, heatmap, as_json, overwrite, recursive, options, files, show_all)
 
 
 __all__ = ["predict"]

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from .options import usage_error
+from .result_files import ResultFiles
 
 
 def check_arguments(
@@ -16,6 +17,7 @@ def check_arguments(
     references: Path | None,
     no_references: bool,
     bulk: Mapping[str, Any],
+    files: ResultFiles,
 ) -> None:
     """
     Check the arguments of `vip2clip predict` that depend on each other.
@@ -23,15 +25,25 @@ def check_arguments(
     Args:
         source (`Sequence[str]`): photos, folders or a dataset.
         output, heatmap, regions, references, no_references: options of the command.
-        bulk (`Mapping[str, Any]`): options that apply to --output only, by name.
+        bulk (`Mapping[str, Any]`): options that apply to --output only, by name. `overwrite` and `append` also apply
+            to the files.
+        files ([`ResultFiles`]): files to write.
 
     Raises:
         OSError: if the folder of references does not exist.
         typer.BadParameter: if two options exclude each other.
     """
     given = [f"--{name.replace('_', '-')}" for name, value in bulk.items() if value not in (None, False, [])]
-    if heatmap is not None and given == ["--overwrite"]:
-        given = []
+    if heatmap is not None or files.wanted:
+        given = [name for name in given if name != "--overwrite"]
+    if files.csv is not None:
+        given = [name for name in given if name != "--append"]
+    elif files.append and output is None:
+        raise usage_error("--append can only be used with --output FOLDER or --csv FILE.")
+    if files.append and files.overwrite:
+        raise usage_error("--append and --overwrite exclude each other; pass one of them.")
+    if files.margin is not None and files.sort is None:
+        raise usage_error("--unsure-margin can only be used with --sort FOLDER.")
     if output is None and given:
         raise usage_error(f"{', '.join(given)} can only be used with --output FOLDER.")
     if output is not None and heatmap is not None:

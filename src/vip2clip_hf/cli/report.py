@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from ..utils.extras import require
+from ..utils.text import counted
 from .options import Json, one_of, print_json, shows_progress, usage_error
 from .result_files import check_result_file
 from .streams import say, say_error
@@ -113,7 +114,7 @@ def report(
     else:
         _print(result)
     if missing:
-        say_error(f"{len(missing)} photos were not found. The first: {next(iter(missing.values()))}")
+        say_error(f"Not found: {counted(len(missing), 'photo')}. The first: {next(iter(missing.values()))}")
         raise typer.Exit(3)
 
 
@@ -134,10 +135,10 @@ def _print(result: dict[str, Any]) -> None:
         page = result["report"]
         counts = f"{page['num_pictures']} with pictures, {page['num_heatmaps']} with heatmaps"
         size = f"{page['num_bytes'] / 1e6:.1f} MB"
-        say(f"{page['num_photos']} photos, {counts}. Written to {page['file']} ({size})")
+        say(f"{counted(page['num_photos'], 'photo')}, {counts}. Written to {page['file']} ({size})")
     for name in ("csv", "xlsx"):
         if name in result:
-            say(f"{result['num_images']} rows. Written to {result[name]}")
+            say(f"{counted(result['num_images'], 'row')}. Written to {result[name]}")
     if "sorted" in result:
         counts = ", ".join(f"{count} {name}" for name, count in result["sorted"].items() if name != "folder")
         say(f"Sorted into {result['sorted']['folder']}: {counts or 'no photos'}")

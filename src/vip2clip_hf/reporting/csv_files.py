@@ -16,6 +16,8 @@ from ..utils.serialization import to_json
 from .predictions import COLUMNS, Prediction
 
 
+# First columns of every table.
+HEADER = ",".join(COLUMNS)
 # Added to the name of the table.
 SETTINGS_ENDING = ".json"
 KINDS = ("prediction", "watch")
@@ -149,4 +151,4 @@ def _settings(path: Path) -> dict[str, Any]:
     return {}
 
 
-__all__ = ["SETTINGS_ENDING", "csv_text", "read_csv", "settings_file", "write_csv"]
+__all__ = ["HEADER", "SETTINGS_ENDING", "csv_text", "read_csv", "settings_file", "write_csv"]

@@ -18,7 +18,9 @@ from .photo_files import inside
 from .predictions import Predictions
 
 
-# Lists the files that were written, so that only these are ever replaced or deleted.
+# Order of the folders in results.
+ORDER = ("good", "normal", "defect", "anomalous", "unsure", "unreadable")
+# Lists the files that were written and their photos, so that only these files are ever replaced or deleted.
 MANIFEST = ".vip2clip-sorted.json"
 LINKS = ("hard", "symbolic")
 # Ending of files that are not complete.
@@ -53,7 +55,7 @@ def sort_photos(
     Copy photos into folders, below `OUTPUT/FOLDER/` under their path in the folder of the photos.
 
     If interrupted, call the function again: files that are complete are kept. A photo that belongs in another folder
-    than in an earlier call is removed from there. Files that were not written by this function are never touched.
+    than in an earlier call is removed from there; the copy of a photo that is gone is kept. Files that were not written by this function are never touched.
 
     Args:
         found ([`Predictions`]): the results.
@@ -74,17 +76,24 @@ def sort_photos(
     output, result = Path(output), Sorted()
     written = _read_manifest(output, found)
     sources, targets = _plan(found, folders, result)
-    names = set(targets.values())
-    foreign = sorted(name for name in names - written if os.path.lexists(output / name))
+    owners = {name: found.rows[position].id for position, name in targets.items()}
+    foreign = sorted(name for name in owners if name not in written and os.path.lexists(output / name))
     if foreign:
         raise OSError(
             f"{str(output / foreign[0])!r} exists and was not written by sorting; move it, or choose another folder."
         )
     output.mkdir(parents=True, exist_ok=True)
     # A file is listed before it is written, so an interruption leaves none that is not listed.
-    _write_manifest(output, written | names)
-    for name in sorted(written - names):
-        _remove(output, name)
+    _write_manifest(output, {**written, **owners})
+    placed = set(owners.values())
+    for name, owner in written.items():
+        if name not in owners and owner in placed:  # in another folder now
+            _remove(output, name)
+        elif name not in owners and os.path.lexists(output / name):
+            owners[name] = owner  # the photo is gone, so this copy can be the last one
+            result.missing.pop(owner, None)
+            folder = name.partition("/")[0]
+            result.counts[folder] = result.counts.get(folder, 0) + 1
     checked: set[Path] = set()
     for position, name in targets.items():
         parent = (output / name).parent
@@ -98,7 +107,9 @@ def sort_photos(
             result.missing[found.rows[position].id] = str(error)
         if on_photo is not None:
             on_photo()
-    _write_manifest(output, {name for name in names if os.path.lexists(output / name)})
+    _write_manifest(output, {name: owner for name, owner in owners.items() if os.path.lexists(output / name)})
+    order = [folder for folder in ORDER if folder in result.counts]
+    result.counts = {folder: result.counts[folder] for folder in [*order, *sorted(set(result.counts) - {*order})]}
     return result
 
 
@@ -202,25 +213,26 @@ def _remove(output: Path, name: str) -> None:
             parent.rmdir()
 
 
-def _read_manifest(output: Path, found: Predictions) -> set[str]:
+def _read_manifest(output: Path, found: Predictions) -> dict[str, str]:
     if output.exists() and not output.is_dir():
         raise OSError(f"{str(output)!r} is a file; expected a folder or a path that does not exist.")
     if found.photos.root is not None and found.photos.images is None:
         check_output("The folder of sorted photos", output, [found.photos.root])
     try:
         content = json.loads((output / MANIFEST).read_text(encoding="utf-8"))
-        names = {str(name) for name in content["files"]}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        files = {str(name): str(owner) for name, owner in content["files"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         if output.is_dir() and any(output.iterdir()):
             raise OSError(
                 f"{str(output)!r} is not empty and was not written by sorting; expected a new folder."
             ) from error
-        return set()
-    return {name for name in names if inside("", name) is not None}
+        return {}
+    return {name: owner for name, owner in files.items() if inside("", name) is not None}
 
 
-def _write_manifest(output: Path, names: set[str]) -> None:
-    write_atomically(output / MANIFEST, to_json({"written_by": "vip2clip_hf", "files": sorted(names)}))
+def _write_manifest(output: Path, owners: Mapping[str, str]) -> None:
+    content = {"written_by": "vip2clip_hf", "files": dict(sorted(owners.items()))}
+    write_atomically(output / MANIFEST, to_json(content))
 
 
 __all__ = ["Sorted", "sort_photos"]

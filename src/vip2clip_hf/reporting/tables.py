@@ -20,6 +20,7 @@ TITLES = {
 }  # fmt: skip
 FORMATS = {"score": "0.000", "p_value": "0.0000", "anomalous_area": "0.0%"}
 WIDTHS = {"id": 48, "label": 14, "error": 60, "truth": 14}
+CREATOR = "vip2clip_hf"
 # Limits of the file format.
 MOST_ROWS, LONGEST_TEXT = 1_048_575, 32_767
 
@@ -50,6 +51,7 @@ def write_xlsx(found: Predictions, path: Path) -> None:
 
     columns = [*COLUMNS, *(["truth"] if any(row.truth is not None for row in found.rows) else [])]
     book = Workbook(write_only=True)
+    book.properties.creator = CREATOR
     sheet = book.create_sheet("Photos")
     sheet.freeze_panes = "A2"
     sheet.auto_filter.ref = f"A1:{get_column_letter(len(columns))}{len(found.rows) + 1}"
@@ -86,4 +88,4 @@ def _ordered(found: Predictions) -> Sequence[Prediction]:
     return [rows[position] for position in found.most_anomalous()] + [row for row in rows if row.score is None]
 
 
-__all__ = ["csv_text", "write_csv", "write_xlsx"]
+__all__ = ["CREATOR", "csv_text", "write_csv", "write_xlsx"]
