@@ -81,6 +81,8 @@ class PhotoFiles:
             if image is None:
                 raise OSError("The photo is not in the dataset any more.")
             return image()
+        if not self.names:
+            raise OSError("The places of the photos are not known.")
         name = self.names[position]
         if self.root is None:
             raise OSError(f"The folder of {name!r} is not known; pass it with --photos.")

@@ -55,7 +55,8 @@ def sort_photos(
     Copy photos into folders, below `OUTPUT/FOLDER/` under their path in the folder of the photos.
 
     If interrupted, call the function again: files that are complete are kept. A photo that belongs in another folder
-    than in an earlier call is removed from there; the copy of a photo that is gone is kept. Files that were not written by this function are never touched.
+    than in an earlier call is removed from there; the copy of a photo that is gone is kept. Files that were not
+    written by this function are never touched.
 
     Args:
         found ([`Predictions`]): the results.
@@ -145,9 +146,9 @@ def _plan(found: Predictions, folders: Mapping[int, str], result: Sorted) -> tup
 
 
 def _make_parent(output: Path, parent: Path) -> None:
-    parent.mkdir(parents=True, exist_ok=True)
     if not is_inside(parent, output):  # a link that somebody put there
         raise OSError(f"{str(parent)!r} is a link out of {str(output)!r}; remove it, or choose another folder.")
+    parent.mkdir(parents=True, exist_ok=True)
     for staged in parent.glob(f".*{STAGED}"):  # left by an interruption
         staged.unlink(missing_ok=True)
 
