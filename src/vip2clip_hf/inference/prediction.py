@@ -114,12 +114,14 @@ def predict_to_folder(
         ImportError: if pyarrow is not installed.
         OSError: if the source does not exist, if the folder cannot be written, contains other files or a prediction
             with other settings, or if another program is predicting into it.
-        ValueError: if there are no images, if an argument is out of range, if a dataset is appended, or if scores are
-            not finite. The message names the images.
+        ValueError: if there are no images, if an argument is out of range, if append is set with overwrite or for a
+            dataset, or if scores are not finite. The message names the images.
     """
     for argument, value in (("batch_size", batch_size), ("chunk_size", chunk_size)):
         if value < 1:
             raise ValueError(f"{argument} is {value}; expected an integer of at least 1.")
+    if append and overwrite:
+        raise ValueError("append and overwrite exclude each other; pass one of them.")
     was_training = model.training
     reading: dict[str, Any] = {"tile_size": tile_size, "tile_overlap": tile_overlap, "top_k": top_k}
     reading.update(bit_depth=bit_depth, page=page)
