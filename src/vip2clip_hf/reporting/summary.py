@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..models.vip2clip.arguments_vip2clip import LABELS
+from ..utils.text import counted
 from .predictions import Predictions
 
 
@@ -87,9 +88,10 @@ def summary_lines(found: Predictions) -> list[str]:
     rate = (found.settings.get("calibrated_with") or {}).get("false_alarm_rate")
     readable = len(found.readable)
     if rate is not None and any(row.p_value is not None for row in found.rows):
+        expected = rate * readable
         lines.append(
-            f"The threshold is chosen for a false-alarm rate of {100 * rate:g} %. If all {readable} photos were of "
-            f"good parts, about {max(1, round(rate * readable))} would be reported as anomalous."
+            f"The threshold is chosen for a false-alarm rate of {100 * rate:g} %. If all {counted(readable, 'photo')} "
+            f"were of good parts, about {expected:.{0 if expected >= 10 else 1}f} would be reported as anomalous."
         )
     known = [row for row in found.rows if row.truth is not None and row.score is not None]
     if known:
