@@ -94,6 +94,7 @@ if TYPE_CHECKING:
         ViP2ClipTrainer as ViP2ClipTrainer,
         ViP2ClipTrainingArguments as ViP2ClipTrainingArguments,
     )
+    from .watching import watch_folder as watch_folder
 
 
 def _register() -> None:

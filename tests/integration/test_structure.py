@@ -23,7 +23,7 @@ LAYERS = (
     ("checkpoints",),
     ("calibration", "training"),
     ("baselines",),
-    ("export", "hub", "plotting", "references"),
+    ("export", "hub", "plotting", "references", "watching"),
     ("comparison",),
     ("reproduction",),
     ("app", "demo"),

@@ -30,7 +30,6 @@ from .earlier import (
     STATE_FILE,
     TABLE_FILE,
     Match,
-    explain_differences,
     match,
     report_differences,
     rows_of_finished,
@@ -42,6 +41,7 @@ from .earlier import (
 from .image_files import IMAGE_FOLDERS, check_foreign_files, count_lost, old_targets, targets_of
 from .images import DatasetImages, FolderImages
 from .names import Names, as_text, checksum, packed
+from .settings import explain_differences
 
 
 with extra("data", "Predicting a folder of images"):

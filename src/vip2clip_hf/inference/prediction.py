@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from ..models.loading import SCORING_VERSION, load_checkpoint, model_checksum, name_of, processor_settings
-from ..models.vip2clip.arguments_vip2clip import call_arguments, label_names, threshold_pair
+from ..models.loading import load_checkpoint, name_of
+from ..models.vip2clip.arguments_vip2clip import call_arguments, threshold_pair
 from ..models.vip2clip.image_processing_vip2clip import ViP2ClipImageProcessor
 from ..models.vip2clip.modeling_vip2clip import ViP2ClipForAnomalyDetection
 from ..models.vip2clip.pipeline_anomaly_detection import AnomalyDetectionPipeline
@@ -20,6 +20,7 @@ from .folder import PredictionFolder
 from .image_files import check_room
 from .images import as_images
 from .loop import predict_chunks
+from .settings import scoring_settings
 
 
 def predict_to_folder(
@@ -138,18 +139,8 @@ def predict_to_folder(
     images = as_images(source, folder.path, recursive)
     settings = {
         "kind": "prediction",
-        "scoring_version": SCORING_VERSION,
-        "model_checksum": model_checksum(model),
-        "image_processor": processor_settings(image_processor),
-        "labels": label_names(model.config.id2label),
-        "dtype": str(model.dtype).removeprefix("torch."),
+        **scoring_settings(detector, threshold),
         "source": images.description,
-        "image_threshold": threshold[0],
-        "pixel_threshold": threshold[1],
-        "min_region_area": decision.min_region_area,
-        "calibration": decision.checksum() if decision.calibration is not None else None,
-        **scored_with,
-        **detector.reading_options(),
         "heatmaps": heatmaps,
         "maps": maps,
         "chunk_size": chunk_size,
