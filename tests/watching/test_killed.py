@@ -99,6 +99,11 @@ def wait_for(condition, seconds: float = 120):
     assert condition()
 
 
+def wait_for_start(process: subprocess.Popen, log: Path):
+    wait_for(lambda: b"INFO Watching" in log.read_bytes() or process.poll() is not None)
+    assert process.poll() is None, log.read_text()
+
+
 def rows_of(output: Path) -> list[dict[str, str]]:
     with open(output / "results.csv", newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
@@ -118,8 +123,7 @@ def test_killed_at_random_moments(kind, checkpoint, tmp_path):
         log.unlink(missing_ok=True)
         process = start(words, log)
         try:
-            wait_for(lambda: b"INFO Watching" in log.read_bytes() or process.poll() is not None)
-            assert process.poll() is None, log.read_text()
+            wait_for_start(process, log)
             if run == 3:  # in the middle, once cleanly
                 time.sleep(1)
                 process.send_signal(signal.SIGTERM)

@@ -23,6 +23,7 @@ from .evaluate import evaluate
 from .export import export
 from .options import expand_user
 from .predict import predict
+from .push import push
 from .reproduce import reproduce
 from .train import TRAIN_SETTINGS, train
 from .watch import watch
@@ -40,7 +41,7 @@ COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
     },
     "Train": {"data": data, "build-backbone": build_backbone, "train": train},
     "Evaluate": {"evaluate": evaluate, "compare": compare, "reproduce": reproduce},
-    "Ship": {"convert": convert, "export": export},
+    "Ship": {"convert": convert, "export": export, "push": push},
 }
 EXIT_CODES = (
     "Exit codes: 0 success, 1 error, 2 wrong usage, 3 success, but some images or checks failed, 130 interrupted, 141 "
