@@ -34,7 +34,7 @@ def append(self, write):
             file.truncate(write.offset)
         for byte in range(0, len(write.content), 4):
             file.write(write.content[byte : byte + 4])
-            time.sleep(0.002)
+            time.sleep(0.005)
 
 ResultsFile.append = append
 main()
@@ -131,6 +131,8 @@ def test_killed_at_random_moments(kind, checkpoint, tmp_path):
                 assert "Stopped. Photos since the start" in log.read_text()
                 continue
             time.sleep(choose.uniform(0.3, 3))
+            if "slow" in kind and run % 2 == 0:
+                wait_for(lambda: not (output / "results.csv").read_bytes().endswith(b"\n"))
         finally:
             process.kill()
             process.wait()
@@ -165,8 +167,7 @@ def test_killed_at_random_moments(kind, checkpoint, tmp_path):
     heatmaps = {path.relative_to(output / "heatmaps").as_posix() for path in output.glob("heatmaps/*/*.png")}
     assert heatmaps == {f"{name}.png" for name in found}
     assert not list(output.rglob("*.vip2clip-tmp"))
-    if "slow" in kind:
-        assert torn >= 1, "no process was killed in the middle of a row; the test should be changed"
+    assert torn >= 1 or "slow" not in kind, "no process was killed in the middle of a row"
 
 
 def test_ctrl_c_and_a_second_watcher(checkpoint, tmp_path):
