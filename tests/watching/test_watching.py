@@ -663,7 +663,7 @@ def test_watch_folder(how, detector, photos, tmp_path, monkeypatch, caplog):
         monkeypatch.setattr(watcher_module, "DEFAULT_POLL", 0.2)
         monkeypatch.setattr(running, "DEFAULT_POLL", 0.2)
     (photos / "a.png").write_bytes(content(1))
-    stop, found = threading.Event(), {}
+    stop, found, shown = threading.Event(), {}, []
     thread = threading.Thread(
         target=lambda: found.update(
             watch_folder(
@@ -673,6 +673,7 @@ def test_watch_folder(how, detector, photos, tmp_path, monkeypatch, caplog):
                 settle=0.1,
                 poll=0.1 if how == "poll" else None,
                 stopped=stop.is_set,
+                on_row=shown.append,
             )
         )
     )
@@ -690,6 +691,7 @@ def test_watch_folder(how, detector, photos, tmp_path, monkeypatch, caplog):
         thread.join(30)
     assert sorted({row["id"] for row in read_rows(tmp_path / "out")}) == ["a.png", "b.png"]
     assert sum(found.values()) >= 2
+    assert [format_row(row) for row in shown] == (tmp_path / "out" / "results.csv").read_bytes().splitlines(True)[1:]
     assert ("No events from the system" in caplog.text) == (how == "refused")
 
 

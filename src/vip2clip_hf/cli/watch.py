@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from ..utils.extras import require
+from ..utils.serialization import to_json
 from .options import (
     Backbone,
     BitDepth,
@@ -25,7 +26,7 @@ from .options import (
     shows_progress,
     usage_error,
 )
-from .streams import Interrupted
+from .streams import Interrupted, say_bytes
 
 
 def watch(
@@ -90,6 +91,7 @@ def watch(
     recursive: Recursive = True,
     bit_depth: BitDepth = None,
     page: Page = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Also print each row as a line of JSON.")] = False,
 ) -> None:  # fmt: skip
     """Score each new photo in a folder (extra: watch).
 
@@ -145,12 +147,17 @@ def watch(
         new_only=new_only,
         heatmaps=heatmaps,
         recursive=recursive,
+        on_row=_print_row if as_json else None,
         stopped=lambda: stop.received is not None,
     )
     found = ", ".join(f"{number} {label}" for label, number in sorted(counts.items())) or "none"
     logging.getLogger(__name__).info(f"Stopped. Photos since the start: {found}")
     if stop.received == signal.SIGINT:
         raise Interrupted
+
+
+def _print_row(row: dict[str, Any]) -> None:
+    say_bytes(to_json(row, indent=None).encode("utf-8"))
 
 
 class StopSignals:

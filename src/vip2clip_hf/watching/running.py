@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from ..inference.settings import scoring_settings
 from ..models.vip2clip.arguments_vip2clip import is_finite
@@ -45,6 +46,7 @@ def watch_folder(
     new_only: bool = False,
     heatmaps: bool = False,
     recursive: bool = True,
+    on_row: Callable[[dict[str, Any]], None] | None = None,
     stopped: Callable[[], bool] = lambda: False,
 ) -> dict[str, int]:
     """
@@ -78,6 +80,9 @@ def watch_folder(
             Whether to write heatmaps to `OUTPUT/heatmaps`.
         recursive (`bool`, defaults to `True`):
             Whether to watch subfolders.
+        on_row (`Callable`, *optional*):
+            Called with each row, a dict of its columns, after it was written. A row that a crash interrupted is
+            written at the next call, without calling this function.
         stopped (`Callable`, *optional*):
             Called between photos and at least twice per second. The function returns when it returns `True`.
 
@@ -125,7 +130,7 @@ def watch_folder(
             logger.warning(f"{str(folder.table.path)!r} {REPAIRS[repaired]}")
         if events is not None and not start_events(events):
             events, poll = None, DEFAULT_POLL
-        watcher = Watcher(scorer, images, folder, Candidates(settle, give_up), events, poll or RESCAN)
+        watcher = Watcher(scorer, images, folder, Candidates(settle, give_up), events, poll or RESCAN, on_row=on_row)
         logger.info(f"Watching {root!r}, writing to {str(folder.table.path)!r}")
         notify("READY=1")
         while not stopped():

@@ -13,7 +13,7 @@ from .candidates import Candidate, Candidates, Signature, signature_of
 from .events import FolderEvents
 from .folder import WatchFolder
 from .reading import Contents, is_partly_filled, read_contents
-from .results import format_row
+from .results import COLUMNS, format_row
 from .scanning import WatchedImages
 from .scoring import Scorer, describe
 from .state import Known
@@ -61,6 +61,7 @@ class Watcher:
         events ([`FolderEvents`], *optional*): tells which files changed. Without it, the folder is listed.
         rescan (`float`): seconds between two listings of the folder.
         clock (`Callable`, *optional*): returns a time in seconds.
+        on_row (`Callable`, *optional*): called with each row after it was written.
 
     Attributes:
         counts (`dict[str, int]`): number of rows written by label, and `"error"`.
@@ -75,9 +76,10 @@ class Watcher:
         events: FolderEvents | None,
         rescan: float,
         clock: Callable[[], float] = time.monotonic,
+        on_row: Callable[[dict[str, Any]], None] | None = None,
     ) -> None:
         self.scorer, self.images, self.folder, self.candidates = scorer, images, folder, candidates
-        self.events, self.rescan, self.clock = events, rescan, clock
+        self.events, self.rescan, self.clock, self.on_row = events, rescan, clock, on_row
         self.counts: dict[str, int] = {}
         self._known: dict[str, Signature] = {}
         self._next_scan = clock()
@@ -242,7 +244,8 @@ class Watcher:
     def _write(self, name: str, row: dict[str, Any], known: Known, stopped: Callable[[], bool]) -> None:
         seconds = row.pop("seconds", None)
         now = datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        line = format_row({"id": encodable(name), **row, "time": now})
+        row = {**dict.fromkeys(COLUMNS), "id": encodable(name), **row, "time": now}
+        line = format_row(row)
         table, state = self.folder.table, self.folder.state
         attempt = 0
         while True:
@@ -260,13 +263,15 @@ class Watcher:
                 time.sleep(WRITE_AGAIN)
         state.confirm()
         self._known[name] = known.signature
-        label = "error" if "error" in row else row["label"]
+        label = row["label"] if row["error"] is None else "error"
         self.counts[label] = self.counts.get(label, 0) + 1
-        if "error" in row:
+        if row["error"] is not None:
             logger.warning(f"{shown(name)}: {shown(row['error'])}")
         else:
-            p_value = f", p-value {row['p_value']:.3g}" if "p_value" in row else ""
+            p_value = "" if row["p_value"] is None else f", p-value {row['p_value']:.3g}"
             logger.info(f"{shown(name)}: {row['score']:.3f} {row['label']}{p_value} ({seconds:.2f} s)")
+        if self.on_row is not None:
+            self.on_row(row)
 
 
 __all__ = ["DEFAULT_POLL", "RESCAN", "Watcher", "start_events"]
