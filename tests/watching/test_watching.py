@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import signal
 import socket
 import sqlite3
@@ -422,7 +423,7 @@ def test_a_crash_loses_and_doubles_nothing(watching, photos, monkeypatch, moment
     with pytest.raises(Crash):
         one.wait(5)
     lines = (one.output / "results.csv").read_bytes().count(b"\n")
-    assert lines == {"before": 1, "recorded": 2, "torn": 2, "written": 3, "confirmed": 2}[moment]
+    assert lines == {"before": 1, "recorded": 2, "torn": 2, "written": 3, "confirmed": 4}[moment]
     one = watching()
     assert one.repaired == {"recorded": "missing", "torn": "torn", "written": "complete"}.get(moment, "")
     one.wait(5)
@@ -635,6 +636,51 @@ def test_events(photos):
     finally:
         events.stop()
     assert not events.is_alive()
+
+
+def test_the_folder_is_replaced(watching, photos):
+    """Its events have to be asked for again."""
+    events = FolderEvents(str(photos), True)
+    one = watching(events=events)
+    events.start()
+    try:
+        one.wait(2)
+        shutil.rmtree(photos)
+        photos.mkdir()
+        (photos / "a.png").write_bytes(content(1))
+        one.wait(6)
+        assert one.ids == ["a.png"]
+        one.watcher.rescan, one.watcher._next_scan = 1e6, one.now + 1e6  # events only
+        (photos / "b.png").write_bytes(content(2))
+        deadline = time.monotonic() + 20
+        while len(one.rows) < 2 and time.monotonic() < deadline:
+            events.wait(0.1)
+            one.wait(3)
+        assert one.ids == ["a.png", "b.png"]
+    finally:
+        events.stop()
+
+
+def test_a_file_that_changes_while_it_is_read(watching, photos, monkeypatch):
+    one, read, changes = watching(), watcher_module.read_contents, []
+
+    def read_and_change(path):
+        with open(path, "rb") as file:
+            before = file.read()
+        if len(changes) < 2:
+            changes.append(path)
+            (photos / "a.png").write_bytes(content(len(changes) + 1))
+            return read(path)._replace(data=before)
+        return read(path)
+
+    monkeypatch.setattr(watcher_module, "read_contents", read_and_change)
+    (photos / "a.png").write_bytes(content(1))
+    one.wait(10)
+    assert len(one.rows) == 1
+    monkeypatch.undo()
+    one.wait(10)
+    assert len(one.rows) == 1
+    assert one.watcher.scorer.detector(str(photos / "a.png"))["score"] == float(one.rows[0]["score"])
 
 
 def test_remote_file_systems(tmp_path, monkeypatch):

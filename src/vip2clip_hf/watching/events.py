@@ -62,6 +62,7 @@ class FolderEvents:
         self._root, self._recursive = os.path.realpath(root), recursive
         self._new_observer = Observer
         self._observer: Any = None
+        self._identity: tuple[int, int] | None = None
         self._lock = threading.Lock()
         self._names: set[str] = set()
         self._rescan = False
@@ -81,6 +82,7 @@ class FolderEvents:
         Raises:
             OSError: if the system refuses, for example because of the limit of watched folders.
         """
+        self._identity = _identity(self._root)
         observer = self._new_observer()
         observer.schedule(self._handler, self._root, recursive=self._recursive)
         observer.start()
@@ -95,8 +97,11 @@ class FolderEvents:
             self._observer = None
 
     def is_alive(self) -> bool:
-        """Whether events are collected."""
-        return self._observer is not None and self._observer.is_alive() and bool(self._observer.emitters)
+        """Whether events of the folder are collected. Not if it was replaced by another one with the same name."""
+        if self._observer is None or not self._observer.is_alive() or _identity(self._root) != self._identity:
+            return False
+        emitters = self._observer.emitters
+        return bool(emitters) and all(emitter.is_alive() for emitter in emitters)
 
     def wait(self, seconds: float) -> None:
         """Wait for an event, but not longer than a time in seconds."""
@@ -130,6 +135,14 @@ class FolderEvents:
                         name = os.path.relpath(os.fsdecode(path), self._root)
                         self._names.add(name.replace(os.sep, "/"))
         self._something.set()
+
+
+def _identity(folder: str) -> tuple[int, int] | None:
+    try:
+        found = os.stat(folder)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 __all__ = ["FolderEvents", "remote_file_system"]

@@ -35,15 +35,16 @@ def read_contents(path: str) -> Contents:
         path (`str`): the file.
 
     Returns:
-        [`Contents`]: its contents, with the signature of the same opened file.
+        [`Contents`]: its contents and its signature, which differs from an earlier one if the file was changed or
+        replaced while it was read.
 
     Raises:
         OSError: if the file cannot be read.
     """
     with open(path, "rb") as file:
         data = file.read()
-        found = os.fstat(file.fileno())
-    return Contents(data, digest_of(data), signature_of(found))
+    # Of the path, as all other signatures: on some file systems, that of an opened file differs.
+    return Contents(data, digest_of(data), signature_of(os.stat(path)))
 
 
 def is_partly_filled(data: bytes) -> bool:

@@ -142,6 +142,7 @@ def watch_folder(
                 else:
                     time.sleep(wait)
         notify("STOPPING=1")
+        watcher.confirm()
         return watcher.counts
     finally:
         if events is not None:

@@ -84,6 +84,7 @@ class Watcher:
         self._known: dict[str, Signature] = {}
         self._next_scan = clock()
         self._is_lost = False
+        self._is_confirmed = True
 
     def step(self, stopped: Callable[[], bool] = lambda: False) -> float:
         """
@@ -105,9 +106,17 @@ class Watcher:
         candidate = self.candidates.pop(self.clock())
         if candidate is not None:
             self._look(candidate, stopped)
+        else:
+            self.confirm()
         due = self.candidates.next_due()
         times = [self._next_scan] if due is None else [self._next_scan, due]
         return max(0.0, min(times) - self.clock())
+
+    def confirm(self) -> None:
+        """Record that the last row is in the table. Not after each row, because it waits for the disk."""
+        if not self._is_confirmed:
+            self.folder.state.confirm()
+            self._is_confirmed = True
 
     def _collect(self) -> None:
         if self.events is None:
@@ -140,19 +149,16 @@ class Watcher:
             return
         if self._is_lost:
             logger.info(f"{self.images.root!r} can be read again.")
-        if self._is_lost or (self.events is not None and not self.events.is_alive()):
-            self._restart_events()
+        if self.events is not None and (self._is_lost or not self.events.is_alive()):
+            logger.info(f"Watching {self.images.root!r} again.")
+            self.events.stop()
+            if not start_events(self.events):
+                self.events, self.rescan = None, DEFAULT_POLL
         self._is_lost = False
         for _, name in sorted(new):
             self.candidates.add(name, self.clock(), found.pop(name))
         self._known = found
         self._next_scan = self.clock() + self.rescan
-
-    def _restart_events(self) -> None:
-        if self.events is not None:
-            self.events.stop()
-            if not start_events(self.events):
-                self.events, self.rescan = None, DEFAULT_POLL
 
     def _is_known(self, name: str, signature: Signature) -> bool:
         known = self.folder.state.known(name)
@@ -186,6 +192,10 @@ class Watcher:
             return
         if contents.signature != signature:  # changed while it was read
             self.candidates.looked(candidate, contents.signature, self.clock())
+            return
+        if len(contents.data) != signature.size and not self.candidates.is_over(candidate, self.clock()):
+            # A share can report an old size for a while.
+            self.candidates.fail(candidate, "its size is not known yet", self.clock(), retry=True)
             return
         self._process(candidate, contents, stopped)
 
@@ -261,7 +271,7 @@ class Watcher:
                 if stopped():
                     raise
                 time.sleep(WRITE_AGAIN)
-        state.confirm()
+        self._is_confirmed = False
         self._known[name] = known.signature
         label = row["label"] if row["error"] is None else "error"
         self.counts[label] = self.counts.get(label, 0) + 1
