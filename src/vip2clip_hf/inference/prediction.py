@@ -20,7 +20,7 @@ from .folder import PredictionFolder
 from .image_files import check_room
 from .images import as_images
 from .loop import predict_chunks
-from .settings import scoring_settings
+from .settings import calibrated_with, scoring_settings
 
 
 def predict_to_folder(
@@ -145,7 +145,12 @@ def predict_to_folder(
         "maps": maps,
         "chunk_size": chunk_size,
     }
-    more = {"model": name, "versions": versions(), "decoding": decoding()}
+    more = {
+        "model": name,
+        "versions": versions(),
+        "decoding": decoding(),
+        "calibrated_with": calibrated_with(decision),
+    }
     rank, world_size = world()
     error: Exception | None = None
     num_finished = None

@@ -5,11 +5,14 @@ from typing import Any
 
 from ..models.loading import SCORING_VERSION, model_checksum, processor_settings
 from ..models.vip2clip.arguments_vip2clip import label_names
+from ..models.vip2clip.decision_config_vip2clip import DecisionConfig
 from ..models.vip2clip.pipeline_anomaly_detection import AnomalyDetectionPipeline
 
 
 # Settings that are compared by the contents of the images, or may differ.
-FREE_SETTINGS = ("num_images", "ids_sha256", "model", "versions", "decoding")
+FREE_SETTINGS = ("num_images", "ids_sha256", "model", "versions", "decoding", "calibrated_with")
+# Parts of the calibration that a reader of the results wants to know.
+CALIBRATED_WITH = ("method", "false_alarm_rate", "recall", "num_images", "num_anomalous", "leave_one_out", "date")
 # How an error message refers to a setting; by default, "KEY setting".
 _TITLES = {
     "model_checksum": "model", "image_processor": "image processor", "dtype": "dtype", "source": "source",
@@ -44,6 +47,20 @@ def scoring_settings(detector: AnomalyDetectionPipeline, threshold: tuple[float,
     }
 
 
+def calibrated_with(decision: DecisionConfig) -> dict[str, Any] | None:
+    """
+    Describe the calibration of a checkpoint, for readers of the results.
+
+    Args:
+        decision ([`DecisionConfig`]): settings of the decisions.
+
+    Returns:
+        `dict[str, Any]`, *optional*: method, rate, number of images and date. `None` without a calibration.
+    """
+    found = decision.calibration
+    return None if found is None else {name: found[name] for name in CALIBRATED_WITH if name in found}
+
+
 def explain_differences(found: dict[str, Any], settings: dict[str, Any]) -> str:
     """
     Compare the settings of two predictions.
@@ -65,4 +82,4 @@ def explain_differences(found: dict[str, Any], settings: dict[str, Any]) -> str:
     return " and ".join(texts)
 
 
-__all__ = ["FREE_SETTINGS", "explain_differences", "scoring_settings"]
+__all__ = ["CALIBRATED_WITH", "FREE_SETTINGS", "calibrated_with", "explain_differences", "scoring_settings"]

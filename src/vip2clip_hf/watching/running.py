@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ..inference.settings import scoring_settings
+from ..inference.settings import calibrated_with, scoring_settings
 from ..models.vip2clip.arguments_vip2clip import is_finite
 from ..models.vip2clip.pipeline_anomaly_detection import AnomalyDetectionPipeline
 from ..utils.versions import versions
@@ -123,9 +123,8 @@ def watch_folder(
             "heatmaps": heatmaps,
             "new_only": new_only,
         }
-        repaired = folder.open(
-            settings, {"model": name, "versions": versions()}, lambda: _existing(images) if new_only else ()
-        )
+        more = {"model": name, "versions": versions(), "calibrated_with": calibrated_with(detector.decision)}
+        repaired = folder.open(settings, more, lambda: _existing(images) if new_only else ())
         if repaired in REPAIRS:
             logger.warning(f"{str(folder.table.path)!r} {REPAIRS[repaired]}")
         if events is not None and not start_events(events):
