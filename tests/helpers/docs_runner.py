@@ -21,7 +21,7 @@ from vip2clip_hf.cli import app
 MODULES = ("benchmarks", "training.build_tiny")
 SHELL = ("bash", "sh", "console")
 # Languages of blocks that are not run.
-SHOWN = ("bibtex",)
+SHOWN = ("bibtex", "ini")
 _FENCE = re.compile(r"^( *)(```+|~~~+) *([\w+-]*)[^\n]*\n(.*?)^\1\2 *$", re.DOTALL | re.MULTILINE)
 _NUMBER = re.compile(r"-?\d[\d,]*\.?\d*(?:e[+-]?\d+)?")
 

@@ -35,9 +35,9 @@ PAGES = {
 }
 SLOW = (
     "docs/baselines.md", "docs/bulk.md", "docs/calibration.md", "docs/compare.md", "docs/data.md",
-    "docs/deployment.md", "docs/detectors.md", "docs/evaluation.md", "docs/export.md", "docs/performance.md",
-    "docs/pictures.md", "docs/quickstart.md", "docs/references.md", "docs/reports.md", "docs/reproduction.md",
-    "docs/training.md", "training/README.md",
+    "docs/deployment.md", "docs/detectors.md", "docs/endpoints.md", "docs/evaluation.md", "docs/export.md",
+    "docs/performance.md", "docs/pictures.md", "docs/quickstart.md", "docs/references.md", "docs/reports.md",
+    "docs/reproduction.md", "docs/training.md", "docs/watch.md", "training/README.md",
 )  # fmt: skip
 # Packages that a page needs and that may be missing.
 NEEDS = {"docs/export.md": ("onnx", "onnxscript", "onnxruntime")}
@@ -46,6 +46,8 @@ NEEDS = {"docs/export.md": ("onnx", "onnxscript", "onnxruntime")}
 NOT_RUN = {
     r"pip install .*": "installs into the environment",
     r"vip2clip app.*": "serves until it is stopped; run in a browser by test_app_browser.py",
+    r"vip2clip watch .*": "runs until it is stopped; run by tests/watching",
+    r"vip2clip push .*": "publishes; run with a stub of the Hub by tests/hub/test_endpoint.py",
     r"make (demo|test|test-all|docs).*": "creates an environment, or runs this test; its steps are tested separately",
     r"python -m benchmarks .*": "takes minutes",
     r"vip2clip reproduce (all|tables).*": "takes minutes; run by tests/reproduction/test_small_plan.py",

@@ -24,7 +24,7 @@ LAYERS = (
     ("calibration", "training"),
     ("baselines",),
     ("reporting",),
-    ("export", "hub", "plotting", "references"),
+    ("export", "hub", "plotting", "references", "watching"),
     ("comparison",),
     ("reproduction",),
     ("app", "demo"),
