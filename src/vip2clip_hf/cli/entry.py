@@ -24,6 +24,7 @@ from .export import export
 from .options import expand_user
 from .predict import predict
 from .reproduce import reproduce
+from .serve import serve
 from .train import TRAIN_SETTINGS, train
 
 
@@ -32,7 +33,7 @@ COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
     "Use": {"predict": predict, "adapt": adapt, "calibrate": calibrate, "app": app_page, "demo": demo},
     "Train": {"data": data, "build-backbone": build_backbone, "train": train},
     "Evaluate": {"evaluate": evaluate, "compare": compare, "reproduce": reproduce},
-    "Ship": {"convert": convert, "export": export},
+    "Ship": {"convert": convert, "export": export, "serve": serve},
 }
 EXIT_CODES = (
     "Exit codes: 0 success, 1 error, 2 wrong usage, 3 success, but some images or checks failed, 130 interrupted, 141 "
