@@ -21,8 +21,6 @@ from .options import (
 )
 
 
-
-
 def serve(
     model: Model = None,
     host: Annotated[

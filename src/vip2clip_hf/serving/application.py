@@ -94,6 +94,7 @@ def create_server_app(
         openapi_url="/openapi.json",
     )
     app.add_middleware(Guard, settings=settings, metrics=metrics, local=local)
+    app.state.service = service
     _add_errors(app)
     _add_paths(app, service, name)
     return app
@@ -107,9 +108,7 @@ def _start(service: Service, detector: Any) -> None:
     service.start(engine)
 
 
-async def _load(
-    service: Service, load: Callable[[], Any], failed: Callable[[BaseException], None] | None
-) -> None:
+async def _load(service: Service, load: Callable[[], Any], failed: Callable[[BaseException], None] | None) -> None:
     """Load the model in a thread that does not keep the process from ending."""
     loop = asyncio.get_running_loop()
     loaded: asyncio.Future[None] = loop.create_future()
@@ -180,8 +179,12 @@ def _add_paths(app: FastAPI, service: Service, name: str) -> None:
         limits = {key: getattr(settings, key) for key in ("max_images", "max_file_bytes", "max_pixels")}
         return JSONResponse({"model": name, "version": __version__, **model, **limits})
 
-    @app.post("/predict", summary="Score photos and locate defects.", responses=RESPONSES,
-              openapi_extra={"requestBody": BODY})
+    @app.post(
+        "/predict",
+        summary="Score photos and locate defects.",
+        responses=RESPONSES,
+        openapi_extra={"requestBody": BODY},
+    )
     async def predict(
         request: Request,
         heatmap: Flag = False,

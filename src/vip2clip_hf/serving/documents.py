@@ -1,6 +1,7 @@
 """The page `/docs`: the OpenAPI description as plain HTML, without scripts and without files of other servers."""
 
 import json
+from collections.abc import Sequence
 from html import escape
 from typing import Any
 
@@ -69,13 +70,13 @@ def _operation(path: str, method: str, operation: dict[str, Any]) -> list[str]:
         ]
         parts.append(_table(("parameter", "type", "default", "description"), rows))
     if body := operation.get("requestBody"):
-        rows = [(kind, found.get("description", "")) for kind, found in body["content"].items()]
-        parts.append(_table(("body", "content"), rows))
-    rows = [
+        kinds = [(kind, found.get("description", "")) for kind, found in body["content"].items()]
+        parts.append(_table(("body", "content"), kinds))
+    statuses = [
         (status, ", ".join(found.get("content", {})), found["description"])
         for status, found in operation["responses"].items()
     ]
-    return [*parts, _table(("status", "type", "description"), rows)]
+    return [*parts, _table(("status", "type", "description"), statuses)]
 
 
 def _type(schema: dict[str, Any]) -> str:
@@ -91,7 +92,7 @@ def _type(schema: dict[str, Any]) -> str:
     return schema.get("type", "any")
 
 
-def _table(titles: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def _table(titles: tuple[str, ...], rows: Sequence[tuple[Any, ...]]) -> str:
     head = "".join(f"<th>{escape(title)}</th>" for title in titles)
     lines = ["".join(f"<td>{escape(str(cell))}</td>" for cell in row) for row in rows]
     return f"<table><tr>{head}</tr>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>"

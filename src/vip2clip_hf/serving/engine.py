@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from PIL import Image
 
-from ..models.vip2clip.arguments_vip2clip import threshold_pair
+from ..models.vip2clip.arguments_vip2clip import label_names, threshold_pair
 from ..models.vip2clip.fingerprint_vip2clip import is_calibrated
 from ..models.vip2clip.image_notices_vip2clip import collect_notices
 from ..models.vip2clip.pipeline_anomaly_detection import AnomalyDetectionPipeline
@@ -115,7 +115,7 @@ class Engine:
         Returns:
             [`AnomalyDetectionResult`]: result of the pipeline.
         """
-        return self.detector.postprocess(outputs, **{**self.detector._postprocess_params, "regions": regions})  # type: ignore[return-value]
+        return self.detector.postprocess(outputs, **{**self.detector._postprocess_params, "regions": regions})
 
     def describe(self) -> dict[str, Any]:
         """
@@ -132,7 +132,7 @@ class Engine:
         )
         return {
             "image_size": detector.model.config.image_size,
-            "labels": list(detector.model.config.id2label.values()),
+            "labels": list(label_names(detector.model.config.id2label)),
             "image_threshold": thresholds[0],
             "pixel_threshold": thresholds[1],
             "calibrated": is_calibrated(detector.model, settings, decision),
@@ -173,7 +173,9 @@ def measure_photo(content: bytes, max_pixels: int) -> int:
         raise OSError("The file cannot be read as an image; expected a photo such as JPEG, PNG or TIFF.") from error
     with contextlib.closing(image):
         if image.format not in FORMATS:
-            raise ValueError(f"The format of the file is {image.format}; expected one of {', '.join(sorted(FORMATS))}.")
+            raise ValueError(
+                f"The format of the file is {image.format}; expected one of {', '.join(sorted(FORMATS))}."
+            )
         if image.width * image.height > max_pixels:
             raise ValueError(
                 f"The photo has {image.width:,} x {image.height:,} pixels; expected at most {max_pixels:,} in total."

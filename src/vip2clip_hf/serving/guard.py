@@ -105,7 +105,8 @@ class Guard:
         start, headers = time.perf_counter(), Headers(scope=scope)
         asked = headers.get("x-request-id", "")
         request_id = asked if _REQUEST_ID.fullmatch(asked) else uuid.uuid4().hex
-        facts = scope.setdefault("state", {})["facts"] = {}
+        facts: dict[str, Any] = {}
+        scope.setdefault("state", {})["facts"] = facts
         status = 0
 
         async def reply(message: Message) -> None:

@@ -35,7 +35,10 @@ class ServerMetrics:
     def __init__(self) -> None:
         registry = self._registry = CollectorRegistry()
         self.requests = Counter(
-            "vip2clip_requests", "Requests by path, method and status.", ["path", "method", "status"], registry=registry
+            "vip2clip_requests",
+            "Requests by path, method and status.",
+            ["path", "method", "status"],
+            registry=registry,
         )
         self.request_seconds = Histogram(
             "vip2clip_request_seconds", "Duration of requests.", ["path"], buckets=_SECONDS, registry=registry
@@ -43,7 +46,9 @@ class ServerMetrics:
         self.images = Counter("vip2clip_images", "Photos by outcome.", ["outcome"], registry=registry)
         self.predictions = Counter("vip2clip_predictions", "Photos by label.", ["label"], registry=registry)
         self.scores = Histogram("vip2clip_score", "Scores of photos.", buckets=_SCORES, registry=registry)
-        self.batch_images = Histogram("vip2clip_batch_images", "Photos per batch.", buckets=_BATCHES, registry=registry)
+        self.batch_images = Histogram(
+            "vip2clip_batch_images", "Photos per batch.", buckets=_BATCHES, registry=registry
+        )
         self.batch_seconds = Histogram(
             "vip2clip_batch_seconds", "Duration of the model for a batch.", buckets=_SECONDS, registry=registry
         )

@@ -181,8 +181,8 @@ def check_exposure(address: str, settings: ServerSettings, allow_anonymous: bool
         return None
     if not allow_anonymous:
         raise ValueError(
-            f"The address {address} can be reached from the network, and there is no API key; expected the environment "
-            f"variable {API_KEY}, a loopback address such as 127.0.0.1, or --allow-anonymous."
+            f"The address {address} can be reached from the network, and there is no API key; expected the "
+            f"environment variable {API_KEY}, a loopback address such as 127.0.0.1, or --allow-anonymous."
         )
     return (
         f"Warning: the address {address} can be reached from the network, and there is no API key. Anyone who reaches "

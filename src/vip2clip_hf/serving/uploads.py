@@ -158,7 +158,9 @@ def _too_many(settings: ServerSettings) -> HTTPException:
 
 def _file(name: str, content: bytes, settings: ServerSettings) -> Upload:
     if len(content) > settings.max_file_bytes:
-        error = PhotoError(413, f"The photo is larger than {settings.max_file_bytes:,} bytes, the limit of the server.")
+        error = PhotoError(
+            413, f"The photo is larger than {settings.max_file_bytes:,} bytes, the limit of the server."
+        )
         return Upload(name, b"", error)
     return Upload(name, content)
 
