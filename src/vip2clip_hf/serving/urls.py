@@ -215,7 +215,7 @@ def _limited(sock: socket.socket, deadline: float) -> Iterator[None]:
 def _reason(error: Exception) -> str:
     """Kind of an error, without addresses of the network."""
     if isinstance(error, ssl.SSLError):
-        return f"TLS: {error.reason or 'failed'}"
+        return f"TLS: {getattr(error, 'reason', None) or 'failed'}"
     return getattr(error, "strerror", None) or type(error).__name__
 
 
