@@ -127,8 +127,8 @@ def test_addresses_are_checked(server, monkeypatch):
         monkeypatch.setattr(socket, "getaddrinfo", lambda *args, found=found, **kwargs: found)
         with pytest.raises(FetchError, match="not public"):
             UrlFetcher(hosts, 2000, 5).fetch("http://photos.example/a.png")
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: resolve("169.254.169.254", 80))
     with pytest.raises(FetchError, match="not public"):
-        monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: resolve("169.254.169.254", 80))
         UrlFetcher(hosts, 2000, 5, allow_private=True).fetch("http://photos.example/a.png")
     assert len(server.asked) == before
 
