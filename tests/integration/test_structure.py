@@ -26,7 +26,7 @@ LAYERS = (
     ("export", "hub", "plotting", "references"),
     ("comparison",),
     ("reproduction",),
-    ("app", "demo"),
+    ("app", "demo", "serving"),
     ("cli",),
     ("__main__",),
 )
