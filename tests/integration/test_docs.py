@@ -36,8 +36,8 @@ PAGES = {
 SLOW = (
     "docs/baselines.md", "docs/bulk.md", "docs/calibration.md", "docs/compare.md", "docs/data.md",
     "docs/deployment.md", "docs/detectors.md", "docs/evaluation.md", "docs/export.md", "docs/performance.md",
-    "docs/pictures.md", "docs/quickstart.md", "docs/references.md", "docs/reproduction.md", "docs/serve.md", "docs/training.md",
-    "training/README.md",
+    "docs/pictures.md", "docs/quickstart.md", "docs/references.md", "docs/reproduction.md", "docs/serve.md",
+    "docs/training.md", "training/README.md",
 )  # fmt: skip
 # Packages that a page needs and that may be missing.
 NEEDS = {

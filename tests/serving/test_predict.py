@@ -72,12 +72,12 @@ def calibrated(detector) -> AnomalyDetectionPipeline:
 
 
 @pytest.mark.parametrize("kind", [None, tiled, with_references, calibrated])
-@pytest.mark.parametrize(("max_batch", "tolerance"), [(1, 0), (8, 1e-6)])
+@pytest.mark.parametrize(("max_batch", "tolerance"), [(1, 0), (5, 1e-6)])
 def test_same_as_the_pipeline(start, detector, photos, kind, max_batch, tolerance):
     """One photo at a time bit for bit, and in a batch to 1e-6. With tiles, photos with and without tiles are mixed."""
     detector = detector if kind is None else kind(detector)
     expected = [detector({"bytes": photo}, regions=True, heatmap=True) for photo in photos]
-    client = start(detector, max_batch=max_batch, max_wait=500 if max_batch > 1 else 0)
+    client = start(detector, max_batch=max_batch, max_wait=60_000 if max_batch > 1 else 0)
     response = client.post("/predict", files=files(photos), params=EVERYTHING)
     assert response.status_code == 200
     results = response.json()["results"]
@@ -109,6 +109,20 @@ def test_forms_of_requests_and_responses(start, detector, photos):
     assert "one photo" in two.json()["detail"]
     bad = client.post("/predict", content=b"no photo", headers={"Content-Type": "image/png", "Accept": "image/png"})
     assert (bad.status_code, bad.headers["content-type"]) == (422, "application/json")
+
+
+def test_nothing_is_written_to_the_disk(start, monkeypatch):
+    """Large uploads stay in memory."""
+    import tempfile
+
+    def write(*args, **kwargs):
+        raise AssertionError("an upload was written to the disk")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", write)
+    noise = np.random.default_rng(0).integers(0, 256, (700, 700, 3), dtype=np.uint8)
+    large = as_png(Image.fromarray(noise))
+    assert len(large) > 2**20
+    assert start().post("/predict", files=files([large])).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -209,7 +223,7 @@ def test_a_fault_of_the_model_fails_one_photo(start, detector, photos, monkeypat
             raise RuntimeError("secret of the machine")
         return forward(pixel_values=pixel_values, **kwargs)
 
-    client = start(max_wait=500)
+    client = start(max_batch=3, max_wait=60_000)
     monkeypatch.setattr(detector.model, "forward", faulty)
     white = as_png(Image.new("RGB", (40, 40), "white"))
     with caplog.at_level(logging.ERROR):

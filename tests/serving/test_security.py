@@ -320,3 +320,15 @@ def test_a_closed_output_does_not_stop_the_server(start, monkeypatch, caplog):
         assert client.get("/health").status_code == 200
         monkeypatch.undo()
     assert caplog.text == ""
+
+
+def test_missing_packages(monkeypatch):
+    """The message names the extra."""
+    import sys
+
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    result = CliRunner().invoke(command, ["serve", "--port", "0"])
+    assert result.exit_code == 1
+    assert "The server needs uvicorn, which is not installed: pip install 'vip2clip_hf[serve]'" in str(
+        result.exception
+    )

@@ -127,7 +127,8 @@ def serve(
     if (tls_cert is None) != (tls_key is None):
         raise usage_error("--tls-cert and --tls-key belong together; pass both.")
     require("serve", "The server", "fastapi", "uvicorn", "prometheus_client", "python_multipart", "scipy", load=False)
-    from ..serving.settings import ServerSettings, api_key_from_environment
+    from ..serving.keys import api_key_from_environment
+    from ..serving.settings import ServerSettings
 
     try:
         settings = ServerSettings(

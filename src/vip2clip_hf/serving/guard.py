@@ -1,14 +1,9 @@
 """What every request passes: names of the server, origins, the API key, the log and metrics."""
 
-import hashlib
-import hmac
-import json
 import logging
 import re
-import sys
 import time
 import uuid
-from datetime import datetime, timezone
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -16,6 +11,8 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..utils.addresses import is_loopback
+from .access_log import access_line, print_line
+from .keys import same_key
 from .metrics import ServerMetrics
 from .settings import ServerSettings
 
@@ -48,21 +45,6 @@ def host_name(authority: str) -> str:
     """
     found = re.fullmatch(r"\[([^\]]*)\](?::\d*)?|([^:\[\]]*)(?::\d*)?", authority.strip().lower())
     return "" if found is None else (found[1] or found[2] or "").rstrip(".")
-
-
-def same_key(given: str | None, expected: str) -> bool:
-    """
-    Compare keys in a time that depends on neither of them.
-
-    Args:
-        given (`str`, *optional*): key of a request.
-        expected (`str`): key of the server.
-
-    Returns:
-        `bool`: whether they are equal.
-    """
-    one, two = (hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest() for key in (given or "", expected))
-    return hmac.compare_digest(one, two)
 
 
 def given_key(headers: Headers) -> str | None:
@@ -168,46 +150,4 @@ class Guard:
             print_line(access_line(scope, request_id, status, seconds, facts))
 
 
-def access_line(scope: Scope, request_id: str, status: int, seconds: float, facts: dict[str, Any]) -> str:
-    """
-    Write the line of the log for a request. It contains neither names of photos, nor queries, nor keys.
-
-    Args:
-        scope (`Scope`): the request.
-        request_id (`str`): its id.
-        status (`int`): status of the response, 0 if there was none.
-        seconds (`float`): duration.
-        facts (`dict[str, Any]`): `images`, `failed` and `bytes` of a prediction; `status` if it is not that of a
-            response.
-
-    Returns:
-        `str`: JSON without line breaks.
-    """
-    client = scope.get("client")
-    line: dict[str, Any] = {
-        "time": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
-        "request_id": request_id,
-        "client": client[0] if client else None,
-        "method": scope["method"],
-        "path": scope["path"][:200],
-        "status": status,
-        "seconds": round(seconds, 4),
-    }
-    return json.dumps({**line, **facts})
-
-
-def print_line(text: str) -> None:
-    """
-    Print a line of the log. A closed or full standard output does not stop the server.
-
-    Args:
-        text (`str`): the line.
-    """
-    try:
-        sys.stdout.write(f"{text}\n")
-        sys.stdout.flush()
-    except (OSError, ValueError, AttributeError):
-        logger.debug("A line of the log could not be written.", exc_info=True)
-
-
-__all__ = ["KNOWN_PATHS", "OPEN_PATHS", "Guard", "access_line", "given_key", "host_name", "print_line", "same_key"]
+__all__ = ["KNOWN_PATHS", "OPEN_PATHS", "Guard", "given_key", "host_name"]

@@ -7,7 +7,8 @@ from fastapi import Query, Request
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
-from .service import Answer, PhotoError, Service, Upload, Wanted
+from .records import Answer, PhotoError, Upload, Wanted
+from .service import Service
 from .uploads import Body, busy, read_uploads
 
 

@@ -1,16 +1,12 @@
 """Settings of the server."""
 
-import os
 import re
 from dataclasses import dataclass, field
 
 from ..utils.addresses import is_loopback
+from .keys import API_KEY, check_api_key
 
 
-# Environment variable with the API key.
-API_KEY = "VIP2CLIP_API_KEY"
-# Fewest characters of an API key. Shorter ones can be guessed.
-MIN_KEY_LENGTH = 16
 MEGABYTE = 1024 * 1024
 # Largest part of a request that is not a photo: boundaries and headers of a multipart body, or a list of URLs.
 OVERHEAD = MEGABYTE
@@ -121,47 +117,6 @@ class ServerSettings:
         return min(self.max_images * self.max_file_bytes, self.max_upload_bytes) + OVERHEAD
 
 
-def check_api_key(key: str) -> str:
-    """
-    Check an API key.
-
-    Args:
-        key (`str`): the key.
-
-    Returns:
-        `str`: the key.
-
-    Raises:
-        ValueError: if it is too short, or contains characters that a header cannot contain. The message does not
-            contain the key.
-    """
-    if len(key) < MIN_KEY_LENGTH or not re.fullmatch(r"[\x21-\x7e]+", key):
-        raise ValueError(
-            f"The API key has {len(key)} characters; expected at least {MIN_KEY_LENGTH}, all ASCII and without "
-            "spaces. To create one: python -c 'import secrets; print(secrets.token_urlsafe(32))'"
-        )
-    return key
-
-
-def api_key_from_environment() -> str | None:
-    """
-    Read the API key from the environment variable `VIP2CLIP_API_KEY`.
-
-    Returns:
-        `str`, *optional*: the key, or `None` if the variable is not set.
-
-    Raises:
-        ValueError: if the variable is empty, or the key is too short.
-    """
-    found = os.environ.get(API_KEY)
-    if found is None:
-        return None
-    try:
-        return check_api_key(found.strip())
-    except ValueError as error:
-        raise ValueError(f"{API_KEY}: {error}") from error
-
-
 def check_exposure(address: str, settings: ServerSettings, allow_anonymous: bool) -> str | None:
     """
     Check that a server that others can reach needs a key.
@@ -190,11 +145,4 @@ def check_exposure(address: str, settings: ServerSettings, allow_anonymous: bool
     )
 
 
-__all__ = [
-    "API_KEY",
-    "MEGABYTE",
-    "ServerSettings",
-    "api_key_from_environment",
-    "check_api_key",
-    "check_exposure",
-]
+__all__ = ["MEGABYTE", "ServerSettings", "check_exposure"]

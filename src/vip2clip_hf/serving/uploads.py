@@ -11,7 +11,8 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
 from .limits import Budget
-from .service import PhotoError, Service, Upload
+from .records import PhotoError, Upload
+from .service import Service
 from .settings import MEGABYTE, ServerSettings
 
 
@@ -20,6 +21,12 @@ _LONGEST_NAME = 200
 # Largest list of URLs.
 _MAX_JSON = MEGABYTE
 _KINDS = "multipart/form-data with photos, one photo as image/jpeg (or another image type), or application/json"
+
+
+class _InMemory(MultiPartParser):
+    """Keeps photos in memory: nothing is written to the disk."""
+
+    spool_max_size = max_file_size = sys.maxsize  # the name depends on the version
 
 
 def busy(service: Service, message: str) -> HTTPException:
@@ -166,9 +173,7 @@ def _file(name: str, content: bytes, settings: ServerSettings) -> Upload:
 
 
 async def _files(request: Request, body: Body, settings: ServerSettings) -> list[Upload]:
-    parser = MultiPartParser(request.headers, body.stream(), max_files=settings.max_images, max_fields=8)
-    # Photos are kept in memory: nothing is written to the disk.
-    parser.spool_max_size = sys.maxsize
+    parser = _InMemory(request.headers, body.stream(), max_files=settings.max_images, max_fields=8)
     try:
         form = await parser.parse()
     except MultiPartException as error:
@@ -186,6 +191,7 @@ async def _files(request: Request, body: Body, settings: ServerSettings) -> list
                 continue
             name = (value.filename or field)[-_LONGEST_NAME:]
             found.append(_file(name, await value.read(), settings))
+            await value.close()  # it has a copy of the content
     finally:
         await form.close()
     return found
