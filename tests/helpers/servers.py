@@ -71,7 +71,7 @@ class ServerProcess:
         """Lines of the log of requests."""
         return [json.loads(line) for line in self.out.read_text(encoding="utf-8").splitlines() if line.startswith("{")]
 
-    def wait_for(self, found: Callable[[], object], seconds: float = 120):
+    def wait_for(self, found: Callable[[], object], seconds: float = 300):
         deadline = time.monotonic() + seconds
         while True:
             value = found()
@@ -100,7 +100,7 @@ class ServerProcess:
 
     def request(self, method: str, path: str, body=None, headers=None, address=None) -> tuple[int, bytes, dict]:
         """Send a request on a new connection. Returns status, content and headers."""
-        connection = http.client.HTTPConnection(*(address or self.address()), timeout=120)
+        connection = http.client.HTTPConnection(*(address or self.address()), timeout=900)
         try:
             connection.request(method, path, body=body, headers=headers or {})
             response = connection.getresponse()
@@ -111,7 +111,7 @@ class ServerProcess:
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Send a signal, and return the exit code."""
         self.process.send_signal(number)
-        return self.process.wait(timeout=120)
+        return self.process.wait(timeout=900)
 
     def close(self):
         if self.process.poll() is None:

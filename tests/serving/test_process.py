@@ -124,13 +124,13 @@ def _answers(server, address) -> bool:
 def test_errors_of_the_start(tmp_path):
     """Without a model, or with a port that is in use, the command ends with one line and exit code 1."""
     with serving(["--model", str(tmp_path / "absent")], tmp_path) as server:
-        assert server.process.wait(timeout=120) == 1
+        assert server.process.wait(timeout=600) == 1
         assert "absent" in server.errors.splitlines()[-1]
         assert server.errors.splitlines()[-1].startswith("Error: ")
         assert "Traceback" not in server.errors
     taken = socket.create_server(("127.0.0.1", 0))
     with taken, serving(["--port", str(taken.getsockname()[1])], tmp_path) as server:
-        assert server.process.wait(timeout=120) == 1
+        assert server.process.wait(timeout=600) == 1
         assert "cannot be bound" in server.errors
 
 
@@ -174,7 +174,7 @@ def test_tls(contents, tmp_path):
         assert server.stop() == 0
     (tmp_path / "key.pem").write_text("no key")
     with serving(["--device", "cpu", *files], tmp_path) as server:
-        assert server.process.wait(timeout=120) == 1
+        assert server.process.wait(timeout=600) == 1
         assert "certificate or its key cannot be used" in server.errors
 
 
