@@ -27,7 +27,7 @@ LAYERS = (
     ("export", "hub", "plotting", "references", "watching"),
     ("comparison",),
     ("reproduction",),
-    ("app", "demo"),
+    ("app", "demo", "serving"),
     ("cli",),
     ("__main__",),
 )

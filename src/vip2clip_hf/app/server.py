@@ -5,7 +5,6 @@
 """
 
 import contextlib
-import ipaddress
 import os
 import shutil
 import signal
@@ -20,6 +19,7 @@ from PIL import Image
 
 from ..checkpoints.bundled import bundled_checkpoint
 from ..models.vip2clip.pipeline_anomaly_detection import AnomalyDetectionPipeline
+from ..utils.addresses import is_loopback
 from .results import MAX_FILE_SIZE, MAX_IMAGES, PhotoInspector
 
 
@@ -77,22 +77,6 @@ def _model_name(model: str | os.PathLike | AnomalyDetectionPipeline | None) -> s
     if isinstance(model, AnomalyDetectionPipeline):
         model = getattr(model.model, "name_or_path", "") or "a pipeline"
     return os.path.basename(os.path.abspath(model)) if os.path.isdir(model) else str(model)
-
-
-def is_loopback(host: str) -> bool:
-    """
-    Check whether a host can be reached from this machine only.
-
-    Args:
-        host (`str`): IP address or host name.
-
-    Returns:
-        `bool`: True for "localhost" and loopback addresses; False for any other name.
-    """
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 @contextlib.contextmanager

@@ -27,6 +27,7 @@ from .predict import predict
 from .push import push
 from .report import report
 from .reproduce import reproduce
+from .serve import serve
 from .train import TRAIN_SETTINGS, train
 from .watch import watch
 
@@ -44,7 +45,7 @@ COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
     },
     "Train": {"data": data, "build-backbone": build_backbone, "train": train},
     "Evaluate": {"evaluate": evaluate, "compare": compare, "reproduce": reproduce},
-    "Ship": {"convert": convert, "export": export, "push": push},
+    "Ship": {"convert": convert, "export": export, "push": push, "serve": serve},
 }
 EXIT_CODES = (
     "Exit codes: 0 success, 1 error, 2 wrong usage, 3 success, but some images or checks failed, 130 interrupted, 141 "
