@@ -5,7 +5,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from ..models.vip2clip.results_vip2clip import AnomalyDetectionResult
 from ..utils.extras import extra
 from .downloads import table_rows
 from .good_photos import COMPARE, THRESHOLDS, use_good_photos
@@ -38,7 +37,7 @@ class Endpoints:
             raise gr.Error(problems[0][1], print_exception=False)
         inspector, result = self.handlers.configured(session), results[0]
         opened = self.inspector.read(result.path, result.name) if heatmap else None
-        found = AnomalyDetectionResult(inspector.inspect(result, self.handlers.thresholds(session), opened))
+        found = inspector.inspect(result, self.handlers.thresholds(session), opened)
         return found.to_dict(mask=forms[mask], heatmap="png" if heatmap else None)  # type: ignore[arg-type]
 
     def predict_table(self, photos: list[str], session: Session) -> dict[str, Any]:
@@ -48,8 +47,9 @@ class Endpoints:
         return {"rows": table_rows(self.handlers.configured(session), results, problems, thresholds)}
 
     def good_photos(self, photos: list[str], false_alarm_rate: float, use: str, session: Session) -> dict[str, Any]:
-        """Compare all later photos of this client with photos of good parts, and choose thresholds from them. A rate of 0
-        is the default."""
+        """Compare all later photos of this client with photos of good parts, and choose thresholds from them.
+
+        A rate of 0 stands for 5 %, or the smallest rate that the number of photos allows."""
         try:
             found, problems = use_good_photos(self.inspector, photos or [], use, false_alarm_rate or None)
         except ValueError as error:

@@ -161,7 +161,8 @@ def write_detector(target: Path, inspector: PhotoInspector, model_name: str, goo
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         root = Path(folder) / "detector"
         if sum(weight.nbytes for weight in detector.model.parameters()) <= MAX_CHECKPOINT:
-            model, image_processor = copy.copy(detector.model), copy.copy(detector.image_processor)
+            model: Any = copy.copy(detector.model)
+            image_processor = copy.copy(detector.image_processor)
             model.references, model.decision, image_processor.decision = bank, good.decision, good.decision
             root.mkdir()
             write_checkpoint(model, image_processor, root)

@@ -21,6 +21,7 @@ from ..models.vip2clip.modeling_vip2clip import ViP2ClipForAnomalyDetection
 from ..models.vip2clip.pipeline_anomaly_detection import AnomalyDetectionPipeline
 from ..models.vip2clip.pipeline_steps_vip2clip import with_references
 from ..models.vip2clip.reference_bank_vip2clip import ReferenceBank
+from ..models.vip2clip.results_vip2clip import AnomalyDetectionResult
 
 
 MAX_IMAGES = 100
@@ -251,7 +252,7 @@ class PhotoInspector:
         thresholds: tuple[float, float],
         photo: Image.Image | None = None,
         regions: bool = False,
-    ) -> dict[str, Any]:
+    ) -> AnomalyDetectionResult:
         """Run the postprocessing of the pipeline with its own settings and these thresholds."""
         outputs = {"scores": torch.tensor([result.score]), "anomaly_maps": anomaly_map}
         settings = {**self.detector._postprocess_params, "references": result.references}
@@ -293,7 +294,7 @@ class PhotoInspector:
 
     def inspect(
         self, result: PhotoResult, thresholds: tuple[float, float], photo: Image.Image | None = None
-    ) -> dict[str, Any]:
+    ) -> AnomalyDetectionResult:
         """
         Compute the output of the pipeline from a stored result, without the model.
 
@@ -303,7 +304,7 @@ class PhotoInspector:
             photo (`PIL.Image.Image`, *optional*): the upright photo; needed for `heatmap`.
 
         Returns:
-            `dict`: see [`AnomalyDetectionPipeline`]; includes `regions`, and `heatmap` if `photo` is set.
+            [`AnomalyDetectionResult`]: includes `regions`, and `heatmap` if `photo` is set.
 
         Raises:
             ValueError: if a threshold is outside [0, 1].

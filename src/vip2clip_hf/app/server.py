@@ -141,8 +141,8 @@ def launch(
     Serve the web app until the process is stopped.
 
     Uploads and results are stored in a temporary folder of this process. They are deleted after one hour, and the
-    folder is deleted at the end. The app writes nothing else, sends nothing, loads nothing from other servers, and binds
-    only the address `host`. The good photos of a session are freed 15 minutes after its page was closed.
+    folder is deleted at the end. The app writes nothing else, sends nothing, loads nothing from other servers, and
+    binds only the address `host`. The memory of a session is freed 15 minutes after its page was closed.
 
     Args:
         model, device, max_images, max_file_size, api:
@@ -184,7 +184,7 @@ def launch(
 
             def free(session: str) -> None:
                 """Free the state of a session."""
-                holder = page.state_holder  # type: ignore[attr-defined]
+                holder = page.state_holder
                 with holder.lock:
                     holder.session_data.pop(session, None)
                     holder.time_last_used.pop(session, None)

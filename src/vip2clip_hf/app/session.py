@@ -88,7 +88,9 @@ class SessionMemory:
         with self._lock:
             session.used = time.monotonic()
             self._sessions.add(session)
-            own, banks, used = id(session.references), {}, {}
+            own = id(session.references)
+            banks: dict[int, int] = {}
+            used: dict[int, float] = {}
             for one in self._sessions:
                 if isinstance(one.references, ReferenceBank):
                     key = id(one.references)

@@ -34,8 +34,8 @@ def results_table(
     columns = ["Photo", "File", "Score", "Decision", *(["p-value"] if with_p else [])]
     kinds = ("", "text", "number", "text", "number")
     head = "".join(
-        f'<th scope="col" class="{name}" aria-sort="none"><button type="button" data-sort="{kind}" data-column="{number}">{name}'
-        "</button></th>"
+        f'<th scope="col" class="{name}" aria-sort="none"><button type="button" data-sort="{kind}" '
+        f'data-column="{number}">{name}</button></th>'
         if kind
         else f'<th scope="col">{name}</th>'
         for number, (name, kind) in enumerate(zip(columns, kinds))

@@ -75,7 +75,7 @@ def example_button(folder: Path) -> str:
     )
     return (
         "<ol><li><b>Good photos:</b> add photos of good parts. They set the threshold. 20 are a good start.</li>"
-        "<li><b>Photos to check:</b> add or take photos of other parts, in the same way. Results appear here.</li></ol>"
+        "<li><b>Photos to check:</b> add or take photos of other parts in the same way. Results appear here.</li></ol>"
         f'<button type="button"><b>Try an example: {good} photos of good toys, {len(photos)} to check</b>{pictures}'
         "</button>"
     )
@@ -181,7 +181,8 @@ def describe_references(
         text += _thresholds(good)
     if good is None or good.decision is None:
         checksum = None if bank is None else bank.checksum()
-        expected = detector.model.decision.calibration  # type: ignore[union-attr]
+        model: Any = detector.model
+        expected = model.decision.calibration
         if expected is not None and (expected.get("settings") or {}).get("references") != checksum:
             text += "<p>The thresholds of the checkpoint were chosen for other scores; adjust them.</p>"
     if forgotten:

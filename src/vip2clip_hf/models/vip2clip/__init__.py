@@ -27,6 +27,7 @@ from .pretrained_vip2clip import ViP2ClipPreTrainedModel
 from .provenance_vip2clip import Provenance
 from .reference_bank_vip2clip import ReferenceBank
 from .reference_records_vip2clip import LeftOutPhoto, ReferenceOptions, ReferencePhoto
+from .results_vip2clip import AnomalyDetectionResult, AnomalyRegion, decode_result
 
 
 def _register() -> None:
@@ -46,6 +47,8 @@ _register()
 
 __all__ = [
     "AnomalyDetectionPipeline",
+    "AnomalyDetectionResult",
+    "AnomalyRegion",
     "DecisionConfig",
     "LeftOutPhoto",
     "MaskOptions",
@@ -62,6 +65,7 @@ __all__ = [
     "ViP2ClipPreTrainedModel",
     "ViP2ClipPromptFeatures",
     "convert_release_checkpoint",
+    "decode_result",
     "draw_heatmap",
     "load_image",
     "load_mask",
