@@ -38,7 +38,7 @@ class Endpoints:
         inspector, result = self.handlers.configured(session), results[0]
         opened = self.inspector.read(result.path, result.name) if heatmap else None
         found = inspector.inspect(result, self.handlers.thresholds(session), opened)
-        return found.to_dict(mask=forms[mask], heatmap="png" if heatmap else None)  # type: ignore[arg-type]
+        return found.to_dict(mask=forms[mask], heatmap="png" if heatmap else None)
 
     def predict_table(self, photos: list[str], session: Session) -> dict[str, Any]:
         """Score photos. Returns `rows` with the columns of `vip2clip predict`."""

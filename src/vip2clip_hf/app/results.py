@@ -116,8 +116,9 @@ class PhotoInspector:
             model_fingerprint(self.detector.model)  # computed once, and copied
             if found.detector is self.detector:
                 found.detector = copy.copy(self.detector)
-            found.detector.model = copy.copy(self.detector.model)  # shares the weights
-            found.detector.model.decision = decision
+            model: Any = copy.copy(self.detector.model)  # shares the weights
+            model.decision = decision
+            found.detector.model = model
         return found
 
     @property
