@@ -29,7 +29,7 @@ class Endpoints:
 
     def predict(self, photo: str, mask: str, heatmap: bool, session: Session) -> dict[str, Any]:
         """Score a photo. Returns the JSON form of a result of the pipeline, with its regions."""
-        forms = {"rle": "rle", "png": "png", "none": None}
+        forms: dict[str, Any] = {"rle": "rle", "png": "png", "none": None}
         if mask not in forms:
             raise gr.Error(f"mask is {mask!r}; expected one of {list(forms)}.", print_exception=False)
         results, problems = self._analyse([photo], session)

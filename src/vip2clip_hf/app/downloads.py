@@ -117,7 +117,7 @@ def write_zip(
     with zipfile.ZipFile(target, "w") as archive:
         for number, result in enumerate(results, start=1):
             found = inspector.inspect(result, thresholds, inspector.read(result.path, result.name))
-            entry = {"image": result.name, "score": found["score"], "label": found["label"]}
+            entry: dict[str, Any] = {"image": result.name, "score": found["score"], "label": found["label"]}
             if "p_value" in found:
                 entry["p_value"] = found["p_value"]
             entry.update(anomalous_pixels=int(found["mask"].sum()), regions=found["regions"])
