@@ -23,6 +23,7 @@ LAYERS = (
     ("checkpoints",),
     ("calibration", "training"),
     ("baselines",),
+    ("reporting",),
     ("export", "hub", "plotting", "references"),
     ("comparison",),
     ("reproduction",),

@@ -23,13 +23,21 @@ from .evaluate import evaluate
 from .export import export
 from .options import expand_user
 from .predict import predict
+from .report import report
 from .reproduce import reproduce
 from .train import TRAIN_SETTINGS, train
 
 
 # Commands by the heading of their group in the help.
 COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
-    "Use": {"predict": predict, "adapt": adapt, "calibrate": calibrate, "app": app_page, "demo": demo},
+    "Use": {
+        "predict": predict,
+        "report": report,
+        "adapt": adapt,
+        "calibrate": calibrate,
+        "app": app_page,
+        "demo": demo,
+    },
     "Train": {"data": data, "build-backbone": build_backbone, "train": train},
     "Evaluate": {"evaluate": evaluate, "compare": compare, "reproduce": reproduce},
     "Ship": {"convert": convert, "export": export},
