@@ -33,7 +33,7 @@ from vip2clip_hf.models.vip2clip.results_vip2clip import decode_result
 gr = pytest.importorskip("gradio", reason="the web app needs gradio (pip install 'vip2clip_hf[app]')")
 
 from vip2clip_hf.app import page as app_page, server as app  # noqa: E402 - after the check for gradio
-from vip2clip_hf.app.downloads import safe_stem, table_rows, to_csv, write_detector, write_zip  # noqa: E402
+from vip2clip_hf.app.downloads import predictions, safe_stem, write_detector, write_zip  # noqa: E402
 from vip2clip_hf.app.drawing import draw_mask  # noqa: E402
 from vip2clip_hf.app.good_photos import COMPARE, THRESHOLDS, use_good_photos  # noqa: E402
 from vip2clip_hf.app.guard import Guard, is_remote  # noqa: E402
@@ -661,7 +661,13 @@ def test_downloads(page, uploads, good, tmp_path, monkeypatch):
     assert content["good_photos"]["false_alarm_rate"] == 0.25
     assert content["image_threshold"] == session.decision.image_threshold
     written = Path(page.on_csv(session)["download"]["value"])
-    assert written.read_bytes() == archive.read("results.csv")
+    assert written.read_text(encoding="utf-8-sig").encode() == archive.read("results.csv")
+    report = Path(page.on_report(session)["download"]["value"]).read_text(encoding="utf-8")
+    assert "Inspection of 2 photos" in report
+    assert "for a false-alarm rate of 25 %" in report
+    assert "3 photos of good parts" in report
+    assert all(result.name in report for result in session.results)
+    assert report.count("data:image/") >= 4
     folder = tmp_path / "adapted"
     adapt(page.inspector.detector, good, folder)
     monkeypatch.setattr(page.inspector, "max_images", 9)
@@ -669,17 +675,12 @@ def test_downloads(page, uploads, good, tmp_path, monkeypatch):
     photos, output = Path(uploads[0]).parent, tmp_path / "predictions"
     predicted = predict_to_folder(adapted.model, adapted.image_processor, photos, output)
     rows = pq.read_table(predicted["table"]).to_pylist()
-    row = table_rows(page.configured(session), session.results[:1], [], page.thresholds(session))[0]
-    assert row == pytest.approx(rows[0], abs=1e-6)
+    row = predictions(page.configured(session), "m", session.results[:1], [], page.thresholds(session)).rows[0]
+    assert {name: getattr(row, name) for name in rows[0]} == pytest.approx(rows[0], abs=1e-6)
     count = len(list((tmp_path / "temporary").iterdir()))
     Path(uploads[0]).unlink()
     assert "no longer available" in page.on_pack(session)["status"]
     assert len(list((tmp_path / "temporary").iterdir())) == count  # an error leaves no file
-
-
-def test_names_in_the_csv():
-    rows = [{"id": "=cmd().png", "score": 0.5, "label": "normal", "p_value": None, "anomalous_area": 0, "error": None}]
-    assert to_csv(rows).splitlines()[1] == "'=cmd().png,0.5,normal,,0,"
 
 
 @pytest.mark.parametrize("limit", [100 * 1024**2, 0])

@@ -5,8 +5,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from ..reporting.predictions import COLUMNS
 from ..utils.extras import extra
-from .downloads import table_rows
+from .downloads import predictions
 from .good_photos import COMPARE, THRESHOLDS, use_good_photos
 from .handlers import Handlers
 from .session import Session
@@ -43,8 +44,9 @@ class Endpoints:
     def predict_table(self, photos: list[str], session: Session) -> dict[str, Any]:
         """Score photos. Returns `rows` with the columns of `vip2clip predict`."""
         results, problems = self._analyse(photos or [], session)
-        thresholds = self.handlers.thresholds(session)
-        return {"rows": table_rows(self.handlers.configured(session), results, problems, thresholds)}
+        inspector, thresholds = self.handlers.configured(session), self.handlers.thresholds(session)
+        found = predictions(inspector, self.handlers.model_name, results, problems, thresholds)
+        return {"rows": [{name: getattr(row, name) for name in COLUMNS} for row in found.rows]}
 
     def good_photos(self, photos: list[str], false_alarm_rate: float, use: str, session: Session) -> dict[str, Any]:
         """Compare all later photos of this client with photos of good parts, and choose thresholds from them.

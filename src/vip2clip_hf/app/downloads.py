@@ -1,28 +1,31 @@
-"""Downloads of the web app: results as CSV and ZIP, and the detector of a session."""
+"""Downloads of the web app: results as CSV, report and ZIP, and the detector of a session."""
 
 import copy
-import csv
 import io
 import os
 import re
 import tempfile
 import zipfile
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from ..checkpoints.saving import write_checkpoint
+from ..models.vip2clip.arguments_vip2clip import label_names
 from ..models.vip2clip.reference_bank_vip2clip import ReferenceBank
-from ..utils.csv_cells import safe_cell
+from ..reporting.csv_files import csv_text
+from ..reporting.page import build_report
+from ..reporting.pictures import Picture, picture_side
+from ..reporting.predictions import Prediction, Predictions
+from ..utils.pictures import data_uri
 from ..utils.serialization import to_json
 from .good_photos import GoodPhotos
 from .results import PhotoInspector, PhotoResult
 
 
-# Columns of the table, those of `vip2clip predict`.
-COLUMNS = ("id", "score", "label", "p_value", "anomalous_area", "error")
 # Of a larger model, in bytes, the download contains thresholds and references only.
 MAX_CHECKPOINT = 100 * 1024**2
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
@@ -38,54 +41,79 @@ Copy them into a copy of the checkpoint folder, then use this folder:
 """
 
 
-def table_rows(
+def predictions(
     inspector: PhotoInspector,
+    model_name: str,
     results: Sequence[PhotoResult],
     problems: Sequence[tuple[str, str]],
     thresholds: tuple[float, float],
-) -> list[dict[str, Any]]:
+) -> Predictions:
     """
-    List the results with the columns of `vip2clip predict`.
+    Collect the results for tables and the report.
 
     Args:
         inspector ([`PhotoInspector`]): the inspector, with the settings of the session.
+        model_name (`str`): name of the model.
         results (`Sequence[PhotoResult]`): results from [`PhotoInspector.analyse`].
         problems (`Sequence[tuple[str, str]]`): names and errors from [`PhotoInspector.analyse`].
         thresholds (`tuple[float, float]`): image and pixel threshold, in [0, 1].
 
     Returns:
-        `list[dict[str, Any]]`: `id` (file name), `score`, `label`, `p_value`, `anomalous_area` (fraction of marked
-        pixels in the anomaly map) and `error` of each upload. `None` for what is unknown.
+        [`Predictions`]: one row per upload, and the settings. `anomalous_area` is the fraction of marked pixels in the
+        anomaly map.
 
     Raises:
         ValueError: if a threshold is outside [0, 1].
     """
-    rows: list[dict[str, Any]] = []
+    rows = []
     for result in results:
         found = inspector.decide(result, thresholds)
         area = inspector.marked_area(result, thresholds)
-        rows.append({**dict.fromkeys(COLUMNS), "id": result.name, **found, "anomalous_area": area})
-    rows += [{**dict.fromkeys(COLUMNS), "id": name, "error": reason} for name, reason in problems]
-    return rows
+        rows.append(Prediction(result.name, found["score"], found["label"], found.get("p_value"), area))
+    rows += [Prediction(name, error=reason) for name, reason in problems]
+    model: Any = inspector.detector.model
+    bank = inspector.detector.references
+    calibration = inspector.detector.decision.calibration if thresholds == inspector.thresholds else None
+    settings = {
+        "model": model_name,
+        "labels": list(label_names(model.config.id2label)),
+        "image_threshold": thresholds[0],
+        "pixel_threshold": thresholds[1],
+        "calibrated_with": calibration,
+        "references": None if bank is None else {"num_images": len(bank)},
+    }
+    return Predictions(rows, settings, written=datetime.now())
 
 
-def to_csv(rows: Sequence[dict[str, Any]]) -> str:
+def write_html(
+    target: Path,
+    inspector: PhotoInspector,
+    model_name: str,
+    results: Sequence[PhotoResult],
+    problems: Sequence[tuple[str, str]],
+    thresholds: tuple[float, float],
+) -> None:
     """
-    Write rows as CSV. Names that a spreadsheet would run as a formula are escaped.
+    Write the report: one page with all results and small pictures.
 
     Args:
-        rows (`Sequence[dict[str, Any]]`): rows from [`table_rows`].
+        target (`Path`): file to write.
+        inspector, model_name, results, problems, thresholds: see [`predictions`].
 
-    Returns:
-        `str`: the table, with a header.
+    Raises:
+        OSError: if an upload has expired, or the file cannot be written.
+        ValueError: if a threshold is outside [0, 1].
     """
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(
-        {name: safe_cell(value) if isinstance(value, str) else value for name, value in row.items()} for row in rows
-    )
-    return stream.getvalue()
+    found = predictions(inspector, model_name, results, problems, thresholds)
+    side, pictures = picture_side(len(results)), {}
+    for position, result in enumerate(results):
+        photo = inspector.read(result.path, result.name)
+        heatmap = inspector.heatmap(result, photo)
+        for image in (photo, heatmap):
+            image.thumbnail((side, side))
+        pictures[position] = Picture(data_uri(photo), data_uri(heatmap), photo.size)
+    title = f"Inspection of {len(results)} {'photo' if len(results) == 1 else 'photos'}"
+    target.write_text(build_report(found, pictures, title=title), encoding="utf-8")
 
 
 def write_zip(
@@ -135,7 +163,7 @@ def write_zip(
             "good_photos": None if good is None else good.to_dict(),
         }
         archive.writestr("results.json", to_json({**content, "results": entries}), zipfile.ZIP_DEFLATED)
-        table = to_csv(table_rows(inspector, results, problems, thresholds))
+        table = csv_text(predictions(inspector, model_name, results, problems, thresholds).rows)
         archive.writestr("results.csv", table, zipfile.ZIP_DEFLATED)
 
 
@@ -215,4 +243,4 @@ def _png(picture: Image.Image) -> bytes:
     return stream.getvalue()
 
 
-__all__ = ["COLUMNS", "describe_references", "safe_stem", "table_rows", "to_csv", "write_detector", "write_zip"]
+__all__ = ["describe_references", "predictions", "safe_stem", "write_detector", "write_html", "write_zip"]

@@ -12,8 +12,9 @@ from PIL import Image
 
 from ..checkpoints.bundled import example_photos
 from ..models.vip2clip.arguments_vip2clip import label_names, threshold_pair
+from ..reporting.csv_files import csv_text
 from ..utils.extras import extra
-from .downloads import table_rows, to_csv, write_detector, write_zip
+from .downloads import predictions, write_detector, write_html, write_zip
 from .drawing import draw_mask
 from .good_photos import COMPARE, GoodPhotos, use_good_photos
 from .results import PhotoInspector, PhotoResult
@@ -227,7 +228,7 @@ class Handlers:
 
     def _decided(self, session: Session, photo: Image.Image | None = None) -> Values:
         """Return the values of the components that depend on the thresholds."""
-        files = ("csv", "pack")
+        files = ("report", "csv", "pack")
         if not session.results:
             return {
                 "status": describe_status(session), "table": "", "summary": "", "mask": None, "regions": None,
@@ -302,22 +303,29 @@ class Handlers:
         """Write the table as CSV and show its link."""
 
         def write(target: Path) -> None:
-            thresholds = self.thresholds(session)
-            rows = table_rows(self.configured(session), session.results, session.problems, thresholds)
-            target.write_text(to_csv(rows), encoding="utf-8")
+            found = predictions(*self._content(session))
+            # Excel reads a file as UTF-8 only with a byte order mark.
+            target.write_text(csv_text(found.rows), encoding="utf-8-sig")
 
         return self._offer(session, "vip2clip_results.csv", write)
+
+    def on_report(self, session: Session) -> Values:
+        """Write the report and show its link."""
+        return self._offer(session, "vip2clip_report.html", lambda target: write_html(target, *self._content(session)))
+
+    def _content(self, session: Session) -> tuple[Any, ...]:
+        """Return what downloads are made of."""
+        return (
+            self.configured(session), self.model_name, session.results, session.problems, self.thresholds(session)
+        )  # fmt: skip
 
     def on_pack(self, session: Session) -> Values:
         """Write the ZIP file and show its link."""
         return self._offer(
             session,
             "vip2clip_results.zip",
-            lambda target: write_zip(
-                target, self.configured(session), self.model_name, session.results, session.problems,
-                self.thresholds(session), session.good,
-            ),
-        )  # fmt: skip
+            lambda target: write_zip(target, *self._content(session), good=session.good),
+        )
 
     def on_save(self, session: Session) -> Values:
         """Write the detector of the session and show its link."""

@@ -21,6 +21,7 @@ with extra("app", "The web app"):
     import gradio as gr
     import scipy  # noqa: F401 - used later to find regions; fail now if it is missing
 
+FILES = ("report", "csv", "pack")
 RATES = (AUTOMATIC, "1 %", "2 %", "5 %", "10 %", "20 %")
 
 
@@ -94,10 +95,10 @@ class Page:
                 add("next", gr.Button("Next ›", size="sm", min_width=120, elem_id="next"))
             add("table", gr.HTML(elem_id="results", js_on_load=TABLE, apply_default_css=False))
             with gr.Row(elem_id="downloads"):
-                add("csv", gr.Button("Table (CSV)", size="sm", min_width=120, elem_id="csv", interactive=False))
-                add(
-                    "pack", gr.Button("All results (ZIP)", size="sm", min_width=120, elem_id="pack", interactive=False)
-                )
+                small: dict[str, Any] = {"size": "sm", "min_width": 100, "interactive": False}
+                add("report", gr.Button("Report", elem_id="report", **small))
+                add("csv", gr.Button("Table (CSV)", elem_id="csv", **small))
+                add("pack", gr.Button("All results (ZIP)", elem_id="pack", **small))
             add("download", gr.File(
                 label="Download", visible=False, interactive=False, height=80, elem_id="download",
             ))  # fmt: skip
@@ -173,7 +174,19 @@ class Page:
 
     def _connect(self, page: gr.Blocks) -> None:
         found, handlers = self.components, self.handlers
-        decided = ["session", "status", "table", "summary", "mask", "regions", "csv", "pack", "download", "steps"]
+        decided = [
+            "session",
+            "status",
+            "table",
+            "summary",
+            "mask",
+            "regions",
+            "report",
+            "csv",
+            "pack",
+            "download",
+            "steps",
+        ]
         computed = [*decided, "shown", "start", "photo", "heatmap", "note"]
         learned = [*computed, "image_threshold", "pixel_threshold", "save", "detector"]
         viewed = ["session", "layer"]
@@ -209,7 +222,7 @@ class Page:
             )  # fmt: skip
         on(found["layer"].change, handlers.on_layer, viewed, ["status", "heatmap"], trigger_mode="always_last")
         on(found["reset"].click, handlers.on_reset, ["session"], [*decided, *sliders], **quick)
-        for name, handler in (("csv", handlers.on_csv), ("pack", handlers.on_pack)):
+        for name, handler in (("report", handlers.on_report), ("csv", handlers.on_csv), ("pack", handlers.on_pack)):
             on(found[name].click, handler, ["session"], ["status", "download"], show_progress_on=status)
         on(found["save"].click, handlers.on_save, ["session"], ["note", "detector"], show_progress_on=note)
         page.load(None, None, None, js=ON_LOAD, api_visibility="private")

@@ -1,8 +1,6 @@
 """Results of the web app: analyse photos once, then apply thresholds and draw without the model."""
 
-import base64
 import copy
-import io
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,6 +20,7 @@ from ..models.vip2clip.pipeline_anomaly_detection import AnomalyDetectionPipelin
 from ..models.vip2clip.pipeline_steps_vip2clip import with_references
 from ..models.vip2clip.reference_bank_vip2clip import ReferenceBank
 from ..models.vip2clip.results_vip2clip import AnomalyDetectionResult
+from ..utils.pictures import data_uri, resized_map
 
 
 MAX_IMAGES = 100
@@ -53,7 +52,7 @@ class PhotoResult:
         references ([`ReferenceBank`], *optional*):
             Photos of good parts that the photo was compared with.
         thumbnail (`str`, defaults to ""):
-            Small picture with heatmap, a JPEG as a `data:` URL.
+            Small picture with heatmap, as a `data:` URL.
     """
 
     name: str
@@ -344,11 +343,7 @@ def _thumbnail(photo: Image.Image, anomaly_map: np.ndarray) -> str:
     """Draw a small heatmap as a `data:` URL."""
     small = photo.convert("RGB")
     small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
-    size = (small.height, small.width)
-    resized = F.interpolate(torch.from_numpy(anomaly_map)[None, None], size, mode="bilinear", align_corners=False)
-    stream = io.BytesIO()
-    draw_heatmap(small, resized[0, 0].numpy()).save(stream, format="JPEG", quality=80)
-    return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"
+    return data_uri(draw_heatmap(small, resized_map(anomaly_map, small.size)))
 
 
 __all__ = ["MAX_FILE_SIZE", "MAX_IMAGES", "PhotoInspector", "PhotoResult"]
