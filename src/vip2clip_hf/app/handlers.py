@@ -33,6 +33,7 @@ EXPIRED = f"These results have expired: results are kept for {KEPT_SECONDS // 60
 ALL_LAYERS = "all layers"
 AUTOMATIC = "automatic"
 Values = dict[str, Any]
+Content = tuple[PhotoInspector, str, list[PhotoResult], list[tuple[str, str]], tuple[float, float]]
 
 
 class Handlers:
@@ -313,11 +314,10 @@ class Handlers:
         """Write the report and show its link."""
         return self._offer(session, "vip2clip_report.html", lambda target: write_html(target, *self._content(session)))
 
-    def _content(self, session: Session) -> tuple[Any, ...]:
+    def _content(self, session: Session) -> Content:
         """Return what downloads are made of."""
-        return (
-            self.configured(session), self.model_name, session.results, session.problems, self.thresholds(session)
-        )  # fmt: skip
+        inspector, thresholds = self.configured(session), self.thresholds(session)
+        return inspector, self.model_name, session.results, session.problems, thresholds
 
     def on_pack(self, session: Session) -> Values:
         """Write the ZIP file and show its link."""

@@ -71,7 +71,7 @@ body.dark { color-scheme: dark; }
 #results caption { caption-side: top; padding: 0 0 4px; text-align: left; }
 #results thead th { background: var(--background-fill-primary); position: sticky; text-align: left; top: 0;
   z-index: 1; }
-#results thead button { cursor: pointer; font: inherit; font-weight: 600; padding: 4px 6px; }
+#results thead button { cursor: pointer; font: inherit; font-weight: 600; padding: 4px 6px; white-space: nowrap; }
 #results thead th[aria-sort=ascending] button::after { content: " ▲"; }
 #results thead th[aria-sort=descending] button::after { content: " ▼"; }
 #results tbody tr { border-top: 1px solid var(--border-color-primary); }
@@ -88,7 +88,10 @@ body.dark { color-scheme: dark; }
   font-weight: 700; height: 28px; justify-content: center; width: 48px; }
 #results .open { font: inherit; padding: 6px 0; text-align: left; text-decoration: underline; }
 #results .open[aria-current=true] { font-weight: 650; }
-#summary { scroll-margin-top: 8px; }
+#results thead th { font-weight: 600; padding: 4px 0; }
+#results thead th.Photo { padding-left: 10px; }
+:is(#summary, #results, #status, #example) .html-container { padding: 0 !important; }
+#summary .verdict { scroll-margin-top: 8px; }
 :is(button, input, a, summary, [tabindex]):focus-visible, label:has(input[type=radio]:focus-visible) {
   outline: 3px solid var(--color-accent) !important; outline-offset: 2px !important; }
 #results :focus-visible { outline-offset: -2px !important; }
@@ -104,9 +107,13 @@ body.dark { color-scheme: dark; }
   :is(#files, #good) .wrap { font-size: 0; }
   :is(#files, #good) .wrap .or { display: none; }
   :is(#files, #good) .wrap::after { content: "Choose photos"; font-size: 1rem; }
-  #start button img { height: 38px; }
+  #start button img { height: 34px; }
   #results .p-value { display: none; }
-  #results .thumb { padding-left: 7px; width: 56px; }
+  #results table { table-layout: fixed; }
+  #results th.Photo { width: 62px; }
+  #results th.Score { width: 62px; }
+  #results th.Decision { width: 124px; }
+  #results .thumb { padding-left: 8px; }
   #pictures { display: flex; flex-wrap: nowrap !important; overflow-x: auto; scroll-snap-type: x mandatory; }
   #pictures > * { flex: 0 0 92% !important; min-width: 0 !important; scroll-snap-align: start; }
   .verdict .headline .label { font-size: 1.5rem; }

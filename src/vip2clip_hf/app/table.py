@@ -37,7 +37,7 @@ def results_table(
         f'<th scope="col" class="{name}" aria-sort="none"><button type="button" data-sort="{kind}" '
         f'data-column="{number}">{name}</button></th>'
         if kind
-        else f'<th scope="col">{name}</th>'
+        else f'<th scope="col" class="{name}">{name}</th>'
         for number, (name, kind) in enumerate(zip(columns, kinds))
     )
     rows = [_row(results[index], decided[index], index, index == selected, normal_label, with_p) for index in order]
