@@ -148,7 +148,8 @@ def benchmark_serve(options: argparse.Namespace) -> None:
     for batch in (1, options.max_batch):
         print(f"  pipeline, batch {batch:<3d} {statistics.median(rates['pipeline', batch]):8.2f} photos/s")
     print(
-        "  clients   batching off: photos/s  median ms    95 % ms   batching on: photos/s  median ms    95 % ms   on/off"
+        "  clients   batching off: photos/s  median ms    95 % ms   "
+        "batching on: photos/s  median ms    95 % ms   on/off"
     )
     for clients in options.clients:
         cells, middle = [], {}

@@ -45,7 +45,8 @@ def test_help_of_all_commands_imports_nothing_heavy(tmp_path):
             except SystemExit as stop:
                 assert not stop.code
         texts[name] = len(out.getvalue())
-    for arguments in (["predict"], ["predict", "x", "--absent"], ["predict", "x", "--heatmaps"], ["absent"], ["adapt"]):
+    wrong = (["predict"], ["predict", "x", "--absent"], ["predict", "x", "--heatmaps"], ["absent"], ["adapt"])
+    for arguments in wrong:
         with contextlib.redirect_stderr(io.StringIO()):  # usage errors
             try:
                 app(arguments, prog_name="vip2clip")
