@@ -21,10 +21,13 @@ from .demo import demo
 from .errors import TRACEBACK, explain
 from .evaluate import evaluate
 from .export import export
+from .old_spellings import with_new_spellings
 from .options import expand_user
 from .predict import predict
 from .push import push
+from .report import report
 from .reproduce import reproduce
+from .serve import serve
 from .train import TRAIN_SETTINGS, train
 from .watch import watch
 
@@ -33,6 +36,7 @@ from .watch import watch
 COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
     "Use": {
         "predict": predict,
+        "report": report,
         "watch": watch,
         "adapt": adapt,
         "calibrate": calibrate,
@@ -41,7 +45,7 @@ COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
     },
     "Train": {"data": data, "build-backbone": build_backbone, "train": train},
     "Evaluate": {"evaluate": evaluate, "compare": compare, "reproduce": reproduce},
-    "Ship": {"convert": convert, "export": export, "push": push},
+    "Ship": {"convert": convert, "export": export, "push": push, "serve": serve},
 }
 EXIT_CODES = (
     "Exit codes: 0 success, 1 error, 2 wrong usage, 3 success, but some images or checks failed, 130 interrupted, 141 "
@@ -54,8 +58,8 @@ class CommandGroups(TyperGroup):
     """List the commands in groups in the help, and prepare arguments and errors of all commands."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> Any:
-        """Replace `~` also where the shell does not."""
-        return super().parse_args(ctx, [expand_user(argument) for argument in args])
+        """Replace old spellings, and `~` also where the shell does not."""
+        return super().parse_args(ctx, [expand_user(argument) for argument in with_new_spellings(args)])
 
     def invoke(self, ctx: Any) -> Any:
         """Keep the library from handling these errors, which it does without a message."""
@@ -81,7 +85,9 @@ class CommandGroups(TyperGroup):
 app = typer.Typer(
     cls=CommandGroups,
     help="Zero-shot visual anomaly detection with ViP²-CLIP.",
-    epilog=f"Run vip2clip COMMAND --help for options and examples. {EXIT_CODES}",
+    # The grammar of all commands.
+    epilog="Most commands are vip2clip COMMAND PHOTOS [--model CHECKPOINT] [--output FOLDER]. "
+    f"Run vip2clip COMMAND --help for options and examples. {EXIT_CODES}",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

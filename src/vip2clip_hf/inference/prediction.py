@@ -17,6 +17,7 @@ from ..utils.distributed import from_all, from_first, on_first, world
 from ..utils.versions import versions
 from .earlier import summarize
 from .folder import PredictionFolder
+from .growing import growing
 from .image_files import check_room
 from .images import as_images
 from .loop import predict_chunks
@@ -44,6 +45,7 @@ def predict_to_folder(
     chunk_size: int = 256,
     overwrite: bool = False,
     recursive: bool = True,
+    append: bool = False,
     progress: bool = False,
 ) -> dict[str, Any]:
     """
@@ -98,6 +100,9 @@ def predict_to_folder(
             Whether to delete the files of an existing prediction in the folder. Other files are kept.
         recursive (`bool`, defaults to `True`):
             Whether to read the subfolders of a folder of images.
+        append (`bool`, defaults to `False`):
+            Whether to keep the rows of images that were deleted or moved away since the last call. New images are
+            added at the end of the table. For folders only.
         progress (`bool`, defaults to `False`):
             Whether the first process shows a progress bar.
 
@@ -109,12 +114,14 @@ def predict_to_folder(
         ImportError: if pyarrow is not installed.
         OSError: if the source does not exist, if the folder cannot be written, contains other files or a prediction
             with other settings, or if another program is predicting into it.
-        ValueError: if there are no images, if an argument is out of range, or if scores are not finite. The message
-            names the images.
+        ValueError: if there are no images, if an argument is out of range, if append is set with overwrite or for a
+            dataset, or if scores are not finite. The message names the images.
     """
     for argument, value in (("batch_size", batch_size), ("chunk_size", chunk_size)):
         if value < 1:
             raise ValueError(f"{argument} is {value}; expected an integer of at least 1.")
+    if append and overwrite:
+        raise ValueError("append and overwrite exclude each other; pass one of them.")
     was_training = model.training
     reading: dict[str, Any] = {"tile_size": tile_size, "tile_overlap": tile_overlap, "top_k": top_k}
     reading.update(bit_depth=bit_depth, page=page)
@@ -137,6 +144,8 @@ def predict_to_folder(
 
     folder = PredictionFolder(Path(output), chunk_size)
     images = as_images(source, folder.path, recursive)
+    if append:
+        images = growing(images, folder.path, recursive)
     settings = {
         "kind": "prediction",
         **scoring_settings(detector, threshold),

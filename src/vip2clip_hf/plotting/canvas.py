@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from PIL import Image
 
-from ..models.vip2clip.heatmap_vip2clip import HEATMAP_COLORS, HEATMAP_OPACITY
-from ..utils.figures import new_figure
+from ..models.vip2clip.heatmap_vip2clip import HEATMAP_ALPHAS, HEATMAP_COLORS
+from ..utils.figures import color_map, new_figure
 
 
 if TYPE_CHECKING:
@@ -29,18 +29,28 @@ TRUTH_COLOR = "#00963c"
 
 def heat_colors() -> "Colormap":
     """
-    Create a matplotlib colour map with the colours and opacity of the heatmap.
+    Create a matplotlib colour map with the colours and opacity of the heatmap, to draw a map over a photo.
 
     Returns:
-        `matplotlib.colors.Colormap`: 0 is transparent, 1 is dark red.
+        `matplotlib.colors.Colormap`: 0 is transparent, 1 is orange.
 
     Raises:
         ImportError: if matplotlib is not installed.
     """
-    from matplotlib.colors import LinearSegmentedColormap
+    return color_map("vip2clip_heat", np.column_stack([HEATMAP_COLORS, HEATMAP_ALPHAS]))
 
-    opacity = np.linspace(0, HEATMAP_OPACITY, len(HEATMAP_COLORS))
-    return LinearSegmentedColormap.from_list("vip2clip_heat", np.column_stack([HEATMAP_COLORS / 255, opacity]), N=256)
+
+def map_colors() -> "Colormap":
+    """
+    Create a matplotlib colour map with the colours of the heatmap, to draw a map without a photo.
+
+    Returns:
+        `matplotlib.colors.Colormap`: 0 is black, 1 is orange.
+
+    Raises:
+        ImportError: if matplotlib is not installed.
+    """
+    return color_map("vip2clip_map", HEATMAP_COLORS)
 
 
 def panel(photo: Image.Image, side: float) -> tuple[float, float]:
@@ -137,7 +147,12 @@ class PhotoCanvas:
 
 
 def photo_grid(
-    photos: Sequence[Image.Image], columns: int, side: float, above: float = 0.2, below: float = 0.35
+    photos: Sequence[Image.Image],
+    columns: int,
+    side: float,
+    above: float = 0.2,
+    below: float = 0.35,
+    dpi: float = 110,
 ) -> "tuple[Figure, np.ndarray]":
     """
     Create a figure with a row of panels for each photo. Panels have the shape of their photo.
@@ -148,13 +163,14 @@ def photo_grid(
         side (`float`): longer side of a panel in inches.
         above (`float`, defaults to 0.2): height of the titles of the columns, in inches.
         below (`float`, defaults to 0.35): height of the text below each photo, in inches.
+        dpi (`float`, defaults to 110): pixels per inch.
 
     Returns:
         `tuple[Figure, np.ndarray]`: the figure, and its axes as an array of shape `(num_photos, columns)`.
     """
     sizes = [panel(photo, side) for photo in photos]
     width, heights = max(width for width, _ in sizes), [height for _, height in sizes]
-    figure = new_figure(columns * (width + 0.1), sum(height + below for height in heights) + above)
+    figure = new_figure(columns * (width + 0.1), sum(height + below for height in heights) + above, dpi)
     axes = figure.subplots(len(photos), columns, squeeze=False, gridspec_kw={"height_ratios": heights})
     return figure, axes
 
@@ -165,10 +181,10 @@ def write_on(axis: "Axes", text: str) -> None:
     axis.spines[:].set_visible(False)
 
 
-def bare(axis: "Axes", title: str) -> None:
-    """Set the title of an axis and remove its ticks."""
+def bare(axis: "Axes", title: str, size: float = 7) -> None:
+    """Set the title of an axis, in a font of this size, and remove its ticks."""
     axis.set(xticks=[], yticks=[])
-    axis.set_title(title, fontsize=7, parse_math=False)
+    axis.set_title(title, fontsize=size, parse_math=False)
 
 
 def color_bar(figure: "Figure", axis: "Axes", drawn: "AxesImage", width: float, **options: Any) -> "Colorbar":
@@ -196,6 +212,7 @@ __all__ = [
     "bare",
     "color_bar",
     "heat_colors",
+    "map_colors",
     "panel",
     "photo_grid",
     "shrink",

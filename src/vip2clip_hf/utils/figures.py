@@ -10,15 +10,23 @@ from .files import write_atomically
 
 
 if TYPE_CHECKING:
+    import numpy as np
+    from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
 
 
-def new_figure(width: float, height: float) -> "Figure":
+# Pixels; matplotlib draws fewer than 2**16.
+MAX_SIDE = 60_000
+
+
+def new_figure(width: float, height: float, dpi: float = 110) -> "Figure":
     """
     Create an empty figure without a window. Unlike figures of pyplot, it is not kept in a global list.
 
     Args:
         width, height (`float`): size in inches.
+        dpi (`float`, defaults to 110): pixels per inch. Lower if the figure would have more pixels per side than
+            matplotlib can draw.
 
     Returns:
         `matplotlib.figure.Figure`: the figure.
@@ -29,9 +37,28 @@ def new_figure(width: float, height: float) -> "Figure":
     with extra("train", "Drawing figures"):
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
-    figure = Figure(figsize=(width, height), layout="constrained", dpi=110)
+    figure = Figure(figsize=(width, height), layout="constrained", dpi=min(dpi, MAX_SIDE / max(width, height)))
     FigureCanvasAgg(figure)
     return figure
+
+
+def color_map(name: str, table: "np.ndarray") -> "Colormap":
+    """
+    Create a colour map of matplotlib from a table.
+
+    Args:
+        name (`str`): name of the colour map.
+        table (`np.ndarray` of shape `(steps, 3)` or `(steps, 4)`): uint8 colours, with the opacity if there are four.
+
+    Returns:
+        `matplotlib.colors.Colormap`: the colour map.
+
+    Raises:
+        ImportError: if matplotlib is not installed.
+    """
+    with extra("train", "Drawing figures"):
+        from matplotlib.colors import ListedColormap
+    return ListedColormap(table / 255.0, name=name)
 
 
 def save_figure(figure: "Figure", path: str | os.PathLike) -> Path:

@@ -184,9 +184,9 @@ def choose_page(image: Image.Image, shown: str, page: int | None) -> None:
             sizes.append(image.size)
     areas = [width * height for width, height in sizes]
     largest = areas.index(max(areas))
-    if image.format == "MPO":  # phones: the first page is the photo, the others are previews or depth
-        largest = 0
-        notice("The first page of MPO photos is read; the other pages are previews or other views.")
+    if image.format in ("MPO", "HEIF"):  # phones: the first page is the photo, the others are previews or depth
+        largest = at  # pillow-heif opens the one that the file names as the photo
+        notice(f"The first page of {image.format} photos is read; the other pages are previews or other views.")
     elif areas.count(areas[largest]) > 1:
         width, height = sizes[largest]
         raise ValueError(
