@@ -488,7 +488,7 @@ def test_keyboard(server, browser):
     # The place of the last click is where the tab key starts.
     browser.execute_script("const top = document.getElementById('introduction'); top.tabIndex = -1; top.focus()")
     seen = []
-    for _ in range(80):
+    for _ in range(200):
         ActionChains(browser).send_keys(Keys.TAB).perform()
         found = browser.execute_script(
             "const one = document.activeElement, style = getComputedStyle(one);"
