@@ -137,6 +137,17 @@ ON_LOAD = """() => {
       for (const button of document.querySelectorAll(`#${id} button.upload-container`))
         button.setAttribute('aria-label', `${label}: choose or drop files`);
     }
+    // Names for controls of gradio that have none; its download link contains a button, which is one stop too many.
+    for (const id of ['heatmap', 'photo', 'mask']) {
+      for (const button of document.querySelectorAll(`#${id} button:not([aria-label])`))
+        button.setAttribute('aria-label', id);
+      for (const link of document.querySelectorAll(`#${id} a.download-link`)) {
+        link.setAttribute('aria-label', `Download ${id}`);
+        link.querySelector('button')?.setAttribute('tabindex', '-1');
+      }
+    }
+    for (const button of document.querySelectorAll('button[aria-label="common.upload"]'))
+      button.setAttribute('aria-label', 'Add photos');
     for (const name of ['status', 'summary', 'references']) {
       const region = document.getElementById(name);
       if (region && !region.hasAttribute('aria-live')) region.setAttribute('aria-live', 'polite');
