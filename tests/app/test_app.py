@@ -783,6 +783,7 @@ def test_predict_endpoint(client):
     assert "cannot be read" in table[1]["error"]
 
 
+@pytest.mark.slow
 def test_clients_have_sessions_of_their_own(served, client, tmp_path):
     from gradio_client import Client
 

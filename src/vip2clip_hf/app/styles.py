@@ -20,6 +20,8 @@ THEME = gr.themes.Default(
     block_label_text_color_dark="*neutral_200",
     block_title_text_color="*neutral_700",
     block_title_text_color_dark="*neutral_100",
+    link_text_color="*primary_700",
+    link_text_color_dark="*primary_300",
     button_primary_background_fill="*primary_600",
     button_primary_background_fill_dark="*primary_600",
 )
@@ -83,7 +85,7 @@ body.dark { color-scheme: dark; }
 #results tbody th { overflow-wrap: anywhere; }
 #results .number { font-variant-numeric: tabular-nums; }
 #results .thumb { padding-left: 10px; width: 66px; }
-#results .thumb img { border-radius: 4px; height: 48px; object-fit: cover; width: 48px; }
+#results .thumb img { border-radius: 4px; height: 48px; object-fit: contain; width: 48px; }
 #results .thumb span { align-items: center; background: #7a5b00; border-radius: 4px; color: white; display: flex;
   font-weight: 700; height: 28px; justify-content: center; width: 48px; }
 #results .open { font: inherit; padding: 6px 0; text-align: left; text-decoration: underline; }
@@ -135,6 +137,17 @@ ON_LOAD = """() => {
       for (const button of document.querySelectorAll(`#${id} button.upload-container`))
         button.setAttribute('aria-label', `${label}: choose or drop files`);
     }
+    // Names for controls of gradio that have none; its download link contains a button, which is one stop too many.
+    for (const id of ['heatmap', 'photo', 'mask']) {
+      for (const button of document.querySelectorAll(`#${id} button:not([aria-label])`))
+        button.setAttribute('aria-label', id);
+      for (const link of document.querySelectorAll(`#${id} a.download-link`)) {
+        link.setAttribute('aria-label', `Download ${id}`);
+        link.querySelector('button')?.setAttribute('tabindex', '-1');
+      }
+    }
+    for (const button of document.querySelectorAll('button[aria-label="common.upload"]'))
+      button.setAttribute('aria-label', 'Add photos');
     for (const name of ['status', 'summary', 'references']) {
       const region = document.getElementById(name);
       if (region && !region.hasAttribute('aria-live')) region.setAttribute('aria-live', 'polite');
