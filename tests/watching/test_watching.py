@@ -24,6 +24,7 @@ from vip2clip_hf import AnomalyDetectionPipeline, ViP2ClipForAnomalyDetection, V
 from vip2clip_hf.cli.entry import app
 from vip2clip_hf.cli.watch import StopSignals, log_to_stderr
 from vip2clip_hf.inference.prediction import predict_to_folder
+from vip2clip_hf.reporting.reading import read_predictions
 from vip2clip_hf.watching import events as events_module, running, systemd, watcher as watcher_module
 from vip2clip_hf.watching.candidates import Candidates
 from vip2clip_hf.watching.events import FolderEvents, remote_file_system
@@ -153,6 +154,28 @@ def test_rows_are_those_of_predict(watching, detector, photos, tmp_path):
     assert one.watcher.counts == {one.rows[0]["label"]: 5, "error": 1}
     for row in one.rows[:2]:
         assert detector(str(photos / row["id"].removeprefix("'")))["score"] == float(row["score"])
+
+
+def test_report(detector, photos, tmp_path):
+    """`vip2clip report` reads the folder of a watcher."""
+    for name in ("a.png", "b.png"):
+        (photos / name).write_bytes(content(ord(name[0])))
+    table = tmp_path / "out" / "results.csv"
+    watch_folder(
+        detector,
+        photos,
+        tmp_path / "out",
+        settle=0.1,
+        poll=0.1,
+        heatmaps=True,
+        stopped=lambda: table.exists() and len(read_rows(tmp_path / "out")) == 2,
+    )
+    found = read_predictions(tmp_path / "out")
+    assert sorted(row.id for row in found.rows) == ["a.png", "b.png"]
+    assert found.settings["image_threshold"] == 0.5
+    done = CliRunner().invoke(app, ["report", str(tmp_path / "out"), "--output", str(tmp_path / "report.html")])
+    assert done.exit_code == 0, done.exception
+    assert "a.png" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 # When a file is complete
