@@ -102,36 +102,34 @@ class Detection:
         found.update(rate=self.rate, interval=None if interval is None else list(interval))
         return {**found, "sizes": self.sizes} if self.sizes else found
 
-    def describe(self) -> str:
+    def describe(self) -> list[str]:
         """
-        Describe the detection in one line.
+        Describe the detection.
 
         Returns:
-            `str`: one or two sentences.
+            `list[str]`: two sentences.
         """
         counts = f"{self.num_found} of {self.num_photos}"
         if self.method == SYNTHETIC:
             parts = ", ".join(
-                f"{size['num_found']} of {size['num_photos']} with a length of {100 * size['least']:.0f} to "
-                f"{100 * size['below']:.0f} % of the side"
-                for size in self.sizes
+                f"{100 * size['least']:.0f} to {100 * size['below']:.0f} %{'' if number else ' of the side'}: "
+                f"{size['num_found']} of {size['num_photos']}"
+                for number, size in enumerate(self.sizes)
             )
-            return (
-                f"Rough estimate of the detection: {counts} photos with a synthetic defect are called anomalous "
-                f"({parts}). Your defects can be easier or harder to find; measure them with --defects."
-            )
+            return [
+                f"Detection, roughly: {counts} synthetic defects found ({parts}).",
+                "Your defects can be easier or harder to find; measure this with --defects.",
+            ]
+        text = f"Detection: {counts} photos of defects found ({100 * self.rate:.0f} %)"
         interval = self.interval
         if interval is None:
-            return (
-                f"Detection: {counts} photos of defects are found ({100 * self.rate:.0f} %). The thresholds were "
-                "chosen from the same photos, so expect less on new ones."
-            )
+            return [f"{text}.", "They have chosen the thresholds, so expect less on new ones."]
         low, high = (100 * end for end in interval)
-        how = ", by cross-validation" if self.method == CROSS_VALIDATION else ""
-        return (
-            f"Detection: {counts} photos of defects are found{how} ({100 * self.rate:.0f} %). The true rate lies "
-            f"between {low:.0f} and {high:.0f} % with a probability of 90 %, if they are a random sample."
-        )
+        return [
+            f"{text}{', by cross-validation' if self.method == CROSS_VALIDATION else ''}.",
+            f"The true rate lies between {low:.0f} and {high:.0f} % with a probability of 90 %, if they are a random "
+            "sample.",
+        ]
 
 
 def estimate_detection(
@@ -172,7 +170,7 @@ def estimate_detection(
     >>> detector = AnomalyDetectionPipeline.from_pretrained("path/to/checkpoint")
     >>> calibration = calibrate(detector, "good", false_alarm_rate=0.05)
     >>> found = estimate_detection(detector, calibration, ["good/1.jpg", "good/2.jpg"])
-    >>> print(found.describe())
+    >>> print(*found.describe(), sep="\n")
     ```
     """
     threshold = calibration.image_threshold

@@ -271,8 +271,8 @@ def _write(
         return
     say(f"image threshold {found.image_threshold:.6f}, pixel threshold {found.pixel_threshold:.6f}")
     say(f"from {origin['num_images']} images; written to {folder}: decision.json, README.md")
-    if found.detection is not None:
-        say(found.detection.describe())
+    for line in [] if found.detection is None else found.detection.describe():
+        say(line)
     if helps is not None:
         say(helps)
 
