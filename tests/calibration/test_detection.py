@@ -56,8 +56,9 @@ def test_synthetic_defects_are_counted_by_length():
     found = Detection.of_synthetic([synthetic(0.05, 0.2), synthetic(0.06, 0.9), synthetic(0.15, 0.8)], 0.5)
     assert (found.method, found.num_photos, found.num_found, found.interval) == (SYNTHETIC, 3, 2, None)
     assert [(size["num_found"], size["num_photos"]) for size in found.sizes] == [(1, 2), (1, 1)]
-    assert not found.is_poor  # the large one is found
-    assert Detection.of_synthetic([synthetic(0.05, 0.9), synthetic(0.15, 0.5)], 0.5).is_poor  # equal is not greater
+    assert found.is_poor
+    assert not Detection.of_synthetic([synthetic(0.05, 0.9)] * 4 + [synthetic(0.15, 0.5)], 0.5).is_poor
+    assert Detection.of_synthetic([synthetic(0.15, 0.5)], 0.5).num_found == 0  # equal is not greater
     assert found.describe() == [
         "Detection, roughly: 2 of 3 synthetic defects found (4 to 12 % of the side: 1 of 2, 12 to 20 %: 1 of 1).",
         "Your defects can be easier or harder to find; measure this with --defects.",

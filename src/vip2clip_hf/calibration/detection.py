@@ -56,7 +56,7 @@ class Detection:
     def interval(self) -> tuple[float, float] | None:
         """
         Range that contains the true rate with a probability of 90 %, if the photos are a random sample of the defects.
-        `None` for synthetic defects, which are no sample of yours, and for photos that chose the thresholds.
+        `None` for synthetic defects, which are not a sample of yours, and for photos that chose the thresholds.
         """
         if self.method not in (PHOTOS, CROSS_VALIDATION):
             return None
@@ -64,10 +64,7 @@ class Detection:
 
     @property
     def is_poor(self) -> bool:
-        """Whether fewer than 80 % are found. Of synthetic defects, those in the upper half of the lengths count."""
-        if self.sizes:
-            last = self.sizes[-1]
-            return last["num_found"] < GOOD_RATE * last["num_photos"]
+        """Whether fewer than 80 % are found."""
         return self.rate < GOOD_RATE
 
     @classmethod
