@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 from helpers.good_photos import bad_photo, write_photos, write_tiny_checkpoint
 from vip2clip_hf import AnomalyDetectionPipeline, ReferenceBank, calibrate, estimate_detection
 from vip2clip_hf.calibration import synthetic_defects
-from vip2clip_hf.calibration.detection import CROSS_VALIDATION, PHOTOS, SAME_PHOTOS, SYNTHETIC, Detection, advice
+from vip2clip_hf.calibration.advice import advice
+from vip2clip_hf.calibration.detected import CROSS_VALIDATION, PHOTOS, SAME_PHOTOS, SYNTHETIC, Detection
 from vip2clip_hf.calibration.rates import detection_interval
 from vip2clip_hf.cli import app
 

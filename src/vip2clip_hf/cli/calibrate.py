@@ -243,7 +243,7 @@ def _write(
     found: Any, detector: Any, checkpoint: str, output: Path | None, photo_side: int | None, as_json: bool
 ) -> None:
     """Write the calibrated checkpoint and print what was chosen."""
-    from ..calibration.detection import advice
+    from ..calibration.advice import advice
     from ..calibration.saving import save_calibration
 
     if not Path(checkpoint).is_dir():  # a Hub id: save_calibration needs a local folder
