@@ -103,7 +103,7 @@ def test_the_other_commands_that_score_photos(tmp_path):
 
 
 def test_the_stored_help_of_train_is_that_of_its_parser(monkeypatch):
-    """If this fails, run `python -m vip2clip_hf.training.help`."""
+    """If this fails, run `python -m vip2clip_hf.training.parsing`."""
     for columns in ("60", "100"):
         monkeypatch.setenv("COLUMNS", columns)
         assert stored_help() == make_parser().format_help()
