@@ -13,7 +13,9 @@ from .inference import benchmark_forward, benchmark_inference
 from .metrics import benchmark_metrics
 from .references import benchmark_references
 from .rivals import METHODS, SIZES, benchmark_rivals
+from .serve import benchmark_serve
 from .training import benchmark_step, benchmark_training
+from .which_method import benchmark_which_method
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -27,6 +29,14 @@ def make_parser() -> argparse.ArgumentParser:
     data.add_argument("--images", type=int, default=5000, help="number of images")
     data.add_argument("--repeats", type=int, default=5, help="number of repeats (median)")
     data.set_defaults(run=benchmark_data)
+    which = commands.add_parser("which-method", help="zero-shot, references, and training on own defects")
+    which.add_argument(
+        "--data", nargs="+", required=True, help="folders of datasets with masks; each is left out once"
+    )
+    which.add_argument("--output", required=True, help="folder of the features and the synthetic images")
+    which.add_argument("--seeds", type=int, nargs="+", default=[111, 112, 113], help="random seeds")
+    which.add_argument("--steps", type=int, default=60, help="number of steps on the own defects")
+    which.set_defaults(run=benchmark_which_method)
     metrics = commands.add_parser("metrics", help="pixel metrics of one category, compared with scikit-learn")
     metrics.add_argument("--maps", type=int, default=200, help="number of anomaly maps")
     metrics.add_argument("--side", type=int, default=518, help="side of a map in pixels")
@@ -140,6 +150,17 @@ def make_parser() -> argparse.ArgumentParser:
     efficiency.add_argument("--variant", default="paper", choices=["paper", "release"], help="variant to train")
     efficiency.add_argument("--output", help="folder for table3.md, .tex, .csv and .json")
     efficiency.set_defaults(run=benchmark_efficiency)
+    serve = commands.add_parser("serve", help="photos per second of the server, with and without batching")
+    serve.add_argument("--model", help="checkpoint (default: bundled)")
+    serve.add_argument("--device", help="device (default: the GPU if there is one)")
+    serve.add_argument("--threads", type=int, help="threads of torch")
+    serve.add_argument("--clients", type=int, nargs="+", default=[1, 4, 16], help="numbers of parallel clients")
+    serve.add_argument("--max-batch", type=int, default=8, help="photos per batch with batching")
+    serve.add_argument("--max-wait", type=float, default=10, help="milliseconds that a photo waits for others")
+    serve.add_argument("--images", type=int, default=64, help="number of photos")
+    serve.add_argument("--side", type=int, default=1024, help="side of a photo in pixels")
+    serve.add_argument("--repeats", type=int, default=3, help="number of repeats (median)")
+    serve.set_defaults(run=benchmark_serve)
     return parser
 
 

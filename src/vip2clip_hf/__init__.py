@@ -51,7 +51,12 @@ if TYPE_CHECKING:
         evaluate_sets as evaluate_sets,
     )
     from .export import export_onnx as export_onnx, export_torch as export_torch
-    from .hub import push_checkpoint as push_checkpoint, save_checkpoint as save_checkpoint
+    from .hub import (
+        EndpointHandler as EndpointHandler,
+        push_checkpoint as push_checkpoint,
+        save_checkpoint as save_checkpoint,
+        write_endpoint as write_endpoint,
+    )
     from .inference import (
         ViP2ClipDetector as ViP2ClipDetector,
         predict_checkpoint as predict_checkpoint,
@@ -61,9 +66,11 @@ if TYPE_CHECKING:
         AnomalyDetectionPipeline as AnomalyDetectionPipeline,
         AnomalyDetectionResult as AnomalyDetectionResult,
         AnomalyRegion as AnomalyRegion,
+        CallOptions as CallOptions,
         DecisionConfig as DecisionConfig,
         LeftOutPhoto as LeftOutPhoto,
         MaskOptions as MaskOptions,
+        ModelOptions as ModelOptions,
         Provenance as Provenance,
         ReferenceBank as ReferenceBank,
         ReferenceOptions as ReferenceOptions,
@@ -97,6 +104,7 @@ if TYPE_CHECKING:
         ViP2ClipTrainer as ViP2ClipTrainer,
         ViP2ClipTrainingArguments as ViP2ClipTrainingArguments,
     )
+    from .watching import watch_folder as watch_folder
 
 
 # Importing one of these modules registers its model types.

@@ -17,13 +17,16 @@ from vip2clip_hf.data.synthetic import write_dataset
 
 
 pytestmark = pytest.mark.slow
-EXTRAS = ("data", "train", "app", "export")
+EXTRAS = ("data", "train", "app", "export", "report")
 # Commands, and the extras that enable them. The error message names the first one; an empty tuple means no extra.
 COMMANDS: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "version": (["--version"], ()),
     "predict": (["predict", "PHOTO", "--device", "cpu"], ()),
     "regions": (["predict", "PHOTO", "--regions", "--threshold", "0.01", "--device", "cpu"], ("data", "train", "app")),
     "folder": (["predict", "PHOTOS", "--output", "predictions", "--device", "cpu"], ("data", "train")),
+    "csv": (["predict", "PHOTO", "--csv", "small.csv", "--device", "cpu"], ()),
+    "report": (["report", "small.csv", "--output", "report.html"], ()),  # torch installs Jinja2
+    "xlsx": (["report", "small.csv", "--xlsx", "small.xlsx"], ("report",)),
     "data": (["data", "SET", "--check"], ()),
     "calibrate": (["calibrate", "NORMAL", "--false-alarm-rate", "0.2", "--output", "normal"], ()),
     "adapt": (["adapt", "NORMAL", "--output", "adapted", "--drop-outliers", "--device", "cpu"], ()),

@@ -9,6 +9,7 @@ from PIL import Image
 
 from ..models.vip2clip.decision_vip2clip import region_score
 from ..models.vip2clip.pipeline_anomaly_detection import AnomalyDetectionPipeline
+from ..utils.pictures import resized_map
 from .pasting import DEFECTS, paste_defect
 
 
@@ -82,21 +83,6 @@ def score_synthetic_defects(
     return found
 
 
-def resized_map(anomaly_map: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """
-    Resize an anomaly map to show it.
-
-    Args:
-        anomaly_map (`np.ndarray` of shape `(height, width)`): the map, in [0, 1].
-        size (`tuple[int, int]`): new width and height.
-
-    Returns:
-        `np.ndarray` of shape `(new height, new width)`: the map, float32 in [0, 1].
-    """
-    image = Image.fromarray(np.asarray(anomaly_map, dtype=np.float32))
-    return np.asarray(image.resize(size, Image.Resampling.BILINEAR)).clip(0, 1)
-
-
 def _resized(mask: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Resize a mask so that no marked pixel is lost."""
     resized = np.zeros(shape, dtype=bool)
@@ -105,4 +91,4 @@ def _resized(mask: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return resized
 
 
-__all__ = ["MAX_PHOTOS", "SIZES", "SyntheticDefect", "resized_map", "score_synthetic_defects"]
+__all__ = ["MAX_PHOTOS", "SIZES", "SyntheticDefect", "score_synthetic_defects"]

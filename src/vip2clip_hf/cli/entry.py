@@ -24,16 +24,28 @@ from .export import export
 from .old_spellings import with_new_spellings
 from .options import expand_user
 from .predict import predict
+from .push import push
+from .report import report
 from .reproduce import reproduce
+from .serve import serve
 from .train import TRAIN_SETTINGS, train
+from .watch import watch
 
 
 # Commands by the heading of their group in the help.
 COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
-    "Use": {"predict": predict, "adapt": adapt, "calibrate": calibrate, "app": app_page, "demo": demo},
+    "Use": {
+        "predict": predict,
+        "report": report,
+        "watch": watch,
+        "adapt": adapt,
+        "calibrate": calibrate,
+        "app": app_page,
+        "demo": demo,
+    },
     "Train": {"data": data, "build-backbone": build_backbone, "train": train},
     "Evaluate": {"evaluate": evaluate, "compare": compare, "reproduce": reproduce},
-    "Ship": {"convert": convert, "export": export},
+    "Ship": {"convert": convert, "export": export, "push": push, "serve": serve},
 }
 EXIT_CODES = (
     "Exit codes: 0 success, 1 error, 2 wrong usage, 3 success, but some images or checks failed, 130 interrupted, 141 "
@@ -129,7 +141,7 @@ def _how_to_resume(arguments: list[str]) -> str:
     """What to do after an interruption of a command with these arguments."""
     command = next((name for name in arguments if not name.startswith("-")), "")
     to_folder = any(argument.partition("=")[0] == "--output" for argument in arguments)
-    if command in ("evaluate", "reproduce") or (command == "predict" and to_folder):
+    if command in ("evaluate", "reproduce", "watch") or (command == "predict" and to_folder):
         return "To resume, run the same command again."
     if command == "train":
         return "To resume from the last checkpoint, run the same command again with --resume_from_checkpoint true."
