@@ -195,7 +195,7 @@ def test_wrong_usage(arguments, message, folder, models, root, tmp_path):
     [
         (
             ["--method", "clip", "--clip", "{}/clip", "--num-references", "1"],
-            "CLIP does not use references; remove --ref",
+            "CLIP does not use references; remove --num-references",
         ),
         (["--model", "{}/anomalyclip", "--class-name", "nut"], "AnomalyCLIP does not use class names; remove"),
         (
@@ -210,7 +210,7 @@ def test_wrong_usage(arguments, message, folder, models, root, tmp_path):
             ["--method", "clip", "--clip", "{}/clip", "--class-name", "weeve=cloth"],
             "contains the category 'weeve'; expected 'stripes', 'weave'",
         ),
-        (["--method", "april-gan", "--model", "{}/absent"], "is not found; expected a folder or Hub id"),
+        (["--method", "april-gan", "--model", "absent"], "is not found; expected a folder or Hub id"),
     ],
 )
 def test_methods_that_do_not_fit(arguments, message, folder, models, root, tmp_path):

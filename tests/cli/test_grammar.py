@@ -14,6 +14,7 @@ from vip2clip_hf import AnomalyDetectionPipeline, bundled_checkpoint
 from vip2clip_hf.cli import app, entry
 from vip2clip_hf.cli.model_argument import check_model, is_checkpoint
 from vip2clip_hf.cli.old_spellings import RENAMED, with_new_spellings
+from vip2clip_hf.cli.train import _photos_first
 
 
 FUNCTIONS = {name: one for group in entry.COMMANDS.values() for name, one in group.items() if name != "train"}
@@ -226,6 +227,16 @@ def test_compare_takes_a_checkpoint_without_a_method(folder, monkeypatch):
     done = CliRunner().invoke(app, ["compare", "photos", "--model", "part", "--json"])
     assert done.exit_code == 0, done.output
     assert given["models"] == {"vip2clip": "part"}
+
+
+def test_train_takes_photos(folder):
+    assert _photos_first(["photos", "x=part", "--output_dir", "o"]) == [
+        "--train_data", "photos", "x=part", "--output_dir", "o",
+    ]  # fmt: skip
+    for arguments in (["config.json", "--seed", "1"], ["--train_data", "photos"], []):
+        assert _photos_first(arguments) == arguments
+    with pytest.raises(typer.BadParameter, match="PHOTOS and --train_data are both given"):
+        _photos_first(["photos", "--train-data", "x"])
 
 
 def test_the_old_spelling_runs(folder, monkeypatch):

@@ -13,6 +13,7 @@ from vip2clip_hf import example_photos
 from vip2clip_hf.cli import entry
 from vip2clip_hf.training.help import described, stored_help
 from vip2clip_hf.training.parsing import make_parser
+from vip2clip_hf.utils.import_structure import ImportStructure
 
 
 # Never needed to score photos.
@@ -102,7 +103,7 @@ def test_the_other_commands_that_score_photos(tmp_path):
 
 
 def test_the_stored_help_of_train_is_that_of_its_parser(monkeypatch):
-    """If this fails, run `python -m vip2clip_hf.training.help`."""
+    """If this fails, run `python -m vip2clip_hf.training.parsing`."""
     for columns in ("60", "100"):
         monkeypatch.setenv("COLUMNS", columns)
         assert stored_help() == make_parser().format_help()
@@ -155,8 +156,6 @@ def test_what_was_left_out_can_be_imported_later(tmp_path):
 
 
 def test_the_list_of_models_is_read_once(tmp_path, monkeypatch):
-    from vip2clip_hf.utils import light_imports
-
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     (tmp_path / "models").mkdir()
     content = {"clip": {frozenset({"torch"}): {"modeling_clip": {"CLIPModel", "CLIPOutput"}}, frozenset(): {}}}
@@ -167,17 +166,17 @@ def test_the_list_of_models_is_read_once(tmp_path, monkeypatch):
         return content
 
     for _ in range(2):  # two processes
-        structure = light_imports._ImportStructure(read)
+        structure = ImportStructure(read)
         for path in (tmp_path / "models", str(tmp_path / "models")):
             assert structure(path) == content
     assert len(calls) == 1
     (file,) = (tmp_path / "vip2clip_hf").iterdir()
     for damaged in ("{", '{"key": 1}', "[]", file.read_text().replace("modeling_clip", "modeling_other", 1)):
         file.write_text(damaged)
-    assert light_imports._ImportStructure(read)(tmp_path / "models") != {}
+    assert ImportStructure(read)(tmp_path / "models") != {}
     file.write_text("{")
-    assert light_imports._ImportStructure(read)(tmp_path / "models") == content
+    assert ImportStructure(read)(tmp_path / "models") == content
     assert len(calls) == 2
     monkeypatch.setenv("HF_HOME", str(file))  # nothing can be written
-    assert light_imports._ImportStructure(read)(tmp_path / "models") == content
-    assert light_imports._ImportStructure(read)(tmp_path) == content  # other folders are not stored
+    assert ImportStructure(read)(tmp_path / "models") == content
+    assert ImportStructure(read)(tmp_path) == content  # other folders are not stored

@@ -386,7 +386,7 @@ def test_the_command_with_json(folder, photos):
     ("arguments", "message"),
     [
         (["--methods", "patchcore"], "contains 'patchcore'"),
-        (["--methods", "clip", "--model", "clip"], "expected METHOD=CHECKPOINT"),
+        (["--methods", "clip", "--model", "clip"], "--model is for 'vip2clip'; expected one of the compared methods"),
         (["--methods", "clip", "--model", "adaclip=x"], "expected one of the compared methods"),
         (["--class-name", "a", "--class-name", "b"], "expected CATEGORY=NAME"),
     ],

@@ -2,13 +2,10 @@
 
 import copy
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..models.vip2clip.decision_config_vip2clip import DecisionConfig
-
-
-if TYPE_CHECKING:
-    from .detection import Detection
+from .detected import Detection
 
 
 @dataclass
@@ -32,7 +29,7 @@ class Calibration:
     decision: DecisionConfig
     suspicious: list[str] = field(default_factory=list)
     unreadable: dict[str, str] = field(default_factory=dict)
-    detection: "Detection | None" = None
+    detection: Detection | None = None
 
     @property
     def image_threshold(self) -> float:

@@ -14,7 +14,7 @@ from ..models.vip2clip.mask_options_vip2clip import MaskOptions
 from ..models.vip2clip.pipeline_anomaly_detection import AnomalyDetectionPipeline
 from ..utils.unreadable import check_unreadable
 from .calibration import Calibration
-from .detection import SAME_PHOTOS, Detection
+from .detected import SAME_PHOTOS, Detection
 from .scores import decision_maps, decision_settings
 
 

@@ -243,7 +243,7 @@ def _write(
     found: Any, detector: Any, checkpoint: str, output: Path | None, photo_side: int | None, as_json: bool
 ) -> None:
     """Write the calibrated checkpoint and print what was chosen."""
-    from ..calibration.detection import advice
+    from ..calibration.advice import advice
     from ..calibration.saving import save_calibration
 
     if not Path(checkpoint).is_dir():  # a Hub id: save_calibration needs a local folder
@@ -271,8 +271,8 @@ def _write(
         return
     say(f"image threshold {found.image_threshold:.6f}, pixel threshold {found.pixel_threshold:.6f}")
     say(f"from {origin['num_images']} images; written to {folder}: decision.json, README.md")
-    if found.detection is not None:
-        say(found.detection.describe())
+    for line in [] if found.detection is None else found.detection.describe():
+        say(line)
     if helps is not None:
         say(helps)
 

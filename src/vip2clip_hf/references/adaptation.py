@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..calibration.detection import CROSS_VALIDATION, Detection
+from ..calibration.detected import CROSS_VALIDATION, Detection
 from ..calibration.synthetic_defects import SyntheticDefect
 from ..models.vip2clip.decision_config_vip2clip import DecisionConfig
 from ..models.vip2clip.reference_bank_vip2clip import ReferenceBank

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers.utils import logging
 
-from ..calibration.detection import advice
+from ..calibration.advice import advice
 from ..calibration.rates import choose_rate, rate_interval
 from ..calibration.scores import decision_settings
 from ..models.vip2clip.decision_config_vip2clip import DecisionConfig

@@ -2,13 +2,12 @@
 Help of `vip2clip train`, without importing transformers and torch, which takes seconds.
 
 `help.json` contains the arguments as the parser of transformers defines them. To write it again after a change of the
-arguments, run `python -m vip2clip_hf.training.help`.
+arguments, run `python -m vip2clip_hf.training.parsing`.
 """
 
 import argparse
 import json
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
 
@@ -79,13 +78,6 @@ def described(parser: argparse.ArgumentParser) -> list[dict[str, Any]]:
         argument = json.loads(json.dumps(argument, default=str))
         found.append(argument)
     return found
-
-
-if __name__ == "__main__":
-    from .parsing import make_parser
-
-    text = json.dumps(described(make_parser()), indent=1, ensure_ascii=False)
-    Path(__file__).with_name("help.json").write_text(text + "\n", encoding="utf-8")
 
 
 __all__ = ["DESCRIPTION", "EPILOG", "USAGE", "described", "stored_help"]

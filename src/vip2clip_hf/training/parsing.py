@@ -14,7 +14,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from .arguments import DataArguments, ModelArguments, ViP2ClipTrainingArguments
-from .help import DESCRIPTION, EPILOG, USAGE
+from .help import DESCRIPTION, EPILOG, USAGE, described
 from .named_recipes import RECIPES, recipe_path
 
 
@@ -172,6 +172,12 @@ def _read(path: Path) -> dict[str, Any]:
             f"{path} contains a {type(config).__name__}; expected an object that maps argument names to values."
         )
     return config
+
+
+if __name__ == "__main__":
+    # Store the help, see help.py.
+    content = json.dumps(described(make_parser()), indent=1, ensure_ascii=False)
+    Path(__file__).with_name("help.json").write_text(content + "\n", encoding="utf-8")
 
 
 __all__ = ["given_arguments", "make_parser", "parse_arguments"]
