@@ -13,8 +13,9 @@ from ._version import __version__
 from .utils.lazy import lazy_names
 
 
-__getattr__, __dir__, __all__ = lazy_names(__name__)
-__all__ += ["__version__"]
+if not TYPE_CHECKING:  # with __getattr__, type checkers would accept any name
+    __getattr__, __dir__, __all__ = lazy_names(__name__)
+    __all__ += ["__version__"]
 
 if TYPE_CHECKING:
     from .app import build_app as build_app, launch as launch
