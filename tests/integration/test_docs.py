@@ -345,7 +345,7 @@ def anchors(page: Path) -> set[str]:
 def test_links(name):
     page = PAGES[name]
     text = re.sub(r"^ *```.*?^ *```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
-    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+    for target in re.findall(r'(?:\](?=\()\(|<img src=")([^)"\s]+)[)"]', text):
         if re.match(r"[a-z]+:", target):
             continue
         path, _, anchor = target.partition("#")

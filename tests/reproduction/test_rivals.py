@@ -23,10 +23,6 @@ pytestmark = pytest.mark.xdist_group("rivals")
 pytestmark = pytest.mark.xdist_group("rivals")
 
 
-# Its fixtures take seconds: one process computes them once.
-pytestmark = pytest.mark.xdist_group("rivals")
-
-
 METHODS = {
     "clip": {},
     "april-gan": {"model": {"feature_layers": [6, 12]}, "training": {"max_steps": 2, "save_strategy": "no"}},

@@ -37,10 +37,6 @@ pytestmark = pytest.mark.xdist_group("reproduction")
 pytestmark = pytest.mark.xdist_group("reproduction")
 
 
-# Its fixtures take seconds: one process computes them once.
-pytestmark = pytest.mark.xdist_group("reproduction")
-
-
 # All tables but 3, with fewer rows: 6 settings.
 ROWS = {"4": ["none", "full"]}
 TARGETS = ["tables", "1", "2", "4", "5", "6", "figures"]
