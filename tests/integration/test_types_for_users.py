@@ -68,7 +68,8 @@ def examples_of_the_readme() -> str:
 def test_type_checkers(checker, tmp_path):
     for name in NAMES[:2]:
         shutil.copy(Path(__file__).with_name(name), tmp_path)
-    (tmp_path / NAMES[2]).write_text(examples_of_the_readme())
+    # Without the strict mode of pyright: the classes of transformers have unknown types.
+    (tmp_path / NAMES[2]).write_text("# pyright: basic\n" + examples_of_the_readme())
     found = checker(tmp_path)
     mistakes = [(line, message) for name, line, message in found if name == NAMES[1]]
     marked = (tmp_path / NAMES[1]).read_text().splitlines()
