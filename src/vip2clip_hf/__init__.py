@@ -11,8 +11,9 @@ from .utils.lazy import lazy_names
 from .utils.lazy_registration import register_on_use
 
 
-__getattr__, __dir__, __all__ = lazy_names(__name__)
-__all__ += ["__version__"]
+if not TYPE_CHECKING:  # with __getattr__, type checkers would accept any name
+    __getattr__, __dir__, __all__ = lazy_names(__name__)
+    __all__ += ["__version__"]
 
 if TYPE_CHECKING:
     from .app import build_app as build_app, launch as launch

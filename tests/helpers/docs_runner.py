@@ -108,6 +108,8 @@ def help_text(words: list[str]) -> str:
         with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):
             parser.parse_args([script[1][0], "--help"])
         return out.getvalue()
+    if words[0] == "uv":  # not a program of this repository
+        return " ".join(words)
     command = script[0] if script is not None else words[1] if words[0] == "vip2clip" else None
     if command is None:
         raise AssertionError(f"{' '.join(words)}: the options of this command are unknown")

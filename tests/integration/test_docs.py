@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import inspect
+import json
 import os
 import re
 import shutil
@@ -47,7 +48,7 @@ NEEDS = {
 
 # Commands that are not run, and the reason. Their options are still compared with --help.
 NOT_RUN = {
-    r"pip install .*": "installs into the environment",
+    r"(uv )?pip install .*": "installs into the environment",
     r"vip2clip app.*": "serves until it is stopped; run in a browser by test_app_browser.py",
     r"vip2clip watch .*": "runs until it is stopped; run by tests/watching",
     r"vip2clip push .*": "publishes; run with a stub of the Hub by tests/hub/test_endpoint.py",
@@ -318,7 +319,37 @@ def test_exceptions_are_still_needed():
     assert set(SLOW) | set(NEEDS) <= set(PAGES)
 
 
+# Longest lines of code, and of outputs in a smaller font, that fit the site at 1280 pixels, see docs/extra.css.
+CODE_WIDTH, OUTPUT_WIDTH = 96, 106
+# Tables that a command prints.
+WIDER = ("docs/compare.md",)
+MARKDOWN = (*PAGES, "CONTRIBUTING.md", "benchmarks/README.md", "spaces/README.md")
+
+
+@pytest.mark.parametrize("name", MARKDOWN)
+def test_blocks_fit_the_page(name):
+    """Readers do not scroll to read a command."""
+    for block in runner.read_blocks(ROOT / name):
+        code = [line for line in block.text.splitlines() if len(line) > CODE_WIDTH]
+        assert not code, f"{name}, block of line {block.line}: {code}"
+        output = [line for line in (block.output or "").splitlines() if len(line) > OUTPUT_WIDTH]
+        assert not output or name in WIDER, f"{name}, output of line {block.line}: {output}"
+
+
+def test_the_notebook_fits_the_page():
+    cells = json.loads((ROOT / "docs" / "notebooks" / "quickstart.ipynb").read_text(encoding="utf-8"))["cells"]
+    lines = [line.rstrip() for cell in cells if cell["cell_type"] == "code" for line in cell["source"]]
+    assert [line for line in lines if len(line) > CODE_WIDTH] == []
+
+
 # Links
+
+
+@pytest.mark.parametrize("name", MARKDOWN)
+def test_links_have_titles(name):
+    """The text of a link says what the page is about, not how its file is called."""
+    text = (ROOT / name).read_text(encoding="utf-8")
+    assert re.findall(r"\[`?[\w./-]+\.(?:md|ipynb)`?\]\([^)]*\)", text) == []
 
 
 def anchors(page: Path) -> set[str]:
@@ -332,7 +363,7 @@ def anchors(page: Path) -> set[str]:
 def test_links(name):
     page = PAGES[name]
     text = re.sub(r"^ *```.*?^ *```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
-    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+    for target in re.findall(r'(?:\](?=\()\(|<img src=")([^)"\s]+)[)"]', text):
         if re.match(r"[a-z]+:", target):
             continue
         path, _, anchor = target.partition("#")
@@ -366,7 +397,11 @@ def test_site_builds(tmp_path):
     api = (tmp_path / "site" / "api.html").read_text(encoding="utf-8")
     for path in api_names():
         assert f'id="{path}"' in api, path
-    for page in (tmp_path / "site").glob("*.html"):
+    notebook = (tmp_path / "site" / "notebooks" / "quickstart.html").read_text(encoding="utf-8")
+    assert "AnomalyDetectionPipeline" in notebook
+    assert 'href="quickstart.ipynb"' in notebook  # to download
+    assert 'href="notebooks/quickstart.html"' in (tmp_path / "site" / "index.html").read_text(encoding="utf-8")
+    for page in (tmp_path / "site").glob("**/*.html"):
         text = page.read_text(encoding="utf-8")
         loaded = re.findall(r"<(?:script|img|link rel=\"stylesheet\")[^>]*(?:src|href)=\"(https?:[^\"]+)", text)
         assert not loaded, f"{page.name} needs a network: {loaded}"

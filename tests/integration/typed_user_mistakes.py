@@ -1,5 +1,8 @@
 """Mistakes that type checkers report, each in the line with the comment. See test_types_for_users.py."""
 
+# ruff: noqa
+# fmt: off
+from vip2clip_hf import AnomalyDetectionPipelin  # mistake
 from vip2clip_hf import AnomalyDetectionPipeline, AnomalyDetectionResult, CallOptions, decode_result
 
 

@@ -16,16 +16,26 @@ if TYPE_CHECKING:
     from .decision_config_vip2clip import DecisionConfig
     from .reference_bank_vip2clip import ReferenceBank
 
-# One photo, or a row of a dataset with the column "image". The pipeline also takes the path of a folder and an array
-# with four axes, and returns a list then. Types cannot tell them apart, so they count as one photo.
-Photo: TypeAlias = (
-    "str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | npt.NDArray[Any] | torch.Tensor | "
-    "IO[bytes] | Mapping[str, Any]"
-)
-# A list of photos, of which pairs of image and label and rows of datasets are also accepted.
-Photos: TypeAlias = "list[Any] | tuple[Any, ...]"
-# Photos that are read one after another.
-PhotoStream: TypeAlias = "Iterable[Any] | torch.utils.data.Dataset[Any]"
+    # One photo, or a row of a dataset with the column "image". The pipeline also takes the path of a folder and an
+    # array with four axes, and returns a list then. Types cannot tell them apart, so they count as one photo.
+    Photo: TypeAlias = (
+        str
+        | os.PathLike[str]
+        | bytes
+        | bytearray
+        | memoryview
+        | Image.Image
+        | npt.NDArray[Any]
+        | torch.Tensor
+        | IO[bytes]
+        | Mapping[str, Any]
+    )
+    # Several photos, also as pairs of image and label.
+    Photos: TypeAlias = list[Any] | tuple[Any, ...]
+    # Photos that are read one after another.
+    PhotoStream: TypeAlias = Iterable[Any] | torch.utils.data.Dataset[Any]
+else:
+    Photo = Photos = PhotoStream = Any
 
 
 class CallOptions(TypedDict, total=False):

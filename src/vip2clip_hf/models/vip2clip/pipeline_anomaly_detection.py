@@ -1,15 +1,17 @@
 """The "anomaly-detection" pipeline."""
+# mypy: disable-error-code="overload-overlap"
 
 import os
 import types
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import Any, Literal, overload
 
 import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModel, PreTrainedConfig
 from transformers.pipelines.base import Pipeline
 from transformers.utils import logging
+from typing_extensions import Unpack
 
 from .arguments_vip2clip import READING_ARGUMENTS, call_arguments, label_names, loading_arguments
 from .backbone_vip2clip import HUB_KWARGS, check_device, naming
@@ -33,9 +35,6 @@ from .pipeline_steps_vip2clip import (
 from .reference_bank_vip2clip import ReferenceBank
 from .results_vip2clip import AnomalyDetectionResult
 
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 logger = logging.get_logger(__name__)
 # Call arguments by the step that uses them.
@@ -110,7 +109,7 @@ class AnomalyDetectionPipeline(Pipeline):
         page: int | None = None,
         channel_order: Literal["rgb", "bgr"] | None = None,
         references: ReferenceBank | str | os.PathLike[str] | Sequence[Any] | None = "auto",
-        **kwargs: "Unpack[ModelOptions]",
+        **kwargs: Unpack[ModelOptions],
     ) -> "AnomalyDetectionPipeline":
         """
         Create a pipeline from a checkpoint. Once `vip2clip_hf` is imported, no code from the checkpoint is executed.
@@ -188,15 +187,11 @@ class AnomalyDetectionPipeline(Pipeline):
 
     # A path and a list are also iterable, so the types overlap; the first one that fits counts.
     @overload  # type: ignore[override]
-    def __call__(  # type: ignore[overload-overlap]
-        self, inputs: Photo, **kwargs: "Unpack[CallOptions]"
-    ) -> AnomalyDetectionResult: ...
+    def __call__(self, inputs: Photo, **kwargs: Unpack[CallOptions]) -> AnomalyDetectionResult: ...
     @overload
-    def __call__(  # type: ignore[overload-overlap]
-        self, inputs: Photos, **kwargs: "Unpack[CallOptions]"
-    ) -> list[AnomalyDetectionResult]: ...
+    def __call__(self, inputs: Photos, **kwargs: Unpack[CallOptions]) -> list[AnomalyDetectionResult]: ...
     @overload
-    def __call__(self, inputs: PhotoStream, **kwargs: "Unpack[CallOptions]") -> Iterator[AnomalyDetectionResult]: ...
+    def __call__(self, inputs: PhotoStream, **kwargs: Unpack[CallOptions]) -> Iterator[AnomalyDetectionResult]: ...
     # Unlike in the library, positional options are an error.
     def __call__(self, inputs: Any, **kwargs: Any) -> Any:
         """
