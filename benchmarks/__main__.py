@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from .coverage import benchmark_coverage
 from .data import benchmark_data
+from .detection import benchmark_detection
 from .efficiency import VARIANTS, VISA_IMAGES, benchmark_efficiency
 from .few_shot import benchmark_few_shot
 from .inference import benchmark_forward, benchmark_inference
@@ -83,6 +84,14 @@ def make_parser() -> argparse.ArgumentParser:
     few_shot.add_argument("--threads", type=int, default=1, help="threads of torch")
     few_shot.add_argument("--output", help="JSON file with all results")
     few_shot.set_defaults(run=benchmark_few_shot)
+    detection = commands.add_parser("detection", help="estimated detection rates, compared with those on real defects")
+    detection.add_argument("--data", nargs="+", required=True, help="datasets in the layout of MVTec AD")
+    detection.add_argument("--model", help="checkpoint (default: bundled)")
+    detection.add_argument("--photos", type=int, default=20, help="number of good photos")
+    detection.add_argument("--rate", type=float, default=0.05, help="false-alarm rate")
+    detection.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2, 3], help="draws to adapt with")
+    detection.add_argument("--threads", type=int, default=1, help="threads of torch")
+    detection.set_defaults(run=benchmark_detection)
     coverage = commands.add_parser("coverage", help="false alarms of thresholds from references")
     coverage.add_argument("--data", nargs="+", required=True, help="datasets with normal images in the train split")
     coverage.add_argument("--model", nargs="+", help="one checkpoint, or one per dataset (default: bundled)")

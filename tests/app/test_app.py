@@ -23,6 +23,7 @@ import yaml
 from PIL import Image
 from typer.testing import CliRunner
 
+from helpers.served_app import served_app
 from helpers.tiny import ROOT, change_weights
 from vip2clip_hf import AnomalyDetectionPipeline, DecisionConfig, ReferenceBank, adapt, bundled_checkpoint, cli
 from vip2clip_hf.calibration import calibrate
@@ -719,24 +720,16 @@ def test_the_saved_detector(page, uploads, good, tmp_path, monkeypatch, limit):
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
-    """The bundled checkpoint behind a running page with endpoints. Gives the address and the page."""
-    root = tmp_path_factory.mktemp("served")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GRADIO_TEMP_DIR", str(root))
-        page = app.build_app(max_images=4, api=True)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        _, address, _ = page.launch(server_name="127.0.0.1", server_port=port, prevent_thread_lock=True, quiet=True)
-        yield address, page
-        page.close(verbose=False)
+    """The address of a running page with endpoints and the bundled checkpoint."""
+    with served_app(tmp_path_factory.mktemp("served"), max_images=4) as address:
+        yield address
 
 
 @pytest.fixture
 def client(served, tmp_path):
     from gradio_client import Client
 
-    return Client(served[0], verbose=False, download_files=str(tmp_path))
+    return Client(served, verbose=False, download_files=str(tmp_path))
 
 
 TOYS = ROOT / "src" / "vip2clip_hf" / "examples" / "toys"
@@ -793,7 +786,7 @@ def test_predict_endpoint(client):
 def test_clients_have_sessions_of_their_own(served, client, tmp_path):
     from gradio_client import Client
 
-    other = Client(served[0], verbose=False, download_files=str(tmp_path))
+    other = Client(served, verbose=False, download_files=str(tmp_path))
     photo = sent("test/toy_damaged_2.jpg")
     plain = client.predict(photo, api_name="/predict_table")
     learned = client.predict(sent(*GOOD), api_name="/good_photos")

@@ -130,8 +130,8 @@ class Page:
         with urllib.request.urlopen(self.source(selector), timeout=PATIENCE) as answer:
             return Image.open(io.BytesIO(answer.read())).convert("RGB")
 
-    def until(self, condition, what: str):
-        end = time.monotonic() + PATIENCE
+    def until(self, condition, what: str, patience: float = PATIENCE):
+        end = time.monotonic() + patience
         while not (found := condition()):
             assert time.monotonic() < end, f"waited for {what}; the page says: {self.text('body')[:2000]}"
             time.sleep(0.1)
@@ -193,6 +193,8 @@ def test_a_photo_and_its_thresholds(page, tmp_path):
     assert {picture.size for picture in before.values()} == {(256, 256)}
 
     shown = page.source("#mask"), page.source("#heatmap")
+    page.open("Thresholds and heatmap")
+    page.until(lambda: page.find("#pixel_threshold input[type=range]"), "the sliders")
     page.set_slider("pixel_threshold", 0.95)
     page.until(lambda: page.text("#marked") not in ("", f"{marked:,}"), "another mask")
     assert int(page.text("#marked").replace(",", "")) < marked
@@ -202,7 +204,6 @@ def test_a_photo_and_its_thresholds(page, tmp_path):
 
     page.set_slider("image_threshold", 1)
     page.until(lambda: "normal" in page.text("#summary").split(), "another decision")
-    page.open("Thresholds and heatmap")
     page.find("#reset").click()
     page.until(lambda: page.text("#marked") == f"{marked:,}", "the thresholds of the checkpoint")
     page.until(lambda: "anomalous" in page.text("#summary").split(), "the first decision")
@@ -213,7 +214,7 @@ def test_layers(page):
     page.until(lambda: page.source("#heatmap"), "the result")
     before, mask = page.source("#heatmap"), page.source("#mask")
     page.open("Thresholds and heatmap")
-    page.find("#layer input").click()
+    page.until(lambda: page.find("#layer input"), "the choice of a layer").click()
     options = page.until(lambda: page.driver.find_elements("css selector", "[role=option]"), "the choice of layers")
     assert "all layers" in options[0].text
     options[1].click()
@@ -278,6 +279,8 @@ def test_several_photos_a_wrong_file_and_the_download(page, tmp_path):
         "large.png",
     ]
     assert Image.open(io.BytesIO(archive.read(content["results"][1]["mask"]))).size == (256, 256)
+    page.open("Thresholds and heatmap")
+    page.until(lambda: page.find("#pixel_threshold input[type=range]"), "the sliders")
     page.set_slider("pixel_threshold", 0.9)
     page.until(lambda: not page.find("#download a[href]"), "the old download to vanish")
 
@@ -375,7 +378,7 @@ PICTURES = Path(__file__).parents[2] / "docs" / "images"
 def start_example(page):
     page.until(lambda: page.find("#example button"), "the example")
     page.find("#example button").click()
-    page.until(lambda: "5 photos analysed" in page.text("#status"), "the results of the example")
+    page.until(lambda: "5 photos analysed" in page.text("#status"), "the example", 5 * PATIENCE)
     page.until(lambda: page.source("#heatmap") and "Threshold" in page.text("#references"), "the heatmap")
 
 
@@ -461,7 +464,7 @@ def test_phone(server, browser):
     """On a phone, the result is on the first screen once it is there, and nothing is wider than the screen."""
     with screen(browser, 390, 844, phone=True):
         page = Page(browser, server.address)
-        page.until(lambda: page.find("#camera input[type=file][capture=environment]"), "the camera")
+        page.until(lambda: page.find("#inputs > input[type=file][capture=environment]"), "the camera")
         assert page.find("#camera").is_displayed()
         assert page.find("#files input[type=file]").get_attribute("accept") == "image/*"
         start_example(page)
@@ -529,7 +532,7 @@ def test_keyboard(server, browser):
 def test_good_photos(page):
     good = page.find("#good input[type=file]")
     good.send_keys("\n".join(str(TOYS / "good" / f"toy_good_0{number}.jpg") for number in range(1, 6)))
-    page.until(lambda: "compared with 5 good photos" in page.text("#references"), "the good photos")
+    page.until(lambda: "compared with 5 good photos" in page.text("#references"), "learning", 3 * PATIENCE)
     assert "for at most 16.7 % false alarms" in page.text("#references")
     assert "Not guaranteed:" in page.text("#references")
     page.upload(TOYS / "test" / "toy_damaged_2.jpg")

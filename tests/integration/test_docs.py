@@ -75,6 +75,11 @@ SMALL = {
 }
 # Replacements in Python blocks: (page, text, replacement).
 SMALL_PYTHON = [
+    (
+        "docs/app.md",
+        'Client("http://127.0.0.1:7860/")',
+        "Client(__import__('helpers.served_app', fromlist=['served_app']).address_for_docs(), verbose=False)",
+    ),
     ("docs/training.md", 'output_dir="outputs"', 'output_dir="outputs", num_train_epochs=1, use_cpu=True'),
 ]
 

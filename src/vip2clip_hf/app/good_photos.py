@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..calibration.from_normal import calibrate
+from ..calibration.rates import DEFAULT_RATE, rate_interval, smallest_rate
 from ..models.vip2clip.decision_config_vip2clip import DecisionConfig
 from ..models.vip2clip.reference_bank_vip2clip import ReferenceBank
 from ..references.adapting import adapt
-from ..references.rates import DEFAULT_RATE, rate_interval, smallest_rate
 from .results import PhotoInspector
 
 

@@ -124,14 +124,17 @@ body.dark { color-scheme: dark; }
 # screen readers read new results.
 ON_LOAD = """() => {
   const prepare = () => {
-    for (const input of document.querySelectorAll(':is(#files, #good, #camera) input[type=file]')) {
-      if (input.accept !== 'image/*') input.accept = 'image/*';
-      if (input.closest('#camera')) input.setAttribute('capture', 'environment');
+    const camera = document.getElementById('camera')?.parentElement.querySelector(':scope > input[type=file]');
+    if (camera && !camera.hasAttribute('capture')) {
+      camera.accept = 'image/*';
+      camera.setAttribute('capture', 'environment');
     }
-    for (const input of document.querySelectorAll('#files input[type=file]'))
-      input.setAttribute('aria-label', 'Photos to check');
-    for (const input of document.querySelectorAll('#good input[type=file]'))
-      input.setAttribute('aria-label', 'Good photos');
+    for (const [id, label] of [['files', 'Photos to check'], ['good', 'Good photos']]) {
+      for (const input of document.querySelectorAll(`#${id} input[type=file]`))
+        if (input.accept !== 'image/*') input.accept = 'image/*';
+      for (const button of document.querySelectorAll(`#${id} button.upload-container`))
+        button.setAttribute('aria-label', `${label}: choose or drop files`);
+    }
     for (const name of ['status', 'summary', 'references']) {
       const region = document.getElementById(name);
       if (region && !region.hasAttribute('aria-live')) region.setAttribute('aria-live', 'polite');

@@ -1,6 +1,7 @@
 """`vip2clip calibrate`."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -115,8 +116,8 @@ def calibrate(
       vip2clip calibrate photos --model checkpoint --recall 0.95 --output calibrated
     """
     labelled = f1 or recall is not None
-    options = mask_options(mask_threshold, mask_channel, mask_invert, mask_orientation, keep_small_regions)
-    _check_usage(photos, labelled, f1, recall, false_alarm_rate, defects, normal_label or anomalous_label, options)
+    masks = (mask_threshold, mask_channel, mask_invert, mask_orientation, keep_small_regions)
+    _check_usage(photos, labelled, f1, recall, false_alarm_rate, defects, normal_label or anomalous_label, masks)
     check_model("calibrate", model, [photos], "" if output is None else " --output FOLDER")
     if labelled:
         require("data", "Calibration with labelled photos", "datasets", "scipy")
@@ -149,7 +150,7 @@ def calibrate(
         from ..data.sources import DataSource
 
         source = DataSource.parse(
-            photos, mask_options=options, normal_labels=normal_label, anomalous_labels=anomalous_label
+            photos, mask_options=mask_options(*masks), normal_labels=normal_label, anomalous_labels=anomalous_label
         )
         found = calibrate_labelled(
             detector,
@@ -177,7 +178,7 @@ def _check_usage(
     false_alarm_rate: float | None,
     defects: Path | None,
     labels: Any,
-    options: Any,
+    masks: Sequence[Any],
 ) -> None:
     """Refuse options that do not go together."""
     if f1 and recall is not None:
@@ -189,7 +190,7 @@ def _check_usage(
         return
     if labels:
         raise usage_error("--normal-label and --anomalous-label need a labelled dataset: add --f1 or --recall.")
-    if any(value is not None for value in options.columns().values()):
+    if any(value is not None for value in masks):
         raise usage_error("--mask-... options need a labelled dataset with masks: add --f1 or --recall.")
     for option, folder in (("PHOTOS", photos), ("--defects", defects)):
         if folder is not None and not os.path.isdir(folder):

@@ -114,9 +114,9 @@ def evaluate(
     references: Annotated[
         Path | None,
         typer.Option(
-            help="With --num-references: folder of photos of good parts to draw from, or with one subfolder per "
-            "category.",
-            show_default="the split train",
+            help="Folder of photos of good parts, or with one subfolder per category. With --num-references, they are "
+            "drawn from it.",
+            show_default="references of the checkpoint; with --num-references, the split train",
         ),
     ] = None,
     no_references: NoReferences = False,
@@ -161,9 +161,8 @@ def evaluate(
     options = mask_options(mask_threshold, mask_channel, mask_invert, mask_orientation, keep_small_regions)
     if no_references and (num_references or references):
         raise usage_error("--no-references is given with other references; expected one of them.")
-    if (reference_seed or references) and not num_references:
-        option = "--reference-seed" if reference_seed else "--references"
-        raise usage_error(f"{option} is given without --num-references; expected the number of references.")
+    if reference_seed and not num_references:
+        raise usage_error("--reference-seed is given without --num-references; expected the number of references.")
     choice = ReferenceChoice(
         tuple(dict.fromkeys(num_references or ())),
         tuple(dict.fromkeys(reference_seed or (0,))),
