@@ -45,7 +45,7 @@ class Server:
             [*command, *arguments], env={**os.environ, **variables}, stdout=self._output, stderr=subprocess.DEVNULL
         )
         self.host, self.port = self._address()
-        while self.get("/ready") != 200:
+        while self.get("/ready")[0] != 200:
             time.sleep(0.2)
 
     def _address(self) -> tuple[str, int]:
@@ -56,13 +56,19 @@ class Server:
             time.sleep(0.1)
         raise RuntimeError("The server could not be started.")
 
-    def get(self, path: str) -> int:
-        """Return the status of a page, or 0."""
+    def get(self, path: str) -> tuple[int, str]:
+        """Return status and text of a page; status 0 if there is no answer."""
         connection = http.client.HTTPConnection(self.host, self.port, timeout=60)
         with contextlib.suppress(OSError):
             connection.request("GET", path)
-            return connection.getresponse().status
-        return 0
+            response = connection.getresponse()
+            return response.status, response.read().decode()
+        return 0, ""
+
+    def cpu_seconds(self) -> float:
+        """Return the CPU time of the process. NaN where it is not measured."""
+        found = re.search(r"^process_cpu_seconds_total (\S+)", self.get("/metrics")[1], re.MULTILINE)
+        return float("nan") if found is None else float(found[1])
 
     def load(self, contents: list[bytes], clients: int) -> tuple[float, list[float]]:
         """Send photos from several clients, each one after the other. Return the seconds, and those of each photo."""
@@ -132,6 +138,7 @@ def benchmark_serve(options: argparse.Namespace) -> None:
     )
     rates: dict[tuple[str, int], list[float]] = {}
     times: dict[tuple[str, int], list[float]] = {}
+    work: dict[tuple[str, int], list[float]] = {}
     with _servers(options, model) as servers:
         for server in servers.values():  # warm-up
             server.load(contents[: 2 * options.max_batch], options.max_batch)
@@ -142,22 +149,19 @@ def benchmark_serve(options: argparse.Namespace) -> None:
                 rates.setdefault(("pipeline", batch), []).append(len(contents) / (time.perf_counter() - begin))
             for clients in options.clients:
                 for name, server in servers.items():
+                    before = server.cpu_seconds()
                     seconds, single = server.load(contents, clients)
+                    work.setdefault((name, clients), []).append((server.cpu_seconds() - before) / len(contents))
                     rates.setdefault((name, clients), []).append(len(contents) / seconds)
                     times.setdefault((name, clients), []).extend(single)
     for batch in (1, options.max_batch):
         print(f"  pipeline, batch {batch:<3d} {statistics.median(rates['pipeline', batch]):8.2f} photos/s")
-    print(
-        "  clients   batching off: photos/s  median ms    95 % ms   "
-        "batching on: photos/s  median ms    95 % ms   on/off"
-    )
+    print("  clients   batching   photos/s   median ms   95 % ms   CPU ms per photo")
     for clients in options.clients:
-        cells, middle = [], {}
         for name in servers:
-            middle[name] = statistics.median(rates[name, clients])
             half, most = np.percentile(times[name, clients], (50, 95)) * 1000
-            cells.append(f"{middle[name]:24.2f} {half:10.0f} {most:10.0f}")
-        print(f"  {clients:7d} {'   '.join(cells)} {middle['on'] / middle['off']:10.2f}")
+            rate, cpu = statistics.median(rates[name, clients]), 1000 * statistics.median(work[name, clients])
+            print(f"  {clients:7d} {name:>10s} {rate:10.2f} {half:11.0f} {most:9.0f} {cpu:18.0f}")
 
 
 __all__ = ["benchmark_serve"]

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -159,7 +160,7 @@ def test_tls(contents, tmp_path):
         ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost",
          "-addext", "subjectAltName=DNS:localhost", "-keyout", "key.pem", "-out", "cert.pem"],
         cwd=tmp_path, capture_output=True, check=False,
-    ) if _openssl() else None  # fmt: skip
+    ) if shutil.which("openssl") else None  # fmt: skip
     if done is None or done.returncode:
         pytest.skip("openssl is not installed")
     import http.client
@@ -178,12 +179,6 @@ def test_tls(contents, tmp_path):
         assert "certificate or its key cannot be used" in server.errors
 
 
-def _openssl() -> bool:
-    import shutil
-
-    return shutil.which("openssl") is not None
-
-
 def _status(connection) -> int:
     try:
         connection.request("GET", "/ready")
@@ -193,3 +188,41 @@ def _status(connection) -> int:
     except OSError:
         connection.close()
         return 0
+
+
+def test_form_in_a_browser(tmp_path):
+    """The form of /docs works in a real browser, and a page of another origin cannot use the server."""
+    webdriver = pytest.importorskip("selenium.webdriver")
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None or shutil.which("chromedriver") is None:
+        pytest.skip("chromium or chromedriver is not installed")
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", f"--user-data-dir={tmp_path / 'c'}"):
+        options.add_argument(argument)
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
+
+    def send() -> str:
+        photo = str(EXAMPLES / "hazelnut_normal_1.jpg")
+        driver.find_element(By.CSS_SELECTOR, "input[type=file]").send_keys(photo)
+        driver.find_element(By.TAG_NAME, "button").click()
+        WebDriverWait(driver, 300).until(lambda found: "/predict" in found.current_url)
+        return driver.find_element(By.TAG_NAME, "body").text
+
+    foreign = tmp_path / "page.html"
+    try:
+        with serving(["--device", "cpu"], tmp_path) as server:
+            address = "http://{}:{}".format(*server.ready())
+            driver.get(f"{address}/docs")
+            text = send()
+            assert "hazelnut_normal_1.jpg" in text
+            assert '"heatmap"' in text
+            form = f'<form method=post enctype=multipart/form-data action="{address}/predict">'
+            foreign.write_text(f"{form}<input type=file name=images><button>x</button></form>")
+            driver.get(foreign.as_uri())
+            assert "other servers are refused" in send()
+    finally:
+        driver.quit()

@@ -14,8 +14,9 @@ from vip2clip_hf.utils.addresses import is_loopback, is_private_network, is_publ
 pytest.importorskip("fastapi", reason="the server needs fastapi (pip install 'vip2clip_hf[serve]')")
 
 from vip2clip_hf.serving import ServerSettings
-from vip2clip_hf.serving.guard import host_name, same_key
-from vip2clip_hf.serving.settings import api_key_from_environment, check_exposure
+from vip2clip_hf.serving.guard import host_name
+from vip2clip_hf.serving.keys import api_key_from_environment, same_key
+from vip2clip_hf.serving.settings import check_exposure
 
 
 pytestmark = pytest.mark.xdist_group("serving")

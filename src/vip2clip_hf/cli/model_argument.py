@@ -10,7 +10,7 @@ from .options import usage_error
 # Endings of photos, of files and in URLs.
 PHOTO = re.compile(r"\.(jpe?g|png|bmp|tiff?|webp|gif|heic|heif|ppm|pgm)$", re.IGNORECASE)
 # Commands that take a checkpoint only.
-WITHOUT_PHOTOS = ("app", "export")
+WITHOUT_PHOTOS = ("app", "export", "serve")
 _URL = re.compile(r"(https?|file)://|data:", re.IGNORECASE)
 _WINDOWS_PATH = re.compile(r"[A-Za-z]:[\\/]|.*\\")
 

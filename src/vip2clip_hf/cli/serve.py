@@ -6,13 +6,16 @@ from typing import Annotated, Any
 import typer
 
 from ..utils.extras import require
+from .model_argument import check_model
 from .options import (
     Backbone,
     BitDepth,
     Device,
     Dtype,
     Model,
+    NoReferences,
     Page,
+    References,
     TileOverlap,
     TileSize,
     checkpoint_or_bundled,
@@ -47,16 +50,8 @@ def serve(
     ] = None,
     tile_size: TileSize = None,
     tile_overlap: TileOverlap = None,
-    references: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder of photos of good parts to compare with, including its subfolders.",
-            show_default="references of the checkpoint, if any",
-        ),
-    ] = None,
-    no_references: Annotated[
-        bool, typer.Option("--no-references", help="Do not use the references of the checkpoint.")
-    ] = False,
+    references: References = None,
+    no_references: NoReferences = False,
     bit_depth: BitDepth = None,
     page: Page = None,
     max_batch: Annotated[int, typer.Option(min=1, help="Photos per batch; 1 for no batching.")] = 8,
@@ -126,6 +121,7 @@ def serve(
         raise OSError(f"--references {str(references)!r} is not a folder; expected a folder of photos of good parts.")
     if (tls_cert is None) != (tls_key is None):
         raise usage_error("--tls-cert and --tls-key belong together; pass both.")
+    check_model("serve", model)
     require("serve", "The server", "fastapi", "uvicorn", "prometheus_client", "python_multipart", "scipy", load=False)
     from ..serving.keys import api_key_from_environment
     from ..serving.settings import ServerSettings

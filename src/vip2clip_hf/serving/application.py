@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
 from PIL import Image
 from starlette.exceptions import HTTPException
 
@@ -156,29 +156,6 @@ def _add_errors(app: FastAPI) -> None:
 def _add_paths(app: FastAPI, service: Service, name: str) -> None:
     settings = service.settings
 
-    @app.get("/health", summary="Whether the server runs. For probes of liveness.", tags=["probes"])
-    async def health() -> Response:
-        if service.failed:
-            return JSONResponse({"status": "failed"}, 500)
-        return JSONResponse({"status": "ok"})
-
-    @app.get("/ready", summary="Whether the model is loaded. For probes of readiness.", tags=["probes"])
-    async def ready() -> Response:
-        return JSONResponse({"ready": service.ready}, 200 if service.ready else 503)
-
-    @app.get("/metrics", summary="Metrics in the format of Prometheus.", tags=["probes"])
-    async def metrics() -> Response:
-        content, kind = service.metrics.render()
-        return Response(content, media_type=kind)
-
-    @app.get("/info", summary="The model and the limits of the server.", response_model=ServerInfo)
-    async def info() -> Response:
-        model = service.describe()
-        if model is None:
-            raise HTTPException(503, "The model is not loaded yet.", {"Retry-After": "5"})
-        limits = {key: getattr(settings, key) for key in ("max_images", "max_file_bytes", "max_pixels")}
-        return JSONResponse({"model": name, "version": __version__, **model, **limits})
-
     @app.post(
         "/predict",
         summary="Score photos and locate defects.",
@@ -194,8 +171,53 @@ def _add_paths(app: FastAPI, service: Service, name: str) -> None:
     ) -> Response:
         """Results are those of the pipeline. A photo that cannot be read does not fail the others.
 
-        With `Accept: image/png` and one photo, the response is its heatmap. Score and label are in headers."""
+        With the header Accept: image/png and one photo, the response is its heatmap, with score and label in headers.
+        """
         return await answer_predict(request, service, heatmap, mask, anomaly_map, regions)
+
+    @app.get(
+        "/health",
+        summary="Whether the server runs. For probes of liveness.",
+        response_description="The process can answer.",
+        responses={500: {"description": "The thread of the model has stopped; restart the server."}},
+    )
+    async def health() -> Response:
+        if service.failed:
+            return JSONResponse({"status": "failed"}, 500)
+        return JSONResponse({"status": "ok"})
+
+    @app.get(
+        "/ready",
+        summary="Whether the model is loaded. For probes of readiness.",
+        response_description="The model is loaded.",
+        responses={503: {"description": "The model is not loaded yet."}},
+    )
+    async def ready() -> Response:
+        return JSONResponse({"ready": service.ready}, 200 if service.ready else 503)
+
+    @app.get(
+        "/metrics",
+        summary="Metrics in the format of Prometheus.",
+        response_class=PlainTextResponse,
+        response_description="The metrics.",
+    )
+    async def metrics() -> Response:
+        content, kind = service.metrics.render()
+        return Response(content, media_type=kind)
+
+    @app.get(
+        "/info",
+        summary="The model and the limits of the server.",
+        response_model=ServerInfo,
+        response_description="The model and the limits.",
+        responses={503: {"description": "The model is not loaded yet."}},
+    )
+    async def info() -> Response:
+        model = service.describe()
+        if model is None:
+            raise HTTPException(503, "The model is not loaded yet.", {"Retry-After": "5"})
+        limits = {key: getattr(settings, key) for key in ("max_images", "max_file_bytes", "max_pixels")}
+        return JSONResponse({"model": name, "version": __version__, **model, **limits})
 
     @app.get("/", include_in_schema=False)
     async def start() -> Response:

@@ -9,8 +9,10 @@ from typing import Any
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #1b1b1f;
   background: #fff }
-h2 code { background: none } code, pre { font: 14px/1.4 ui-monospace, monospace; background: #f2f3f7 }
-pre { padding: .75rem; overflow-x: auto } table { border-collapse: collapse; width: 100% }
+code, pre { font: 14px/1.4 ui-monospace, monospace; background: #f2f3f7 }
+pre { padding: .75rem; overflow-x: auto } h2 { margin-top: 2.5rem }
+h2 code { font-size: 1.2rem; font-weight: bold; background: none }
+table { border-collapse: collapse; width: 100%; margin: 1rem 0 }
 th, td { border: 1px solid #c9cbd6; padding: .3rem .6rem; text-align: left; vertical-align: top }
 form { border: 1px solid #c9cbd6; padding: 1rem } button { font: inherit }
 @media (prefers-color-scheme: dark) {
