@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -52,19 +53,22 @@ def _cell(value: Any) -> str:
     return safe_cell(value) if isinstance(value, str) else f"{value:.6g}"
 
 
-def write_csv(rows: Sequence[Prediction], path: Path, settings: dict[str, Any] | None = None) -> None:
+def write_csv(
+    rows: Sequence[Prediction], path: str | os.PathLike[str], settings: dict[str, Any] | None = None
+) -> None:
     """
     Write results to a CSV file, completely or not at all.
 
     Args:
         rows (`Sequence[Prediction]`): the results.
-        path (`pathlib.Path`): the file; an existing one is replaced.
+        path (`str` or `os.PathLike`): the file; an existing one is replaced.
         settings (`dict[str, Any]`, *optional*): settings of the prediction, for `PATH.json`. They are written first,
             so the table never stands next to the settings of another one.
 
     Raises:
         OSError: if a file cannot be written.
     """
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     if settings:
         write_atomically(settings_file(path), to_json(settings))
