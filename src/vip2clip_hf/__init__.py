@@ -1,16 +1,14 @@
 """ViP²-CLIP: zero-shot visual anomaly detection as a Hugging Face Transformers model.
 
-If torch is installed, importing the package registers the model with transformers: `AutoConfig`, `AutoModel`,
-`AutoImageProcessor` and `pipeline("anomaly-detection")` then support it. All other names are imported on first use.
+Importing the package registers the models with transformers: `AutoConfig`, `AutoModel`, `AutoImageProcessor` and
+`pipeline("anomaly-detection")` then support them. The models, torch and all other names are imported on first use.
 """
 
-import importlib
-import importlib.util
-import sys
 from typing import TYPE_CHECKING
 
 from ._version import __version__
 from .utils.lazy import lazy_names
+from .utils.lazy_registration import register_on_use
 
 
 __getattr__, __dir__, __all__ = lazy_names(__name__)
@@ -20,8 +18,10 @@ if TYPE_CHECKING:
     from .app import build_app as build_app, launch as launch
     from .calibration import (
         Calibration as Calibration,
+        Detection as Detection,
         calibrate as calibrate,
         calibrate_labelled as calibrate_labelled,
+        estimate_detection as estimate_detection,
         save_calibration as save_calibration,
     )
     from .checkpoints import (
@@ -51,7 +51,12 @@ if TYPE_CHECKING:
         evaluate_sets as evaluate_sets,
     )
     from .export import export_onnx as export_onnx, export_torch as export_torch
-    from .hub import push_checkpoint as push_checkpoint, save_checkpoint as save_checkpoint
+    from .hub import (
+        EndpointHandler as EndpointHandler,
+        push_checkpoint as push_checkpoint,
+        save_checkpoint as save_checkpoint,
+        write_endpoint as write_endpoint,
+    )
     from .inference import (
         ViP2ClipDetector as ViP2ClipDetector,
         predict_checkpoint as predict_checkpoint,
@@ -61,9 +66,11 @@ if TYPE_CHECKING:
         AnomalyDetectionPipeline as AnomalyDetectionPipeline,
         AnomalyDetectionResult as AnomalyDetectionResult,
         AnomalyRegion as AnomalyRegion,
+        CallOptions as CallOptions,
         DecisionConfig as DecisionConfig,
         LeftOutPhoto as LeftOutPhoto,
         MaskOptions as MaskOptions,
+        ModelOptions as ModelOptions,
         Provenance as Provenance,
         ReferenceBank as ReferenceBank,
         ReferenceOptions as ReferenceOptions,
@@ -97,14 +104,13 @@ if TYPE_CHECKING:
         ViP2ClipTrainer as ViP2ClipTrainer,
         ViP2ClipTrainingArguments as ViP2ClipTrainingArguments,
     )
+    from .watching import watch_folder as watch_folder
 
 
-def _register() -> None:
-    """Register the models with transformers. The `vip2clip` command skips this to avoid importing torch."""
-    installed = all(importlib.util.find_spec(name) is not None for name in ("torch", "transformers"))
-    if installed and "_vip2clip_command" not in sys.modules:
-        importlib.import_module(".models.vip2clip", __name__)
-        importlib.import_module(".baselines.registration", __name__)
-
-
-_register()
+# Importing one of these modules registers its model types.
+_OWN, _BASELINES = f"{__name__}.models.vip2clip", f"{__name__}.baselines.registration"
+_MODEL_TYPES = {"vip2clip": _OWN}
+_MODEL_TYPES.update(
+    dict.fromkeys(("clip_anomaly_detection", "adaclip", "winclip", "april_gan", "anomalyclip"), _BASELINES)
+)
+register_on_use(_MODEL_TYPES, _OWN, {"anomaly-detection": _OWN})

@@ -28,9 +28,9 @@ COMMANDS: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "report": (["report", "small.csv", "--output", "report.html"], ()),  # torch installs Jinja2
     "xlsx": (["report", "small.csv", "--xlsx", "small.xlsx"], ("report",)),
     "data": (["data", "SET", "--check"], ()),
-    "calibrate": (["calibrate", "--normal", "NORMAL", "--false-alarm-rate", "0.2", "--output", "normal"], ()),
+    "calibrate": (["calibrate", "NORMAL", "--false-alarm-rate", "0.2", "--output", "normal"], ()),
     "adapt": (["adapt", "NORMAL", "--output", "adapted", "--drop-outliers", "--device", "cpu"], ()),
-    "labelled": (["calibrate", "--labelled", "SET", "--output", "labelled"], ("data", "train")),
+    "labelled": (["calibrate", "SET", "--f1", "--output", "labelled"], ("data", "train")),
     "evaluate": (["evaluate", "SET", "--model", "CHECKPOINT", "--output", "results", "--device", "cpu"], ("train",)),
     "train": (["train", "--clip", "random-tiny", "--train_data", "SET", "--eval_data", "SET", "--use_cpu", "true",
                "--num_train_epochs", "1", "--image_size", "64", "--feature_layers", "3", "--top_k", "2"], ("train",)),

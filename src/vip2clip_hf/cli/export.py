@@ -5,7 +5,18 @@ from typing import Annotated
 
 import typer
 
-from .options import Backbone, Json, Model, checkpoint_or_bundled, one_of, print_json, shows_progress, usage_error
+from .model_argument import check_model
+from .options import (
+    Backbone,
+    Json,
+    Model,
+    NoReferences,
+    checkpoint_or_bundled,
+    one_of,
+    print_json,
+    shows_progress,
+    usage_error,
+)
 from .streams import say
 
 
@@ -22,9 +33,7 @@ def export(
     ] = "onnx",
     opset: Annotated[int | None, typer.Option(help="ONNX operator set version.", show_default="18")] = None,
     backbone: Backbone = None,
-    no_references: Annotated[
-        bool, typer.Option("--no-references", help="Leave out the references of the checkpoint.")
-    ] = False,
+    no_references: NoReferences = False,
     as_json: Json = False,
 ) -> None:
     """Export a checkpoint to ONNX or torch.export.
@@ -37,6 +46,7 @@ def export(
       vip2clip export --model checkpoint --output exported
       vip2clip export --model checkpoint --output exported --format torch
     """
+    check_model("export", model, output=" --output FOLDER")
     import torch
 
     from ..export.exporting import DEFAULT_OPSET, check_format, check_opset, check_packages, export_onnx, export_torch

@@ -10,7 +10,7 @@ import typer
 
 from ..utils.text import counted
 from .heatmaps import heatmap_files, save_heatmap
-from .options import print_json, shows_progress
+from .options import import_detector, print_json, shows_progress
 from .photo_lines import print_entry, print_summary
 from .photo_table import PhotoTable, heatmaps_folder, table_settings
 from .result_files import ResultFiles, only_writer, write_tables
@@ -59,6 +59,7 @@ def predict_photos(
         ValueError: if there are no photos.
         typer.Exit: with code 3, if some photos could not be read.
     """
+    import_detector()
     photos, files = find_photos(sources, recursive), files or ResultFiles(overwrite=overwrite)
     with only_writer(files.csv if files.append else None):
         _predict(photos, model, heatmap, as_json, overwrite, options, files, show_all)

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from ..utils.extras import require
+from .model_argument import check_model
 from .options import (
     Backbone,
     BitDepth,
@@ -13,8 +14,10 @@ from .options import (
     Dtype,
     Json,
     Model,
+    NoReferences,
     Page,
     Recursive,
+    References,
     TileOverlap,
     TileSize,
     checkpoint_or_bundled,
@@ -27,7 +30,7 @@ def predict(
     source: Annotated[
         list[str],
         typer.Argument(
-            metavar="SOURCE...",
+            metavar="PHOTOS...",
             help="Photos, folders of photos, patterns, URLs, or - to read a list of paths from the standard input. "
             "With --output, one folder, table, meta.json, Hub id or NAME=ROOT.",
         ),
@@ -36,7 +39,7 @@ def predict(
     heatmap: Annotated[
         Path | None,
         typer.Option(
-            metavar="OUT", help="Save the heatmap: an image file, or a folder outside SOURCE for several photos."
+            metavar="OUT", help="Save the heatmap: an image file, or a folder outside PHOTOS for several photos."
         ),
     ] = None,
     threshold: Annotated[
@@ -60,16 +63,8 @@ def predict(
     max_pixels: Annotated[
         int | None, typer.Option(min=1, help="Refuse photos with more pixels than this.", show_default="89 million")
     ] = None,
-    references: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder of photos of good parts to compare with, including its subfolders.",
-            show_default="references of the checkpoint, if any",
-        ),
-    ] = None,
-    no_references: Annotated[
-        bool, typer.Option("--no-references", help="Do not use the references of the checkpoint.")
-    ] = False,
+    references: References = None,
+    no_references: NoReferences = False,
     recursive: Recursive = True,
     bit_depth: BitDepth = None,
     page: Page = None,
@@ -175,6 +170,7 @@ def predict(
         require("data", "Prediction with --output", "accelerate", "datasets", "pyarrow")
     if regions:
         require("data", "A list of regions", "scipy")
+    check_model("predict", model, source)
     model = checkpoint_or_bundled(model)
     options: dict[str, Any] = {"device": device, "dtype": dtype, "backbone": backbone, "top_k": top_k}
     options.update(tile_size=tile_size, tile_overlap=tile_overlap, bit_depth=bit_depth, page=page)

@@ -7,6 +7,7 @@ only torch, transformers and the dependencies of these, and each other with `fro
 from transformers import AutoConfig, AutoImageProcessor, AutoModel
 from transformers.pipelines import PIPELINE_REGISTRY
 
+from .call_types_vip2clip import CallOptions, ModelOptions
 from .configuration_vip2clip import ViP2ClipConfig
 from .convert_vip2clip_to_hf import convert_release_checkpoint
 from .decision_config_vip2clip import DecisionConfig
@@ -49,9 +50,11 @@ __all__ = [
     "AnomalyDetectionPipeline",
     "AnomalyDetectionResult",
     "AnomalyRegion",
+    "CallOptions",
     "DecisionConfig",
     "LeftOutPhoto",
     "MaskOptions",
+    "ModelOptions",
     "Provenance",
     "ReferenceBank",
     "ReferenceOptions",
