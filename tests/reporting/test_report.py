@@ -258,6 +258,8 @@ def test_the_last_row_of_a_photo_counts(tmp_path):
     found = read_predictions(tmp_path)
     assert [(row.id, row.score) for row in found.rows] == [("b", 0.2), ("a", 0.9)]
     assert found.threshold == 0.5
+    (tmp_path / ".progress").mkdir()  # while the watcher runs
+    assert len(read_predictions(tmp_path).rows) == 2
 
 
 # Safe paths and files

@@ -50,7 +50,7 @@ def read_predictions(
     if path.is_dir():
         if (path / TABLE_FILE).is_file():
             return _read_folder(path, photos, heatmaps)
-        if (path / ".progress").is_dir():
+        if not (path / CSV_FILE).is_file() and (path / ".progress").is_dir():
             raise OSError(f"{str(path)!r} contains a prediction that is not finished; run the same command again.")
         if not (path / CSV_FILE).is_file():
             raise OSError(f"{str(path)!r} contains neither {TABLE_FILE} nor {CSV_FILE}; expected a prediction.")
