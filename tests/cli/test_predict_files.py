@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from vip2clip_hf import AnomalyDetectionPipeline
 from vip2clip_hf.cli import app, photos as photo_module
+from vip2clip_hf.cli.result_files import only_writer
 from vip2clip_hf.models.vip2clip import load_image
 from vip2clip_hf.reporting import read_predictions
 
@@ -206,6 +207,25 @@ def test_an_interrupted_append_keeps_its_rows(detector, tmp_path):
     detector.update(stop_at=len(detector["calls"]) + 2)
     predict(photos, "--csv", tmp_path / "new.csv")
     assert not (tmp_path / "new.csv").exists()
+
+
+def test_two_programs_do_not_append_at_the_same_time(tmp_path):
+    """The rows of one of them would be lost."""
+    photos, table = write(tmp_path / "photos", 0), tmp_path / "r.csv"
+    with only_writer(table):
+        done = predict(photos, "--csv", table, "--append")
+    assert "Another program is adding rows" in str(done.exception)
+    assert not table.exists()
+    assert predict(photos, "--csv", table, "--append").exit_code == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["photos", "r.csv", "r.csv.json"]
+
+
+def test_a_file_with_the_name_of_the_settings_is_kept(tmp_path):
+    photos, other = write(tmp_path / "photos", 0), tmp_path / "r.csv.json"
+    other.write_text('{"mine": 1}')
+    done = predict(photos, "--csv", tmp_path / "r.csv", "--overwrite")
+    assert "does not contain settings of a table" in str(done.exception)
+    assert other.read_text() == '{"mine": 1}'
 
 
 # Sorted photos

@@ -150,8 +150,12 @@ def test_sorting(report):
     assert values == sorted(values, reverse=True)
 
 
-def test_filters(report):
-    from selenium.webdriver.support.ui import Select
+def test_filters(report, browser):
+    from selenium.webdriver.support.ui import Select, WebDriverWait
+
+    def reset():
+        report.find("#filters button[type=reset]").click()
+        WebDriverWait(browser, 20).until(lambda _: report.find("#found").text == "30 of 30 photos")
 
     expected = [name for name in report.names() if name.startswith("part") and "01" in name]
     report.find("#search").send_keys("PART 01")  # both words
@@ -160,12 +164,11 @@ def test_filters(report):
     assert len(expected) == 11
     Select(report.find("#label")).select_by_value("normal")
     assert set(report.values("kind")) <= {"normal"}
-    report.find("#filters button[type=reset]").click()
-    assert report.find("#found").text == "30 of 30 photos"
+    reset()
     Select(report.find("#label")).select_by_value("anomalous")
     assert set(report.values("kind")) == {"anomalous"}
     assert len(report.names()) == 15
-    report.find("#filters button[type=reset]").click()
+    reset()
     report.find("#least").send_keys("0.2")
     report.find("#most").send_keys("0.4")
     assert report.scores()
@@ -283,6 +286,7 @@ def test_real_photos(browser, tmp_path):
         "predict", "toys", "--model", "detector", "--output", "predictions", "--maps", "--device", "cpu", cwd=tmp_path
     )
     vip2clip("report", "predictions", "--output", "report.html", cwd=tmp_path)
+    browser.set_window_size(1280, 1760)
     report = Report(browser, tmp_path / "report.html")
     assert report.names()[0] == "toy_damaged_2.jpg"
     assert [name for name in report.names() if "damaged" in name] == report.names()[:3]

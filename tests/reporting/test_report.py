@@ -8,6 +8,7 @@ import io
 import json
 import os
 import re
+import time
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from helpers.reports import EVIL, write_results
+from helpers.tiny import EXAMPLES
 from vip2clip_hf.cli import app
 from vip2clip_hf.models.vip2clip import load_image
 from vip2clip_hf.reporting import page as page_module, read_predictions
@@ -256,6 +258,8 @@ def test_the_last_row_of_a_photo_counts(tmp_path):
     found = read_predictions(tmp_path)
     assert [(row.id, row.score) for row in found.rows] == [("b", 0.2), ("a", 0.9)]
     assert found.threshold == 0.5
+    (tmp_path / ".progress").mkdir()  # while the watcher runs
+    assert len(read_predictions(tmp_path).rows) == 2
 
 
 # Safe paths and files
@@ -332,3 +336,30 @@ def test_no_predictions(tmp_path):
         read_predictions(tmp_path)
     with pytest.raises(OSError, match="is not a folder; expected the folder of the photos"):
         read_predictions(tmp_path, tmp_path / "absent")
+
+
+@pytest.mark.slow
+def test_a_thousand_photos(tmp_path):
+    """Less than 20 MB, and less than 30 seconds of CPU time."""
+    originals = [Image.open(path).convert("RGB").resize((1600, 1200)) for path in sorted(EXAMPLES.rglob("*.jpg"))[:12]]
+    y, x = np.mgrid[:518, :518]
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "maps").mkdir()
+    files = []
+    for number, photo in enumerate(originals):
+        stream = io.BytesIO()
+        photo.save(stream, "JPEG", quality=90)
+        anomaly_map = np.exp(-((x - 30 * number) ** 2 + (y - 200) ** 2) / 2000).astype(np.float16)
+        files.append((stream.getvalue(), anomaly_map))
+    rows = []
+    for number in range(1000):
+        name, (content, anomaly_map) = f"{number:04d}.jpg", files[number % len(files)]
+        (tmp_path / "photos" / name).write_bytes(content)
+        np.save(tmp_path / "maps" / f"{name}.npy", anomaly_map)
+        rows.append(Prediction(name, number / 999, "anomalous" if number > 900 else "normal", 0.5, 0.1))
+    write_csv(rows, tmp_path / "results.csv", {"kind": "prediction", "source": {"folder": str(tmp_path / "photos")}})
+    start = time.process_time()
+    done = page_module.write_report(read_predictions(tmp_path), tmp_path / "report.html")
+    assert time.process_time() - start < 30
+    assert (done["num_pictures"], done["num_heatmaps"]) == (1000, 1000)
+    assert 1e6 < done["num_bytes"] < 20e6

@@ -140,7 +140,7 @@ def main() -> None:
 def _how_to_resume(arguments: list[str]) -> str:
     """What to do after an interruption of a command with these arguments."""
     command = next((name for name in arguments if not name.startswith("-")), "")
-    to_folder = any(argument.partition("=")[0] == "--output" for argument in arguments)
+    to_folder = any(argument.partition("=")[0] in ("--output", "--append") for argument in arguments)
     if command in ("evaluate", "reproduce", "watch") or (command == "predict" and to_folder):
         return "To resume, run the same command again."
     if command == "train":

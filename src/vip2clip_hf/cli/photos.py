@@ -13,8 +13,8 @@ from .heatmaps import heatmap_files, save_heatmap
 from .options import import_detector, print_json, shows_progress
 from .photo_lines import print_entry, print_summary
 from .photo_table import PhotoTable, heatmaps_folder, table_settings
-from .result_files import ResultFiles, write_tables
-from .sources import Photo, find_photos
+from .result_files import ResultFiles, only_writer, write_tables
+from .sources import Photo, Photos, find_photos
 from .streams import say, say_error
 
 
@@ -61,6 +61,20 @@ def predict_photos(
     """
     import_detector()
     photos, files = find_photos(sources, recursive), files or ResultFiles(overwrite=overwrite)
+    with only_writer(files.csv if files.append else None):
+        _predict(photos, model, heatmap, as_json, overwrite, options, files, show_all)
+
+
+def _predict(
+    photos: Photos,
+    model: str,
+    heatmap: Path | None,
+    as_json: bool,
+    overwrite: bool,
+    options: dict[str, Any],
+    files: ResultFiles,
+    show_all: bool,
+) -> None:
     files.check([*photos.folders, *(photo.source for photo in photos.photos if photo.is_file)])
     table = PhotoTable(photos, files.csv if files.append else None) if files.wanted else None
     new = photos.photos if table is None else table.new

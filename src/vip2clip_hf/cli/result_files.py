@@ -2,7 +2,8 @@
 
 import os
 import zipfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -143,6 +144,44 @@ def check_result_file(
             raise OSError(f"{option} {str(file)!r} would replace a file that is read; expected another file.")
     if os.path.lexists(file) and not overwrite:
         raise OSError(f"{str(file)!r} already exists; choose another file, or replace it with --overwrite.")
+    if file.suffix.lower() == ".csv":
+        from ..reporting.csv_files import check_settings_file
+
+        check_settings_file(file)
+
+
+@contextmanager
+def only_writer(file: Path | None) -> Iterator[None]:
+    """
+    Keep other programs from adding rows to a table in a `with` block, so that no row is lost.
+
+    Args:
+        file (`pathlib.Path`, *optional*): the table. Nothing is locked without one.
+
+    Yields:
+        None.
+
+    Raises:
+        OSError: if another program is adding rows.
+    """
+    if file is None:
+        yield
+        return
+    from filelock import FileLock, Timeout
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    path = file.with_name(f".{file.name}.vip2clip-lock")
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise OSError(f"Another program is adding rows to {str(file)!r}; wait until it has finished.") from error
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # on Windows, an open file cannot be deleted
+            path.unlink()  # before the release: no other program can hold it
+        lock.release()
 
 
 def is_own_table(file: Path) -> bool:
@@ -225,4 +264,4 @@ def sort_into_folders(
         return sort_photos(found, output, folders, link=link, on_photo=lambda: bar.update())
 
 
-__all__ = ["ResultFiles", "check_result_file", "is_own_table", "sort_into_folders", "write_tables"]
+__all__ = ["ResultFiles", "check_result_file", "is_own_table", "only_writer", "sort_into_folders", "write_tables"]

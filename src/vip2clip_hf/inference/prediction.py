@@ -8,6 +8,7 @@ import torch
 
 from ..models.loading import load_checkpoint, name_of
 from ..models.vip2clip.arguments_vip2clip import call_arguments, threshold_pair
+from ..models.vip2clip.heif_vip2clip import register_heif
 from ..models.vip2clip.image_processing_vip2clip import ViP2ClipImageProcessor
 from ..models.vip2clip.modeling_vip2clip import ViP2ClipForAnomalyDetection
 from ..models.vip2clip.pipeline_anomaly_detection import AnomalyDetectionPipeline
@@ -154,6 +155,7 @@ def predict_to_folder(
         "maps": maps,
         "chunk_size": chunk_size,
     }
+    register_heif()  # one of the formats in `decoding`, whether a photo was opened before or not
     more = {
         "model": name,
         "versions": versions(),

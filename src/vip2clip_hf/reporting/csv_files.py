@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -52,19 +53,22 @@ def _cell(value: Any) -> str:
     return safe_cell(value) if isinstance(value, str) else f"{value:.6g}"
 
 
-def write_csv(rows: Sequence[Prediction], path: Path, settings: dict[str, Any] | None = None) -> None:
+def write_csv(
+    rows: Sequence[Prediction], path: str | os.PathLike[str], settings: dict[str, Any] | None = None
+) -> None:
     """
     Write results to a CSV file, completely or not at all.
 
     Args:
         rows (`Sequence[Prediction]`): the results.
-        path (`pathlib.Path`): the file; an existing one is replaced.
+        path (`str` or `os.PathLike`): the file; an existing one is replaced.
         settings (`dict[str, Any]`, *optional*): settings of the prediction, for `PATH.json`. They are written first,
             so the table never stands next to the settings of another one.
 
     Raises:
         OSError: if a file cannot be written.
     """
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     if settings:
         write_atomically(settings_file(path), to_json(settings))
@@ -82,6 +86,23 @@ def settings_file(path: Path) -> Path:
         `pathlib.Path`: the file next to it.
     """
     return path.with_name(path.name + SETTINGS_ENDING)
+
+
+def check_settings_file(path: Path) -> None:
+    """
+    Check that the settings of a table would not replace another file.
+
+    Args:
+        path (`pathlib.Path`): the table.
+
+    Raises:
+        OSError: if the file of its settings exists and has other contents.
+    """
+    file = settings_file(path)
+    if os.path.lexists(file) and _read_settings(file) is None:
+        raise OSError(
+            f"{str(file)!r} exists and does not contain settings of a table; move it, or choose another name."
+        )
 
 
 def read_csv(path: Path) -> tuple[list[Prediction], dict[str, Any]]:
@@ -136,19 +157,19 @@ def _row(content: dict[str, Any], where: str) -> Prediction:
 
 
 def _settings(path: Path) -> dict[str, Any]:
-    for file in (
-        settings_file(path),
-        path.with_name("settings.json"),
-    ):  # the second one is written by `vip2clip watch`
-        try:
-            found = json.loads(file.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            continue
-        except (OSError, ValueError) as error:
-            raise OSError(f"{str(file)!r} cannot be read ({error}); delete it, or restore it.") from error
-        if isinstance(found, dict) and found.get("kind") in KINDS:
+    # `vip2clip watch` writes settings.json.
+    for file in (settings_file(path), path.with_name("settings.json")):
+        if file.exists() and (found := _read_settings(file)) is not None:
             return found
     return {}
 
 
-__all__ = ["HEADER", "SETTINGS_ENDING", "csv_text", "read_csv", "settings_file", "write_csv"]
+def _read_settings(file: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise OSError(f"{str(file)!r} cannot be read ({error}); delete it, or restore it.") from error
+    return found if isinstance(found, dict) and found.get("kind") in KINDS else None
+
+
+__all__ = ["HEADER", "SETTINGS_ENDING", "check_settings_file", "csv_text", "read_csv", "settings_file", "write_csv"]

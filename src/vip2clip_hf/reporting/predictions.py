@@ -12,7 +12,7 @@ from .photo_files import PhotoFiles
 COLUMNS = ("id", "score", "label", "p_value", "anomalous_area", "error")
 
 
-@dataclass
+@dataclass(slots=True)
 class Prediction:
     """
     Result of a photo.

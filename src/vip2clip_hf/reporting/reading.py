@@ -11,7 +11,7 @@ from ..utils.extras import extra
 from .csv_files import SETTINGS_ENDING, read_csv
 from .datasets import rows_of_dataset, stems_of_dataset, stems_of_folder
 from .photo_files import PhotoFiles
-from .predictions import Prediction, Predictions, check_labels
+from .predictions import COLUMNS, Prediction, Predictions, check_labels
 
 
 TABLE_FILE, STATE_FILE, CSV_FILE = "predictions.parquet", ".vip2clip-images.parquet", "results.csv"
@@ -96,8 +96,12 @@ def _read_folder(
         content = pq.read_table(table)
         metadata = content.schema.metadata or {}
         settings = json.loads(metadata.get(b"vip2clip_hf", b"{}"))
-        rows = [Prediction(**row) for row in content.to_pylist()]
-    except (OSError, ValueError, TypeError) as error:  # errors of Arrow are subclasses
+        rows = [
+            Prediction(*values)
+            for batch in content.select(list(COLUMNS)).to_batches()  # all rows as dicts would use gigabytes
+            for values in zip(*(column.to_pylist() for column in batch.columns))
+        ]
+    except (OSError, ValueError, KeyError) as error:  # errors of Arrow are subclasses
         raise OSError(f"{str(table)!r} cannot be read ({error}); predict again with --overwrite.") from error
     found = Predictions(rows, settings, str(path), datetime.fromtimestamp(table.stat().st_mtime).astimezone())
     check_labels(rows, found.labels, str(table))

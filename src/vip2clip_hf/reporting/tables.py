@@ -1,6 +1,7 @@
 """Results of a prediction as an Excel file. CSV files are in `csv_files`."""
 
 import io
+import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -25,14 +26,14 @@ CREATOR = "vip2clip_hf"
 MOST_ROWS, LONGEST_TEXT = 1_048_575, 32_767
 
 
-def write_xlsx(found: Predictions, path: Path) -> None:
+def write_xlsx(found: Predictions, path: str | os.PathLike[str]) -> None:
     """
     Write results to an Excel file, completely or not at all: a sheet with one row per photo, the photo with the
     highest score first, and a sheet with the settings. Text is never a formula.
 
     Args:
         found ([`Predictions`]): the results.
-        path (`pathlib.Path`): the file; an existing one is replaced.
+        path (`str` or `os.PathLike`): the file; an existing one is replaced.
 
     Raises:
         ImportError: if openpyxl is not installed.
@@ -79,6 +80,7 @@ def write_xlsx(found: Predictions, path: Path) -> None:
         settings.append([cell(settings, name, bold=True), cell(settings, value)])
     buffer = io.BytesIO()
     book.save(buffer)
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, buffer.getvalue())
 

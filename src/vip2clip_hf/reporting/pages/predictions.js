@@ -70,7 +70,7 @@
     find("found").textContent = `${count} of ${rows.length} photos`;
   };
   form.hidden = false;
-  form.addEventListener("input", filter);
+  for (const kind of ["input", "change"]) form.addEventListener(kind, filter);
   form.addEventListener("submit", (event) => event.preventDefault());
   form.addEventListener("reset", () => setTimeout(filter)); // after the fields are empty
   filter();
