@@ -34,6 +34,10 @@ pytestmark = pytest.mark.xdist_group("adaclip")
 pytestmark = pytest.mark.xdist_group("adaclip")
 
 
+# Its fixtures take seconds: one process computes them once.
+pytestmark = pytest.mark.xdist_group("adaclip")
+
+
 FOLDER = ORACLES / "adaclip"
 CONFIG = json.loads((FOLDER / "config.json").read_text())
 INPUTS, EXPECTED, VARIANTS, TRAINING = (

@@ -35,6 +35,10 @@ pytestmark = pytest.mark.xdist_group("anomalyclip")
 pytestmark = pytest.mark.xdist_group("anomalyclip")
 
 
+# Its fixtures take seconds: one process computes them once.
+pytestmark = pytest.mark.xdist_group("anomalyclip")
+
+
 FOLDER = ORACLES / "anomalyclip"
 CONFIG = json.loads((FOLDER / "config.json").read_text())
 INPUTS, EXPECTED, VARIANTS, TRAINING = (

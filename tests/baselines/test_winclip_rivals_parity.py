@@ -28,6 +28,10 @@ pytestmark = pytest.mark.xdist_group("winclip")
 pytestmark = pytest.mark.xdist_group("winclip")
 
 
+# Its fixtures take seconds: one process computes them once.
+pytestmark = pytest.mark.xdist_group("winclip")
+
+
 EXPECTED, CONFIG, PROMPTS = load_oracle("winclip")
 CLASSES, SCALES = CONFIG["classes"], CONFIG["scales"]
 TOLERANCE = 5e-6

@@ -45,6 +45,10 @@ pytestmark = pytest.mark.xdist_group("compare")
 pytestmark = pytest.mark.xdist_group("compare")
 
 
+# Its fixtures take seconds: one process computes them once.
+pytestmark = pytest.mark.xdist_group("compare")
+
+
 QUICK = ("clip", "april-gan", "anomalyclip", "adaclip", "vip2clip")
 
 

@@ -38,6 +38,10 @@ pytestmark = pytest.mark.xdist_group("shared-tower")
 pytestmark = pytest.mark.xdist_group("shared-tower")
 
 
+# Its fixtures take seconds: one process computes them once.
+pytestmark = pytest.mark.xdist_group("shared-tower")
+
+
 METHODS = ("clip", "winclip", *SETTINGS, "vip2clip")
 
 

@@ -45,6 +45,10 @@ pytestmark = pytest.mark.xdist_group("reproduction")
 pytestmark = pytest.mark.xdist_group("reproduction")
 
 
+# Its fixtures take seconds: one process computes them once.
+pytestmark = pytest.mark.xdist_group("reproduction")
+
+
 # Its fixtures take many seconds: one process computes them once. The command is tested in tests/cli.
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("reproduction")]
 
