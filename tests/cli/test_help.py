@@ -22,8 +22,8 @@ from vip2clip_hf.models.vip2clip import load_image
 
 
 COMMANDS = {name: function for group in entry.COMMANDS.values() for name, function in group.items()}
-# `app` serves until it is stopped; all others print a result.
-WITH_RESULT = sorted(set(COMMANDS) - {"app"})
+# `app` and `serve` run until they are stopped; all others print a result.
+WITH_RESULT = sorted(set(COMMANDS) - {"app", "serve"})
 LONGEST_SUMMARY = 60
 
 
