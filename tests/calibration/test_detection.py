@@ -61,7 +61,7 @@ def test_synthetic_defects_are_counted_by_length():
     assert not Detection.of_synthetic([synthetic(0.05, 0.9)] * 4 + [synthetic(0.15, 0.5)], 0.5).is_poor
     assert Detection.of_synthetic([synthetic(0.15, 0.5)], 0.5).num_found == 0  # equal is not greater
     assert found.describe() == [
-        "Detection, roughly: 2 of 3 synthetic defects found (4 to 12 % of the side: 1 of 2, 12 to 20 %: 1 of 1).",
+        "Detection, roughly: 2 of 3 synthetic defects (4 to 12 % of the side: 1 of 2, 12 to 20 %: 1 of 1).",
         "Your defects can be easier or harder to find; measure this with --defects.",
     ]
 

@@ -22,7 +22,7 @@ from vip2clip_hf.models.vip2clip import load_image
 
 
 COMMANDS = {name: function for group in entry.COMMANDS.values() for name, function in group.items()}
-# `app` and `serve` serve until they are stopped; all others print a result.
+# `app` and `serve` run until they are stopped; all others print a result.
 WITH_RESULT = sorted(set(COMMANDS) - {"app", "serve"})
 LONGEST_SUMMARY = 60
 

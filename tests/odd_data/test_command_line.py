@@ -20,7 +20,6 @@ from helpers.odd_data import Case, parametrize, run
 from helpers.processes import run as run_python
 from helpers.tiny import EXAMPLES
 from vip2clip_hf import AnomalyDetectionPipeline
-from vip2clip_hf.app.results import _csv
 from vip2clip_hf.checkpoints.bundled import bundled_checkpoint
 from vip2clip_hf.cli import entry
 from vip2clip_hf.cli.evaluate import problems_of
@@ -28,6 +27,8 @@ from vip2clip_hf.data.loading import load_folder
 from vip2clip_hf.evaluation import runner
 from vip2clip_hf.evaluation.metrics import METRICS
 from vip2clip_hf.evaluation.sheets import draw_sheet
+from vip2clip_hf.reporting.csv_files import csv_text
+from vip2clip_hf.reporting.predictions import Prediction
 from vip2clip_hf.utils.csv_cells import safe_cell
 from vip2clip_hf.utils.outputs import is_inside
 from vip2clip_hf.utils.serialization import to_json
@@ -537,8 +538,8 @@ def test_cells_are_not_formulas(name, cell):
 
 def test_csv_files_contain_no_formulas():
     """A photo =cmd.png in results.csv of the web app was run by spreadsheets."""
-    (row,) = csv.DictReader(io.StringIO(_csv([{"image": "=cmd.png", "score": 0.5, "error": "-x", "p_value": -0.5}])))
-    assert (row["image"], row["error"], row["score"], row["p_value"]) == ("'=cmd.png", "'-x", "0.5", "-0.5")
+    (row,) = csv.DictReader(io.StringIO(csv_text([Prediction("=cmd.png", score=0.5, error="-x", p_value=0.5)])))
+    assert (row["id"], row["error"], row["score"], row["p_value"]) == ("'=cmd.png", "'-x", "0.5", "0.5")
 
 
 def test_json_of_undecodable_names_is_utf8_and_round_trips():

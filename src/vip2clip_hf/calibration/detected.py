@@ -103,7 +103,7 @@ class Detection:
                 for number, size in enumerate(self.sizes)
             )
             return [
-                f"Detection, roughly: {counts} synthetic defects found ({parts}).",
+                f"Detection, roughly: {counts} synthetic defects ({parts}).",
                 "Your defects can be easier or harder to find; measure this with --defects.",
             ]
         text = f"Detection: {counts} photos of defects found ({100 * self.rate:.0f} %)"
