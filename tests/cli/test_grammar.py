@@ -48,7 +48,6 @@ OTHER_ARGUMENTS = {
     "app": None,
     "demo": None,
     "export": None,
-    "serve": None,
     "convert": "CHECKPOINT",
     "build-backbone": "",
     "reproduce": "TARGET...",

@@ -92,6 +92,8 @@ def detector(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    # The cache of Hugging Face, in which a notice is remembered, is not one of the folders that are compared.
+    monkeypatch.setenv("HF_HOME", str(tmp_path.parent / f"{tmp_path.name}-cache"))
 
 
 def photos(folder: Path, *names: str | bytes) -> Path:

@@ -118,7 +118,6 @@ def calibrate(
     labelled = f1 or recall is not None
     masks = (mask_threshold, mask_channel, mask_invert, mask_orientation, keep_small_regions)
     _check_usage(photos, labelled, f1, recall, false_alarm_rate, defects, normal_label or anomalous_label, masks)
-    check_model("calibrate", model, [photos], "" if output is None else " --output FOLDER")
     if labelled:
         require("data", "Calibration with labelled photos", "datasets", "scipy")
     elif min_region_area > 0:
@@ -132,6 +131,7 @@ def calibrate(
     if output is not None:
         check_new_folder(output)
         check_output("--output", output, [model or "", photos, photos.rpartition("=")[2], defects or ""])
+    check_model("calibrate", model, [photos], "" if output is None else " --output FOLDER")
     if output is None and (model is None or not Path(model).is_dir()):
         what = "The bundled checkpoint" if model is None else f"Checkpoint {model!r} on the Hub"
         raise usage_error(f"{what} is not changed: pass --output with a new folder for a calibrated copy.")
