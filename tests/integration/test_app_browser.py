@@ -526,7 +526,7 @@ def test_keyboard(server, browser):
     name = button.text
     browser.execute_script("arguments[0].focus()", button)
     ActionChains(browser).send_keys(Keys.ENTER).perform()
-    page.until(lambda: name in page.text("#summary"), "the selected photo")
+    page.until(lambda: name in page.text("#summary"), "the selected photo", 3 * PATIENCE)
     page.until(lambda: browser.execute_script("return document.activeElement.innerText") == name, "the focus")
 
 

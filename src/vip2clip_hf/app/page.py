@@ -204,8 +204,9 @@ class Page:
         on(found["camera"].upload, handlers.on_camera, ["camera", "files"], ["files"], show_progress="hidden")
         good = found["good"]
         learn = functools.partial(on, handler=handlers.on_good, outputs=learned, show_progress_on=[note, status])
-        # Not `change` of the photos, which the buttons also trigger.
-        for trigger in (good.upload, good.delete, good.clear, found["use"].input, found["rate"].input):
+        # Not `change` of the photos, which the buttons also trigger, and not `input` of the rate, which the tab key
+        # triggers.
+        for trigger in (good.upload, good.delete, good.clear, found["use"].input, found["rate"].select):
             learn(trigger, inputs=["good", "use", "rate", *viewed])
         on(found["remove"].click, handlers.on_remove, viewed, [*learned, "good"], show_progress_on=[note, status])
         example = [*learned, "good", "files", "use", "rate"]
