@@ -100,7 +100,7 @@ def _register() -> None:
     """Register the models with transformers. The `vip2clip` command skips this to avoid importing torch."""
     installed = all(importlib.util.find_spec(name) is not None for name in ("torch", "transformers"))
     if installed and "_vip2clip_command" not in sys.modules:
-        importlib.import_module(".models.vip2clip", __name__)
+        importlib.import_module(".models.registration", __name__)
         importlib.import_module(".baselines.registration", __name__)
 
 

@@ -7,15 +7,13 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 
 from .arguments_vip2clip import threshold_pair
 from .decision_config_vip2clip import DecisionConfig
+from .interpolation_vip2clip import interpolation_weights, resize_map
 
 
 # Up to this number, regions are measured one by one.
@@ -254,20 +252,21 @@ class Decided:
 
     Args:
         label (`int`): 0 for a normal, 1 for an anomalous image.
-        anomaly_map (`torch.FloatTensor` of shape `(height, width)`): the map at the size of the mask, float32.
-        mask (`torch.BoolTensor` of shape `(height, width)`): `True` for anomalous pixels.
+        anomaly_map (`np.ndarray` of shape `(height, width)`): the map at the size of the mask, float32. It does not
+            share memory with the argument.
+        mask (`np.ndarray` of shape `(height, width)`): bool, `True` for anomalous pixels.
         p_value (`float`, *optional*): p-value of the score, in (0, 1]. `None` without a valid calibration.
     """
 
     label: int
-    anomaly_map: torch.Tensor
-    mask: torch.Tensor
+    anomaly_map: np.ndarray
+    mask: np.ndarray
     p_value: float | None
 
 
 def decide(
     score: float,
-    anomaly_map: torch.Tensor | np.ndarray,
+    anomaly_map: np.ndarray,
     decision: DecisionConfig,
     *,
     size: tuple[int, int] | None = None,
@@ -285,7 +284,7 @@ def decide(
 
     Args:
         score (`float`): score of the image, in [0, 1].
-        anomaly_map (`torch.FloatTensor` or `np.ndarray` of shape `(height, width)`): its map, in [0, 1].
+        anomaly_map (`np.ndarray` of shape `(height, width)`): its map, in [0, 1].
         decision ([`DecisionConfig`]): thresholds, minimum area and calibration.
         size (`tuple[int, int]`, *optional*): height and width of the result. By default, the size of the map.
         threshold (`float` or `tuple[float, float]`, *optional*): thresholds to use instead. `None` in a pair is the
@@ -302,20 +301,34 @@ def decide(
     """
     pair = threshold_pair(threshold, (decision.image_threshold, decision.pixel_threshold))
     image_threshold, pixel_threshold = (float(np.float32(value)) for value in pair)
-    anomaly_map = torch.as_tensor(anomaly_map).detach().float()
-    height, width = anomaly_map.shape
+    anomaly_map = np.asarray(anomaly_map, dtype=np.float32)
+    shape = (anomaly_map.shape[0], anomaly_map.shape[1])
     mask = anomaly_map > pixel_threshold
-    least = min_region_pixels((height, width), decision.min_region_area)
+    least = min_region_pixels(shape, decision.min_region_area)
     if least > 1:
-        mask = torch.from_numpy(keep_large_regions(mask.cpu().numpy(), least)).to(mask.device)
-    if size is None or tuple(size) == (height, width):
-        anomaly_map = anomaly_map.clone()  # does not share memory with the argument
-    else:
-        resized = F.interpolate(anomaly_map[None, None], size=size, mode="bilinear", align_corners=False)[0, 0]
-        arrays = (part.cpu().numpy() for part in (mask, anomaly_map, resized > pixel_threshold))
-        mask, anomaly_map = torch.from_numpy(_resized_mask(*arrays)).to(mask.device), resized
+        mask = keep_large_regions(mask, least)
+    resized = resize_map(anomaly_map, shape if size is None else size)
+    if resized.shape != shape:
+        mask = _resized_mask(mask, anomaly_map, resized > pixel_threshold)
     value = decision.p_value(float(np.float32(score))) if calibrated else None
-    return Decided(int(np.float32(score) > np.float32(image_threshold)), anomaly_map, mask, value)
+    return Decided(int(np.float32(score) > np.float32(image_threshold)), resized, mask, value)
+
+
+def as_result(score: float, decided: Decided, names: tuple[str, str], decision: DecisionConfig) -> dict[str, Any]:
+    """
+    Return a decision as the entries of a result of the pipeline.
+
+    Args:
+        score (`float`): score of the image.
+        decided ([`Decided`]): the decision.
+        names (`tuple[str, str]`): names of normal and of anomalous images.
+        decision ([`DecisionConfig`]): what it was decided with.
+
+    Returns:
+        `dict`: `score`, `label`, `anomaly_map`, `mask` and, with calibration scores, `p_value`.
+    """
+    result = {"score": score, "label": names[decided.label], "anomaly_map": decided.anomaly_map, "mask": decided.mask}
+    return result if decision.image_scores is None else {**result, "p_value": decided.p_value}
 
 
 def _resized_mask(decided: np.ndarray, anomaly_map: np.ndarray, above: np.ndarray) -> np.ndarray:
@@ -323,7 +336,7 @@ def _resized_mask(decided: np.ndarray, anomaly_map: np.ndarray, above: np.ndarra
     if not decided.any():
         return np.zeros_like(above)
     (height, width), size = decided.shape, above.shape
-    (top, bottom), (left, right) = _sources(height, size[0]), _sources(width, size[1])
+    (top, bottom, _), (left, right, _) = interpolation_weights(height, size[0]), interpolation_weights(width, size[1])
     # A pixel is interpolated from a block of at most 2 x 2 pixels, so from one region at most.
     columns = decided[:, left] | decided[:, right]
     mask = above & (columns[top] | columns[bottom])
@@ -339,13 +352,6 @@ def _resized_mask(decided: np.ndarray, anomaly_map: np.ndarray, above: np.ndarra
         # The pixel that contains the centre.
         mask[tuple(((2 * largest + 1) * size // (2 * np.array(lost.shape))).T)] = True
     return mask
-
-
-@lru_cache(maxsize=32)
-def _sources(length: int, new_length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the first and last of the pixels that each pixel is interpolated from, along one axis."""
-    weights = F.interpolate(torch.eye(length)[None], size=new_length, mode="linear", align_corners=False)[0].numpy()
-    return (weights > 0).argmax(axis=0), length - 1 - (weights[::-1] > 0).argmax(axis=0)
 
 
 def _any_of(mask: np.ndarray, first: np.ndarray, last: np.ndarray, length: int) -> np.ndarray:
@@ -373,6 +379,7 @@ def _spread(values: np.ndarray, within: np.ndarray) -> np.ndarray:
 
 __all__ = [
     "Decided",
+    "as_result",
     "conformal_threshold",
     "decide",
     "find_regions",
