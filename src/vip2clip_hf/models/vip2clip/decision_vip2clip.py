@@ -2,7 +2,6 @@
 
 import contextlib
 import gc
-import importlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import numpy as np
 from .arguments_vip2clip import threshold_pair
 from .decision_config_vip2clip import DecisionConfig
 from .interpolation_vip2clip import interpolation_weights, resize_map
+from .mask_regions_vip2clip import label_regions
 
 
 # Up to this number, regions are measured one by one.
@@ -69,19 +69,6 @@ def conformal_threshold(scores: Sequence[float], false_alarm_rate: float) -> flo
     return float(ordered[math.ceil((count + 1) * (1 - rate)) - 1])
 
 
-def _ndimage() -> Any:
-    # Imported by importlib, because an import statement makes transformers require scipy to load a checkpoint that
-    # contains this file.
-    try:
-        return importlib.import_module("scipy.ndimage")
-    except ImportError as error:
-        raise ImportError("Regions need scipy, which is not installed: pip install 'vip2clip_hf[data]'.") from error
-
-
-def _label_regions(mask: np.ndarray) -> tuple[np.ndarray, int]:
-    return _ndimage().label(mask, structure=np.ones((3, 3), dtype=int))
-
-
 def region_score(anomaly_map: np.ndarray, min_area: int = 1) -> float:
     """
     Compute the largest value at which the map has a region of at least `min_area` pixels.
@@ -97,7 +84,6 @@ def region_score(anomaly_map: np.ndarray, min_area: int = 1) -> float:
         `float`: the score, one of the values of the map.
 
     Raises:
-        ImportError: if scipy is not installed and `min_area` is greater than 1.
         ValueError: if the area is less than 1 or larger than the map.
     """
     if not 1 <= min_area <= anomaly_map.size:
@@ -109,7 +95,7 @@ def region_score(anomaly_map: np.ndarray, min_area: int = 1) -> float:
         return float(anomaly_map.max())
 
     def has_region(value: float) -> bool:
-        labels, _ = _label_regions(anomaly_map >= value)
+        labels, _ = label_regions(anomaly_map >= value)
         return bool((np.bincount(labels.ravel())[1:] >= min_area).any())
 
     # Binary search. Above the min_area-th largest value, there are too few pixels. At the smallest value, the whole
@@ -148,13 +134,10 @@ def keep_large_regions(mask: np.ndarray, min_area: int) -> np.ndarray:
     Returns:
         `np.ndarray` of shape `(height, width)`: the mask without small regions, or `mask` itself if `min_area` is at
         most 1.
-
-    Raises:
-        ImportError: if scipy is not installed and `min_area` is greater than 1.
     """
     if min_area <= 1:
         return mask
-    labels, _ = _label_regions(mask)
+    labels, _ = label_regions(mask)
     large = np.bincount(labels.ravel()) >= min_area
     large[0] = False
     return large[labels]
@@ -176,16 +159,15 @@ def find_regions(anomaly_map: np.ndarray, mask: np.ndarray) -> list[dict[str, An
         - `mean_score`, `peak_score` (`float`): mean and maximum of the map in the region.
 
     Raises:
-        ImportError: if scipy is not installed.
         ValueError: if map and mask differ in shape.
     """
     if anomaly_map.shape != mask.shape:
         raise ValueError(f"anomaly_map has shape {anomaly_map.shape}; expected {mask.shape}, the shape of the mask.")
-    labels, number = _label_regions(mask)
-    if number == 0:
+    labels, boxes = label_regions(mask)
+    if not len(boxes):
         return []
-    measure = _measure_one_by_one if number <= FEW_REGIONS else _measure_all
-    columns = measure(anomaly_map, labels, number)
+    measure = _measure_one_by_one if len(boxes) <= FEW_REGIONS else _measure_all
+    columns = (*boxes.T, *measure(anomaly_map, labels, boxes))
     lefts, tops, rights, bottoms, areas, _, peaks = columns
     ranking = np.argsort(-peaks)
     same = peaks[ranking[1:]] == peaks[ranking[:-1]]
@@ -202,35 +184,31 @@ def find_regions(anomaly_map: np.ndarray, mask: np.ndarray) -> list[dict[str, An
         ]
 
 
-def _measure_one_by_one(anomaly_map: np.ndarray, labels: np.ndarray, number: int) -> tuple[np.ndarray, ...]:
+def _measure_one_by_one(anomaly_map: np.ndarray, labels: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, ...]:
     """
     Measure the regions. Needs little memory for large regions.
 
     Returns:
-        `tuple`: left, top, right, bottom, area, mean and peak of each region, arrays of shape `(number,)`.
+        `tuple`: area, mean and peak of each region, arrays of shape `(num_regions,)`.
     """
     measured = []
-    for label, (rows, columns) in enumerate(_ndimage().find_objects(labels), start=1):
-        inside = anomaly_map[rows, columns][labels[rows, columns] == label]
-        box = (columns.start, rows.start, columns.stop, rows.stop)
-        measured.append((*box, inside.size, inside.mean(dtype=np.float64), np.float64(inside.max())))
+    for label, (left, top, right, bottom) in enumerate(boxes, start=1):
+        box = (slice(top, bottom), slice(left, right))
+        inside = anomaly_map[box][labels[box] == label]
+        measured.append((inside.size, inside.mean(dtype=np.float64), np.float64(inside.max())))
     return tuple(np.array(column) for column in zip(*measured))
 
 
-def _measure_all(anomaly_map: np.ndarray, labels: np.ndarray, number: int) -> tuple[np.ndarray, ...]:
+def _measure_all(anomaly_map: np.ndarray, labels: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, ...]:
     """Return the same as [`_measure_one_by_one`], faster for many regions."""
     # Sort the pixels by region. The pixels of a region are then a slice, and start at `first`.
     rows, columns = np.nonzero(labels)
     regions = labels[rows, columns] - 1
-    areas = np.bincount(regions, minlength=number)
+    areas = np.bincount(regions, minlength=len(boxes))
     first = np.cumsum(areas) - areas
     order = np.argsort(regions, kind="stable")
-    rows, columns = rows[order], columns[order]
-    values = anomaly_map[rows, columns].astype(np.float64)
-    peaks, means = np.maximum.reduceat(values, first), np.add.reduceat(values, first) / areas
-    lefts, tops = np.minimum.reduceat(columns, first), np.minimum.reduceat(rows, first)
-    rights, bottoms = np.maximum.reduceat(columns, first) + 1, np.maximum.reduceat(rows, first) + 1
-    return lefts, tops, rights, bottoms, areas, means, peaks
+    values = anomaly_map[rows[order], columns[order]].astype(np.float64)
+    return areas, np.add.reduceat(values, first) / areas, np.maximum.reduceat(values, first)
 
 
 @contextlib.contextmanager
@@ -296,7 +274,6 @@ def decide(
         [`Decided`]: label, map, mask and p-value.
 
     Raises:
-        ImportError: if scipy is not installed and the minimum area is greater than one pixel.
         ValueError: if a threshold is outside [0, 1].
     """
     pair = threshold_pair(threshold, (decision.image_threshold, decision.pixel_threshold))
