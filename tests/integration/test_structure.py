@@ -17,7 +17,7 @@ LAYERS = (
     ("_version",),
     ("utils",),
     ("models",),
-    ("data",),
+    ("data", "runtime"),
     ("inference",),
     ("evaluation",),
     ("checkpoints",),

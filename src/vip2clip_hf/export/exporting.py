@@ -9,18 +9,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from ..models.vip2clip.image_processing_vip2clip import ViP2ClipImageProcessor, check_image_processor
 from ..models.vip2clip.modeling_vip2clip import ViP2ClipForAnomalyDetection
-from ..models.vip2clip.pipeline_steps_vip2clip import bank_of, score_settings
+from ..models.vip2clip.pipeline_steps_vip2clip import bank_of, decision_of, score_settings
 from ..models.vip2clip.reference_bank_vip2clip import ReferenceBank
 from ..utils.extras import extra
 from ..utils.files import apply_umask, check_new_folder, new_folder
 from .graph import ExportedDetector
 from .report import describe_export, export_card
-from .verification import OUTPUTS, check_deviation, compare_with_model, open_onnx, open_torch
+from .verification import Run, check_deviation, compare_with_model, open_onnx, open_torch
 
 
 FORMATS = ("onnx", "torch")
@@ -81,7 +80,7 @@ def export_onnx(
                 **_example(detector),
                 dynamo=True,
                 input_names=["pixel_values"],
-                output_names=list(OUTPUTS),
+                output_names=list(detector.output_names),
                 opset_version=opset,
                 verbose=False,
             )
@@ -193,7 +192,7 @@ def _export(
     output: str | os.PathLike,
     name: str,
     write: Callable[[ExportedDetector, Path], dict[str, Any]],
-    load: Callable[[Path], Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]],
+    load: Callable[[Path], Run],
     references: ReferenceBank | str | None,
     tolerance: float,
 ) -> dict[str, Any]:
@@ -210,7 +209,11 @@ def _export(
         deviation = compare_with_model(load(folder), model, image_processor, bank)
         check_deviation(deviation, name, tolerance)
         model.config.save_pretrained(folder)
-        model.decision.save_pretrained(folder)
+        # Those of the checkpoint, unless its thresholds belong to other references.
+        decision = decision_of(model, {"references": bank})[0]
+        if (decision.calibration or {}).get("method") == "left-out":
+            decision = decision.without_calibration()  # the report contains the scores
+        decision.save_pretrained(folder)
         image_processor.save_pretrained(folder)
         report = describe_export(model, name, details, deviation, tolerance, settings, bank)
         (folder / "export.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

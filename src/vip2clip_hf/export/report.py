@@ -5,10 +5,14 @@ from dataclasses import asdict
 from typing import Any
 
 from .._version import __version__
-from ..models.vip2clip.fingerprint_vip2clip import is_calibrated
+from ..models.vip2clip.arguments_vip2clip import label_names
+from ..models.vip2clip.fingerprint_vip2clip import model_fingerprint
 from ..models.vip2clip.image_processing_vip2clip import ViP2ClipImageProcessor
 from ..models.vip2clip.modeling_vip2clip import ViP2ClipForAnomalyDetection
+from ..models.vip2clip.pipeline_steps_vip2clip import decision_of
 from ..models.vip2clip.reference_bank_vip2clip import ReferenceBank
+from ..runtime.exported import RUNTIME_VERSION
+from .graph import REFERENCE_OUTPUTS
 
 
 def describe_export(
@@ -37,21 +41,29 @@ def describe_export(
         tolerance and versions of the packages.
     """
     size = model.config.image_size
+    decision, calibrated = decision_of(model, {"references": references})
+    one: dict[str, Any] = {"shape": ["batch_size"], "dtype": "float32"}
+    maps: dict[str, Any] = {"shape": ["batch_size", size, size], "dtype": "float32"}
+    outputs = {"scores": one, "anomaly_maps": maps}
+    if references is not None:
+        outputs.update(zip(REFERENCE_OUTPUTS, (one, one, maps)))
     packages = ("torch", "transformers", *(("onnx", "onnxscript", "onnxruntime") if name == "onnx" else ()))
     return {
         "format": name,
         **details,
         "inputs": {"pixel_values": {"shape": ["batch_size", 3, size, size], "dtype": "float32"}},
-        "outputs": {
-            "scores": {"shape": ["batch_size"], "dtype": "float32"},
-            "anomaly_maps": {"shape": ["batch_size", size, size], "dtype": "float32"},
-        },
-        "image_threshold": model.decision.image_threshold,
-        "pixel_threshold": model.decision.pixel_threshold,
+        "outputs": outputs,
+        "image_threshold": decision.image_threshold,
+        "pixel_threshold": decision.pixel_threshold,
         "decision": {
-            **{name: value for name, value in model.decision.to_dict().items() if not name.endswith("_scores")},
+            **{name: value for name, value in decision.to_dict().items() if not name.endswith("_scores")},
             "top_k": settings["top_k"],
-            "calibrated": is_calibrated(model, settings),
+            "calibrated": calibrated,
+        },
+        "runtime": {
+            "version": RUNTIME_VERSION,
+            "labels": list(label_names(model.config.id2label)),
+            "fingerprint": model_fingerprint(model),
         },
         "references": None if references is None else _describe_references(references),
         "largest_deviation": deviation,
@@ -66,6 +78,10 @@ def _describe_references(references: ReferenceBank) -> dict[str, Any]:
         "num_patches": references.features.shape[1],
         "checksum": references.checksum(),
         "megabytes": round(references.nbytes / 1024**2, 3),
+        # p-values without a calibration are relative to these scores.
+        "left_out_scores": [float(str(score)) for score in references.left_out_scores()]
+        if len(references) > 1
+        else [],
         **asdict(references.options),
     }
 
