@@ -13,6 +13,7 @@ from .metrics import benchmark_metrics
 from .references import benchmark_references
 from .rivals import METHODS, SIZES, benchmark_rivals
 from .training import benchmark_step, benchmark_training
+from .which_method import benchmark_which_method
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -26,6 +27,14 @@ def make_parser() -> argparse.ArgumentParser:
     data.add_argument("--images", type=int, default=5000, help="number of images")
     data.add_argument("--repeats", type=int, default=5, help="number of repeats (median)")
     data.set_defaults(run=benchmark_data)
+    which = commands.add_parser("which-method", help="zero-shot, references, and training on own defects")
+    which.add_argument(
+        "--data", nargs="+", required=True, help="folders of datasets with masks; each is left out once"
+    )
+    which.add_argument("--output", required=True, help="folder of the features and the synthetic images")
+    which.add_argument("--seeds", type=int, nargs="+", default=[111, 112, 113], help="random seeds")
+    which.add_argument("--steps", type=int, default=60, help="number of steps on the own defects")
+    which.set_defaults(run=benchmark_which_method)
     metrics = commands.add_parser("metrics", help="pixel metrics of one category, compared with scikit-learn")
     metrics.add_argument("--maps", type=int, default=200, help="number of anomaly maps")
     metrics.add_argument("--side", type=int, default=518, help="side of a map in pixels")

@@ -59,6 +59,8 @@ if TYPE_CHECKING:
     )
     from .models.vip2clip import (
         AnomalyDetectionPipeline as AnomalyDetectionPipeline,
+        AnomalyDetectionResult as AnomalyDetectionResult,
+        AnomalyRegion as AnomalyRegion,
         DecisionConfig as DecisionConfig,
         LeftOutPhoto as LeftOutPhoto,
         MaskOptions as MaskOptions,
@@ -75,6 +77,7 @@ if TYPE_CHECKING:
         ViP2ClipPreTrainedModel as ViP2ClipPreTrainedModel,
         ViP2ClipPromptFeatures as ViP2ClipPromptFeatures,
         convert_release_checkpoint as convert_release_checkpoint,
+        decode_result as decode_result,
         draw_heatmap as draw_heatmap,
         load_image as load_image,
         load_mask as load_mask,

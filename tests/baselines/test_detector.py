@@ -134,6 +134,7 @@ def test_detectors_without_categories_stay_one_object():
     assert all(one is plain for one in check_detectors(plain, CATEGORIES).values())
 
 
+@pytest.mark.slow
 def test_reproduce(clip, tmp_path):
     """Rows of a reproduced table. ViP²-CLIP is trained on one category and evaluated on another."""
     plan = dataclasses.replace(

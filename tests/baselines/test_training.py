@@ -69,7 +69,7 @@ def test_methods():
         METHODS["winclip"].convert("x.pth", None)
 
 
-@pytest.mark.parametrize("key", TRAINED)
+@pytest.mark.parametrize("key", [TRAINED[0], *(pytest.param(key, marks=pytest.mark.slow) for key in TRAINED[1:])])
 def test_training(build, dataset, key):
     """Only the adapters change, and the loss of the parts is logged."""
     trainer = build(key, max_steps=8, learning_rate=5e-3, eval_dataset=dataset)
@@ -104,7 +104,7 @@ def test_optimizers(build):
         assert [group["weight_decay"] for group in one.param_groups] == [0.25]
 
 
-@pytest.mark.parametrize("key", TRAINED)
+@pytest.mark.parametrize("key", [TRAINED[0], *(pytest.param(key, marks=pytest.mark.slow) for key in TRAINED[1:])])
 def test_accumulated_batches(build, key):
     """Two batches of three images are one batch of six, also with images without a mask."""
     # In batches of one image, AdaCLIP compares rows of pixels: the same for every size.
@@ -133,6 +133,7 @@ def test_cached_features(build, key, tmp_path):
     assert again.meta["config"]["model_type"] == plain.model.config.model_type
 
 
+@pytest.mark.slow
 def test_one_cache_folder_for_all_methods(build, tmp_path):
     """Their features differ, so they never share a cache."""
     for key in CACHED:
@@ -149,6 +150,7 @@ class OtherFeatures(AprilGanForAnomalyDetection):
         return features
 
 
+@pytest.mark.slow
 def test_a_subclass_has_its_own_cache(build, dataset, tmp_path):
     """Its code computes the features. The code of the position embeddings does, too."""
     trainer = build("april-gan", cache_features=str(tmp_path / "cache"))
@@ -184,6 +186,7 @@ def test_resumed_training(build, key, tmp_path):
     assert max(small) < 4 * sum(tensor.numel() for tensor in adapters(whole).values()) + 1e5  # without the backbone
 
 
+@pytest.mark.slow
 def test_resuming_with_other_settings(build, tmp_path):
     build("anomalyclip", max_steps=2, save_strategy="steps", save_steps=2).train()
     other = build("anomalyclip", settings={"temperature": 0.1}, max_steps=4, save_strategy="steps", save_steps=2)

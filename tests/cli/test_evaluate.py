@@ -78,6 +78,7 @@ def test_a_method_on_a_backbone(folder, root, tmp_path):
     assert "different settings: parts: detector.class_name" in str(other.exception)
 
 
+@pytest.mark.slow
 def test_an_interrupted_evaluation_resumes(folder, root, tmp_path, monkeypatch):
     source, calls = [DataSource.parse(str(root))], []
     arguments = {"clip": folder / "clip", "device": "cpu", "batch_size": 2, "sheets": 0}
@@ -141,6 +142,7 @@ def test_few_shot(folder, root, tmp_path):
     assert "WinCLIP (this run)" in (output / "tables.tex").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_references_of_a_checkpoint(models, root, tmp_path):
     model = AprilGanForAnomalyDetection.from_pretrained(models["april-gan"])
     processor = ViP2ClipImageProcessor(size=32)
@@ -215,6 +217,7 @@ def test_methods_that_do_not_fit(arguments, message, folder, models, root, tmp_p
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_class_names_by_category(folder, root, tmp_path):
     source = [DataSource.parse(str(root))]
     found = []
@@ -238,6 +241,7 @@ def test_an_evaluation_resumes_after_the_checkpoint_moved(models, root, tmp_path
     assert str(moved) not in (tmp_path / "out" / "results.json").read_text()
 
 
+@pytest.mark.slow
 def test_an_image_processor_with_an_order_of_channels(models, root, tmp_path):
     """It is for arrays; files have an order of their own."""
     model = AprilGanForAnomalyDetection.from_pretrained(models["april-gan"])

@@ -2,13 +2,14 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from transformers import Trainer
 from typer.testing import CliRunner
 
 from helpers.benchmark_trees import mvtec_official, visa_official
 from helpers.tiny import ROOT, TINY
 from helpers.training import train_arguments, write_train_and_eval_sets
-from vip2clip_hf import AnomalyDetectionPipeline, ViP2ClipForAnomalyDetection
+from vip2clip_hf import AnomalyDetectionPipeline, ViP2ClipForAnomalyDetection, ViP2ClipImageProcessor
 from vip2clip_hf.cli import app
 from vip2clip_hf.data.benchmarks.registry import BENCHMARKS
 from vip2clip_hf.data.loading import load_folder
@@ -110,6 +111,30 @@ def test_bad_arguments(tmp_path, roots):
         train([])
     with pytest.raises(ValueError, match="--clip is missing"):
         train(["--train_data", str(roots[0])])
+
+
+def test_a_checkpoint_is_trained_further(roots, clip_folder, tmp_path):
+    train(train_arguments(tmp_path, clip_folder, roots, "--variant", "release"))
+    first = tmp_path / "out"
+    model = ViP2ClipForAnomalyDetection.from_pretrained(first)
+    more = ["--train_data", str(roots[1]), "--output_dir", str(tmp_path / "more"), "--use_cpu", "true"]
+    more += ["--num_train_epochs", "1", "--disable_tqdm", "true", "--mask_threshold", "100", "--model", str(first)]
+    # Adam changes each weight by about the learning rate, whatever the gradient.
+    report = train([*more, "--learning_rate", "1e-9", "--perception_learning_rate", "1e-9"])
+    found = ViP2ClipForAnomalyDetection.from_pretrained(tmp_path / "more")
+    torch.testing.assert_close(found.adapter_state_dict(), model.adapter_state_dict(), rtol=0, atol=1e-7)
+    assert [one["name"] for one in report["training_sets"]] == ["train", "eval"]
+    assert found.config.to_diff_dict() == model.config.to_diff_dict()
+    assert report["recipe"]["continued from"] == "out"
+    assert "continued from" in (tmp_path / "more" / "README.md").read_text()
+    assert ViP2ClipImageProcessor.from_pretrained(tmp_path / "more").mask_threshold == 100
+    train([*more, "--learning_rate", "1e-2", "--overwrite_output_dir", "true"])
+    changed = ViP2ClipForAnomalyDetection.from_pretrained(tmp_path / "more")
+    assert not torch.equal(changed.prompt_learner.normal_context, model.prompt_learner.normal_context)
+    with pytest.raises(ValueError, match=r"top_k .--top_k. is 3, but the checkpoint of --model determines it"):
+        train([*more, "--top_k", "3"])
+    with pytest.raises(ValueError, match=r"clip .--clip. is .*, but the checkpoint of --model determines it"):
+        train([*more, "--clip", str(clip_folder)])
 
 
 def test_the_model_is_saved_before_the_evaluation(roots, clip_folder, tmp_path):

@@ -29,10 +29,6 @@ from vip2clip_hf.data.synthetic.dataset import generate_image, write_dataset
 pytestmark = pytest.mark.xdist_group("compare")
 
 
-# Its fixtures take seconds: one process computes them once.
-pytestmark = pytest.mark.xdist_group("compare")
-
-
 QUICK = ("clip", "april-gan", "anomalyclip", "adaclip", "vip2clip")
 
 
@@ -68,6 +64,7 @@ def compared(folder, models, labelled, tmp_path_factory):
     return result, output
 
 
+@pytest.mark.slow
 def test_quality_is_that_of_the_evaluation(compared, folder, models, labelled):
     result, _ = compared
     for one, record in zip(load_competitors(QUICK, clip=folder / "clip", models=models), result["methods"]):
@@ -90,6 +87,7 @@ def test_times_and_memory(compared):
     assert any(note.startswith("Memory: ") for note in compared[0]["notes"])
 
 
+@pytest.mark.slow
 def test_files(compared, labelled):
     result, output = compared
     assert {path.name for path in output.iterdir()} == {"results.json", "scores.csv", "table.md", "sheet.png"}
@@ -117,6 +115,7 @@ def test_an_earlier_comparison_is_kept(compared, folder, models, photos):
         compare_methods(photos, "clip", clip=folder / "clip", output=photos / "out")
 
 
+@pytest.mark.slow
 def test_photos_without_labels(folder, models, photos, tmp_path):
     arguments = {"clip": folder / "clip", "models": models, "device": "cpu", "batch_size": 2}
     result = compare_methods(photos, QUICK, output=tmp_path / "out", **arguments)
@@ -144,6 +143,7 @@ def test_labels_of_some_photos(folder, tmp_path):
         compare_methods(tmp_path / "some" / "list.csv", "clip", clip=folder / "clip")
 
 
+@pytest.mark.slow
 def test_methods_that_cannot_run(folder, photos):
     result = compare_methods(photos, "all", clip=folder / "clip", device="cpu")
     by_key = {record["method"]: record for record in result["methods"]}
@@ -164,6 +164,7 @@ def test_methods_that_cannot_run(folder, photos):
         compare_methods(photos, "all", clip=folder / "clip", models={"april-gan": folder / "anomalyclip"})
 
 
+@pytest.mark.slow
 def test_adapters_of_the_package(photos, tmp_path, monkeypatch):
     """On the bundled backbone, the trained methods use them. They share the tower with the untrained ones."""
     model = create_model("april-gan", "bundled", image_size=64)
@@ -194,6 +195,7 @@ def test_invalid_arguments(folder, photos, tmp_path):
         compare_methods(photos, "clip", clip=folder / "clip", references=tmp_path / "absent")
 
 
+@pytest.mark.slow
 def test_references_are_read_as_the_photos(models, tmp_path):
     """`page` and `bit_depth` apply to both: a page of a file with references is the same as a file with this page."""
     dark = [generate_image("weave", None, 48, seed=number)[0] for number in range(4)]

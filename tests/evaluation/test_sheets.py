@@ -29,7 +29,9 @@ def test_all_maps_have_the_same_colour_scale():
         {"image": image, "mask": None, "anomaly_map": np.linspace(0, 0.9, 64).reshape(8, 8), "caption": "b"},
     ]
     figure = draw_sheet(rows, "title")
-    maps = [axis.images[0] for axis in figure.axes[:6] if axis.images and axis.images[0].get_cmap().name == "inferno"]
+    maps = [
+        axis.images[0] for axis in figure.axes[:6] if axis.images and axis.images[0].get_cmap().name == "vip2clip_map"
+    ]
     assert len(maps) == 2
     assert all(one.get_clim() == (0, 1) for one in maps)
     assert figure.axes[2].get_title(loc="left") == "0.100 to 0.100"

@@ -62,7 +62,8 @@ SMALL = {
     "--disable_tqdm true --dataloader_num_workers 0",
     r".*--recipe mvtec.*": "--image_size 70 --top_k 5",
     r"vip2clip train --method .*": "--max_steps 2 --use_cpu true --disable_tqdm true --image_size 64",
-    r"vip2clip train (?!--method).*": "--num_train_epochs 1 --average_weights_from 0 --use_cpu true "
+    r"vip2clip train --model .*": "--max_steps 2 --use_cpu true --disable_tqdm true",
+    r"vip2clip train (?!--method|--model).*": "--num_train_epochs 1 --average_weights_from 0 --use_cpu true "
     "--disable_tqdm true --image_size 70 --top_k 5 --output_dir outputs_on_backbone",
     r"vip2clip train .*--dry-run.*": "--image_size 64",
     r"vip2clip evaluate .*|.*training/evaluate\.py .*": "--sheets 1",

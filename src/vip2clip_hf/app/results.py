@@ -20,6 +20,7 @@ from ..models.vip2clip.modeling_vip2clip import ViP2ClipForAnomalyDetection
 from ..models.vip2clip.pipeline_anomaly_detection import AnomalyDetectionPipeline
 from ..models.vip2clip.pipeline_steps_vip2clip import with_references
 from ..models.vip2clip.reference_bank_vip2clip import ReferenceBank
+from ..models.vip2clip.results_vip2clip import AnomalyDetectionResult
 from ..utils.csv_cells import safe_cell
 from ..utils.serialization import to_json
 from .references import describe_references
@@ -224,7 +225,7 @@ class PhotoInspector:
         thresholds: tuple[float, float],
         photo: Image.Image | None = None,
         regions: bool = False,
-    ) -> dict[str, Any]:
+    ) -> AnomalyDetectionResult:
         """Run the postprocessing of the pipeline with its own settings and these thresholds."""
         outputs = {"scores": torch.tensor([result.score]), "anomaly_maps": anomaly_map}
         settings = {**self.detector._postprocess_params, "references": result.references}
@@ -250,7 +251,7 @@ class PhotoInspector:
 
     def inspect(
         self, result: PhotoResult, thresholds: tuple[float, float], photo: Image.Image | None = None
-    ) -> dict[str, Any]:
+    ) -> AnomalyDetectionResult:
         """
         Compute the output of the pipeline from a stored result, without the model.
 
@@ -260,7 +261,7 @@ class PhotoInspector:
             photo (`PIL.Image.Image`, *optional*): the upright photo; needed for `heatmap`.
 
         Returns:
-            `dict`: see [`AnomalyDetectionPipeline`]; includes `regions`, and `heatmap` if `photo` is set.
+            [`AnomalyDetectionResult`]: includes `regions`, and `heatmap` if `photo` is set.
 
         Raises:
             ValueError: if a threshold is outside [0, 1].
@@ -311,7 +312,7 @@ class PhotoInspector:
         with zipfile.ZipFile(target, "w") as archive:
             for number, result in enumerate(results, start=1):
                 found = self.inspect(result, thresholds, self.read(result.path, result.name))
-                entry = {"image": result.name, "score": found["score"], "label": found["label"]}
+                entry: dict[str, Any] = {"image": result.name, "score": found["score"], "label": found["label"]}
                 if "p_value" in found:
                     entry["p_value"] = found["p_value"]
                 entry.update(anomalous_pixels=int(found["mask"].sum()), regions=found["regions"])

@@ -10,9 +10,10 @@ import torch
 from ..evaluation.evaluator import evaluate_detector
 from ..training.adapter_trainer import AdapterTrainer
 from ..training.arguments import ModelArguments, ViP2ClipTrainingArguments
-from ..training.run import TrainingKind, backbone_of
+from ..training.run import TrainingKind, backbone_of, checkpoint_of
 from ..utils.settings import read_settings
 from .detector import BaselineDetector
+from .detector_loading import check_method
 from .methods import METHODS, create_model, find_method
 from .saving import update_card, write_baseline
 from .trainable import TrainableBaselineModel
@@ -163,6 +164,14 @@ def training_kind(key: str) -> TrainingKind:
 
     def build(arguments: ModelArguments, seed: int) -> TrainableBaselineModel:
         _check_arguments(arguments)
+        if arguments.model is not None:
+            if arguments.model == "bundled":
+                raise ValueError(
+                    f"model is 'bundled', which is a checkpoint of ViP²-CLIP; expected one of {arguments.method}."
+                )
+            checkpoint = checkpoint_of(arguments)
+            check_method(key, checkpoint)
+            return method.model_class.from_pretrained(checkpoint)
         if arguments.clip == "random-tiny":
             raise ValueError(
                 f"clip is 'random-tiny', which has no text tokenizer; {arguments.method} expects a CLIP with one, or "

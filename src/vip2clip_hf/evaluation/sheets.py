@@ -10,11 +10,12 @@ import torch
 
 from ..data.targets import undecoded
 from ..models.vip2clip.arguments_vip2clip import LABELS
+from ..models.vip2clip.heatmap_vip2clip import HEATMAP_COLORS
 from ..models.vip2clip.image_loading_vip2clip import load_image
 from ..models.vip2clip.mask_loading_vip2clip import marked_pixels
 from ..models.vip2clip.mask_options_vip2clip import DEFAULT_MASK_OPTIONS, MaskOptions
 from ..utils.distributed import world
-from ..utils.figures import new_figure, save_figure
+from ..utils.figures import color_map, new_figure, save_figure
 from ..utils.files import file_names
 from ..utils.text import shown
 from .detector import Detector, check_detectors, check_output
@@ -88,7 +89,7 @@ def draw_sheet(rows: Sequence[dict[str, Any]], title: str, value_range: tuple[fl
         ValueError: if there are no rows.
     """
     low, high = value_range
-    figure = new_figure(6.6, 0.7 + 2.15 * len(rows))
+    figure, colors = new_figure(6.6, 0.7 + 2.15 * len(rows)), color_map("vip2clip_map", HEATMAP_COLORS)
     axes = figure.subplots(len(rows), 3, squeeze=False)
     for (photo, truth, heatmap), row in zip(axes, rows):
         image = row["image"].convert("RGB")
@@ -101,7 +102,7 @@ def draw_sheet(rows: Sequence[dict[str, Any]], title: str, value_range: tuple[fl
         else:
             truth.imshow(row["mask"], cmap="gray", vmin=0, vmax=1, interpolation="nearest", extent=extent)
         values = np.asarray(row["anomaly_map"])
-        drawn = heatmap.imshow(values, cmap="inferno", vmin=low, vmax=high, extent=extent)
+        drawn = heatmap.imshow(values, cmap=colors, vmin=low, vmax=high, extent=extent)
         photo.set_title(row["caption"], fontsize=6, loc="left", parse_math=False)
         heatmap.set_title(f"{values.min():.3f} to {values.max():.3f}", fontsize=6, loc="left")
     for axis, name in zip(axes[0], ("image", "ground truth", "anomaly map")):

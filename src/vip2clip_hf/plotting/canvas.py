@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from PIL import Image
 
-from ..models.vip2clip.heatmap_vip2clip import HEATMAP_COLORS, HEATMAP_OPACITY
-from ..utils.figures import new_figure
+from ..models.vip2clip.heatmap_vip2clip import HEATMAP_ALPHAS, HEATMAP_COLORS
+from ..utils.figures import color_map, new_figure
 
 
 if TYPE_CHECKING:
@@ -29,18 +29,28 @@ TRUTH_COLOR = "#00963c"
 
 def heat_colors() -> "Colormap":
     """
-    Create a matplotlib colour map with the colours and opacity of the heatmap.
+    Create a matplotlib colour map with the colours and opacity of the heatmap, to draw a map over a photo.
 
     Returns:
-        `matplotlib.colors.Colormap`: 0 is transparent, 1 is dark red.
+        `matplotlib.colors.Colormap`: 0 is transparent, 1 is orange.
 
     Raises:
         ImportError: if matplotlib is not installed.
     """
-    from matplotlib.colors import LinearSegmentedColormap
+    return color_map("vip2clip_heat", np.column_stack([HEATMAP_COLORS, HEATMAP_ALPHAS]))
 
-    opacity = np.linspace(0, HEATMAP_OPACITY, len(HEATMAP_COLORS))
-    return LinearSegmentedColormap.from_list("vip2clip_heat", np.column_stack([HEATMAP_COLORS / 255, opacity]), N=256)
+
+def map_colors() -> "Colormap":
+    """
+    Create a matplotlib colour map with the colours of the heatmap, to draw a map without a photo.
+
+    Returns:
+        `matplotlib.colors.Colormap`: 0 is black, 1 is orange.
+
+    Raises:
+        ImportError: if matplotlib is not installed.
+    """
+    return color_map("vip2clip_map", HEATMAP_COLORS)
 
 
 def panel(photo: Image.Image, side: float) -> tuple[float, float]:
@@ -196,6 +206,7 @@ __all__ = [
     "bare",
     "color_bar",
     "heat_colors",
+    "map_colors",
     "panel",
     "photo_grid",
     "shrink",

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from ..models.vip2clip.image_loading_vip2clip import load_image
 from ..models.vip2clip.mask_loading_vip2clip import marked_pixels
 from ..models.vip2clip.mask_options_vip2clip import MaskOptions
-from .canvas import MASK_COLOR, TRUTH_COLOR, PhotoCanvas, bare, heat_colors, photo_grid, shrink, write_on
+from .canvas import MASK_COLOR, TRUTH_COLOR, PhotoCanvas, bare, map_colors, photo_grid, shrink, write_on
 from .results import check_result, check_size, summary
 
 
@@ -71,7 +71,7 @@ def results_figure(
         heads = columns if number == 0 else [""] * len(columns)
         shown.draw(row[0], heads[0])
         small = shrink(anomaly_map, shown.size)
-        row[1].imshow(small, cmap=heat_colors(), vmin=0, vmax=1, extent=shown.extent)
+        row[1].imshow(small, cmap=map_colors(), vmin=0, vmax=1, extent=shown.extent)
         bare(row[1], heads[1])
         shown.draw_map(row[2], anomaly_map, heads[2])
         shown.outline(row[2], mask, MASK_COLOR, "solid", "mask")

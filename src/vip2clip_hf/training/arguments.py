@@ -251,6 +251,14 @@ class ModelArguments:
             "'random-tiny' for random weights, whose results are meaningless."
         },
     )
+    model: str | None = field(
+        default=None,
+        metadata={
+            "help": "Instead of --clip: a checkpoint whose adapters are trained further, for example on your own "
+            "defects. Folder or Hub id, or 'bundled' for the small checkpoint of the package. Its backbone and its "
+            "configuration are kept."
+        },
+    )
     variant: str = field(
         default="paper",
         metadata={"help": "The variant of the model. Options: 'paper', 'release'. See docs/paper-and-release.md."},

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import CLIPConfig, CLIPModel, set_seed
 
-from ..checkpoints.bundled import BUNDLED, bundled_backbone
+from ..checkpoints.bundled import BUNDLED, bundled_backbone, bundled_checkpoint
 from ..checkpoints.saving import check_target
 from ..data.provenance import describe_training_set, find_training_overlap
 from ..data.sources import DataSource, concatenate
+from ..models.loading import name_of
 from ..models.small_text_tower import state_word_tokenizer
 from ..models.vip2clip.image_processing_vip2clip import ViP2ClipImageProcessor
 from ..models.vip2clip.mask_options_vip2clip import MaskOptions
@@ -80,7 +81,11 @@ def run_training(
         trainer.train(resume_from_checkpoint=resume)
         first = trainer.is_world_process_zero()
         name = "variant" if kind is None else "method"
-        recipe = {name: getattr(model_arguments, name), **describe_recipe(trainer)}
+        if model_arguments.model is not None:
+            origin = {"continued from": name_of(model_arguments.model)}
+        else:
+            origin = {name: getattr(model_arguments, name)}
+        recipe = {**origin, **describe_recipe(trainer)}
         run = {"recipe": recipe, "versions": versions()}
         if first:  # before the evaluation, which can fail
             trainer.write(folder, adapters_only=data_arguments.adapters_only, run=run)
@@ -181,16 +186,7 @@ def prepare_training(
         before_training()
     kind = TrainingKind(_build_model, ViP2ClipTrainer) if kind is None else kind
     model = kind.build(model_arguments, arguments.seed)
-    # Saved with the checkpoint, so evaluation and prediction read photos and masks in the same way.
-    image_processor = ViP2ClipImageProcessor(
-        size=model.config.image_size,
-        bit_depth=data_arguments.bit_depth,
-        page=data_arguments.page,
-        mask_threshold=data_arguments.mask_threshold,
-        mask_channel=data_arguments.mask_channel,
-        mask_invert=data_arguments.mask_invert or None,
-        mask_orientation=data_arguments.mask_orientation,
-    )
+    image_processor = _image_processor(model_arguments, data_arguments, model)
     eval_datasets = {s.name: concatenate([s], [dataset]) for s, dataset in zip(eval_sources, eval_sets)}
     trainer = kind.trainer(
         model,
@@ -200,6 +196,48 @@ def prepare_training(
         eval_dataset=eval_datasets or None,
     )
     return PreparedTraining(trainer, train_sources, train_sets, eval_sources, eval_sets)
+
+
+def _image_processor(
+    model_arguments: ModelArguments, data_arguments: DataArguments, model: Any
+) -> ViP2ClipImageProcessor:
+    """Saved with the checkpoint, so evaluation and prediction read photos and masks in the same way."""
+    options: dict[str, Any] = {
+        "bit_depth": data_arguments.bit_depth,
+        "page": data_arguments.page,
+        "mask_threshold": data_arguments.mask_threshold,
+        "mask_channel": data_arguments.mask_channel,
+        "mask_invert": data_arguments.mask_invert or None,
+        "mask_orientation": data_arguments.mask_orientation,
+    }
+    if model_arguments.model is None:
+        return ViP2ClipImageProcessor(size=model.config.image_size, **options)
+    given = {name: value for name, value in options.items() if value is not None}
+    return ViP2ClipImageProcessor.from_pretrained(checkpoint_of(model_arguments), **given)
+
+
+def checkpoint_of(arguments: ModelArguments) -> str:
+    """
+    Find the checkpoint whose adapters are trained further.
+
+    Args:
+        arguments ([`ModelArguments`]): the arguments, with `model`.
+
+    Returns:
+        `str`: folder or Hub id.
+
+    Raises:
+        ValueError: if an argument is set that the checkpoint determines.
+    """
+    defaults = ModelArguments()
+    for name in ("clip", "variant", "image_size", "feature_layers", "top_k", "fgp_scaled", "set"):
+        value = getattr(arguments, name)
+        if value != getattr(defaults, name):
+            raise ValueError(
+                f"{name} (--{name}) is {value!r}, but the checkpoint of --model determines it; omit it, also in the "
+                "configuration or recipe."
+            )
+    return str(bundled_checkpoint()) if arguments.model == BUNDLED else str(arguments.model)
 
 
 def _read_sources(
@@ -246,7 +284,10 @@ def backbone_of(arguments: ModelArguments, seed: int) -> tuple[str | CLIPModel, 
     """
     clip = arguments.clip
     if clip is None:
-        raise ValueError("--clip is missing; expected the folder or Hub id of a CLIP checkpoint, or 'bundled'.")
+        raise ValueError(
+            "--clip is missing; expected the folder or Hub id of a CLIP checkpoint, or 'bundled'. To train a "
+            "checkpoint further, set --model instead."
+        )
     if clip == "random-tiny":
         logger.warning("The backbone has random weights: use it to try the command. Its results are meaningless.")
         return _random_tiny_clip(seed), None
@@ -254,6 +295,10 @@ def backbone_of(arguments: ModelArguments, seed: int) -> tuple[str | CLIPModel, 
 
 
 def _build_model(arguments: ModelArguments, seed: int) -> ViP2ClipForAnomalyDetection:
+    if arguments.model is not None:
+        checkpoint = checkpoint_of(arguments)
+        set_seed(seed)
+        return ViP2ClipForAnomalyDetection.from_pretrained(checkpoint)
     clip, tokenizer = backbone_of(arguments, seed)
     chosen: dict[str, Any] = {} if arguments.fgp_scaled is None else {"fgp_scaled": arguments.fgp_scaled}
     if arguments.feature_layers is not None:
@@ -270,4 +315,4 @@ def _build_model(arguments: ModelArguments, seed: int) -> ViP2ClipForAnomalyDete
     )
 
 
-__all__ = ["PreparedTraining", "TrainingKind", "backbone_of", "prepare_training", "run_training"]
+__all__ = ["PreparedTraining", "TrainingKind", "backbone_of", "checkpoint_of", "prepare_training", "run_training"]

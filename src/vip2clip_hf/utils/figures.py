@@ -10,6 +10,8 @@ from .files import write_atomically
 
 
 if TYPE_CHECKING:
+    import numpy as np
+    from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
 
 
@@ -32,6 +34,25 @@ def new_figure(width: float, height: float) -> "Figure":
     figure = Figure(figsize=(width, height), layout="constrained", dpi=110)
     FigureCanvasAgg(figure)
     return figure
+
+
+def color_map(name: str, table: "np.ndarray") -> "Colormap":
+    """
+    Create a colour map of matplotlib from a table.
+
+    Args:
+        name (`str`): name of the colour map.
+        table (`np.ndarray` of shape `(steps, 3)` or `(steps, 4)`): uint8 colours, with the opacity if there are four.
+
+    Returns:
+        `matplotlib.colors.Colormap`: the colour map.
+
+    Raises:
+        ImportError: if matplotlib is not installed.
+    """
+    with extra("train", "Drawing figures"):
+        from matplotlib.colors import ListedColormap
+    return ListedColormap(table / 255.0, name=name)
 
 
 def save_figure(figure: "Figure", path: str | os.PathLike) -> Path:

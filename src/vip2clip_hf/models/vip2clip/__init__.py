@@ -37,3 +37,8 @@ if TYPE_CHECKING:
         ReferenceOptions as ReferenceOptions,
         ReferencePhoto as ReferencePhoto,
     )
+    from .results_vip2clip import (
+        AnomalyDetectionResult as AnomalyDetectionResult,
+        AnomalyRegion as AnomalyRegion,
+        decode_result as decode_result,
+    )

@@ -31,6 +31,7 @@ from .pipeline_steps_vip2clip import (
 )
 from .pipeline_torch_vip2clip import TorchRows, run_on_images
 from .reference_bank_vip2clip import ReferenceBank
+from .results_vip2clip import AnomalyDetectionResult
 
 
 logger = logging.get_logger(__name__)
@@ -197,20 +198,12 @@ class AnomalyDetectionPipeline(Pipeline):
                 Call arguments, see [`AnomalyDetectionPipeline`].
 
         Returns:
-            A dict for one image, a list of dicts for a list, folder or array, and an iterator of dicts for a generator
-            or dataset. The iterator keeps at most one batch in memory. If it cannot read an image, it raises an error,
-            and the results of the batch are lost. Each dict contains:
-
-            - `score` (`float`): probability that the image is anomalous, in [0, 1].
-            - `label` (`str`): `"normal"` or `"anomalous"`, as named in `id2label` of the configuration.
-            - `anomaly_map` (`np.ndarray` of shape `(height, width)`): float32 in [0, 1], at the size of the image.
-            - `mask` (`np.ndarray` of shape `(height, width)`): bool, `True` for anomalous pixels.
-            - `p_value` (`float`): probability that a normal image has a score at least as large, in (0, 1]. Only from
-              a calibrated checkpoint. `None`, with a warning, if weights, tiling, top-k or other settings that scores
-              depend on differ from the calibration.
-            - `heatmap` (`PIL.Image.Image`): the image with the anomaly map drawn over it. Only with `heatmap=True`.
-            - `regions` (`list[dict]`): the regions of the mask, sorted by peak score in descending order, see
-              [`find_regions`]. Only with `regions=True`.
+            [`AnomalyDetectionResult`], a dict, for one image; a list of them for a list, folder or array; and an
+            iterator for a generator or dataset. The iterator keeps at most one batch in memory. If it cannot read an
+            image, it raises an error, and the results of the batch are lost. The keys are `score`, `label`,
+            `anomaly_map` and `mask`; `p_value` for a calibrated checkpoint, which is `None`, with a warning, if
+            weights, tiling, top-k or other settings that scores depend on differ from the calibration; `heatmap` with
+            `heatmap=True`; and `regions` with `regions=True`.
 
         Raises:
             OSError: if an image cannot be read.
@@ -374,21 +367,22 @@ class AnomalyDetectionPipeline(Pipeline):
         tile_overlap: float | None = None,
         top_k: int | None = None,
         references: Any = "auto",
-    ) -> dict[str, Any]:
+    ) -> AnomalyDetectionResult:
         """Convert the outputs of the model for one image to the result of a call."""
         maps = model_outputs["anomaly_maps"]  # with tiling a list, because they can differ in size
         anomaly_maps = torch.stack(maps) if isinstance(maps, list) else maps
         options = {"tile_size": tile_size, "tile_overlap": tile_overlap, "top_k": top_k, "references": references}
         decision, calibrated = decision_of(self.model, options)
-        result = self.image_processor.post_process_anomaly_detection(
+        (found,) = self.image_processor.post_process_anomaly_detection(
             {"scores": model_outputs["scores"].reshape(-1), "anomaly_maps": anomaly_maps},
             target_sizes=[model_outputs["target_size"]],
             threshold=threshold,
             id2label=self.model.config.id2label,
             decision=decision,
             calibrated=calibrated,
-        )[0]
-        result.update({name: result[name].cpu().numpy() for name in ("anomaly_map", "mask")})
+        )
+        result = AnomalyDetectionResult(found)
+        result.update({name: found[name].cpu().numpy() for name in ("anomaly_map", "mask")})
         if regions:
             result["regions"] = find_regions(result["anomaly_map"], result["mask"])
         if model_outputs["image"] is not None:
