@@ -1,10 +1,4 @@
-"""
-Entry point of the `vip2clip` command.
-
-This module is outside the package because `import vip2clip_hf` registers the model with transformers, which imports
-torch. If this module is loaded, the package skips the registration. This keeps `vip2clip --help` fast; commands import
-what they need.
-"""
+"""Entry point of the `vip2clip` command. It imports the command only, and the command imports what it needs."""
 
 
 def main() -> None:

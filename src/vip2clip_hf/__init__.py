@@ -1,16 +1,15 @@
 """ViP²-CLIP: zero-shot visual anomaly detection as a Hugging Face Transformers model.
 
-If torch is installed, importing the package registers the model with transformers: `AutoConfig`, `AutoModel`,
-`AutoImageProcessor` and `pipeline("anomaly-detection")` then support it. All other names are imported on first use.
+Importing the package registers the models with transformers: `AutoConfig`, `AutoModel`, `AutoImageProcessor` and
+`pipeline("anomaly-detection")` then support them. The models themselves, torch and all other names are imported on first
+use.
 """
 
-import importlib
-import importlib.util
-import sys
 from typing import TYPE_CHECKING
 
 from ._version import __version__
 from .utils.lazy import lazy_names
+from .utils.lazy_registration import register_on_use
 
 
 __getattr__, __dir__, __all__ = lazy_names(__name__)
@@ -99,12 +98,10 @@ if TYPE_CHECKING:
     )
 
 
-def _register() -> None:
-    """Register the models with transformers. The `vip2clip` command skips this to avoid importing torch."""
-    installed = all(importlib.util.find_spec(name) is not None for name in ("torch", "transformers"))
-    if installed and "_vip2clip_command" not in sys.modules:
-        importlib.import_module(".models.registration", __name__)
-        importlib.import_module(".baselines.registration", __name__)
-
-
-_register()
+# Importing one of these modules registers its model types.
+_OWN, _BASELINES = f"{__name__}.models.registration", f"{__name__}.baselines.registration"
+_MODEL_TYPES = {"vip2clip": _OWN}
+_MODEL_TYPES.update(
+    dict.fromkeys(("clip_anomaly_detection", "adaclip", "winclip", "april_gan", "anomalyclip"), _BASELINES)
+)
+register_on_use(_MODEL_TYPES, _OWN, {"anomaly-detection": _OWN})

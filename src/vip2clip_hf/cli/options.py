@@ -279,6 +279,13 @@ def checkpoint_or_bundled(model: str | None) -> str:
     return str(bundled_checkpoint())
 
 
+def import_detector() -> None:
+    """Import what scores photos, before other modules import transformers with all that it can use."""
+    from ..utils.light_imports import import_lightly
+
+    import_lightly("vip2clip_hf.models.registration", "transformers.models.clip.modeling_clip")
+
+
 def shows_progress() -> bool:
     """
     Check whether to show progress bars. If not, also disable those of transformers, which would clutter a log.
@@ -334,6 +341,7 @@ __all__ = [
     "checkpoint_or_bundled",
     "class_names",
     "expand_user",
+    "import_detector",
     "mask_options",
     "one_of",
     "parse_pair",

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import typer
 
-from .options import print_json, shows_progress
+from .options import import_detector, print_json, shows_progress
 from .sources import Photo, Photos, find_photos, heatmap_names
 from .streams import say, say_error
 
@@ -47,6 +47,7 @@ def predict_photos(
         ValueError: if there are no photos.
         typer.Exit: with code 3, if some photos could not be read.
     """
+    import_detector()
     from ..models.loading import check_dtype
     from ..models.vip2clip import AnomalyDetectionPipeline
     from ..utils.extras import require

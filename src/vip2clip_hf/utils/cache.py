@@ -23,6 +23,19 @@ def can_write(folder: str | os.PathLike[str]) -> bool:
         return False
 
 
+def own_cache() -> Path:
+    """
+    Folder for what this package remembers between runs. Nothing in it is needed: it can be deleted at any time.
+
+    Returns:
+        `pathlib.Path`: `vip2clip_hf` in the folder of `HF_HOME`, which may not exist.
+    """
+    # As in huggingface_hub, without importing it.
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    home = os.environ.get("HF_HOME") or os.path.join(cache, "huggingface")
+    return Path(os.path.expandvars(os.path.expanduser(home)), "vip2clip_hf")
+
+
 def datasets_cache() -> str:
     """
     Cache folder of `datasets`.
@@ -65,4 +78,4 @@ def unwritable_cache(path: str | os.PathLike[str]) -> str | None:
     return None
 
 
-__all__ = ["cache_folders", "can_write", "datasets_cache", "unwritable_cache"]
+__all__ = ["cache_folders", "can_write", "datasets_cache", "own_cache", "unwritable_cache"]
