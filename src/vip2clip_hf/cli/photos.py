@@ -2,13 +2,14 @@
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import typer
 
 from .options import import_detector, print_json, shows_progress
+from .runtimes import open_runtime
 from .sources import Photo, Photos, find_photos, heatmap_names
 from .streams import say, say_error
 
@@ -47,24 +48,17 @@ def predict_photos(
         ValueError: if there are no photos.
         typer.Exit: with code 3, if some photos could not be read.
     """
-    import_detector()
-    from ..models.loading import check_dtype
-    from ..models.vip2clip import AnomalyDetectionPipeline
-    from ..utils.extras import require
-
     photos = find_photos(sources, recursive)
     targets = {} if heatmap is None else heatmap_files(photos, heatmap, overwrite)
     if len(photos.photos) > MANY_PHOTOS:
         say_error(
             f"{len(photos.photos)} photos: with --output FOLDER, prediction is batched and an interrupted run resumes."
         )
-    options["dtype"] = check_dtype(options["dtype"])
-    progress = shows_progress()
-    detector = AnomalyDetectionPipeline.from_pretrained(model, **options)
-    if hasattr(detector, "score_settings"):  # an error of settings is not one of a photo
-        detector.score_settings()
-    if getattr(getattr(detector, "decision", None), "min_region_area", 0):
-        require("data", "A checkpoint with a minimum area of regions", "scipy")
+    runtime = options.pop("runtime", None)
+    if runtime is None:
+        progress, detector = shows_progress(), load_detector(model, options)
+    else:
+        progress, detector = sys.stderr.isatty(), open_runtime(model, runtime, options)
     entries = []
     # A progress bar would overwrite lines that are printed to the same terminal.
     bar = progress and photos.several and (as_json or not sys.stdout.isatty())
@@ -84,14 +78,44 @@ def predict_photos(
         raise typer.Exit(3)
 
 
+def load_detector(model: str, options: dict[str, Any]) -> Any:
+    """
+    Load the pipeline and check its settings before the first photo.
+
+    Args:
+        model (`str`): checkpoint folder or Hub id.
+        options (`dict[str, Any]`): arguments of [`AnomalyDetectionPipeline.from_pretrained`].
+
+    Returns:
+        [`AnomalyDetectionPipeline`]: the pipeline.
+
+    Raises:
+        OSError: if the checkpoint is not found.
+        ValueError: if a setting is not allowed.
+    """
+    import_detector()
+    from ..models.loading import check_dtype
+    from ..models.vip2clip import AnomalyDetectionPipeline
+
+    options["dtype"] = check_dtype(options["dtype"])
+    detector = AnomalyDetectionPipeline.from_pretrained(model, **options)
+    if hasattr(detector, "score_settings"):  # an error of settings is not one of a photo
+        detector.score_settings()
+    return detector
+
+
 def _entries(detector: Any, photos: list[Photo], targets: dict[str, Path], bar: bool) -> Iterator[dict[str, Any]]:
     """The result of each photo, or why it cannot be read."""
-    from tqdm.auto import tqdm
-
     from ..models.vip2clip.image_loading_vip2clip import load_image
+    from ..utils.extras import is_installed
 
+    shown: Iterable[Photo] = photos
+    if bar and is_installed("tqdm"):
+        from tqdm.auto import tqdm
+
+        shown = tqdm(photos)
     load = getattr(detector, "load", load_image)  # with the options of the pipeline for reading
-    for photo in tqdm(photos, disable=not bar):
+    for photo in shown:
         entry: dict[str, Any] = {"image": photo.source}
         try:
             if photo.error is not None:

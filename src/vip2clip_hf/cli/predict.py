@@ -22,6 +22,7 @@ from .options import (
     shows_progress,
     usage_error,
 )
+from .runtimes import Runtime, check_runtime
 from .streams import say
 
 
@@ -56,6 +57,7 @@ def predict(
     device: Device = None,
     dtype: Dtype = "float32",
     backbone: Backbone = None,
+    runtime: Runtime = None,
     regions: Annotated[bool, typer.Option("--regions", help="List the connected regions of the mask.")] = False,
     tile_size: TileSize = None,
     tile_overlap: TileOverlap = None,
@@ -126,6 +128,7 @@ def predict(
       vip2clip predict photos --references good-photos
       find . -name "*.jpg" -print0 | vip2clip predict - --model org/vip2clip
       vip2clip predict photos --model org/vip2clip --output predictions --heatmaps --num-workers 4
+      vip2clip predict photos --runtime onnx --model exported
     """
     bulk: dict[str, Any] = {"heatmaps": heatmaps, "maps": maps, "batch_size": batch_size, "num_workers": num_workers}
     bulk.update(compile=compile_model, split=split, category=category, overwrite=overwrite)
@@ -149,14 +152,13 @@ def predict(
         raise usage_error("--references and --no-references exclude each other; pass one of them.")
     if references is not None and not references.is_dir():
         raise OSError(f"--references {str(references)!r} is not a folder; expected a folder of photos of good parts.")
+    check_runtime(runtime, model, output, backbone, references, dtype)
     if max_pixels is not None:
         from PIL import Image
 
         Image.MAX_IMAGE_PIXELS = max_pixels
     if output is not None:
         require("data", "Prediction with --output", "accelerate", "datasets", "pyarrow")
-    if regions:
-        require("data", "A list of regions", "scipy")
     model = checkpoint_or_bundled(model)
     options: dict[str, Any] = {"device": device, "dtype": dtype, "backbone": backbone, "top_k": top_k}
     options.update(tile_size=tile_size, tile_overlap=tile_overlap, bit_depth=bit_depth, page=page)
@@ -171,7 +173,7 @@ def predict(
     else:
         from .photos import predict_photos
 
-        options.update(regions=regions)
+        options.update(regions=regions, runtime=runtime)
         predict_photos(source, model, heatmap, as_json, overwrite, recursive, options)
 
 
