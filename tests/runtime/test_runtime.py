@@ -186,7 +186,8 @@ def test_command_without_torch(by_hand, tmp_path):
     assert line == f"{PHOTO}: {result['score']:.3f} {result['label']}, p-value {result['p_value']:.3g}"
     assert len(regions) == len(result["regions"])
     heatmap = tmp_path / "heatmap.png"
-    (record,) = json.loads(run_without(program, *arguments, "--json", "--heatmap", str(heatmap)))
+    done = CliRunner().invoke(app, [*arguments, "--json", "--heatmap", str(heatmap)])
+    (record,) = json.loads(done.stdout)
     assert record["score"] == result["score"]
     assert record["anomalous_pixels"] == int(result["mask"].sum())
     with Image.open(heatmap) as drawn:
@@ -215,11 +216,11 @@ def test_errors(by_hand, tmp_path):
     with pytest.raises(OSError, match="is not an export"):
         OnnxDetector(tmp_path)
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(OSError, match="is a checkpoint; expected a folder with export.json"):
+    with pytest.raises(OSError, match=r"is a checkpoint; expected a folder with export\.json"):
         OnnxDetector(tmp_path)
     with pytest.raises(ValueError, match="engine is 'tensorrt'; expected 'onnxruntime' or 'openvino'"):
         OnnxDetector(by_hand, engine="tensorrt")
-    with pytest.raises(ValueError, match="device is 'cuda'; expected 'azure', 'cpu'|device is 'cuda'; expected 'cpu'"):
+    with pytest.raises(ValueError, match="device is 'cuda'; expected '"):
         OnnxDetector(by_hand, device="cuda")
     with pytest.raises(ValueError, match="threads is 0"):
         OnnxDetector(by_hand, threads=0)
@@ -237,7 +238,7 @@ def test_errors(by_hand, tmp_path):
         folder.mkdir()
         for path in by_hand.iterdir():
             (folder / path.name).write_bytes(path.read_bytes() if path.name != name else b"damaged")
-        with pytest.raises(OSError, match="cannot be loaded by onnxruntime|is not a valid JSON file"):
+        with pytest.raises(OSError, match=r"cannot be loaded by onnxruntime|is not a valid JSON file"):
             OnnxDetector(folder)
         (folder / name).unlink()
         with pytest.raises(OSError, match="is missing"):
@@ -264,3 +265,214 @@ def test_kinds_of_inputs(by_hand):
     assert detector(PHOTO.read_bytes())["score"] == detector({"bytes": PHOTO.read_bytes()})["score"] == expected
     with open(PHOTO, "rb") as file:
         assert detector(file)["score"] == expected
+
+
+# Parity
+
+
+def odd_photos(folder: Path, count: int) -> list:
+    """Photos of many sizes and kinds: files of 16 bits, with EXIF orientation, alpha and pages, arrays and images."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng, found = np.random.default_rng(0), []
+    for number in range(count):
+        photo = generate_image("dots" if number % 2 else "weave", "scratch" if number % 3 else None, 64, number)[0]
+        size = tuple(int(side) for side in rng.integers(20, 260, 2))
+        photo = photo.resize(size, Image.Resampling.BICUBIC)
+        path, kind = folder / f"{number:03d}.png", number % 10
+        if kind == 0:
+            gray = np.asarray(photo.convert("L")).astype(np.uint16) * 257
+            Image.fromarray(gray).save(path)
+        elif kind == 1:
+            path, exif = path.with_suffix(".jpg"), Image.Exif()
+            exif[0x0112] = int(rng.integers(2, 9))
+            photo.save(path, exif=exif)
+        elif kind == 2:
+            photo.putalpha(Image.fromarray(rng.integers(0, 256, size[::-1], dtype=np.uint8)))
+            photo.save(path)
+        elif kind == 3:
+            path = path.with_suffix(".tif")
+            photo.save(path, save_all=True, append_images=[photo.resize((9, 9))])
+        elif kind == 4:
+            found.append(np.asarray(photo))
+            continue
+        elif kind == 5:
+            found.append(photo.convert("P"))
+            continue
+        else:
+            photo.convert("L" if kind == 6 else "RGB").save(path)
+        found.append(path)
+    return found
+
+
+MODES = {
+    "plain": (DecisionConfig(), {}),
+    "regions": (DecisionConfig(min_region_area=0.02), {"regions": True, "heatmap": True}),
+    "tiles": (DecisionConfig(tile_size=64, tile_overlap=0.3), {"regions": True}),
+    "top-k": (DecisionConfig(top_k=2), {"threshold": (None, 0.5)}),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("with_references", [False, True], ids=["zero-shot", "references"])
+@pytest.mark.parametrize("mode", MODES)
+def test_parity_with_the_pipeline(mode, with_references, tmp_path):
+    """200 photos: scores and maps within 1e-4, everything else equal unless a value is as near to the threshold."""
+    pytest.importorskip("onnxscript", reason="extra `export` is not installed")
+    (decision, options), model, processor = MODES[mode], build(), ViP2ClipImageProcessor(size=TINY["image_size"])
+    photos = odd_photos(tmp_path / "photos", 200)
+    if with_references:
+        good = [photo.resize((100, 100)) for photo in parts(4)]
+        tiles = {"tile_size": decision.tile_size, "tile_overlap": decision.tile_overlap}
+        model.references = ReferenceBank.from_images(model, processor, good, **tiles, top_k=decision.top_k)
+    plain = AnomalyDetectionPipeline(model=model, image_processor=processor, device="cpu")
+    model.decision = decision
+    some = plain(photos[:40])
+    # Thresholds that about half of the photos and pixels exceed.
+    decision.image_threshold = float(np.median([one["score"] for one in some]))
+    decision.pixel_threshold = float(np.median([np.median(one["anomaly_map"]) for one in some]))
+    model.decision = calibrated(model, decision, model.references)
+    export_to = tmp_path / "exported"
+    from vip2clip_hf.export.exporting import export_onnx
+
+    report = export_onnx(model, processor, export_to)
+    assert report["decision"]["calibrated"]
+    pipeline = AnomalyDetectionPipeline(model=model, image_processor=processor, device="cpu")
+    for engine in ("onnxruntime", "openvino"):
+        pytest.importorskip(engine)
+        detector = OnnxDetector(export_to, engine=engine, threads=1)
+        assert detector.score_settings() == pipeline.score_settings()
+        checked = photos if engine == "onnxruntime" else photos[:30]
+        compare(pipeline(checked, batch_size=4, **options), detector(checked, batch_size=4, **options), decision)
+        if with_references:
+            compare(pipeline(checked[:30], references=None), detector(checked[:30], references=None), None)
+
+
+def compare(expected: list, found: list, decision: DecisionConfig | None) -> None:
+    counts = {"anomalous": 0, "regions": 0, "equal masks": 0}
+    for one, two in zip(expected, found, strict=True):
+        assert set(one) == set(two)
+        assert abs(one["score"] - two["score"]) <= 1e-4
+        assert one["anomaly_map"].shape == two["anomaly_map"].shape
+        assert two["anomaly_map"].dtype == np.float32
+        assert np.abs(one["anomaly_map"] - two["anomaly_map"]).max() <= 1e-4
+        if decision is not None and abs(one["score"] - decision.image_threshold) > 1e-4:
+            assert one["label"] == two["label"]
+        assert (one.get("p_value") is None) == (two.get("p_value") is None)
+        if one.get("p_value") is not None:
+            assert abs(one["p_value"] - two["p_value"]) <= 3 / 1500
+        same = np.array_equal(one["mask"], two["mask"])
+        counts["equal masks"] += same
+        if same and "regions" in one:
+            counts["regions"] += len(one["regions"])
+            assert [region["box"] for region in one["regions"]] == [region["box"] for region in two["regions"]]
+        if "heatmap" in one:
+            difference = np.asarray(one["heatmap"]).astype(int) - np.asarray(two["heatmap"])
+            assert np.abs(difference).max() <= 3
+        counts["anomalous"] += one["label"] == "anomalous"
+    assert counts["equal masks"] >= 0.9 * len(found)
+    if decision is not None:
+        assert 0 < counts["anomalous"] < len(found)
+        assert counts["regions"] or "regions" not in expected[0]
+
+
+# int8
+
+
+@pytest.mark.slow
+def test_int8(tmp_path):
+    from vip2clip_hf.export.exporting import export_onnx
+
+    pytest.importorskip("onnxscript", reason="extra `export` is not installed")
+    model, processor = build(), ViP2ClipImageProcessor(size=TINY["image_size"])
+    photos = [photo for photo in odd_photos(tmp_path / "photos", 40) if not isinstance(photo, Path)]
+    model.decision = calibrated(model, DecisionConfig())
+    with pytest.raises(ValueError, match="without calibration_photos"):
+        export_onnx(model, processor, tmp_path / "int8", quantize="int8")
+    with pytest.raises(ValueError, match="quantize is 'int4'; expected 'int8'"):
+        export_onnx(model, processor, tmp_path / "int8", quantize="int4", calibration_photos=photos)
+    report = export_onnx(model, processor, tmp_path / "int8", quantize="int8", calibration_photos=photos)
+    found = report["quantization"]
+    assert found["type"] == "int8"
+    assert found["num_layers"] + found["num_float_layers"] == 4 * 6  # query, key, value, output and two of the MLP
+    assert 0 < found["deviation"]["scores"]["largest"] < 0.05
+    assert found["deviation"]["anomaly_maps"]["mean"] < 0.02
+    detector = OnnxDetector(tmp_path / "int8")
+    pipeline = AnomalyDetectionPipeline(model=model, image_processor=processor, device="cpu")
+    for one, two in zip(pipeline(photos), detector(photos), strict=True):
+        assert abs(one["score"] - two["score"]) < 0.05
+        assert one["p_value"] is not None
+        assert two["p_value"] is None  # the calibration belongs to the scores in float32
+
+
+def test_smoothing_does_not_change_the_graph(tmp_path):
+    """A layer norm with one large channel before a linear layer."""
+    onnx = pytest.importorskip("onnx", reason="extra `export` is not installed")
+    import onnxruntime
+
+    from vip2clip_hf.export.smoothing import layers_with_massive_inputs, smooth_layers
+
+    rng, helper, float32 = np.random.default_rng(0), onnx.helper, onnx.TensorProto.FLOAT
+    scale = np.ones(8, dtype=np.float32)
+    scale[3] = 100
+    arrays = {"scale": scale, "bias": rng.random(8), "w": rng.standard_normal((8, 8)), "v": rng.random((8, 8))}
+    weights = [onnx.numpy_helper.from_array(array.astype(np.float32), name) for name, array in arrays.items()]
+    nodes = [
+        helper.make_node("LayerNormalization", ["pixel_values", "scale", "bias"], ["x"], axis=-1),
+        helper.make_node("MatMul", ["x", "w"], ["y"], name="first"),
+        helper.make_node("MatMul", ["y", "v"], ["z"], name="second"),
+    ]
+    shape = ["batch", 3, 8, 8]
+    graph = helper.make_graph(nodes, "g", [helper.make_tensor_value_info("pixel_values", float32, shape)],
+                              [helper.make_tensor_value_info("z", float32, shape)], weights)  # fmt: skip
+    path = tmp_path / "model.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
+    values = rng.standard_normal((5, 3, 8, 8)).astype(np.float32)
+
+    def run() -> np.ndarray:
+        return onnxruntime.InferenceSession(str(path)).run(None, {"pixel_values": values})[0]
+
+    before = run()
+    assert layers_with_massive_inputs(path, ["first", "second"], values) == []
+    assert smooth_layers(path, ["first", "second"], values) == 1
+    np.testing.assert_allclose(run(), before, rtol=1e-4, atol=1e-3)
+    changed = {one.name: onnx.numpy_helper.to_array(one) for one in onnx.load(path).graph.initializer}
+    assert changed["scale"].max() / np.median(changed["scale"]) < 30  # was 100
+    np.testing.assert_array_equal(changed["v"], arrays["v"].astype(np.float32))
+    values[0, 0, 0] = 0
+    values[0, 0, 0, 2] = 1e4
+    scale_free = [helper.make_node("MatMul", ["pixel_values", "w"], ["z"], name="only")]
+    graph = helper.make_graph(scale_free, "g", list(graph.input), list(graph.output), weights)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
+    assert layers_with_massive_inputs(path, ["only"], np.tile(values, (1, 1, 1, 1))) == ["only"]
+
+
+# Installed without torch
+
+
+@pytest.mark.slow
+def test_in_an_environment_without_torch(by_hand, tmp_path):
+    """A new environment with NumPy, Pillow and onnxruntime, as in docs/runtime.md."""
+    python = tmp_path / "venv" / ("Scripts" if os.name == "nt" else "bin") / "python"
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
+
+    def pip(*arguments: str) -> None:
+        done = subprocess.run([python, "-m", "pip", "install", "--quiet", *arguments], capture_output=True, text=True,
+                              timeout=300, check=False)  # fmt: skip
+        if done.returncode and "numpy" in arguments:
+            pytest.skip(f"no package index: {done.stderr[-200:]}")
+        assert done.returncode == 0, done.stderr
+
+    pip("numpy", "pillow", "onnxruntime", "typer")
+    pip("--no-deps", str(ROOT))
+    program = f"import sys\n{PROGRAM}\nassert not {set(WITHOUT)} & set(sys.modules)"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    run = {"capture_output": True, "text": True, "check": False, "env": environment, "cwd": tmp_path}
+    done = subprocess.run([python, "-c", program, str(by_hand), str(PHOTO)], **run)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)[0]["score"] == OnnxDetector(by_hand)(PHOTO)["score"]
+    for package in ("torch", "transformers", "scipy", "safetensors"):
+        assert subprocess.run([python, "-c", f"import {package}"], **run).returncode == 1
+    command = [python.parent / "vip2clip", "predict", str(PHOTO), "--runtime", "onnx", "--model", str(by_hand)]
+    done = subprocess.run(command, **run)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"{PHOTO}: ")

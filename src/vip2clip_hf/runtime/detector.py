@@ -1,7 +1,7 @@
 """`OnnxDetector`: the anomaly detection pipeline on an exported graph, without torch."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from ..models.vip2clip.decision_config_vip2clip import DecisionConfig
 from ..models.vip2clip.decision_vip2clip import as_result, decide, find_regions
 from ..models.vip2clip.heatmap_vip2clip import draw_heatmap
 from ..models.vip2clip.image_loading_vip2clip import DEFAULT_TIMEOUT
-from ..models.vip2clip.pipeline_inputs_vip2clip import as_inputs, load_with_tiles
+from ..models.vip2clip.pipeline_inputs_vip2clip import Rows, as_inputs, load_with_tiles
 from ..models.vip2clip.pipeline_steps_vip2clip import (
     bank_of,
     decision_of,
@@ -28,6 +28,7 @@ from ..models.vip2clip.pipeline_steps_vip2clip import (
     zero_shot_settings,
 )
 from ..models.vip2clip.results_vip2clip import AnomalyDetectionResult
+from ..models.vip2clip.tensors_vip2clip import is_torch_dataset
 from .engines import open_engine
 from .exported import read_export
 
@@ -115,11 +116,9 @@ class OnnxDetector:
         inputs = as_inputs(inputs)
         if isinstance(inputs, list):
             return list(self._results(inputs, size, given))
-        if isinstance(inputs, (str, os.PathLike, bytes, bytearray, memoryview, dict, tuple, np.ndarray, Image.Image)):
-            return next(self._results([inputs], 1, given))
-        if isinstance(inputs, Iterator) or (hasattr(inputs, "__getitem__") and hasattr(inputs, "__len__")):
+        if isinstance(inputs, (Generator, Rows)) or is_torch_dataset(inputs):
             return self._results(_items(inputs), size, given)
-        return next(self._results([inputs], 1, given))  # an open file or a tensor
+        return next(self._results([inputs], 1, given))
 
     @property
     def decision(self) -> DecisionConfig:
@@ -236,7 +235,7 @@ class OnnxDetector:
 
 
 def _items(inputs: Any) -> Iterator[Any]:
-    if isinstance(inputs, Iterator):
+    if isinstance(inputs, Generator):
         yield from inputs
         return
     for position in range(len(inputs)):
