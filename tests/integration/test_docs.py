@@ -36,11 +36,15 @@ PAGES = {
 SLOW = (
     "docs/baselines.md", "docs/bulk.md", "docs/calibration.md", "docs/compare.md", "docs/data.md",
     "docs/deployment.md", "docs/detectors.md", "docs/evaluation.md", "docs/export.md", "docs/performance.md",
-    "docs/pictures.md", "docs/quickstart.md", "docs/references.md", "docs/reproduction.md", "docs/training.md",
+    "docs/pictures.md", "docs/quickstart.md", "docs/references.md", "docs/reproduction.md", "docs/runtime.md",
+    "docs/training.md",
     "training/README.md",
 )  # fmt: skip
 # Packages that a page needs and that may be missing.
-NEEDS = {"docs/export.md": ("onnx", "onnxscript", "onnxruntime")}
+NEEDS = {
+    "docs/export.md": ("onnx", "onnxscript", "onnxruntime"),
+    "docs/runtime.md": ("onnx", "onnxscript", "onnxruntime", "openvino"),
+}
 
 # Commands that are not run, and the reason. Their options are still compared with --help.
 NOT_RUN = {

@@ -15,14 +15,17 @@ from safetensors.numpy import save_file
 from scipy import ndimage
 from typer.testing import CliRunner
 
+from helpers.references import parts
 from helpers.tiny import EXAMPLES, ROOT, TINY, change_weights, tiny_config
 from vip2clip_hf import (
+    AnomalyDetectionPipeline,
     DecisionConfig,
     ReferenceBank,
     ViP2ClipForAnomalyDetection,
     ViP2ClipImageProcessor,
 )
 from vip2clip_hf.cli import app
+from vip2clip_hf.data.synthetic.dataset import generate_image
 from vip2clip_hf.export.report import describe_export
 from vip2clip_hf.models.vip2clip.checkpoint_files_vip2clip import read_arrays
 from vip2clip_hf.models.vip2clip.fingerprint_vip2clip import model_fingerprint
