@@ -44,7 +44,9 @@ BLOCK = f"import sys\nfor name in {WITHOUT}: sys.modules[name] = None\n"
 
 def build() -> ViP2ClipForAnomalyDetection:
     torch.manual_seed(0)
-    model = ViP2ClipForAnomalyDetection._from_config(tiny_config(), attn_implementation="sdpa").eval()
+    # A low temperature, so that scores and maps of random weights differ.
+    config = tiny_config(temperature=0.002)
+    model = ViP2ClipForAnomalyDetection._from_config(config, attn_implementation="sdpa").eval()
     change_weights(model)
     return model
 
@@ -330,9 +332,10 @@ def test_parity_with_the_pipeline(mode, with_references, tmp_path):
     plain = AnomalyDetectionPipeline(model=model, image_processor=processor, device="cpu")
     model.decision = decision
     some = plain(photos[:40])
-    # Thresholds that about half of the photos and pixels exceed.
-    decision.image_threshold = float(np.median([one["score"] for one in some]))
-    decision.pixel_threshold = float(np.median([np.median(one["anomaly_map"]) for one in some]))
+    scores, tops = [one["score"] for one in some], [np.quantile(one["anomaly_map"], 0.9) for one in some]
+    assert np.std(scores) > 50e-4  # much more than the tolerance
+    # Thresholds that about half of the photos, and a part of the pixels exceed.
+    decision.image_threshold, decision.pixel_threshold = float(np.median(scores)), float(np.median(tops))
     model.decision = calibrated(model, decision, model.references)
     export_to = tmp_path / "exported"
     from vip2clip_hf.export.exporting import export_onnx
@@ -364,6 +367,8 @@ def compare(expected: list, found: list, decision: DecisionConfig | None) -> Non
         if one.get("p_value") is not None:
             assert abs(one["p_value"] - two["p_value"]) <= 3 / 1500
         same = np.array_equal(one["mask"], two["mask"])
+        # Pixels whose value is as near to the threshold as the maps are to each other.
+        assert np.mean(one["mask"] != two["mask"]) < 0.02
         counts["equal masks"] += same
         if same and "regions" in one:
             counts["regions"] += len(one["regions"])
@@ -372,7 +377,7 @@ def compare(expected: list, found: list, decision: DecisionConfig | None) -> Non
             difference = np.asarray(one["heatmap"]).astype(int) - np.asarray(two["heatmap"])
             assert np.abs(difference).max() <= 3
         counts["anomalous"] += one["label"] == "anomalous"
-    assert counts["equal masks"] >= 0.9 * len(found)
+    assert counts["equal masks"] >= 0.5 * len(found)
     if decision is not None:
         assert 0 < counts["anomalous"] < len(found)
         assert counts["regions"] or "regions" not in expected[0]

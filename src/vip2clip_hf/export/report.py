@@ -109,7 +109,7 @@ def export_card(report: dict[str, Any], image_processor: ViP2ClipImageProcessor)
         title = "`model.pt2`, a torch.export program"
         imports = "import numpy as np\nimport torch"
         load = 'model = torch.export.load("model.pt2").module()'
-        run = "with torch.no_grad():\n    scores, anomaly_maps = model(torch.from_numpy(pixel_values))"
+        run = "with torch.no_grad():\n    scores, anomaly_maps = model(torch.from_numpy(pixel_values))[:2]"
     decision = report["decision"]
     notes = [f"The score uses the top {decision['top_k']} patches of each layer."]
     if references := report["references"]:
