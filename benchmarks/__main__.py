@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from .coverage import benchmark_coverage
 from .data import benchmark_data
+from .detection import benchmark_detection
 from .efficiency import VARIANTS, VISA_IMAGES, benchmark_efficiency
 from .few_shot import benchmark_few_shot
 from .inference import benchmark_forward, benchmark_inference
@@ -13,6 +14,7 @@ from .metrics import benchmark_metrics
 from .references import benchmark_references
 from .rivals import METHODS, SIZES, benchmark_rivals
 from .runtime import benchmark_runtime
+from .serve import benchmark_serve
 from .training import benchmark_step, benchmark_training
 from .which_method import benchmark_which_method
 
@@ -83,6 +85,14 @@ def make_parser() -> argparse.ArgumentParser:
     few_shot.add_argument("--threads", type=int, default=1, help="threads of torch")
     few_shot.add_argument("--output", help="JSON file with all results")
     few_shot.set_defaults(run=benchmark_few_shot)
+    detection = commands.add_parser("detection", help="estimated detection rates, compared with those on real defects")
+    detection.add_argument("--data", nargs="+", required=True, help="datasets in the layout of MVTec AD")
+    detection.add_argument("--model", help="checkpoint (default: bundled)")
+    detection.add_argument("--photos", type=int, default=20, help="number of good photos")
+    detection.add_argument("--rate", type=float, default=0.05, help="false-alarm rate")
+    detection.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2, 3], help="draws to adapt with")
+    detection.add_argument("--threads", type=int, default=1, help="threads of torch")
+    detection.set_defaults(run=benchmark_detection)
     coverage = commands.add_parser("coverage", help="false alarms of thresholds from references")
     coverage.add_argument("--data", nargs="+", required=True, help="datasets with normal images in the train split")
     coverage.add_argument("--model", nargs="+", help="one checkpoint, or one per dataset (default: bundled)")
@@ -148,6 +158,17 @@ def make_parser() -> argparse.ArgumentParser:
     efficiency.add_argument("--variant", default="paper", choices=["paper", "release"], help="variant to train")
     efficiency.add_argument("--output", help="folder for table3.md, .tex, .csv and .json")
     efficiency.set_defaults(run=benchmark_efficiency)
+    serve = commands.add_parser("serve", help="photos per second of the server, with and without batching")
+    serve.add_argument("--model", help="checkpoint (default: bundled)")
+    serve.add_argument("--device", help="device (default: the GPU if there is one)")
+    serve.add_argument("--threads", type=int, help="threads of torch")
+    serve.add_argument("--clients", type=int, nargs="+", default=[1, 4, 16], help="numbers of parallel clients")
+    serve.add_argument("--max-batch", type=int, default=8, help="photos per batch with batching")
+    serve.add_argument("--max-wait", type=float, default=10, help="milliseconds that a photo waits for others")
+    serve.add_argument("--images", type=int, default=64, help="number of photos")
+    serve.add_argument("--side", type=int, default=1024, help="side of a photo in pixels")
+    serve.add_argument("--repeats", type=int, default=3, help="number of repeats (median)")
+    serve.set_defaults(run=benchmark_serve)
     return parser
 
 

@@ -88,9 +88,9 @@ def benchmark_which_method(options: argparse.Namespace) -> None:
             first, second = (own.select(half) for half in halves(own["label"], seed))
             # Training on the own defects alone forgets other objects, which does not matter for one part.
             tuned = train_further(model, processor, [TrainingSet(held_out, first)], seed, options.steps)
-            (drawn,) = evaluated_sets(
-                [DataSource.parse(root)], ReferenceChoice((REFERENCES,), (seed,), own=False), model, processor
-            )
+            choice = ReferenceChoice((REFERENCES,), (seed,), own=False)
+            evaluated = evaluated_sets([DataSource.parse(root)], choice, model, processor)
+            drawn = next(one for one in evaluated if one.count == REFERENCES)
             for name, one in (("", model), ("trained on half of the defects", tuned)):
                 for count in (0, REFERENCES):
                     banks: Any = drawn.references(one, processor) if count else None

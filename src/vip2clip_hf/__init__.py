@@ -1,8 +1,7 @@
 """ViP²-CLIP: zero-shot visual anomaly detection as a Hugging Face Transformers model.
 
 Importing the package registers the models with transformers: `AutoConfig`, `AutoModel`, `AutoImageProcessor` and
-`pipeline("anomaly-detection")` then support them. The models themselves, torch and all other names are imported on first
-use.
+`pipeline("anomaly-detection")` then support them. The models, torch and all other names are imported on first use.
 """
 
 from typing import TYPE_CHECKING
@@ -19,8 +18,10 @@ if TYPE_CHECKING:
     from .app import build_app as build_app, launch as launch
     from .calibration import (
         Calibration as Calibration,
+        Detection as Detection,
         calibrate as calibrate,
         calibrate_labelled as calibrate_labelled,
+        estimate_detection as estimate_detection,
         save_calibration as save_calibration,
     )
     from .checkpoints import (
@@ -50,7 +51,12 @@ if TYPE_CHECKING:
         evaluate_sets as evaluate_sets,
     )
     from .export import export_onnx as export_onnx, export_torch as export_torch
-    from .hub import push_checkpoint as push_checkpoint, save_checkpoint as save_checkpoint
+    from .hub import (
+        EndpointHandler as EndpointHandler,
+        push_checkpoint as push_checkpoint,
+        save_checkpoint as save_checkpoint,
+        write_endpoint as write_endpoint,
+    )
     from .inference import (
         ViP2ClipDetector as ViP2ClipDetector,
         predict_checkpoint as predict_checkpoint,
@@ -60,9 +66,11 @@ if TYPE_CHECKING:
         AnomalyDetectionPipeline as AnomalyDetectionPipeline,
         AnomalyDetectionResult as AnomalyDetectionResult,
         AnomalyRegion as AnomalyRegion,
+        CallOptions as CallOptions,
         DecisionConfig as DecisionConfig,
         LeftOutPhoto as LeftOutPhoto,
         MaskOptions as MaskOptions,
+        ModelOptions as ModelOptions,
         Provenance as Provenance,
         ReferenceBank as ReferenceBank,
         ReferenceOptions as ReferenceOptions,
@@ -96,6 +104,7 @@ if TYPE_CHECKING:
         ViP2ClipTrainer as ViP2ClipTrainer,
         ViP2ClipTrainingArguments as ViP2ClipTrainingArguments,
     )
+    from .watching import watch_folder as watch_folder
 
 
 # Importing one of these modules registers its model types.

@@ -30,7 +30,7 @@ def test_convert(key, tmp_path):
     CLIPModel.from_pretrained(ORACLES / folder / clip).save_pretrained(backbone)
     clip_tokenizer(load_file(ORACLES / folder / name)[tensor]).save_pretrained(backbone)
     chosen = [word for setting in settings for word in ("--set", setting)]
-    command = ["convert", "--method", key, "--checkpoint", str(ORACLES / folder / file), "--clip", str(backbone)]
+    command = ["convert", "--method", key, str(ORACLES / folder / file), "--clip", str(backbone)]
     done = CliRunner().invoke(app, [*command, "--output", str(output), *chosen])
     assert done.exit_code == 0, f"{done.stderr} {done.exception}"
     model = AutoModel.from_pretrained(output)

@@ -330,14 +330,14 @@ def test_command_uses_the_tiles_of_the_references(detector, photos, tmp_path):
         detector.model, detector.image_processor, random_images(4, seed=9), tile_size=30, tile_overlap=0.5
     )
     save_checkpoint(detector.model, detector.image_processor, tmp_path / "part")
-    done = run("--model", tmp_path / "part", "--normal", photos, "--false-alarm-rate", "0.1")
+    done = run("--model", tmp_path / "part", photos, "--false-alarm-rate", "0.1")
     assert done.exit_code == 0, done.output
     decision = DecisionConfig.from_pretrained(tmp_path / "part")
     assert (decision.tile_size, decision.tile_overlap) == (30, 0.5)
     assert decision.calibration["settings"]["references"] == detector.model.references.checksum()
     again = AnomalyDetectionPipeline.from_pretrained(tmp_path / "part", device="cpu")
     assert again(str(photos / "00.png"))["p_value"] is not None
-    done = run("--model", tmp_path / "part", "--normal", photos, "--false-alarm-rate", "0.1", "--tile-size", 20)
+    done = run("--model", tmp_path / "part", photos, "--false-alarm-rate", "0.1", "--tile-size", 20)
     assert "references were read with tile_size=30" in str(done.exception)
 
 
@@ -349,7 +349,7 @@ def run(*arguments):
 
 
 def test_command(detector, photos, checkpoint, tmp_path):
-    done = run("--model", checkpoint, "--normal", photos, "--false_alarm_rate", "0.1", "--output", tmp_path / "new")
+    done = run("--model", checkpoint, photos, "--false_alarm_rate", "0.1", "--output", tmp_path / "new")
     assert done.exit_code == 0, done.output
     expected = calibrate(detector, photos, 0.1)
     assert f"image threshold {expected.image_threshold:.6f}" in done.stdout
@@ -358,7 +358,7 @@ def test_command(detector, photos, checkpoint, tmp_path):
     assert not json.loads((checkpoint / "decision.json").read_text())["calibration"]
     assert (tmp_path / "new" / "config.json").read_text() == (checkpoint / "config.json").read_text()
     (photos / "broken.png").write_bytes(b"no image")
-    done = run("--model", checkpoint, "--normal", photos, "--false-alarm-rate", "0.1", "--json", "--tile-size", 20)
+    done = run("--model", checkpoint, photos, "--false-alarm-rate", "0.1", "--json", "--tile-size", 20)
     assert done.exit_code == 3
     summary = json.loads(done.stdout)
     assert list(summary["unreadable"]) == [str(photos / "broken.png")]
@@ -369,7 +369,7 @@ def test_command(detector, photos, checkpoint, tmp_path):
 
 def test_command_with_labels(checkpoint, tmp_path):
     root = write_dataset(tmp_path / "set", ("dots",), num_normal=4, num_anomalous=2, size=48, seed=3)
-    done = run("--model", checkpoint, "--labelled", root, "--recall", "0.9", "--output", tmp_path / "new")
+    done = run("--model", checkpoint, root, "--recall", "0.9", "--output", tmp_path / "new")
     assert done.exit_code == 0, done.output
     card = (tmp_path / "new" / "README.md").read_text()
     assert "the largest thresholds that find at least 0.9 of the anomalous images and of the anomalous pixels" in card
@@ -378,12 +378,15 @@ def test_command_with_labels(checkpoint, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "either --normal"),
-        (["--normal", "x", "--labelled", "y"], "either --normal"),
-        (["--normal", "absent"], "is not a folder"),
-        (["--normal", ".", "--recall", "0.5"], "--recall needs anomalous images"),
-        (["--normal", "."], "is not changed: pass --output"),
-        (["--normal", ".", "--model", "org/name"], "is not changed: pass --output"),
+        ([], "Missing argument 'PHOTOS'"),
+        (["x", "--f1", "--recall", "0.5"], "--f1 and --recall exclude each other"),
+        (["x", "--f1", "--false-alarm-rate", "0.5"], "--false-alarm-rate is for photos of good parts"),
+        (["x", "--f1", "--defects", "."], "--defects is for photos of good parts"),
+        (["absent"], "is not a folder"),
+        ([".", "--defects", "absent"], "is not a folder"),
+        ([".", "--normal-label", "good"], "need a labelled dataset: add --f1 or --recall"),
+        (["."], "is not changed: pass --output"),
+        ([".", "--model", "org/name"], "is not changed: pass --output"),
     ],
 )
 def test_command_invalid_arguments(arguments, message):
@@ -392,8 +395,9 @@ def test_command_invalid_arguments(arguments, message):
 
 
 def test_command_checks_first(checkpoint, photos, tmp_path):
-    assert "at least 99 normal images" in str(run("--model", checkpoint, "--normal", photos).exception)
+    few = run("--model", checkpoint, photos, "--false-alarm-rate", "0.01")
+    assert "at least 99 normal images" in str(few.exception)
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "file").write_text("x")
-    done = run("--model", checkpoint, "--normal", photos, "--output", tmp_path / "used")
+    done = run("--model", checkpoint, photos, "--output", tmp_path / "used")
     assert "not empty" in str(done.exception)

@@ -6,8 +6,8 @@ import pytest
 from typer.testing import CliRunner
 
 from helpers.good_photos import bad_photo, write_photos, write_tiny_checkpoint
+from vip2clip_hf.calibration import synthetic_defects
 from vip2clip_hf.cli import app
-from vip2clip_hf.references import synthetic_defects
 
 
 @pytest.fixture(scope="module")

@@ -51,7 +51,7 @@ def run(*arguments):
 def test_a_method_on_a_backbone(folder, root, tmp_path):
     output = tmp_path / "out"
     arguments = [root, "--method", "clip", "--clip", folder / "clip", "--output", output, "--sheets", 1]
-    done = run(*arguments, "--save-maps")
+    done = run(*arguments, "--maps")
     assert done.exit_code == 0, done.output
     assert "CLIP (this run)" in done.stdout
     assert files_in(output) == {
@@ -71,9 +71,9 @@ def test_a_method_on_a_backbone(folder, root, tmp_path):
     assert "| CLIP (this run)" in (output / "tables.md").read_text(encoding="utf-8")
     # Finished: not evaluated again. Another class name is another method.
     before = (output / "parts" / "result.json").stat().st_mtime_ns
-    assert run(*arguments, "--save-maps").exit_code == 0
+    assert run(*arguments, "--maps").exit_code == 0
     assert (output / "parts" / "result.json").stat().st_mtime_ns == before
-    other = run(*arguments, "--save-maps", "--class-name", "nut")
+    other = run(*arguments, "--maps", "--class-name", "nut")
     assert other.exit_code == 1
     assert "different settings: parts: detector.class_name" in str(other.exception)
 
@@ -123,7 +123,7 @@ def test_the_checkpoint_says_which_method(key, models, root, tmp_path):
 def test_few_shot(folder, root, tmp_path):
     output = tmp_path / "out"
     done = run(root, "--method", "winclip", "--clip", folder / "clip", "--output", output, "--sheets", 0,
-               "--references", 1, "--references", 2, "--reference-seed", 3)  # fmt: skip
+               "--num-references", 1, "--num-references", 2, "--reference-seed", 3)  # fmt: skip
     assert done.exit_code == 0, done.output
     names = ["parts", "parts-1-references-seed-3", "parts-2-references-seed-3"]
     results = json.loads((output / "results.json").read_text())["results"]
@@ -193,7 +193,10 @@ def test_wrong_usage(arguments, message, folder, models, root, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--method", "clip", "--clip", "{}/clip", "--references", "1"], "CLIP does not use references; remove --ref"),
+        (
+            ["--method", "clip", "--clip", "{}/clip", "--num-references", "1"],
+            "CLIP does not use references; remove --ref",
+        ),
         (["--model", "{}/anomalyclip", "--class-name", "nut"], "AnomalyCLIP does not use class names; remove"),
         (
             ["--method", "april-gan", "--model", "{}/vip2clip"],

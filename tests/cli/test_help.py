@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from vip2clip_hf import AnomalyDetectionPipeline, DecisionConfig
 from vip2clip_hf._version import __version__
-from vip2clip_hf.calibration import from_normal, saving
+from vip2clip_hf.calibration import detection, from_normal, saving
 from vip2clip_hf.cli import app, entry, options, photos as photo_module
 from vip2clip_hf.cli.errors import explain
 from vip2clip_hf.cli.options import print_json
@@ -169,13 +169,14 @@ def test_unexpected_errors_say_how_to_see_the_traceback(monkeypatch, capsys):
     ("arguments", "message"),
     [
         (["absent"], "No such command 'absent'"),
-        (["predict"], "Missing argument 'SOURCE...'"),
+        (["predict"], "Missing argument 'PHOTOS...'"),
         (["predict", "x", "--absent"], "No such option: --absent"),
         (["predict", "x", "--heatmaps"], "--heatmaps can only be used with --output FOLDER"),
         (["predict", "x", "--output", "y", "--regions"], "--regions cannot be used with --output"),
         (["predict", "x", "--batch-size", "0"], "--batch-size"),
-        (["calibrate"], "Pass either --normal"),
-        (["convert", "--checkpoint", "x", "--clip", "y"], "Missing option '--output'"),
+        (["calibrate"], "Missing argument 'PHOTOS'"),
+        (["convert", "--clip", "y", "--output", "z"], "Missing argument 'CHECKPOINT'"),
+        (["convert", "x", "--clip", "y"], "Missing option '--output'"),
         (["data", "x", "--column", "image"], "--column is 'image'; expected NAME=COLUMN, such as image=file_name"),
         (["data", "x", "--benchmark", "mvtec", "--normal-label", "good"], "omit --benchmark"),
         (["export", "--output", "x", "--format", "torch", "--opset", "18"], "--opset applies to --format onnx only"),
@@ -212,8 +213,12 @@ def test_partial_prediction(photos, detector):
 
 @pytest.mark.parametrize(("unreadable", "code"), [([], 0), (["damaged.png"], 3)])
 def test_partial_calibration(unreadable, code, photos, detector, tmp_path, monkeypatch):
+    detector_of_photos = SimpleNamespace(load=lambda path: Image.new("RGB", (8, 8)), references=None)
+    monkeypatch.setattr(AnomalyDetectionPipeline, "from_pretrained", lambda *args, **kwargs: detector_of_photos)
+    monkeypatch.setattr(detection, "estimate_detection", lambda *args, **kwargs: None)
     found = SimpleNamespace(
         decision=DecisionConfig(0.5, 0.25, calibration={"num_images": 1}, image_scores=[0.1]),
+        detection=None,
         image_threshold=0.5,
         pixel_threshold=0.25,
         suspicious=[],
@@ -221,7 +226,9 @@ def test_partial_calibration(unreadable, code, photos, detector, tmp_path, monke
     )
     monkeypatch.setattr(from_normal, "calibrate", lambda *args, **kwargs: found)
     monkeypatch.setattr(saving, "save_calibration", lambda found, checkpoint, output: output or checkpoint)
-    arguments = ["calibrate", "--normal", photos, "--model", tmp_path]
+    (tmp_path / "part").mkdir()
+    (tmp_path / "part" / "config.json").write_text("{}")
+    arguments = ["calibrate", photos, "--model", tmp_path / "part"]
     done = vip2clip(*arguments)
     assert done.exit_code == code
     assert done.stdout.startswith("image threshold 0.500000, pixel threshold 0.250000\nfrom 1 images; ")
@@ -245,7 +252,8 @@ def test_problems_of_a_dataset(tmp_path):
 # Streams
 
 
-def test_results_and_notes(photos, detector, monkeypatch):
+def test_results_and_notes(photos, detector, monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
     (photos / "damaged.png").unlink()
     monkeypatch.setattr(photo_module, "MANY_PHOTOS", 0)
     done = vip2clip("predict", photos)
@@ -255,11 +263,24 @@ def test_results_and_notes(photos, detector, monkeypatch):
     assert "A ViT-L/14 checkpoint is better: --model" in bundled
     assert many == "1 photos: with --output FOLDER, prediction is batched and an interrupted run resumes."
     assert detector[0][0].endswith("vip2clip-tiny")
+    again = vip2clip("predict", photos)
+    assert again.stdout == done.stdout
+    assert again.stderr.splitlines() == [many]  # the note on the checkpoint is shown once
     done = vip2clip("predict", photos / "good.png", "--model", "x", "--json")
     assert [row["label"] for row in json.loads(done.stdout)] == ["normal"]  # the schema of a folder
 
 
-def test_one_process_prints_the_note(monkeypatch, capsys):
+def test_the_note_does_not_need_the_cache(monkeypatch, capsys, tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    for home in (tmp_path / "file", tmp_path / "file" / "below"):
+        monkeypatch.setenv("HF_HOME", str(home))
+        for _ in range(2):  # nothing can be remembered
+            options.checkpoint_or_bundled(None)
+            assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_one_process_prints_the_note(monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
     monkeypatch.setenv("RANK", "1")
     bundled = options.checkpoint_or_bundled(None)
     assert capsys.readouterr() == ("", "")

@@ -29,6 +29,22 @@ from vip2clip_hf.data.synthetic.dataset import generate_image, write_dataset
 pytestmark = pytest.mark.xdist_group("compare")
 
 
+# Its fixtures take seconds: one process computes them once.
+pytestmark = pytest.mark.xdist_group("compare")
+
+
+# Its fixtures take seconds: one process computes them once.
+pytestmark = pytest.mark.xdist_group("compare")
+
+
+# Its fixtures take seconds: one process computes them once.
+pytestmark = pytest.mark.xdist_group("compare")
+
+
+# Its fixtures take seconds: one process computes them once.
+pytestmark = pytest.mark.xdist_group("compare")
+
+
 QUICK = ("clip", "april-gan", "anomalyclip", "adaclip", "vip2clip")
 
 
@@ -348,7 +364,7 @@ def test_the_command(folder, models, labelled, tmp_path):
     arguments = [f"--model={key}={path}" for key, path in models.items()]
     good = labelled / "weave" / "train"
     arguments += ["--methods", ",".join(QUICK), "--clip", folder / "clip", "--device", "cpu", "--rows", 2]
-    done = run(labelled, *arguments, "--output", tmp_path / "out", "--reference", good, "--category", "stripes")
+    done = run(labelled, *arguments, "--output", tmp_path / "out", "--references", good, "--category", "stripes")
     assert done.exit_code == 0, done.output
     for text in ("CLIP", "APRIL-GAN", "AnomalyCLIP", "ViP²-CLIP", "image AUROC", "references", "sheet.png"):
         assert text in done.stdout

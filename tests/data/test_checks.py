@@ -250,7 +250,7 @@ STRICT = {
     "a folder of results": (("heatmaps/1.png",), None, 1),
     "an image outside": (("1.png",), None, 1),
     "a mask without an image": (("M:masks/9.png",), None, 1),
-    "a photo that Pillow cannot open": (("T:good/1.heic",), None, 1),
+    "a photo that Pillow cannot open": (("T:good/1.dng",), None, 1),
     "a text": (("T:notes.txt",), None, 0),
     "a hidden file": ((".hidden/1.png",), None, 0),
     "a guessed name": (("good_2/1.png",), None, 1),

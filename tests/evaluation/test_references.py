@@ -482,7 +482,7 @@ def test_command(root, tmp_path):
     output = tmp_path / "out"
     command = ["evaluate", str(root), "--model", str(bundled_checkpoint()), "--output", str(output), "--sheets", "0",
                "--device", "cpu", "--category", "weave"]  # fmt: skip
-    few = ["--references", "1", "--references", "2", "--reference-seed", "0", "--reference-seed", "1"]
+    few = ["--num-references", "1", "--num-references", "2", "--reference-seed", "0", "--reference-seed", "1"]
     result = CliRunner().invoke(app, [*command, *few], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     assert "With k references per category" in result.output
@@ -492,14 +492,14 @@ def test_command(root, tmp_path):
     assert "±" in (output / "tables.md").read_text(encoding="utf-8")
     assert "% With references" in (output / "tables.tex").read_text(encoding="utf-8")
     for wrong, message in (
-        (["--no-references", "--references", "1"], "--no-references is given with other references"),
+        (["--no-references", "--num-references", "1"], "--no-references is given with other references"),
         (["--reference-seed", "1"], "--reference-seed is given without --references"),
-        (["--references", "0"], "--references"),
+        (["--num-references", "0"], "--references"),
     ):
         result = CliRunner().invoke(app, [*command, *wrong])
         assert result.exit_code == 2
         assert message in result.output
     folder = str(root / "weave" / "train" / "good")
-    result = CliRunner().invoke(app, [*command, "--reference-folder", folder, "--json"], catch_exceptions=False)
+    result = CliRunner().invoke(app, [*command, "--references", folder, "--json"], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     assert (output / "parts-references" / "result.json").is_file()

@@ -333,12 +333,12 @@ def checkpoint(model, image_processor, tmp_path):
 def test_command(checkpoint, model, image_processor, sets, tmp_path):
     texts = [sets[0].root, f"named={sets[1].root}"]
     options = ["--model", str(checkpoint), "--output", str(tmp_path / "out"), "--sheets", "0", "--device", "cpu"]
-    done = CliRunner().invoke(app, ["evaluate", *texts, *options, "--save_maps"])
+    done = CliRunner().invoke(app, ["evaluate", *texts, *options, "--maps"])
     assert done.exit_code == 0, done.output
     for word in ("stripes", "weave", "waves", "MEAN", "AVERAGE", "checkpoint", "image AUROC"):
         assert word in done.output, word
     assert (tmp_path / "out" / "parts" / "maps" / "weave.npy").exists()
-    done = CliRunner().invoke(app, ["evaluate", *texts, *options, "--save-maps", "--json"])
+    done = CliRunner().invoke(app, ["evaluate", *texts, *options, "--maps", "--json"])
     assert done.exit_code == 0, done.output
     results = json.loads(done.stdout)
     assert_same_results(results[0], evaluate_model(model, image_processor, sets[0].load()), 1e-6)

@@ -6,6 +6,7 @@ import io
 import json
 import re
 import shlex
+import subprocess
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 import yaml
 from typer.testing import CliRunner
 
+from helpers.servers import serving
 from helpers.tiny import ROOT
 from vip2clip_hf.cli import app
 
@@ -21,7 +23,7 @@ from vip2clip_hf.cli import app
 MODULES = ("benchmarks", "training.build_tiny")
 SHELL = ("bash", "sh", "console")
 # Languages of blocks that are not run.
-SHOWN = ("bibtex",)
+SHOWN = ("bibtex", "ini")
 _FENCE = re.compile(r"^( *)(```+|~~~+) *([\w+-]*)[^\n]*\n(.*?)^\1\2 *$", re.DOTALL | re.MULTILINE)
 _NUMBER = re.compile(r"-?\d[\d,]*\.?\d*(?:e[+-]?\d+)?")
 
@@ -123,6 +125,49 @@ def check_options(command: str):
         if option.startswith("--"):
             name = option.partition("=")[0].replace("_", "-")
             assert name in known, f"{command}: unknown option {option}"
+
+
+class Servers:
+    """
+    Servers that a page starts with `vip2clip serve`, and the `curl` commands for them.
+
+    They run beside the other blocks of the page until it ends, each on a free port in place of the one on the page.
+    """
+
+    def __init__(self):
+        self._stack, self._ports = contextlib.ExitStack(), {}
+
+    def start(self, command: str) -> str:
+        """Start the server of a command and wait until it is ready. Returns the first line of its output."""
+        arguments = shlex.split(command)[2:]
+        shown = arguments[arguments.index("--port") + 1] if "--port" in arguments else "8000"
+        if "--port" in arguments:
+            del arguments[arguments.index("--port") : arguments.index("--port") + 2]
+        server = self._stack.enter_context(serving(arguments, Path.cwd()))
+        self._ports[shown] = str(server.ready()[1])
+        return self.as_shown(server.out.read_text(encoding="utf-8").splitlines()[0])
+
+    def as_run(self, text: str) -> str:
+        """Replace the ports on the page by those in use."""
+        for shown, real in self._ports.items():
+            text = text.replace(f"127.0.0.1:{shown}", f"127.0.0.1:{real}")
+        return text
+
+    def as_shown(self, text: str) -> str:
+        """Replace the ports in use by those on the page."""
+        for shown, real in self._ports.items():
+            text = text.replace(f"127.0.0.1:{real}", f"127.0.0.1:{shown}")
+        return text
+
+    def curl(self, command: str) -> str:
+        done = subprocess.run(
+            [*shlex.split(self.as_run(command)), "--fail"], capture_output=True, text=True, timeout=300, check=False
+        )
+        assert done.returncode == 0, f"{command}: exit code {done.returncode}\n{done.stderr}"
+        return done.stdout
+
+    def close(self):
+        self._stack.close()
 
 
 def run_command(command: str) -> str:

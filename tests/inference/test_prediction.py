@@ -32,6 +32,7 @@ from vip2clip_hf.inference import (
     images as images_module,
     names as names_module,
     prediction,
+    single,
     writer,
 )
 from vip2clip_hf.inference.folder import PredictionFolder
@@ -127,7 +128,7 @@ def test_table_does_not_depend_on_workers(model, image_processor, photos, tmp_pa
 def test_resumes_in_the_middle(where, model, image_processor, photos, tmp_path, monkeypatch):
     options = {"batch_size": 2, "chunk_size": 3, "heatmaps": True}
     predict_to_folder(model, image_processor, photos, tmp_path / "whole", **options)
-    forward, draw, calls = model.forward, writer.draw_heatmap, []
+    forward, draw, calls = model.forward, single.draw_heatmap, []
 
     def interrupted(*args, **kwargs):
         calls.append(kwargs["pixel_values"].shape[0])
@@ -143,14 +144,14 @@ def test_resumes_in_the_middle(where, model, image_processor, photos, tmp_path, 
     output = tmp_path / "out"
     with monkeypatch.context() as patch:
         patch.setattr(model, "forward", interrupted)
-        patch.setattr(writer, "draw_heatmap", disk_full)
+        patch.setattr(single, "draw_heatmap", disk_full)
         with pytest.raises(OSError if where == "heatmap" else KeyboardInterrupt):
             predict_to_folder(model, image_processor, photos, output, **options)
     assert not (output / "predictions.parquet").exists()
     parts = sorted(path.name for path in (output / ".progress").glob("*.parquet"))
     assert 1 <= len(parts) < 4
     calls.clear()
-    monkeypatch.setattr(writer, "draw_heatmap", draw)
+    monkeypatch.setattr(single, "draw_heatmap", draw)
     monkeypatch.setattr(model, "forward", lambda *a, **k: (calls.append(len(k["pixel_values"])), forward(*a, **k))[1])
     # A truncated part is predicted again.
     (output / ".progress" / parts[0]).write_bytes(b"PAR1")

@@ -35,21 +35,24 @@ PAGES = {
 }
 SLOW = (
     "docs/baselines.md", "docs/bulk.md", "docs/calibration.md", "docs/compare.md", "docs/data.md",
-    "docs/deployment.md", "docs/detectors.md", "docs/evaluation.md", "docs/export.md", "docs/performance.md",
-    "docs/pictures.md", "docs/quickstart.md", "docs/references.md", "docs/reproduction.md", "docs/runtime.md",
-    "docs/training.md",
+    "docs/deployment.md", "docs/detectors.md", "docs/endpoints.md", "docs/evaluation.md", "docs/export.md",
+    "docs/performance.md", "docs/pictures.md", "docs/quickstart.md", "docs/references.md", "docs/reports.md",
+    "docs/reproduction.md", "docs/runtime.md", "docs/serve.md", "docs/training.md", "docs/watch.md",
     "training/README.md",
 )  # fmt: skip
 # Packages that a page needs and that may be missing.
 NEEDS = {
     "docs/export.md": ("onnx", "onnxscript", "onnxruntime"),
     "docs/runtime.md": ("onnx", "onnxscript", "onnxruntime", "openvino"),
+    "docs/serve.md": ("fastapi", "uvicorn", "prometheus_client", "python_multipart"),
 }
 
 # Commands that are not run, and the reason. Their options are still compared with --help.
 NOT_RUN = {
     r"pip install .*": "installs into the environment",
     r"vip2clip app.*": "serves until it is stopped; run in a browser by test_app_browser.py",
+    r"vip2clip watch .*": "runs until it is stopped; run by tests/watching",
+    r"vip2clip push .*": "publishes; run with a stub of the Hub by tests/hub/test_endpoint.py",
     r"make (demo|test|test-all|docs).*": "creates an environment, or runs this test; its steps are tested separately",
     r"python -m benchmarks .*": "takes minutes",
     r"vip2clip reproduce (all|tables).*": "takes minutes; run by tests/reproduction/test_small_plan.py",
@@ -74,6 +77,11 @@ SMALL = {
 }
 # Replacements in Python blocks: (page, text, replacement).
 SMALL_PYTHON = [
+    (
+        "docs/app.md",
+        'Client("http://127.0.0.1:7860/")',
+        "Client(__import__('helpers.served_app', fromlist=['served_app']).address_for_docs(), verbose=False)",
+    ),
     ("docs/training.md", 'output_dir="outputs"', 'output_dir="outputs", num_train_epochs=1, use_cpu=True'),
 ]
 
@@ -156,6 +164,7 @@ PREPARED: dict[str, Callable[[Path], object]] = {
     "training": lambda folder: shutil.copytree(ROOT / "training", folder),
     "src/vip2clip_hf/examples": lambda folder: shutil.copytree(EXAMPLES, folder),
     "photo.jpg": _photo,
+    "notes.txt": lambda path: path.write_text("Not a photo."),
     "photos": _photos,
     "normal_photos": _normal,
     "good_photos": lambda folder: write_photos(folder, 10, photo=_large(good_photo)),
@@ -223,7 +232,9 @@ def _hub_data_set(path: str, split: str, **kwargs) -> datasets.Dataset:
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in PAGES]
 )
-def test_code_runs(name, tmp_path, monkeypatch):
+def test_code_runs(name, tmp_path, monkeypatch, request):
+    servers = runner.Servers()
+    request.addfinalizer(servers.close)
     blocks = runner.read_blocks(PAGES[name])
     for package in NEEDS.get(name, ()):
         pytest.importorskip(package)
@@ -241,9 +252,9 @@ def test_code_runs(name, tmp_path, monkeypatch):
             text = block.text
             for page, shown, real in SMALL_PYTHON:
                 text = text.replace(shown, real) if page == name else text
-            out = runner.run_python(runner.Block("python", text, block.line), name, namespace)
+            out = runner.run_python(runner.Block("python", servers.as_run(text), block.line), name, namespace)
         elif block.language in runner.SHELL:
-            out = "".join(run(command) for command in runner.read_commands(block))
+            out = "".join(run(command, servers) for command in runner.read_commands(block))
         elif block.language in ("json", "yaml"):
             runner.parse_data(block)
             continue
@@ -257,13 +268,17 @@ def test_code_runs(name, tmp_path, monkeypatch):
                 raise AssertionError(f"{where}: the block has a different output.\n{out}\n{error}") from error
 
 
-def run(command: str) -> str:
+def run(command: str, servers: runner.Servers | None = None) -> str:
     if any(re.fullmatch(pattern, command) for pattern in NOT_RUN):
         if "..." not in command and command.split()[0] in ("make", "pip"):
             check_target(command)
         elif command.split()[0] not in ("cp", "hf"):
             runner.check_options(command)
         return ""
+    if servers is not None and command.startswith("vip2clip serve"):
+        return servers.start(command)
+    if servers is not None and command.startswith("curl "):
+        return servers.curl(command)
     # "training/train.py ..." is an abbreviation. Run it with the arguments of the first command on the page.
     same = "training/train.py --recipe tiny --train_data A --output_dir outputs/again"
     command = command.replace("training/train.py ...", same)

@@ -17,17 +17,20 @@ from vip2clip_hf.data.synthetic import write_dataset
 
 
 pytestmark = pytest.mark.slow
-EXTRAS = ("data", "train", "app", "export")
+EXTRAS = ("data", "train", "app", "export", "report")
 # Commands, and the extras that enable them. The error message names the first one; an empty tuple means no extra.
 COMMANDS: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "version": (["--version"], ()),
     "predict": (["predict", "PHOTO", "--device", "cpu"], ()),
     "regions": (["predict", "PHOTO", "--regions", "--threshold", "0.01", "--device", "cpu"], ("data", "train", "app")),
     "folder": (["predict", "PHOTOS", "--output", "predictions", "--device", "cpu"], ("data", "train")),
+    "csv": (["predict", "PHOTO", "--csv", "small.csv", "--device", "cpu"], ()),
+    "report": (["report", "small.csv", "--output", "report.html"], ()),  # torch installs Jinja2
+    "xlsx": (["report", "small.csv", "--xlsx", "small.xlsx"], ("report",)),
     "data": (["data", "SET", "--check"], ()),
-    "calibrate": (["calibrate", "--normal", "NORMAL", "--false-alarm-rate", "0.2", "--output", "normal"], ()),
+    "calibrate": (["calibrate", "NORMAL", "--false-alarm-rate", "0.2", "--output", "normal"], ()),
     "adapt": (["adapt", "NORMAL", "--output", "adapted", "--drop-outliers", "--device", "cpu"], ()),
-    "labelled": (["calibrate", "--labelled", "SET", "--output", "labelled"], ("data", "train")),
+    "labelled": (["calibrate", "SET", "--f1", "--output", "labelled"], ("data", "train")),
     "evaluate": (["evaluate", "SET", "--model", "CHECKPOINT", "--output", "results", "--device", "cpu"], ("train",)),
     "train": (["train", "--clip", "random-tiny", "--train_data", "SET", "--eval_data", "SET", "--use_cpu", "true",
                "--num_train_epochs", "1", "--image_size", "64", "--feature_layers", "3", "--top_k", "2"], ("train",)),

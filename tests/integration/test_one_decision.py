@@ -28,7 +28,7 @@ from vip2clip_hf import (
     save_checkpoint,
 )
 from vip2clip_hf.app.results import PhotoInspector, PhotoResult
-from vip2clip_hf.inference.loop import as_row
+from vip2clip_hf.inference.single import as_row
 from vip2clip_hf.models.vip2clip import fingerprint_vip2clip
 from vip2clip_hf.models.vip2clip.configuration_tables_vip2clip import MOVED_FIELDS
 from vip2clip_hf.models.vip2clip.decision_vip2clip import decide

@@ -309,9 +309,9 @@ def test_commands_pass_the_options(noisy, tmp_path, monkeypatch):
     assert sources[3].mask_options == MaskOptions(threshold=0, keep_small_regions=False)  # of the benchmark
     done = CliRunner().invoke(app, [*arguments, "--mask-channel", "gray"])
     assert done.exit_code == 2
-    done = CliRunner().invoke(app, ["calibrate", "--model", "x", "--normal", str(noisy / "good"), "--mask-invert"])
+    done = CliRunner().invoke(app, ["calibrate", str(noisy / "good"), "--model", "x", "--mask-invert"])
     assert done.exit_code == 2
-    assert "pass --labelled instead of --normal" in " ".join(done.output.replace("│", " ").split())
+    assert "add --f1 or --recall" in " ".join(done.output.replace("│", " ").split())
     _, data, _ = parse_arguments(["--train_data", "x", *options, "--output_dir", str(tmp_path)])
     assert MaskOptions.named(vars(data)) == replace(expected, keep_small_regions=True)
 

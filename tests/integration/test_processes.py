@@ -210,7 +210,7 @@ def test_two_processes_equal_one(launcher, clip, image_processor, tmp_path):
     checkpoint = save_checkpoint(model_with_wide_maps(clip), image_processor, tmp_path / "checkpoint")
     sets = write_sources(tmp_path)
     command = [TRAINING / "evaluate.py", sets[0].root, f"named={sets[1].root}", "--model", checkpoint]
-    command += ["--batch_size", "2", "--sheets", "2", "--save_maps", "--device", "cpu", "--output"]
+    command += ["--batch_size", "2", "--sheets", "2", "--maps", "--device", "cpu", "--output"]
     for arguments, output in (([], "one"), (LAUNCHERS[launcher], "two")):
         done = run_program(*arguments, *command, tmp_path / output)
         assert done.stdout.count("AVERAGE") == 2  # printed once, not by every process

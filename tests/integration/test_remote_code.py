@@ -17,7 +17,7 @@ from vip2clip_hf.checkpoints.saving import CODE_FILES
 from vip2clip_hf.hub.publishing import save_checkpoint
 
 
-ALLOWED = {"torch", "transformers", "huggingface_hub", "safetensors", "numpy", "PIL"}
+ALLOWED = {"torch", "transformers", "huggingface_hub", "safetensors", "numpy", "PIL", "typing_extensions"}
 
 
 def run(code: str, tmp_path, **variables: str) -> dict:

@@ -23,10 +23,11 @@ LAYERS = (
     ("checkpoints",),
     ("calibration", "training"),
     ("baselines",),
-    ("export", "hub", "plotting", "references"),
+    ("reporting",),
+    ("export", "hub", "plotting", "references", "watching"),
     ("comparison",),
     ("reproduction",),
-    ("app", "demo"),
+    ("app", "demo", "serving"),
     ("cli",),
     ("__main__",),
 )
@@ -34,7 +35,7 @@ MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent.name != "
 # May be longer than 400 lines: the model, to keep all its steps in one module.
 LONG = {"models/vip2clip/modeling_vip2clip.py"}
 # Packages that remote code in checkpoints may import: torch, transformers and their dependencies.
-REMOTE_CODE_IMPORTS = {"PIL", "huggingface_hub", "numpy", "safetensors", "torch", "transformers"}
+REMOTE_CODE_IMPORTS = {"PIL", "huggingface_hub", "numpy", "safetensors", "torch", "transformers", "typing_extensions"}
 
 
 def name_of(path: Path) -> str:

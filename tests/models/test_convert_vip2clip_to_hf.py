@@ -262,7 +262,7 @@ def test_command(monkeypatch, capsys, release_clip, release_model, tmp_path, ada
     flags = ["--adapters-only"] if adapters_only else []
     settings = ("image_size=98", "feature_layers=[1, 3, 4, 6]", "top_k=5", "smoothing_sigma=4")
     code = run(
-        monkeypatch, "convert", "--checkpoint", CHECKPOINT, "--clip", tmp_path / "clip", "--output", tmp_path / "out",
+        monkeypatch, "convert", CHECKPOINT, "--clip", tmp_path / "clip", "--output", tmp_path / "out",
         *flags, *[part for setting in settings for part in ("--set", setting)],
     )  # fmt: skip
     assert code == 0
@@ -277,17 +277,17 @@ def test_command(monkeypatch, capsys, release_clip, release_model, tmp_path, ada
 @pytest.mark.parametrize(
     ("arguments", "expected_code", "message"),
     [
-        (("--checkpoint", "absent.pth"), 1, "'absent.pth' not found"),
-        (("--checkpoint", CHECKPOINT, "--set", "top_k"), 2, "expected NAME=VALUE"),
-        (("--checkpoint", CHECKPOINT, "--set", "=3"), 2, "expected NAME=VALUE"),
-        (("--checkpoint", CHECKPOINT, "--set", "topk=3"), 1, "did you mean 'top_k'"),
+        (("absent.pth",), 1, "'absent.pth' not found"),
+        ((CHECKPOINT, "--set", "top_k"), 2, "expected NAME=VALUE"),
+        ((CHECKPOINT, "--set", "=3"), 2, "expected NAME=VALUE"),
+        ((CHECKPOINT, "--set", "topk=3"), 1, "did you mean 'top_k'"),
         (
-            ("--checkpoint", "absent.pth", "--set", "adapters_only=true"),
+            ("absent.pth", "--set", "adapters_only=true"),
             1,
             "adapters_only cannot be set in a conversion",
         ),
-        (("--checkpoint", "absent.pth", "--set", 'calibration={"method": "recall"}'), 1, "calibration cannot be set"),
-        (("--checkpoint", CHECKPOINT, "--clip", "org/absent"), 1, "org/absent"),
+        (("absent.pth", "--set", 'calibration={"method": "recall"}'), 1, "calibration cannot be set"),
+        ((CHECKPOINT, "--clip", "org/absent"), 1, "org/absent"),
     ],
 )
 def test_command_errors_are_short_without_traceback(monkeypatch, capsys, tmp_path, arguments, expected_code, message):
@@ -303,7 +303,7 @@ def test_command_errors_are_short_without_traceback(monkeypatch, capsys, tmp_pat
 
 def test_command_checks_the_output_folder_first(monkeypatch, capsys, tmp_path):
     (tmp_path / "out").write_text("a file")
-    code = run(monkeypatch, "convert", "--checkpoint", "absent", "--clip", "absent", "--output", tmp_path / "out")
+    code = run(monkeypatch, "convert", "absent", "--clip", "absent", "--output", tmp_path / "out")
     assert code == 1
     assert "is a file; expected a folder" in capsys.readouterr().err
 

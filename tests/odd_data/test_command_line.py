@@ -306,7 +306,7 @@ def kept(act: Callable[[Path], Done], code: int = 1, err: str = "") -> tuple[Cal
     return acts, check
 
 
-NORMAL = ("calibrate", "--normal", "p", "--false-alarm-rate", "0.5")
+NORMAL = ("calibrate", "p", "--false-alarm-rate", "0.5")
 outputs = [
     Case("heatmap over the photo", *kept(lambda f: predict("p/a.png", "--heatmap", "p/a.png", "--overwrite"),
          err="would replace a photo")),
@@ -325,15 +325,15 @@ outputs = [
     Case("table in a used folder", *kept(lambda f: vip2clip("predict", "p", "--output", "used", "--overwrite"),
          err="not empty")),
     Case("calibration among the images", *kept(lambda f: vip2clip(*NORMAL, "--output", "p/out"), err="is inside")),
-    Case("calibration below labelled images", *kept(lambda f: vip2clip("calibrate", "--labelled", "x=p", "--output",
+    Case("calibration below labelled images", *kept(lambda f: vip2clip("calibrate", "x=p", "--f1", "--output",
          "p/out"), err="is inside")),
     Case("calibration inside its checkpoint", *kept(lambda f: vip2clip(*NORMAL, "--model", "q", "--output", "q/out"),
          err="is inside")),
     Case("calibration in a used folder", *kept(lambda f: vip2clip(*NORMAL, "--output", "used"), err="not empty")),
     Case("calibration of the bundled checkpoint", *kept(lambda f: vip2clip(*NORMAL), code=2, err="is not changed")),
-    Case("checkpoint over its backbone", *kept(lambda f: vip2clip("convert", "--checkpoint", "x.pth", "--clip", "used",
+    Case("checkpoint over its backbone", *kept(lambda f: vip2clip("convert", "x.pth", "--clip", "used",
          "--output", "used", "--overwrite"), err="is inside")),
-    Case("checkpoint in a used folder", *kept(lambda f: vip2clip("convert", "--checkpoint", "x.pth", "--clip", "c",
+    Case("checkpoint in a used folder", *kept(lambda f: vip2clip("convert", "x.pth", "--clip", "c",
          "--output", "used", "--overwrite"), err="does not contain a checkpoint of this model")),
     Case("backbone in a used folder", *kept(lambda f: vip2clip("build-backbone", "v", "--output", "used"),
          err="not empty")),
@@ -489,7 +489,7 @@ packages = [
     *(Case(f"predict --output without {one}", without(one, "predict", "p", "--output", "out"), names_the_extra("data"))
       for one in ("accelerate", "datasets", "pyarrow")),
     Case("predict --regions without scipy", without("scipy", "predict", "p", "--regions"), names_the_extra("data")),
-    *(Case(f"calibrate --labelled without {one}", without(one, "calibrate", "--labelled", "p", "--output", "out"),
+    *(Case(f"calibrate --labelled without {one}", without(one, "calibrate", "p", "--f1", "--output", "out"),
            names_the_extra("data")) for one in ("datasets", "scipy")),
     Case("calibrate with regions without scipy", without("scipy", *NORMAL, "--min-region-area", "0.1",
          "--output", "out"), names_the_extra("data")),

@@ -20,7 +20,7 @@ from vip2clip_hf import (
 from vip2clip_hf.models.vip2clip.heatmap_vip2clip import draw_heatmap
 from vip2clip_hf.plotting import canvas
 from vip2clip_hf.plotting.attention import attention_figure, attention_maps, layer_anomaly_maps, layers_figure
-from vip2clip_hf.plotting.canvas import heat_colors
+from vip2clip_hf.plotting.canvas import heat_colors, map_colors
 from vip2clip_hf.plotting.results import result_figure
 from vip2clip_hf.plotting.sheet import results_figure
 from vip2clip_hf.utils.figures import save_figure
@@ -191,31 +191,36 @@ def test_types_of_ground_truth(photo, truth, tmp_path):
 
 def test_several_results(photo, truth, tmp_path):
     other = Image.new("RGB", (30, 45))
-    results = [a_result(photo, p_value=0.02), a_result(other, score=0.1, label="normal")]
-    figure = results_figure([photo, other], results, [truth, None], ["one.jpg", "two $.jpg"])
-    assert titles(figure) == ["photo", "anomaly map", "marked region", "ground truth"]
-    rows = [figure.axes[:4], figure.axes[4:]]
-    assert [axes[0].get_xlabel() for axes in rows] == ["one.jpg", "two $.jpg"]
-    assert [axes[1].get_xlabel() for axes in rows] == [
-        "score 0.750, anomalous, p-value 0.02", "score 0.100, normal",
-    ]  # fmt: skip
-    assert [len(outlines(axes[2])) for axes in rows] == [1, 1]
-    assert [len(outlines(axes[3])) for axes in rows] == [1, 0]
+    results = [a_result(photo, p_value=0.02), a_result(other, score=0.1, label="normal"), a_result(other)]
+    nothing = np.zeros((45, 30), dtype=bool)
+    figure = results_figure([photo, other, other], results, [truth, None, nothing], ["one.jpg", "two $.jpg", "three"])
+    assert titles(figure) == ["photo", "anomaly map", "overlay", "ground truth"]
+    rows = [figure.axes[4 * number : 4 * number + 4] for number in range(3)]
+    part = f"defect: {(truth > 0).mean():.1%} of the pixels"
+    assert [[axis.get_xlabel() for axis in axes] for axes in rows] == [
+        ["one.jpg", "score 0.750, p-value 0.02", "anomalous", part],
+        ["two $.jpg", "score 0.100", "normal", ""],
+        ["three", "score 0.750", "anomalous", "no defect"],
+    ]
+    assert [len(outlines(axes[2])) for axes in rows] == [1, 1, 1]
+    assert [len(outlines(axes[3])) for axes in rows] == [1, 0, 0]
     for axes, result in zip(rows, results):
         np.testing.assert_allclose(np.asarray(axes[1].images[0].get_array()), result["anomaly_map"])
         assert axes[1].images[0].get_clim() == (0, 1)
-    assert rows[1][3].texts[0].get_text() == "not available"
+        assert axes[1].images[0].get_cmap().name == "vip2clip_map"
+    assert rows[1][3].texts[0].get_text() == "no mask available"
+    assert texts(figure) == ["marked by the detector", "ground truth"]
     with Image.open(save_figure(figure, tmp_path / "sheet.png")) as picture:
-        assert picture.width > picture.height
-    assert titles(results_figure([photo], [a_result(photo)])) == ["photo", "anomaly map", "marked region"]
+        assert picture.width >= 1600  # sharp at two pixels per point
+    assert titles(results_figure([photo], [a_result(photo)])) == ["photo", "anomaly map", "overlay"]
     with pytest.raises(ValueError, match="images is empty"):
         results_figure([], [])
     with pytest.raises(ValueError, match="images is a str; expected a list"):
         results_figure("photo.png", results)
     with pytest.raises(ValueError, match="results is a dict; expected a list"):
         results_figure([photo], results[0])
-    with pytest.raises(ValueError, match="titles has 1 entries; expected 2"):
-        results_figure([photo, other], results, titles=["one"])
+    with pytest.raises(ValueError, match="titles has 1 entries; expected 3"):
+        results_figure([photo, other, other], results, titles=["one"])
     with pytest.raises(ValueError, match="anomaly_map has shape"):
         results_figure([other], results[:1])
 
@@ -223,6 +228,8 @@ def test_several_results(photo, truth, tmp_path):
 def test_colours_are_those_of_the_heatmap(photo):
     ramp = np.tile(np.linspace(0, 1, 60, dtype=np.float32), (40, 1))
     colors = heat_colors()(ramp)
+    np.testing.assert_allclose(map_colors()(ramp)[..., :3], colors[..., :3])
+    assert map_colors()(ramp)[..., 3].min() == 1
     below = np.asarray(photo) / 255
     over = below * (1 - colors[..., 3:]) + colors[..., :3] * colors[..., 3:]
     assert np.abs(over * 255 - np.asarray(draw_heatmap(photo, ramp), dtype=float)).max() < 3

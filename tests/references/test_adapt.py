@@ -11,10 +11,11 @@ from transformers import pipeline
 
 from helpers.good_photos import bad_photo, good_photo, write_photos, write_tiny_checkpoint
 from vip2clip_hf import AnomalyDetectionPipeline, ReferenceBank, adapt
+from vip2clip_hf.calibration import synthetic_defects
+from vip2clip_hf.calibration.rates import smallest_rate
 from vip2clip_hf.checkpoints.card import GENERATED, write_card
 from vip2clip_hf.models.vip2clip.decision_vip2clip import conformal_threshold
-from vip2clip_hf.references import adapting, photos as photo_module, saving, synthetic_defects
-from vip2clip_hf.references.rates import smallest_rate
+from vip2clip_hf.references import adapting, photos as photo_module, saving
 
 
 @pytest.fixture(scope="module")

@@ -6,11 +6,12 @@ from PIL import Image
 
 from helpers.good_photos import good_photo, write_photos, write_tiny_checkpoint
 from vip2clip_hf import AnomalyDetectionPipeline, ReferenceBank
+from vip2clip_hf.calibration.pasting import DEFECTS, paste_defect
+from vip2clip_hf.calibration.synthetic_defects import MAX_PHOTOS, SIZES
 from vip2clip_hf.models.vip2clip.pipeline_steps_vip2clip import with_references
 from vip2clip_hf.models.vip2clip.reference_left_out_vip2clip import hide_photo
-from vip2clip_hf.references.pasting import DEFECTS, paste_defect
 from vip2clip_hf.references.photos import list_photos
-from vip2clip_hf.references.synthetic_defects import MAX_PHOTOS, SIZES, score_synthetic_defects
+from vip2clip_hf.references.synthetic_defects import score_changed_references
 
 
 @pytest.fixture(scope="module")
@@ -64,18 +65,18 @@ def test_a_photo_is_not_compared_with_itself(detector, tmp_path):
 def test_scores(detector, tmp_path):
     photos = list_photos(write_photos(tmp_path / "good", 8))
     bank = ReferenceBank.from_images(detector.model, detector.image_processor, tmp_path / "good")
-    found = score_synthetic_defects(detector, bank, photos, seed=3)
+    found = score_changed_references(detector, bank, photos, seed=3)
     assert len(found) == MAX_PHOTOS
     assert {one.name for one in found} == {photo.name for photo in photos}
     for defect in DEFECTS:  # all sizes of each kind
         sizes = [one.size for one in found if one.defect == defect]
         assert min(sizes) < SIZES[0] + 0.03
         assert max(sizes) > SIZES[1] - 0.03
-    again = score_synthetic_defects(detector, bank, photos, seed=3)
+    again = score_changed_references(detector, bank, photos, seed=3)
     assert [(one.score, one.peak) for one in found] == [(one.score, one.peak) for one in again]
-    other = score_synthetic_defects(detector, bank, photos, seed=4)
+    other = score_changed_references(detector, bank, photos, seed=4)
     assert [one.score for one in found] != [one.score for one in other]
     large = [one.score for one in found if one.size > 0.12]
     assert np.mean(large) > np.mean([one.score for one in bank.left_out()])
-    assert len(score_synthetic_defects(detector, bank, photos[:2])) == 8
-    assert score_synthetic_defects(detector, bank, []) == []
+    assert len(score_changed_references(detector, bank, photos[:2])) == 8
+    assert score_changed_references(detector, bank, []) == []

@@ -1,51 +1,33 @@
-"""Layout and events of the web app. [`vip2clip_hf.app.results`] computes the results."""
+"""Layout of the web app. [`vip2clip_hf.app.handlers`] handles its events."""
 
-import os
-import shutil
-import tempfile
-from dataclasses import replace
-from pathlib import Path
+import contextlib
+import functools
+from collections.abc import Callable
 from typing import Any
 
-from PIL import Image
-
-from ..models.vip2clip.arguments_vip2clip import label_names
+from ..checkpoints.bundled import example_photos
 from ..utils.extras import extra
-from .drawing import draw_mask
-from .references import read_references, references_note
-from .results import PhotoInspector, PhotoResult
+from .api import add_endpoints
+from .good_photos import COMPARE, THRESHOLDS
+from .guard import refuse_urls
+from .handlers import ALL_LAYERS, AUTOMATIC, KEPT_SECONDS, KEPT_SESSIONS, Handlers
+from .results import PhotoInspector
 from .session import Session
-from .texts import SHOWN_REGIONS, describe_photo, describe_status as _status, introduction
+from .styles import CSS, EXAMPLE, ON_LOAD, TABLE, THEME, TO_RESULT
+from .texts import describe_references, describe_status, example_button, introduction
 
 
 with extra("app", "The web app"):
     import gradio as gr
     import scipy  # noqa: F401 - used later to find regions; fail now if it is missing
 
-
-# How long uploads and results are kept, and the maximum number of sessions.
-KEPT_SECONDS, KEPT_SESSIONS = 3600, 100
-_EXPIRED = f"These results have expired: results are kept for {KEPT_SECONDS // 60} minutes. Add the photos again."
-ALL_LAYERS = "all layers"
-# System fonts: the page must not load anything from other servers.
-THEME = gr.themes.Default(
-    primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
-)
-CSS = """
-footer { display: none !important; }
-.gradio-container { max-width: 1400px !important; margin: auto; width: 100%; }
-#summary { font-size: 1.15rem; }
-#summary .anomalous, #summary .normal { border-radius: 6px; color: white; font-weight: 600; padding: 2px 10px; }
-#summary .anomalous { background: #b3261e; }
-#summary .normal { background: #2e7d32; }
-#status ul { margin: 0.3rem 0 0 1.2rem; list-style: disc; }
-#status .problem { border-left: 4px solid #b3261e; padding: 2px 0 2px 10px; }
-"""
+FILES = ("report", "csv", "pack")
+RATES = (AUTOMATIC, "1 %", "2 %", "5 %", "10 %", "20 %")
 
 
 class Page:
     """
-    Layout and event handlers of the web app. Handlers are named `on_...` and return the new component values.
+    Layout of the web app.
 
     Args:
         inspector ([`PhotoInspector`]): computes the results.
@@ -53,307 +35,197 @@ class Page:
     """
 
     def __init__(self, inspector: PhotoInspector, model_name: str) -> None:
-        self.inspector, self.model_name = inspector, model_name
+        self.inspector, self.handlers = inspector, Handlers(inspector, model_name)
+        self.components: dict[str, Any] = {}
 
-    def build(self, bundled: bool) -> gr.Blocks:
+    def build(self, bundled: bool, api: bool = False) -> gr.Blocks:
         """
         Build the page.
 
         Args:
             bundled (`bool`): whether the model is the bundled checkpoint; adds a note on larger checkpoints.
+            api (`bool`, defaults to `False`): whether to add the public endpoints of [`vip2clip_hf.app.api`].
 
         Returns:
             `gradio.Blocks`: the page, ready to be launched or mounted.
         """
-        inspector = self.inspector
-        image_threshold, pixel_threshold = inspector.thresholds
         with gr.Blocks(
             title="vip2clip", analytics_enabled=False, fill_width=True, delete_cache=(600, KEPT_SECONDS)
         ) as page:
-            gr.HTML(introduction(self.model_name, bundled), elem_id="introduction")
-            session = gr.State(Session(), time_to_live=KEPT_SECONDS)
-            with gr.Row(equal_height=False):
-                with gr.Column(scale=1, min_width=340):
-                    files = gr.File(
-                        label=f"Photos (up to {inspector.max_images}, {inspector.max_file_size:g} MB each)",
-                        file_count="multiple",
-                        height=220,
-                        elem_id="files",
-                    )
-                    good = gr.File(
-                        label="Good photos to compare with (optional)", file_count="multiple", height=120,
-                        elem_id="good",
-                    )  # fmt: skip
-                    note = gr.HTML(references_note(inspector.detector, "auto"), elem_id="references")
-                    remove = gr.Button("Compare without good photos", size="sm", elem_id="remove")
-                    with gr.Group():
-                        image_slider = gr.Slider(
-                            0, 1, image_threshold, step=0.001, label="Image threshold",
-                            info="A photo is anomalous if its score is greater.", elem_id="image_threshold",
-                        )  # fmt: skip
-                        pixel_slider = gr.Slider(
-                            0, 1, pixel_threshold, step=0.001, label="Pixel threshold",
-                            info="A pixel is marked if its value in the anomaly map is greater.",
-                            elem_id="pixel_threshold",
-                        )  # fmt: skip
-                        layer = gr.Dropdown(
-                            [ALL_LAYERS, *(f"layer {index}" for index in inspector.layers)],
-                            value=ALL_LAYERS, label="Heatmap layer",
-                            info="Score, decision and mask always use all layers. A single layer is shown without "
-                            "comparison to good photos.",
-                            elem_id="layer",
-                        )  # fmt: skip
-                    reset = gr.Button("Reset thresholds", size="sm", elem_id="reset")
-                    pack = gr.Button("Prepare download", size="sm", elem_id="pack", interactive=False)
-                    download = gr.File(
-                        label="Results (JSON, CSV, heatmaps, masks)", visible=False, interactive=False, height=90,
-                        elem_id="download",
-                    )  # fmt: skip
-                with gr.Column(scale=3):
-                    status = gr.HTML(_status(Session()), elem_id="status")
-                    with gr.Column(visible=False) as shown:
-                        table = gr.Dataframe(
-                            headers=self._headers(), interactive=False, max_height=240, elem_id="results",
-                            label="Results (select a row to view the photo)", show_label=True, type="array",
-                        )  # fmt: skip
-                        summary = gr.HTML(elem_id="summary")
-                        with gr.Row():
-                            pictures = [
-                                gr.Image(
-                                    label=label, format="jpeg", interactive=False, buttons=["download", "fullscreen"],
-                                    min_width=220, height=380, elem_id=label.lower(),
-                                )
-                                for label in ("Photo", "Heatmap", "Mask")
-                            ]  # fmt: skip
-                        regions = gr.Dataframe(
-                            headers=["left", "top", "right", "bottom", "area", "mean", "peak"], interactive=False,
-                            label="Regions of the mask (in pixels)", show_label=True, max_height=240,
-                            elem_id="regions", type="array",
-                        )  # fmt: skip
-            photo_view, heatmap_view, mask_view = pictures
-            thresholds = [image_slider, pixel_slider]
-            decided = [status, table, summary, mask_view, regions, pack, download]
-            files.change(
-                self.on_files,
-                [files, session, *thresholds, layer],
-                [session, shown, photo_view, heatmap_view, *decided],
-                show_progress_on=status,
-                api_visibility="private",
-            )
-            computed = [session, shown, photo_view, heatmap_view, *decided]
-            gr.on(
-                # Not `change`, which the button below also triggers.
-                [good.upload, good.delete, good.clear],
-                self.on_references,
-                [good, files, session, *thresholds, layer],
-                [note, *computed],
-                show_progress_on=status,
-                api_visibility="private",
-            )
-            remove.click(
-                self.on_remove,
-                [files, session, *thresholds, layer],
-                [good, note, *computed],
-                show_progress_on=status,
-                api_visibility="private",
-            )
-            table.select(
-                self.on_select,
-                [session, *thresholds, layer],
-                [session, photo_view, heatmap_view, *decided],
-                show_progress="hidden",
-                api_visibility="private",
-            )
-            gr.on(
-                [slider.change for slider in thresholds],
-                self.on_thresholds,
-                [session, *thresholds],
-                decided,
-                trigger_mode="always_last",
-                show_progress="hidden",
-                api_visibility="private",
-            )
-            layer.change(
-                self.on_layer,
-                [session, layer],
-                [status, heatmap_view],
-                trigger_mode="always_last",
-                api_visibility="private",
-            )
-            reset.click(lambda: inspector.thresholds, None, thresholds, api_visibility="private")
-            pack.click(
-                self.on_pack,
-                [session, *thresholds],
-                [status, download],
-                show_progress_on=status,
-                api_visibility="private",
-            )
+            gr.HTML(introduction(self.handlers.model_name, bundled), elem_id="introduction")
+            self.components["session"] = gr.State(Session(), time_to_live=KEPT_SECONDS)
+            with gr.Row(equal_height=False, elem_id="layout"):
+                with gr.Column(elem_id="inputs"):
+                    self._build_inputs()
+                with gr.Column(elem_id="output"):
+                    self._build_output()
+                with gr.Column(elem_id="settings"):
+                    self._build_settings()
+            self._connect(page)
+            if api:
+                add_endpoints(self.handlers, self.components["session"])
+        for block in page.blocks.values():
+            refuse_urls(block)
         return page
 
-    def _headers(self) -> list[str]:
-        return ["#", "file", "score", "decision", *(["p-value"] if self.inspector.calibrated else [])]
+    def _build_inputs(self) -> None:
+        inspector, add = self.inspector, self.components.__setitem__
+        add("files", gr.File(
+            label=f"Photos to check (up to {inspector.max_images}, {inspector.max_file_size:g} MB each)",
+            file_count="multiple", height=150, elem_id="files",
+        ))  # fmt: skip
+        add("camera", gr.UploadButton("Take a photo", variant="primary", elem_id="camera"))
 
-    def on_files(
-        self,
-        paths: list[str] | None,
-        session: Session,
-        image_threshold: float,
-        pixel_threshold: float,
-        layer: str,
-        progress: gr.Progress = gr.Progress(),  # noqa: B008 - gradio detects this default
-    ) -> list[Any]:
-        """Analyse the uploads and show the first photo."""
-        paths = [str(path) for path in paths or []]
-        count = min(len(paths), self.inspector.max_images)
-        results, problems = self.inspector.analyse(
-            paths,
-            session.results,
-            lambda position, name: progress((position, count), desc=name, unit="photos"),
-            session.references,
+    def _build_output(self) -> None:
+        add = self.components.__setitem__
+        add("status", gr.HTML(describe_status(Session()), elem_id="status"))
+        with gr.Column(elem_id="start") as start:
+            add("example", gr.HTML(example_button(example_photos() / "toys"), elem_id="example", js_on_load=EXAMPLE))
+        add("start", start)
+        with gr.Column(visible=False) as shown:
+            add("summary", gr.HTML(elem_id="summary", apply_default_css=False))
+            with gr.Row(elem_id="pictures"):
+                for name in ("heatmap", "photo", "mask"):
+                    add(name, gr.Image(
+                        label=name.capitalize(), format="jpeg", interactive=False, buttons=["download", "fullscreen"],
+                        min_width=220, height=300, elem_id=name,
+                    ))  # fmt: skip
+            with gr.Row(visible=False, elem_id="steps") as steps:
+                add("previous", gr.Button("‹ Previous", size="sm", min_width=120, elem_id="previous"))
+                add("next", gr.Button("Next ›", size="sm", min_width=120, elem_id="next"))
+            add("table", gr.HTML(elem_id="results", js_on_load=TABLE, apply_default_css=False))
+            with gr.Row(elem_id="downloads"):
+                small: dict[str, Any] = {"size": "sm", "min_width": 100, "interactive": False}
+                add("report", gr.Button("Report", elem_id="report", **small))
+                add("csv", gr.Button("Table (CSV)", elem_id="csv", **small))
+                add("pack", gr.Button("All results (ZIP)", elem_id="pack", **small))
+            add("download", gr.File(
+                label="Download", visible=False, interactive=False, height=80, elem_id="download",
+            ))  # fmt: skip
+            with gr.Accordion("Regions of the mask", open=False):
+                add("regions", gr.Dataframe(
+                    headers=["left", "top", "right", "bottom", "area", "mean", "peak"], interactive=False,
+                    label="In pixels of the photo", show_label=True, max_height=240, elem_id="regions", type="array",
+                ))  # fmt: skip
+        add("shown", shown)
+        add("steps", steps)
+
+    def _build_settings(self) -> None:
+        inspector, add = self.inspector, self.components.__setitem__
+        image_threshold, pixel_threshold = inspector.thresholds
+        with gr.Accordion("Good photos", open=True):
+            add("note", gr.HTML(describe_references(inspector.detector, "auto"), elem_id="references"))
+            add("good", gr.File(
+                label="Photos of good parts", file_count="multiple", height=150, elem_id="good",
+            ))  # fmt: skip
+            add("use", gr.Radio(
+                [("Compare, and set the threshold", COMPARE), ("Only set the threshold", THRESHOLDS)],
+                value=COMPARE, label="Use good photos to", elem_id="use",
+            ))  # fmt: skip
+            add("rate", gr.Dropdown(
+                list(RATES), value=AUTOMATIC, label="False alarms at most", filterable=False, elem_id="rate",
+                info="Automatic: 5 %, or the smallest rate that the number of photos allows.",
+            ))  # fmt: skip
+            add("remove", gr.Button("Compare without good photos", size="sm", elem_id="remove"))
+            add("save", gr.Button("Save this detector", size="sm", elem_id="save", interactive=False))
+            add("detector", gr.File(
+                label="Detector (ZIP)", visible=False, interactive=False, height=80, elem_id="detector",
+            ))  # fmt: skip
+        with gr.Accordion("Thresholds and heatmap", open=False):
+            add("image_threshold", gr.Slider(
+                0, 1, image_threshold, step=0.001, label="Image threshold",
+                info="A photo is anomalous if its score is greater.", elem_id="image_threshold",
+            ))  # fmt: skip
+            add("pixel_threshold", gr.Slider(
+                0, 1, pixel_threshold, step=0.001, label="Pixel threshold",
+                info="A pixel is marked if its value in the anomaly map is greater.", elem_id="pixel_threshold",
+            ))  # fmt: skip
+            add("layer", gr.Dropdown(
+                [ALL_LAYERS, *(f"layer {index}" for index in inspector.layers)], value=ALL_LAYERS,
+                label="Heatmap layer", filterable=False, elem_id="layer",
+                info="Score, decision and mask always use all layers. A single layer is shown without comparison to "
+                "good photos.",
+            ))  # fmt: skip
+            add("reset", gr.Button("Reset thresholds", size="sm", elem_id="reset"))
+
+    def bound(self, handler: Callable[..., dict[str, Any]]) -> Callable[..., dict[Any, Any]]:
+        """
+        Make a handler return its values by component, and change the state of a session by one event at a time.
+
+        Args:
+            handler (`Callable`): returns values by name.
+
+        Returns:
+            `Callable`: the function for gradio.
+        """
+
+        @functools.wraps(handler)
+        def run(*args: Any, **kwargs: Any) -> dict[Any, Any]:
+            session = next((value for value in args if isinstance(value, Session)), None)
+            with contextlib.nullcontext() if session is None else session.lock:
+                values = handler(*args, **kwargs)
+                if session is not None and "session" in values:
+                    session.take(values["session"])
+                    self.handlers.memory.keep(session)
+                    values = {**values, "session": session}
+            return {self.components[name]: value for name, value in values.items()}
+
+        return run
+
+    def _connect(self, page: gr.Blocks) -> None:
+        found, handlers = self.components, self.handlers
+        decided = [
+            "session",
+            "status",
+            "table",
+            "summary",
+            "mask",
+            "regions",
+            "report",
+            "csv",
+            "pack",
+            "download",
+            "steps",
+        ]
+        computed = [*decided, "shown", "start", "photo", "heatmap", "note"]
+        learned = [*computed, "image_threshold", "pixel_threshold", "save", "detector"]
+        viewed = ["session", "layer"]
+
+        def on(trigger: Any, handler: Any, inputs: list[str], outputs: list[str], **options: Any) -> Any:
+            return trigger(
+                self.bound(handler), [found[name] for name in inputs], [found[name] for name in outputs],
+                api_visibility="private", **options,
+            )  # fmt: skip
+
+        status, note = found["status"], found["note"]
+        on(found["files"].change, handlers.on_files, ["files", *viewed], computed, show_progress_on=status).then(
+            None, None, None, js=TO_RESULT, api_visibility="private"
         )
-        session = Session(results, problems, references=session.references)
-        return [
-            session,
-            gr.update(visible=bool(results)),
-            *self._show(session, image_threshold, pixel_threshold, layer),
-        ]
-
-    def on_references(
-        self,
-        good: list[str] | None,
-        paths: list[str] | None,
-        session: Session,
-        image_threshold: float,
-        pixel_threshold: float,
-        layer: str,
-        progress: gr.Progress = gr.Progress(),  # noqa: B008 - gradio detects this default
-    ) -> list[Any]:
-        """Compare with the uploaded photos of good parts. Without any, with those of the checkpoint."""
-        found, problems = read_references(
-            self.inspector.detector, self.inspector.read, [str(path) for path in good or []], self.inspector.max_images
-        )
-        if found is not None or not good:  # otherwise, keep the references
-            session = replace(session, references="auto" if found is None else found)
-        return [
-            references_note(self.inspector.detector, session.references, problems),
-            *self.on_files(paths, session, image_threshold, pixel_threshold, layer, progress),
-        ]
-
-    def on_remove(
-        self,
-        paths: list[str] | None,
-        session: Session,
-        image_threshold: float,
-        pixel_threshold: float,
-        layer: str,
-        progress: gr.Progress = gr.Progress(),  # noqa: B008 - gradio detects this default
-    ) -> list[Any]:
-        """Compare without photos of good parts, also without those of the checkpoint."""
-        session = replace(session, references=None)
-        return [
-            None,
-            references_note(self.inspector.detector, None),
-            *self.on_files(paths, session, image_threshold, pixel_threshold, layer, progress),
-        ]
-
-    def on_select(
-        self, session: Session, image_threshold: float, pixel_threshold: float, layer: str, event: gr.SelectData
-    ) -> list[Any]:
-        """Show the photo of the selected row."""
-        # Read the number from the first column: the row index changes when the table is sorted.
-        number = int(event.row_value[0])
-        if not 1 <= number <= len(session.results):
-            return [session, gr.skip(), gr.skip(), _status(session, _EXPIRED), *[gr.skip()] * 6]
-        session = replace(session, selected=number - 1)
-        return [session, *self._show(session, image_threshold, pixel_threshold, layer)]
-
-    def _show(self, session: Session, image_threshold: float, pixel_threshold: float, layer: str) -> list[Any]:
-        """Return the photo, the heatmap and the values of [`Page._decided`]."""
-        if not session.results:
-            return [None, None, *self._decided(session, (image_threshold, pixel_threshold))]
-        result = session.results[session.selected]
-        try:
-            photo = self.inspector.read(result.path, result.name)
-            decided = self._decided(session, (image_threshold, pixel_threshold), photo)
-            return [photo, self._heatmap(result, photo, layer), *decided]
-        except (OSError, ValueError) as error:
-            return [None, None, *self._failed(session, error)]
-
-    def _heatmap(self, result: PhotoResult, photo: Image.Image, layer: str) -> Image.Image:
-        return self.inspector.heatmap(result, photo, None if layer == ALL_LAYERS else int(layer.rpartition(" ")[2]))
-
-    def _decided(
-        self, session: Session, thresholds: tuple[float, float], photo: Image.Image | None = None
-    ) -> list[Any]:
-        """Return the values of the components that depend on the thresholds: status, table, summary, mask, regions,
-        pack, download."""
-        if not session.results:
-            return [_status(session), None, "", None, None, gr.update(interactive=False), gr.update(visible=False)]
-        result = session.results[session.selected]
-        photo = self.inspector.read(result.path, result.name) if photo is None else photo
-        rows = []
-        for number, other in enumerate(session.results, start=1):
-            found = self.inspector.decide(other, thresholds)
-            row = [number, other.name, f"{found['score']:.3f}", found["label"]]
-            if "p_value" in found:
-                row.append("" if found["p_value"] is None else f"{found['p_value']:.4f}")
-            rows.append(row)
-        found = self.inspector.inspect(result, thresholds)
-        regions = [
-            [*region["box"], region["area"], f"{region['mean_score']:.3f}", f"{region['peak_score']:.3f}"]
-            for region in found["regions"][:SHOWN_REGIONS]
-        ]
-        return [
-            _status(session),
-            rows,
-            describe_photo(result, found, label_names(self.inspector.detector.model.config.id2label)[0]),
-            draw_mask(photo, found["mask"]),
-            regions,
-            gr.update(interactive=True),
-            # An earlier download was made with other thresholds.
-            gr.update(visible=False, value=None),
-        ]
-
-    def _failed(self, session: Session, error: Exception) -> list[Any]:
-        """Show an error and leave the other components of [`Page._decided`] unchanged."""
-        return [_status(session, str(error)), *[gr.skip()] * 6]
-
-    def on_thresholds(self, session: Session, image_threshold: float, pixel_threshold: float) -> list[Any]:
-        """Apply new thresholds to the stored results."""
-        if not session.results:
-            return [gr.skip()] * 7
-        try:
-            return self._decided(session, (image_threshold, pixel_threshold))
-        except (OSError, ValueError) as error:
-            return self._failed(session, error)
-
-    def on_layer(self, session: Session, layer: str) -> list[Any]:
-        """Draw the heatmap of another layer."""
-        if not session.results:
-            return [gr.skip()] * 2
-        result = session.results[session.selected]
-        try:
-            photo = self.inspector.read(result.path, result.name)
-            return [_status(session), self._heatmap(result, photo, layer)]
-        except (OSError, ValueError) as error:
-            return [_status(session, str(error)), gr.skip()]
-
-    def on_pack(self, session: Session, image_threshold: float, pixel_threshold: float) -> list[Any]:
-        """Write the ZIP file and show its link."""
-        if not session.results:
-            return [_status(session, _EXPIRED), gr.skip()]
-        # Gradio deletes expired files in its upload folder.
-        folder = gr.utils.get_upload_folder()
-        os.makedirs(folder, exist_ok=True)
-        target = Path(tempfile.mkdtemp(dir=folder)) / "vip2clip_results.zip"
-        try:
-            self.inspector.write_zip(
-                target, self.model_name, session.results, session.problems, (image_threshold, pixel_threshold)
-            )
-        except (OSError, ValueError) as error:
-            shutil.rmtree(target.parent, ignore_errors=True)
-            return [_status(session, str(error)), gr.skip()]
-        return [_status(session), gr.update(value=str(target), visible=True)]
+        on(found["camera"].upload, handlers.on_camera, ["camera", "files"], ["files"], show_progress="hidden")
+        good = found["good"]
+        learn = functools.partial(on, handler=handlers.on_good, outputs=learned, show_progress_on=[note, status])
+        # Not `change` of the photos, which the buttons also trigger.
+        for trigger in (good.upload, good.delete, good.clear, found["use"].input, found["rate"].input):
+            learn(trigger, inputs=["good", "use", "rate", *viewed])
+        on(found["remove"].click, handlers.on_remove, viewed, [*learned, "good"], show_progress_on=[note, status])
+        example = [*learned, "good", "files", "use", "rate"]
+        on(found["example"].click, handlers.on_example, viewed, example, show_progress_on=[note, status])
+        quick: dict[str, Any] = {"show_progress": "hidden"}
+        on(found["table"].select, handlers.on_select, viewed, computed, **quick)
+        on(found["previous"].click, handlers.step(-1), viewed, computed, **quick)
+        on(found["next"].click, handlers.step(1), viewed, computed, **quick)
+        sliders = ["image_threshold", "pixel_threshold"]
+        for name in sliders:
+            on(
+                found[name].input, handlers.on_thresholds, ["session", *sliders], decided,
+                trigger_mode="always_last", **quick,
+            )  # fmt: skip
+        on(found["layer"].change, handlers.on_layer, viewed, ["status", "heatmap"], trigger_mode="always_last")
+        on(found["reset"].click, handlers.on_reset, ["session"], [*decided, *sliders], **quick)
+        for name, handler in (("report", handlers.on_report), ("csv", handlers.on_csv), ("pack", handlers.on_pack)):
+            on(found[name].click, handler, ["session"], ["status", "download"], show_progress_on=status)
+        on(found["save"].click, handlers.on_save, ["session"], ["note", "detector"], show_progress_on=note)
+        page.load(None, None, None, js=ON_LOAD, api_visibility="private")
 
 
-__all__ = ["CSS", "KEPT_SESSIONS", "THEME", "Page", "Session"]
+__all__ = ["CSS", "KEPT_SESSIONS", "THEME", "Page"]

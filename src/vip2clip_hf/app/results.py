@@ -1,10 +1,7 @@
-"""Results of the web app: analyse photos once, then apply thresholds, draw and download without the model."""
+"""Results of the web app: analyse photos once, then apply thresholds and draw without the model."""
 
-import csv
-import io
+import copy
 import os
-import re
-import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,24 +12,25 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from ..models.vip2clip.decision_config_vip2clip import DecisionConfig
+from ..models.vip2clip.fingerprint_vip2clip import model_fingerprint
 from ..models.vip2clip.heatmap_vip2clip import draw_heatmap
 from ..models.vip2clip.modeling_vip2clip import ViP2ClipForAnomalyDetection
 from ..models.vip2clip.pipeline_anomaly_detection import AnomalyDetectionPipeline
 from ..models.vip2clip.pipeline_steps_vip2clip import with_references
 from ..models.vip2clip.reference_bank_vip2clip import ReferenceBank
 from ..models.vip2clip.results_vip2clip import AnomalyDetectionResult
-from ..utils.csv_cells import safe_cell
-from ..utils.serialization import to_json
-from .references import describe_references
+from ..utils.pictures import data_uri, resized_map
 
 
-MAX_IMAGES = 50
+MAX_IMAGES = 100
 MAX_FILE_SIZE = 20.0
 # Longer side, in pixels, of the stored anomaly map of a photo that was split into tiles.
 TILED_MAP_SIDE = 1024
 # Steps of a stored map that is combined with references, so that 16 bits are within 1e-5.
 STEPS = 65535
-_UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
+# Longer side, in pixels, of the small picture in the table.
+THUMBNAIL_SIDE = 112
 
 
 @dataclass
@@ -53,6 +51,8 @@ class PhotoResult:
             Anomaly map in steps of 1 / 65535; set only with references, without tiles. `layer_maps` are zero-shot.
         references ([`ReferenceBank`], *optional*):
             Photos of good parts that the photo was compared with.
+        thumbnail (`str`, defaults to ""):
+            Small picture with heatmap, as a `data:` URL.
     """
 
     name: str
@@ -63,6 +63,7 @@ class PhotoResult:
     tiled_map: np.ndarray | None = None
     combined_map: np.ndarray | None = None
     references: ReferenceBank | None = None
+    thumbnail: str = ""
 
     @property
     def nbytes(self) -> int:
@@ -93,6 +94,31 @@ class PhotoInspector:
             raise ValueError(f"max_file_size is {max_file_size!r}; expected a positive number of megabytes.")
         detector.score_settings()  # raises if the references were read with other tiles
         self.detector, self.max_images, self.max_file_size = detector, max_images, max_file_size
+
+    def configured(
+        self, references: ReferenceBank | str | None = "auto", decision: DecisionConfig | None = None
+    ) -> "PhotoInspector":
+        """
+        Return an inspector with the same weights and other references or thresholds, such as those of a session.
+
+        Args:
+            references ([`ReferenceBank`], *optional*, defaults to `"auto"`): the references, `None`, or `"auto"` for
+                those of this inspector.
+            decision ([`DecisionConfig`], *optional*): the thresholds. By default, those of this inspector.
+
+        Returns:
+            [`PhotoInspector`]: the inspector. This one is not changed.
+        """
+        found = copy.copy(self)
+        found.detector = with_references(self.detector, references)
+        if decision is not None:
+            model_fingerprint(self.detector.model)  # computed once, and copied
+            if found.detector is self.detector:
+                found.detector = copy.copy(self.detector)
+            model: Any = copy.copy(self.detector.model)  # shares the weights
+            model.decision = decision
+            found.detector.model = model
+        return found
 
     @property
     def thresholds(self) -> tuple[float, float]:
@@ -195,6 +221,7 @@ class PhotoInspector:
         self._postprocess(result, stored, (1, 1), self.thresholds)  # raises if a value is not finite
         if combined:
             result.combined_map = np.round(found["anomaly_map"].astype(np.float64) * STEPS).astype(np.uint16)
+        result.thumbnail = _thumbnail(photo, found["anomaly_map"])
         return result
 
     @torch.inference_mode()
@@ -249,6 +276,22 @@ class PhotoInspector:
         found = self._postprocess(result, torch.zeros(1, 1, 1), (1, 1), thresholds)
         return {name: found[name] for name in ("score", "label", "p_value") if name in found}
 
+    def marked_area(self, result: PhotoResult, thresholds: tuple[float, float]) -> float:
+        """
+        Compute the fraction of marked pixels in the anomaly map at the size of the model, or of the stored map of
+        tiles.
+
+        Args:
+            result ([`PhotoResult`]): result of the photo.
+            thresholds (`tuple[float, float]`): image and pixel threshold, in [0, 1].
+
+        Returns:
+            `float`: the fraction, in [0, 1].
+        """
+        stored = self._map(result)
+        size = (int(stored.shape[-2]), int(stored.shape[-1]))
+        return float(self._postprocess(result, stored, size, thresholds)["mask"].mean())
+
     def inspect(
         self, result: PhotoResult, thresholds: tuple[float, float], photo: Image.Image | None = None
     ) -> AnomalyDetectionResult:
@@ -286,48 +329,6 @@ class PhotoInspector:
         found = self._postprocess(result, self._map(result, layer), result.size, self.thresholds)
         return draw_heatmap(photo, found["anomaly_map"])
 
-    def write_zip(
-        self,
-        target: Path,
-        model_name: str,
-        results: Sequence[PhotoResult],
-        problems: Sequence[tuple[str, str]],
-        thresholds: tuple[float, float],
-    ) -> None:
-        """
-        Write the results to a ZIP file: `results.json`, `results.csv`, and heatmap and mask of every photo as PNG.
-
-        Args:
-            target (`Path`): file to write.
-            model_name (`str`): name of the model, stored in `results.json`.
-            results (`Sequence[PhotoResult]`): results from [`PhotoInspector.analyse`].
-            problems (`Sequence[tuple[str, str]]`): names and errors from [`PhotoInspector.analyse`].
-            thresholds (`tuple[float, float]`): image and pixel threshold, in [0, 1].
-
-        Raises:
-            OSError: if an upload has expired, or the file cannot be written.
-            ValueError: if a threshold is outside [0, 1].
-        """
-        entries: list[dict[str, Any]] = []
-        with zipfile.ZipFile(target, "w") as archive:
-            for number, result in enumerate(results, start=1):
-                found = self.inspect(result, thresholds, self.read(result.path, result.name))
-                entry: dict[str, Any] = {"image": result.name, "score": found["score"], "label": found["label"]}
-                if "p_value" in found:
-                    entry["p_value"] = found["p_value"]
-                entry.update(anomalous_pixels=int(found["mask"].sum()), regions=found["regions"])
-                pictures = {"heatmap": found["heatmap"], "mask": Image.fromarray(found["mask"])}
-                for kind, picture in pictures.items():
-                    entry[kind] = f"{kind}s/{number:03d}_{safe_stem(result.name)}.png"
-                    archive.writestr(entry[kind], _png(picture))
-                entries.append(entry)
-            entries += [{"image": name, "error": reason} for name, reason in problems]
-            content = {"model": model_name, "image_threshold": thresholds[0], "pixel_threshold": thresholds[1]}
-            bank = results[0].references if results else None
-            content["references"] = describe_references(bank)
-            archive.writestr("results.json", to_json({**content, "results": entries}), zipfile.ZIP_DEFLATED)
-            archive.writestr("results.csv", _csv(entries), zipfile.ZIP_DEFLATED)
-
 
 def _reduced(anomaly_map: np.ndarray) -> np.ndarray:
     """Convert a map to float16 and shrink it if its longer side has more than 1024 pixels."""
@@ -338,36 +339,11 @@ def _reduced(anomaly_map: np.ndarray) -> np.ndarray:
     return anomaly_map.astype(np.float16)
 
 
-def safe_stem(name: str) -> str:
-    """
-    Make the stem of a file name safe for use in another file name.
-
-    Args:
-        name (`str`): file name from an upload.
-
-    Returns:
-        `str`: the name without extension, with ASCII letters, digits, "_" and "-" only, at most 60 characters;
-        "photo" if nothing is left.
-    """
-    return _UNSAFE.sub("_", os.path.splitext(name)[0]).strip("_")[:60] or "photo"
+def _thumbnail(photo: Image.Image, anomaly_map: np.ndarray) -> str:
+    """Draw a small heatmap as a `data:` URL."""
+    small = photo.convert("RGB")
+    small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+    return data_uri(draw_heatmap(small, resized_map(anomaly_map, small.size)))
 
 
-def _png(picture: Image.Image) -> bytes:
-    stream = io.BytesIO()
-    picture.save(stream, format="PNG")
-    return stream.getvalue()
-
-
-def _csv(entries: list[dict[str, Any]]) -> str:
-    stream = io.StringIO()
-    columns = ["image", "score", "label", "p_value", "anomalous_pixels", "error"]
-    writer = csv.DictWriter(stream, columns, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(
-        {name: safe_cell(value) if isinstance(value, str) else value for name, value in entry.items()}
-        for entry in entries
-    )
-    return stream.getvalue()
-
-
-__all__ = ["MAX_FILE_SIZE", "MAX_IMAGES", "PhotoInspector", "PhotoResult", "safe_stem"]
+__all__ = ["MAX_FILE_SIZE", "MAX_IMAGES", "PhotoInspector", "PhotoResult"]

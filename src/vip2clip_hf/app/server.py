@@ -5,7 +5,6 @@
 """
 
 import contextlib
-import ipaddress
 import os
 import shutil
 import signal
@@ -20,6 +19,7 @@ from PIL import Image
 
 from ..checkpoints.bundled import bundled_checkpoint
 from ..models.vip2clip.pipeline_anomaly_detection import AnomalyDetectionPipeline
+from ..utils.addresses import is_loopback
 from .results import MAX_FILE_SIZE, MAX_IMAGES, PhotoInspector
 
 
@@ -36,6 +36,7 @@ def build_app(
     *,
     max_images: int = MAX_IMAGES,
     max_file_size: float = MAX_FILE_SIZE,
+    api: bool = False,
 ) -> "gradio.Blocks":
     """
     Build the web app, to launch it or to mount it in another server. [`launch`] serves it with safe settings.
@@ -45,10 +46,12 @@ def build_app(
             Checkpoint folder or Hub id, or a pipeline; defaults to the small bundled checkpoint.
         device (`str`, *optional*):
             Device to run on; defaults to the first accelerator. Ignored if `model` is a pipeline.
-        max_images (`int`, defaults to 50):
+        max_images (`int`, defaults to 100):
             Maximum number of photos at a time.
         max_file_size (`float`, defaults to 20):
             Maximum size of a file, in megabytes.
+        api (`bool`, defaults to `False`):
+            Whether to add public endpoints for `gradio_client`.
 
     Returns:
         `gradio.Blocks`: the web app.
@@ -67,7 +70,7 @@ def build_app(
             bundled_checkpoint() if model is None else model, device=device
         )
     page = Page(PhotoInspector(detector, max_images, max_file_size), _model_name(model))
-    return page.build(bundled=model is None)
+    return page.build(bundled=model is None, api=api)
 
 
 def _model_name(model: str | os.PathLike | AnomalyDetectionPipeline | None) -> str:
@@ -77,22 +80,6 @@ def _model_name(model: str | os.PathLike | AnomalyDetectionPipeline | None) -> s
     if isinstance(model, AnomalyDetectionPipeline):
         model = getattr(model.model, "name_or_path", "") or "a pipeline"
     return os.path.basename(os.path.abspath(model)) if os.path.isdir(model) else str(model)
-
-
-def is_loopback(host: str) -> bool:
-    """
-    Check whether a host can be reached from this machine only.
-
-    Args:
-        host (`str`): IP address or host name.
-
-    Returns:
-        `bool`: True for "localhost" and loopback addresses; False for any other name.
-    """
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 @contextlib.contextmanager
@@ -132,15 +119,17 @@ def launch(
     max_file_size: float = MAX_FILE_SIZE,
     max_pixels: int = MAX_PIXELS,
     open_browser: bool = False,
+    api: bool = False,
 ) -> None:
     """
     Serve the web app until the process is stopped.
 
     Uploads and results are stored in a temporary folder of this process. They are deleted after one hour, and the
-    folder is deleted at the end. The app writes nothing else, sends nothing, and binds only the address `host`.
+    folder is deleted at the end. The app writes nothing else, sends nothing, loads nothing from other servers, and
+    binds only the address `host`. The memory of a session is freed 15 minutes after its page was closed.
 
     Args:
-        model, device, max_images, max_file_size:
+        model, device, max_images, max_file_size, api:
             See [`build_app`].
         host (`str`, defaults to "127.0.0.1"):
             Address to bind. An address that is not a loopback address exposes the app to the network and prints a
@@ -170,9 +159,20 @@ def launch(
     try:
         with _private_folder():
             # Import inside the block: gradio reads the temporary folder on import.
+            from starlette.middleware import Middleware
+
+            from .guard import Guard
             from .page import CSS, KEPT_SESSIONS, THEME
 
-            page = build_app(model, device, max_images=max_images, max_file_size=max_file_size)
+            page = build_app(model, device, max_images=max_images, max_file_size=max_file_size, api=api)
+
+            def free(session: str) -> None:
+                """Free the state of a session."""
+                holder = page.state_holder
+                with holder.lock:
+                    holder.session_data.pop(session, None)
+                    holder.time_last_used.pop(session, None)
+
             try:
                 _, address, _ = page.launch(
                     server_name=host,
@@ -192,6 +192,7 @@ def launch(
                     footer_links=[],
                     theme=THEME,
                     css=CSS,
+                    app_kwargs={"middleware": [Middleware(Guard, free=free)]},
                 )
             except OSError as error:
                 raise OSError(

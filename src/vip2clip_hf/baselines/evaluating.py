@@ -68,7 +68,7 @@ def evaluate_method(
     key = find_method(str(method)).key if checkpoint is None else check_method(method, checkpoint)
     found = find_method(key)
     if (choice.counts or choice.folder is not None) and not found.uses_references:
-        raise ValueError(f"{found.name} does not use references; remove --references and --reference-folder.")
+        raise ValueError(f"{found.name} does not use references; remove --num-references and --references.")
     if class_name is not None and not found.uses_class_names:
         raise ValueError(f"{found.name} does not use class names; remove --class-name.")
     detector = load_detector(

@@ -2,9 +2,13 @@
 
 import copy
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..models.vip2clip.decision_config_vip2clip import DecisionConfig
+
+
+if TYPE_CHECKING:
+    from .detection import Detection
 
 
 @dataclass
@@ -21,11 +25,14 @@ class Calibration:
             Calibration images that look anomalous, in descending order of their scores.
         unreadable (`dict[str, str]`):
             Images that could not be read, and the reason. They are not part of the calibration.
+        detection ([`Detection`], *optional*):
+            How many defects are found, see [`estimate_detection`].
     """
 
     decision: DecisionConfig
     suspicious: list[str] = field(default_factory=list)
     unreadable: dict[str, str] = field(default_factory=dict)
+    detection: "Detection | None" = None
 
     @property
     def image_threshold(self) -> float:

@@ -14,6 +14,7 @@ from ..models.vip2clip.mask_options_vip2clip import MaskOptions
 from ..models.vip2clip.pipeline_anomaly_detection import AnomalyDetectionPipeline
 from ..utils.unreadable import check_unreadable
 from .calibration import Calibration
+from .detection import SAME_PHOTOS, Detection
 from .scores import decision_maps, decision_settings
 
 
@@ -132,8 +133,11 @@ def calibrate_labelled(
         "settings": detector.score_settings(),
         "fingerprint": model_fingerprint(detector.model),
     }
+    anomalous = np.asarray(scores, dtype=np.float32)[labels == 1]
+    detection = Detection(SAME_PHOTOS, len(anomalous), int((anomalous > np.float32(image_threshold)).sum()))
+    calibration["detection"] = detection.to_dict()
     decision = DecisionConfig(image_threshold, pixel_threshold, calibration=calibration, **decision_settings(detector))
-    return Calibration(decision, unreadable=unreadable)
+    return Calibration(decision, unreadable=unreadable, detection=detection)
 
 
 def _just_below(value: float) -> float:

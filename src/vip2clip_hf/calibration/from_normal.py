@@ -22,6 +22,7 @@ from ..models.vip2clip.fingerprint_vip2clip import model_fingerprint
 from ..models.vip2clip.image_loading_vip2clip import list_images
 from ..models.vip2clip.pipeline_anomaly_detection import AnomalyDetectionPipeline
 from .calibration import Calibration
+from .rates import choose_rate
 from .scores import decision_maps, decision_settings
 
 
@@ -34,7 +35,7 @@ SUSPICIOUS = 5.0
 def calibrate(
     detector: AnomalyDetectionPipeline,
     normal: str | os.PathLike | Iterable[Any],
-    false_alarm_rate: float = 0.01,
+    false_alarm_rate: float | None = 0.01,
     *,
     min_region_area: float = 0.0,
     progress: bool = False,
@@ -53,8 +54,9 @@ def calibrate(
         normal (`str`, `os.PathLike` or iterable):
             Normal images not used for training or model selection: a folder, or an iterable of images in any form that
             the pipeline accepts.
-        false_alarm_rate (`float`, defaults to 0.01):
-            Maximum fraction of normal images classified as anomalous, in (0, 1).
+        false_alarm_rate (`float`, *optional*, defaults to 0.01):
+            Maximum fraction of normal images classified as anomalous, in (0, 1). `None` is 0.05, or the smallest
+            possible rate for fewer than 19 images.
         min_region_area (`float`, defaults to 0.0):
             Minimum area of a region, as a fraction of the image, in [0, 1). Smaller regions are removed from the mask.
         progress (`bool`, defaults to `False`):
@@ -70,13 +72,13 @@ def calibrate(
         ValueError: if there are too few images for the rate (the message contains the required number), if the rate is
             outside (0, 1), if the area is outside [0, 1), or if `normal` is a file.
     """
-    needed = min_calibration_images(false_alarm_rate)
+    needed = 1 if false_alarm_rate is None else min_calibration_images(false_alarm_rate)
     if not 0 <= min_region_area < 1:
         raise ValueError(f"min_region_area is {min_region_area}; expected a fraction of the image in [0, 1).")
     images = list_images(normal) if isinstance(normal, (str, os.PathLike)) and os.path.isdir(normal) else normal
     if isinstance(images, (str, os.PathLike)):
         raise ValueError(f"{str(images)!r} is not a folder; expected a folder of at least {needed} normal images.")
-    if isinstance(images, Sequence) and len(images) < needed:
+    if isinstance(images, Sequence) and false_alarm_rate is not None and len(images) < needed:
         conformal_threshold([0.0] * len(images), false_alarm_rate)  # raises now, not after hours of work
 
     names: list[str] = []
@@ -90,6 +92,11 @@ def calibrate(
         peaks.append(region_score(result["anomaly_map"], pixels))
     for name, reason in unreadable.items():
         logger.warning(f"Skipped in the calibration: {name}: {reason}")
+    default_rate = false_alarm_rate is None
+    if false_alarm_rate is None:
+        if not scores:
+            raise ValueError("None of the normal images can be used; expected at least 1.")
+        false_alarm_rate = choose_rate(len(scores), None, logger.warning)
     image_threshold = conformal_threshold(scores, false_alarm_rate)
     pixel_threshold = conformal_threshold(peaks, false_alarm_rate)
     suspicious = _suspicious(names, scores)
@@ -101,6 +108,7 @@ def calibrate(
     calibration = {
         "method": "conformal",
         "false_alarm_rate": float(false_alarm_rate),
+        "default_rate": default_rate,
         "date": datetime.date.today().isoformat(),
         "num_images": len(scores),
         "settings": detector.score_settings(),

@@ -306,7 +306,33 @@ def describe_calibration(decision: DecisionConfig) -> str | None:
         "## Decision\n\nAn image is anomalous if its score is greater than the image threshold, and a pixel is "
         "anomalous if its value in the anomaly map is greater than the pixel threshold.\n\n"
         f"- Image threshold: {decision.image_threshold:.6g}\n- Pixel threshold: {decision.pixel_threshold:.6g}\n\n"
-        f"The thresholds were chosen on {found['date']} {origin}"
+        f"The thresholds were chosen on {found['date']} {origin}{_describe_detection(found.get('detection'))}"
+    )
+
+
+def _describe_detection(found: Mapping[str, Any] | None) -> str:
+    """Add a paragraph on how many defects are found, as stored by a calibration."""
+    if not found:
+        return ""
+    counts = f"{found['num_found']} of {found['num_photos']}"
+    if found["method"] == "synthetic":
+        parts = ", ".join(
+            f"{size['num_found']} of {size['num_photos']} with a length of {100 * size['least']:.0f} to "
+            f"{100 * size['below']:.0f} % of the shorter side"
+            for size in found["sizes"]
+        )
+        return (
+            f"\n\nDetection, a rough estimate: {counts} photos with a synthetic defect are called anomalous ({parts})."
+            " Real defects can be easier or harder to find."
+        )
+    text = f"\n\nDetection: {counts} photos of defects are called anomalous ({100 * found['rate']:.0f} %)"
+    if found.get("interval") is None:
+        return f"{text}. The thresholds were chosen from the same photos, so expect less on new ones."
+    low, high = (100 * end for end in found["interval"])
+    how = ", by cross-validation" if found["method"] == "cross-validation" else ""
+    return (
+        f"{text}{how}. The true rate lies between {low:.0f} and {high:.0f} % with a probability of 90 %, if they are "
+        "a random sample of the defects."
     )
 
 

@@ -5,16 +5,20 @@ from typing import Annotated, Any
 
 import typer
 
+from .model_argument import check_model
 from .options import (
     BitDepth,
     Device,
+    FalseAlarmRate,
     Json,
     Model,
     Page,
     Recursive,
+    Seed,
     TileOverlap,
     TileSize,
     checkpoint_or_bundled,
+    import_detector,
     print_json,
     shows_progress,
     usage_error,
@@ -23,9 +27,11 @@ from .streams import say
 
 
 def adapt(
-    good_photos: Annotated[
+    photos: Annotated[
         Path | None,
-        typer.Argument(help="Folder of photos of good parts. Optional with --update.", show_default=False),
+        typer.Argument(
+            metavar="PHOTOS", help="Folder of photos of good parts. Optional with --update.", show_default=False
+        ),
     ] = None,
     output: Annotated[
         Path | None, typer.Option(help="New folder for the adapted checkpoint and its report.", show_default=False)
@@ -35,13 +41,7 @@ def adapt(
         typer.Option(help="Instead of --output: adapted checkpoint to add the photos to.", show_default=False),
     ] = None,
     model: Model = None,
-    false_alarm_rate: Annotated[
-        float | None,
-        typer.Option(
-            help="Maximum fraction of photos of good parts classified as anomalous.",
-            show_default="0.05, or more for fewer than 19 photos",
-        ),
-    ] = None,
+    false_alarm_rate: FalseAlarmRate = None,
     defects: Annotated[
         Path | None,
         typer.Option(
@@ -85,7 +85,7 @@ def adapt(
     ] = None,
     recursive: Recursive = True,
     device: Device = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of synthetic defects and of cross-validation.")] = 0,
+    seed: Seed = 0,
     as_json: Json = False,
 ) -> None:  # fmt: skip
     """Make a detector for your part from a few good photos.
@@ -106,8 +106,8 @@ def adapt(
     """
     if (output is None) == (update is None):
         raise usage_error("Pass either --output (a new folder) or --update (an adapted checkpoint).")
-    if good_photos is None and not (update is not None and (drop or drop_outliers or defects or false_alarm_rate)):
-        raise usage_error("GOOD_PHOTOS is missing; expected a folder of photos of good parts.")
+    if photos is None and not (update is not None and (drop or drop_outliers or defects or false_alarm_rate)):
+        raise usage_error("PHOTOS is missing; expected a folder of photos of good parts.")
     if update is not None:
         settings = {"--model": model, "--tile-size": tile_size, "--tile-overlap": tile_overlap}
         settings.update({"--max-patches": max_patches, "--rotations": rotations or None, "--aligned": aligned or None})
@@ -115,21 +115,24 @@ def adapt(
             raise usage_error(f"{given[0]} cannot be used with --update: the options of the checkpoint are kept.")
     if miss_cost is not None and defects is None:
         raise usage_error("--miss-cost can only be used with --defects.")
+    needs = " --output NEW" if update is None else ""
+    check_model("adapt", model, [str(folder) for folder in (photos, defects) if folder is not None], needs)
+    import_detector()
     from ..references.adapting import adapt as adapt_checkpoint
     from ..references.summary import summary
     from ..utils.files import check_new_folder
     from ..utils.outputs import check_output
 
-    for option, folder in (("GOOD_PHOTOS", good_photos), ("--defects", defects)):
+    for option, folder in (("PHOTOS", photos), ("--defects", defects)):
         if folder is not None and not folder.is_dir():
             raise OSError(f"{option} {str(folder)!r} is not a folder; expected a folder of photos.")
     if output is not None:
         check_new_folder(output)
-        check_output("--output", output, [folder for folder in (good_photos, defects, model) if folder is not None])
+        check_output("--output", output, [folder for folder in (photos, defects, model) if folder is not None])
     options: dict[str, Any] = {} if max_patches is None else {"max_patches": max_patches}
     found = adapt_checkpoint(
         checkpoint_or_bundled(model) if update is None else update,
-        good_photos,
+        photos,
         output,
         update=update is not None,
         false_alarm_rate=false_alarm_rate,

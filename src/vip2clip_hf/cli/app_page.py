@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from ..utils.extras import require
+from .model_argument import check_model
 from .options import Device, Model, shows_progress
 
 
@@ -17,7 +18,7 @@ def app_page(
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to bind.")] = 7860,
     device: Device = None,
-    max_images: Annotated[int, typer.Option(min=1, help="Maximum number of photos at a time.")] = 50,
+    max_images: Annotated[int, typer.Option(min=1, help="Maximum number of photos at a time.")] = 100,
     max_file_size: Annotated[float, typer.Option(min=0.001, help="Maximum size of a file, in MB.")] = 20,
     max_pixels: Annotated[
         int,
@@ -26,6 +27,7 @@ def app_page(
     browser: Annotated[
         bool, typer.Option("--browser/--no-browser", help="Open the app in a browser on this machine.")
     ] = True,
+    api: Annotated[bool, typer.Option("--api", help="Add public endpoints for gradio_client.")] = False,
 ) -> None:  # fmt: skip
     """Score photos in the browser (extra: app).
 
@@ -36,7 +38,9 @@ def app_page(
     Examples:
       vip2clip app
       vip2clip app --model org/vip2clip --port 8000 --no-browser
+      vip2clip app --api --no-browser
     """
+    check_model("app", model)
     # Not imported here: gradio reads its temporary folder on import.
     require("app", "The web app", "gradio", "scipy", load=False)
     from ..app.server import launch
@@ -51,6 +55,7 @@ def app_page(
         max_file_size=max_file_size,
         max_pixels=max_pixels,
         open_browser=browser,
+        api=api,
     )
 
 

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from .model_argument import check_model
 from .options import (
     AnomalousLabel,
     BitDepth,
@@ -47,9 +48,13 @@ def compare(
     ] = "bundled",
     model: Annotated[
         list[str] | None,
-        typer.Option(metavar="METHOD=CHECKPOINT", help="Checkpoint of a method. Repeatable.", show_default=False),
+        typer.Option(
+            metavar="[METHOD=]CHECKPOINT",
+            help="Checkpoint of a method, by default of ViP²-CLIP. Repeatable.",
+            show_default=False,
+        ),
     ] = None,
-    reference: Annotated[
+    references: Annotated[
         Path | None,
         typer.Option(
             help="Folder of photos of good parts, or with one subfolder per category.", show_default="zero-shot"
@@ -105,7 +110,7 @@ def compare(
     \b
     Examples:
       vip2clip compare photos --output comparison
-      vip2clip compare photos --reference good --methods winclip,vip2clip --output comparison
+      vip2clip compare photos --references good --methods winclip,vip2clip --output comparison
       vip2clip compare mvtec=MVTec --clip openai/clip-vit-large-patch14-336 --model april-gan=org/april-gan
     """
     from ..comparison.comparing import compare_methods
@@ -114,7 +119,12 @@ def compare(
     from ..data.sources import DataSource
     from ..utils.outputs import check_output
 
-    models = dict(parse_pair(text, "--model", "METHOD=CHECKPOINT", "april-gan=outputs") for text in model or ())
+    models = dict(
+        parse_pair(text if "=" in text else f"vip2clip={text}", "--model", "METHOD=CHECKPOINT", "april-gan=outputs")
+        for text in model or ()
+    )
+    for checkpoint in models.values():
+        check_model("compare", checkpoint, [photos])
     try:
         names, _ = choose_methods(methods)
     except ValueError as error:
@@ -124,13 +134,13 @@ def compare(
     options = mask_options(mask_threshold, mask_channel, mask_invert, mask_orientation, keep_small_regions)
     source = DataSource.parse(photos, split, category, options, normal_label, anomalous_label)
     if output is not None:
-        check_output("--output", output, [source.root, *([reference] if reference is not None else [])])
+        check_output("--output", output, [source.root, *([references] if references is not None else [])])
     result = compare_methods(
         source,
         methods,
         clip=clip,
         models=models,
-        references=reference,
+        references=references,
         output=output,
         class_name=class_names(class_name),
         rows=rows,

@@ -12,7 +12,7 @@ from .streams import say
 
 
 def convert(
-    checkpoint: Annotated[Path, typer.Option(help="Checkpoint of the authors' code (.pth).")],
+    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="Checkpoint of the authors' code (.pth).")],
     clip: Annotated[
         str,
         typer.Option(help="CLIP backbone: folder or Hub id. The authors used openai/clip-vit-large-patch14-336."),
@@ -46,8 +46,8 @@ def convert(
 
     \b
     Examples:
-      vip2clip convert --checkpoint epoch_10.pth --clip openai/clip-vit-large-patch14-336 --output vip2clip
-      vip2clip convert --method april-gan --checkpoint visa_pretrained.pth --clip CLIP --output april-gan
+      vip2clip convert epoch_10.pth --clip openai/clip-vit-large-patch14-336 --output vip2clip
+      vip2clip convert visa_pretrained.pth --method april-gan --clip CLIP --output april-gan
     """
     from ..checkpoints.saving import check_target, write_checkpoint
     from ..models.vip2clip import ViP2ClipImageProcessor, convert_release_checkpoint

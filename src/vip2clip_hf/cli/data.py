@@ -30,11 +30,13 @@ if TYPE_CHECKING:
 
 
 def data(
-    root: Annotated[str, typer.Argument(help="Folder, table (CSV, JSONL, Parquet), meta.json or Hub id.")],
+    photos: Annotated[
+        str, typer.Argument(metavar="PHOTOS", help="Folder, table (CSV, JSONL, Parquet), meta.json or Hub id.")
+    ],
     benchmark: Annotated[
         str | None,
         typer.Option(
-            help="Read ROOT as this benchmark of the paper: mvtec, visa, ...", show_default="none, your own data"
+            help="Read PHOTOS as this benchmark of the paper: mvtec, visa, ...", show_default="none, your own data"
         ),
     ] = None,
     split: Annotated[str, typer.Option(help="Split to report on.")] = "test",
@@ -71,13 +73,13 @@ def data(
     as_json: Json = False,
     synthetic: Annotated[
         bool,
-        typer.Option("--synthetic", help="First generate a synthetic dataset with exact masks in ROOT, a new folder."),
+        typer.Option("--synthetic", help="First generate a synthetic dataset with masks in PHOTOS, a new folder."),
     ] = False,
     seed: Annotated[int, typer.Option(help="Seed of --synthetic and --write-thirds.")] = 0,
     write_thirds: Annotated[
         Path | None,
         typer.Option(
-            help="First write the official KolektorSDD images in ROOT to this new folder in thirds, as in the paper."
+            help="First write the official KolektorSDD images in PHOTOS to this new folder in thirds, as in the paper."
         ),
     ] = None,
 ) -> None:
@@ -96,6 +98,7 @@ def data(
     """
     from ..data.loading import index_benchmark, index_folder
 
+    root = photos
     for option, value in (("--benchmark", benchmark), ("--write-thirds", write_thirds)):
         if value is not None and (column or normal_label or anomalous_label):
             raise usage_error(f"--column, --normal-label and --anomalous-label apply to your own data; omit {option}.")

@@ -21,18 +21,31 @@ from .demo import demo
 from .errors import TRACEBACK, explain
 from .evaluate import evaluate
 from .export import export
+from .old_spellings import with_new_spellings
 from .options import expand_user
 from .predict import predict
+from .push import push
+from .report import report
 from .reproduce import reproduce
+from .serve import serve
 from .train import TRAIN_SETTINGS, train
+from .watch import watch
 
 
 # Commands by the heading of their group in the help.
 COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
-    "Use": {"predict": predict, "adapt": adapt, "calibrate": calibrate, "app": app_page, "demo": demo},
+    "Use": {
+        "predict": predict,
+        "report": report,
+        "watch": watch,
+        "adapt": adapt,
+        "calibrate": calibrate,
+        "app": app_page,
+        "demo": demo,
+    },
     "Train": {"data": data, "build-backbone": build_backbone, "train": train},
     "Evaluate": {"evaluate": evaluate, "compare": compare, "reproduce": reproduce},
-    "Ship": {"convert": convert, "export": export},
+    "Ship": {"convert": convert, "export": export, "push": push, "serve": serve},
 }
 EXIT_CODES = (
     "Exit codes: 0 success, 1 error, 2 wrong usage, 3 success, but some images or checks failed, 130 interrupted, 141 "
@@ -45,8 +58,8 @@ class CommandGroups(TyperGroup):
     """List the commands in groups in the help, and prepare arguments and errors of all commands."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> Any:
-        """Replace `~` also where the shell does not."""
-        return super().parse_args(ctx, [expand_user(argument) for argument in args])
+        """Replace old spellings, and `~` also where the shell does not."""
+        return super().parse_args(ctx, [expand_user(argument) for argument in with_new_spellings(args)])
 
     def invoke(self, ctx: Any) -> Any:
         """Keep the library from handling these errors, which it does without a message."""
@@ -72,7 +85,9 @@ class CommandGroups(TyperGroup):
 app = typer.Typer(
     cls=CommandGroups,
     help="Zero-shot visual anomaly detection with ViP²-CLIP.",
-    epilog=f"Run vip2clip COMMAND --help for options and examples. {EXIT_CODES}",
+    # The grammar of all commands.
+    epilog="Most commands are vip2clip COMMAND PHOTOS [--model CHECKPOINT] [--output FOLDER]. "
+    f"Run vip2clip COMMAND --help for options and examples. {EXIT_CODES}",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -126,7 +141,7 @@ def _how_to_resume(arguments: list[str]) -> str:
     """What to do after an interruption of a command with these arguments."""
     command = next((name for name in arguments if not name.startswith("-")), "")
     to_folder = any(argument.partition("=")[0] == "--output" for argument in arguments)
-    if command in ("evaluate", "reproduce") or (command == "predict" and to_folder):
+    if command in ("evaluate", "reproduce", "watch") or (command == "predict" and to_folder):
         return "To resume, run the same command again."
     if command == "train":
         return "To resume from the last checkpoint, run the same command again with --resume_from_checkpoint true."

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from .model_argument import check_model
 from .options import (
     AnomalousLabel,
     Backbone,
@@ -19,6 +20,7 @@ from .options import (
     MaskInvert,
     MaskOrientation,
     MaskThreshold,
+    NoReferences,
     NormalLabel,
     Page,
     SkipUnreadable,
@@ -36,10 +38,10 @@ OWN_METHOD = "vip2clip"
 
 
 def evaluate(
-    sets: Annotated[
+    photos: Annotated[
         list[str],
         typer.Argument(
-            metavar="[NAME=]ROOT",
+            metavar="PHOTOS...",
             help="Labelled datasets: a benchmark as NAME=ROOT (mvtec=path/to/MVTec), or a folder, table or Hub id.",
         ),
     ],
@@ -95,11 +97,11 @@ def evaluate(
     sheet_range: Annotated[
         tuple[float, float], typer.Option(help="Anomaly map values at the ends of the colour scale in the sheets.")
     ] = (0.0, 1.0),
-    save_maps: Annotated[bool, typer.Option("--save-maps", help="Save all anomaly maps as float16.")] = False,
+    maps: Annotated[bool, typer.Option("--maps", help="Save all anomaly maps as float16.")] = False,
     bit_depth: BitDepth = None,
     page: Page = None,
     skip_unreadable: SkipUnreadable = False,
-    references: Annotated[
+    num_references: Annotated[
         list[int] | None,
         typer.Option(
             min=1, help="Also evaluate with this number of normal photos per category. Repeatable.", show_default=False
@@ -109,15 +111,15 @@ def evaluate(
         list[int] | None,
         typer.Option(min=0, help="Seed of the draw of the references. Repeatable.", show_default="0"),
     ] = None,
-    reference_folder: Annotated[
+    references: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of photos of good parts, or with one subfolder per category.", show_default="the split train"
+            help="Folder of photos of good parts, or with one subfolder per category. With --num-references, they are "
+            "drawn from it.",
+            show_default="references of the checkpoint; with --num-references, the split train",
         ),
     ] = None,
-    no_references: Annotated[
-        bool, typer.Option("--no-references", help="Do not use the references of the checkpoint.")
-    ] = False,
+    no_references: NoReferences = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Delete an earlier evaluation in OUTPUT.")
     ] = False,
@@ -135,8 +137,8 @@ def evaluate(
     \b
     Examples:
       vip2clip evaluate mvtec=MVTec visa=VisA --model checkpoint --output results
-      vip2clip evaluate photos --model org/vip2clip --output results --save-maps
-      vip2clip evaluate mvtec=MVTec --model checkpoint --output results --references 1 --references 4
+      vip2clip evaluate photos --model org/vip2clip --output results --maps
+      vip2clip evaluate mvtec=MVTec --model checkpoint --output results --num-references 1 --num-references 4
       vip2clip evaluate photos --method winclip --clip openai/clip-vit-large-patch14-336 --output winclip
     """
     from ..baselines.evaluating import evaluate_method, title_of
@@ -155,15 +157,16 @@ def evaluate(
     def show(result: dict[str, Any]) -> None:
         say(f"\n{result['name']}, in percent\n{category_table(result)}")
 
+    check_model("evaluate", model, photos, " --output FOLDER")
     options = mask_options(mask_threshold, mask_channel, mask_invert, mask_orientation, keep_small_regions)
-    if no_references and (references or reference_folder):
+    if no_references and (num_references or references):
         raise usage_error("--no-references is given with other references; expected one of them.")
-    if reference_seed and not references:
-        raise usage_error("--reference-seed is given without --references; expected the number of references.")
+    if reference_seed and not num_references:
+        raise usage_error("--reference-seed is given without --num-references; expected the number of references.")
     choice = ReferenceChoice(
-        tuple(dict.fromkeys(references or ())),
+        tuple(dict.fromkeys(num_references or ())),
         tuple(dict.fromkeys(reference_seed or (0,))),
-        None if reference_folder is None else str(reference_folder),
+        None if references is None else str(references),
         not no_references,
     )
     key = choose_method(method, model, clip)
@@ -172,7 +175,7 @@ def evaluate(
         raise usage_error("--class-name is given, but ViP²-CLIP does not use class names; remove it.")
     if name is None:
         name = name_of(str(model)) if key is None else title_of(key)
-    sources = [DataSource.parse(text, split, category, options, normal_label, anomalous_label) for text in sets]
+    sources = [DataSource.parse(text, split, category, options, normal_label, anomalous_label) for text in photos]
     check_output(
         "--output", output, [*(source.root for source in sources), *([choice.folder] if choice.folder else [])]
     )
@@ -197,7 +200,7 @@ def evaluate(
         aupro_convention=aupro_convention,
         sheets=sheets,
         sheet_range=sheet_range,
-        save_maps=save_maps,
+        save_maps=maps,
         overwrite=overwrite,
         bit_depth=bit_depth,
         page=page,

@@ -5,7 +5,18 @@ from typing import Annotated
 
 import typer
 
-from .options import Backbone, Json, Model, checkpoint_or_bundled, one_of, print_json, shows_progress, usage_error
+from .model_argument import check_model
+from .options import (
+    Backbone,
+    Json,
+    Model,
+    NoReferences,
+    checkpoint_or_bundled,
+    one_of,
+    print_json,
+    shows_progress,
+    usage_error,
+)
 from .streams import say, say_error
 
 
@@ -34,9 +45,7 @@ def export(
         Path | None,
         typer.Option(help="With --quantize: folder of photos of your parts, to measure the range of the values on."),
     ] = None,
-    no_references: Annotated[
-        bool, typer.Option("--no-references", help="Leave out the references of the checkpoint.")
-    ] = False,
+    no_references: NoReferences = False,
     as_json: Json = False,
 ) -> None:
     """Export a checkpoint to ONNX or torch.export.
@@ -50,6 +59,7 @@ def export(
       vip2clip export --model checkpoint --output exported --format torch
       vip2clip export --model checkpoint --output exported --quantize int8 --calibration-photos good
     """
+    check_model("export", model, output=" --output FOLDER")
     import torch
 
     from ..export.exporting import DEFAULT_OPSET, check_format, check_opset, check_packages, export_onnx, export_torch

@@ -4,6 +4,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -131,6 +132,22 @@ TileOverlap = Annotated[
     float | None,
     typer.Option(help="Overlap of neighbouring tiles, as a fraction of the tile size.", show_default="0.25"),
 ]
+References = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder of photos of good parts to compare with, including its subfolders.",
+        show_default="references of the checkpoint, if any",
+    ),
+]
+NoReferences = Annotated[bool, typer.Option("--no-references", help="Do not use the references of the checkpoint.")]
+FalseAlarmRate = Annotated[
+    float | None,
+    typer.Option(
+        help="Maximum fraction of photos of good parts classified as anomalous.",
+        show_default="0.05, or more for fewer than 19 photos",
+    ),
+]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of synthetic defects and of cross-validation.")]
 SkipUnreadable = Annotated[
     bool, typer.Option("--skip-unreadable", help="Leave out images and masks that cannot be read.")
 ]
@@ -258,7 +275,7 @@ def expand_user(text: str) -> str:
 
 def checkpoint_or_bundled(model: str | None) -> str:
     """
-    Use the bundled checkpoint if no checkpoint is set, and print a note to stderr.
+    Use the bundled checkpoint if no checkpoint is set. The first time, print a note to stderr.
 
     Args:
         model (`str`, *optional*): checkpoint folder or Hub id.
@@ -270,13 +287,29 @@ def checkpoint_or_bundled(model: str | None) -> str:
         return model
     from ..checkpoints.bundled import bundled_checkpoint
 
-    if os.environ.get("RANK", "0") == "0":  # print once
+    folder = bundled_checkpoint()
+    if os.environ.get("RANK", "0") == "0" and _is_first(f"notice-{folder.name}"):
         say_error(
             "Using the small bundled checkpoint. It needs photos of good parts as references (vip2clip adapt); "
             "without them, it is for trying things out. A ViT-L/14 checkpoint is better: --model, see "
-            "docs/quickstart.md."
+            "docs/quickstart.md. This note is shown once."
         )
-    return str(bundled_checkpoint())
+    return str(folder)
+
+
+def _is_first(name: str) -> bool:
+    """Whether something happens for the first time on this machine. Always, if this cannot be remembered."""
+    from ..utils.cache import own_cache
+
+    file = own_cache() / name
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("x"):
+            return True
+    except FileExistsError:
+        return not file.is_file()
+    except OSError:
+        return True
 
 
 def import_detector() -> None:
@@ -325,6 +358,7 @@ __all__ = [
     "ClassName",
     "Device",
     "Dtype",
+    "FalseAlarmRate",
     "Json",
     "KeepSmallRegions",
     "MaskChannel",
@@ -332,9 +366,12 @@ __all__ = [
     "MaskOrientation",
     "MaskThreshold",
     "Model",
+    "NoReferences",
     "NormalLabel",
     "Page",
     "Recursive",
+    "References",
+    "Seed",
     "SkipUnreadable",
     "TileOverlap",
     "TileSize",

@@ -1,25 +1,32 @@
 """Score photos one by one and print the results, for `vip2clip predict` without --output."""
 
-import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import typer
 
+from ..utils.text import counted
+from .heatmaps import heatmap_files, save_heatmap
 from .options import import_detector, print_json, shows_progress
+from .photo_lines import print_entry, print_summary
+from .photo_table import PhotoTable, heatmaps_folder, table_settings
+from .result_files import ResultFiles, write_tables
 from .runtimes import open_runtime
-from .sources import Photo, Photos, find_photos, heatmap_names
+from .sources import Photo, find_photos
 from .streams import say, say_error
 
 
 # For more photos than this, recommend --output.
 MANY_PHOTOS = 1000
-# Formats of a heatmap, by the ending of its name.
-HEATMAP_FORMATS = {
-    ".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".bmp": "BMP", ".tif": "TIFF", ".tiff": "TIFF",
-}  # fmt: skip
+# For more photos than this, print a summary.
+MANY_LINES = 20
+HOW_TO_KEEP = (
+    "To print all photos, add --all. To keep the results, add --csv FILE, --sort FOLDER (copies of the photos in "
+    "good/, defect/ and unsure/) or --output FOLDER (any number of photos)."
+)
 
 
 def predict_photos(
@@ -30,9 +37,12 @@ def predict_photos(
     overwrite: bool,
     recursive: bool,
     options: dict[str, Any],
+    files: ResultFiles | None = None,
+    show_all: bool = False,
 ) -> None:
     """
-    Score photos and print one line per photo as soon as it is scored, or all results as a JSON list.
+    Score photos and print one line per photo as soon as it is scored, or all results as a JSON list. For more than 20
+    photos, print a summary instead.
 
     Args:
         sources (`Sequence[str]`): see [`find_photos`].
@@ -42,40 +52,71 @@ def predict_photos(
         overwrite (`bool`): whether to replace existing heatmaps.
         recursive (`bool`): whether to include subfolders.
         options (`dict[str, Any]`): arguments of [`AnomalyDetectionPipeline.from_pretrained`].
+        files ([`ResultFiles`], *optional*): files to write.
+        show_all (`bool`, defaults to `False`): whether to print one line per photo for any number of photos.
 
     Raises:
         OSError: if no photo can be read, a heatmap would replace a photo or another file, or cannot be written.
         ValueError: if there are no photos.
         typer.Exit: with code 3, if some photos could not be read.
     """
-    photos = find_photos(sources, recursive)
-    targets = {} if heatmap is None else heatmap_files(photos, heatmap, overwrite)
-    if len(photos.photos) > MANY_PHOTOS:
-        say_error(
-            f"{len(photos.photos)} photos: with --output FOLDER, prediction is batched and an interrupted run resumes."
-        )
     runtime = options.pop("runtime", None)
+    if runtime is None:
+        import_detector()
+    photos, files = find_photos(sources, recursive), files or ResultFiles(overwrite=overwrite)
+    files.check([*photos.folders, *(photo.source for photo in photos.photos if photo.is_file)])
+    table = PhotoTable(photos, files.csv if files.append else None) if files.wanted else None
+    new = photos.photos if table is None else table.new
+    targets = {} if heatmap is None else heatmap_files(replace(photos, photos=new), heatmap, overwrite)
+    if len(new) > MANY_PHOTOS:
+        say_error(f"{len(new)} photos: with --output FOLDER, prediction is batched and an interrupted run resumes.")
     if runtime is None:
         progress, detector = shows_progress(), load_detector(model, options)
     else:
         progress, detector = sys.stderr.isatty(), open_runtime(model, runtime, options)
+    if table is not None:
+        folder = heatmaps_folder(heatmap, (files.csv, files.xlsx), photos.several)
+        table.check(table_settings(detector, model, options, table.root, folder), files.csv)
     entries = []
+    summary = len(new) > MANY_LINES and not show_all
     # A progress bar would overwrite lines that are printed to the same terminal.
-    bar = progress and photos.several and (as_json or not sys.stdout.isatty())
-    for entry in _entries(detector, photos.photos, targets, bar):
-        entries.append(entry)
-        if not as_json and ("error" not in entry or photos.several):
-            print_entry(entry)
+    bar = progress and photos.several and (as_json or summary or not sys.stdout.isatty())
+    try:
+        for photo, entry, area in _entries(detector, new, targets, bar):
+            entries.append(entry)
+            if table is not None:
+                table.add(photo, entry, area)
+            if not (as_json or summary) and ("error" not in entry or photos.several):
+                print_entry(entry)
+    except BaseException:
+        if files.append and table is not None and entries:  # these rows are right, and need not be computed again
+            write_tables(table.predictions(), files.csv, files.xlsx)
+        raise
     if as_json:
         print_json(entries)
+    elif summary:
+        print_summary(entries, _threshold(detector, options))
+    tell = say_error if as_json else say
+    if table is not None:
+        if files.append:
+            tell(f"{counted(len(new), 'new photo')}, {counted(table.num_earlier, 'row')} before.")
+        files.report(files.write(table.predictions(str(files.csv or files.xlsx or ""))), tell)
+    elif summary and not as_json:
+        say_error(HOW_TO_KEEP)
     failed = [entry for entry in entries if "error" in entry]
-    if len(failed) == len(entries):
+    if entries and len(failed) == len(entries) and not files.append:
         reason = failed[0]["error"]
         if not photos.several:
             raise OSError(reason if failed[0]["image"] in reason else f"{failed[0]['image']!r}: {reason}")
         raise OSError(f"None of the {len(failed)} photos could be read. The first: {reason}")
     if failed:
         raise typer.Exit(3)
+
+
+def _threshold(detector: Any, options: dict[str, Any]) -> float | None:
+    decision = getattr(detector, "decision", None)
+    given = options.get("threshold")
+    return given[0] if given is not None else getattr(decision, "image_threshold", None)
 
 
 def load_detector(model: str, options: dict[str, Any]) -> Any:
@@ -93,7 +134,6 @@ def load_detector(model: str, options: dict[str, Any]) -> Any:
         OSError: if the checkpoint is not found.
         ValueError: if a setting is not allowed.
     """
-    import_detector()
     from ..models.loading import check_dtype
     from ..models.vip2clip import AnomalyDetectionPipeline
 
@@ -104,8 +144,10 @@ def load_detector(model: str, options: dict[str, Any]) -> Any:
     return detector
 
 
-def _entries(detector: Any, photos: list[Photo], targets: dict[str, Path], bar: bool) -> Iterator[dict[str, Any]]:
-    """The result of each photo, or why it cannot be read."""
+def _entries(
+    detector: Any, photos: list[Photo], targets: dict[str, Path], bar: bool
+) -> Iterator[tuple[Photo, dict[str, Any], float | None]]:
+    """Each photo with its result, or why it cannot be read, and the fraction of its pixels that are anomalous."""
     from ..models.vip2clip.image_loading_vip2clip import load_image
     from ..utils.extras import is_installed
 
@@ -122,7 +164,7 @@ def _entries(detector: Any, photos: list[Photo], targets: dict[str, Path], bar: 
                 raise OSError(photo.error)
             image = load(photo.source)
         except (OSError, ValueError, MemoryError) as error:
-            yield {**entry, "error": str(error) or type(error).__name__}
+            yield photo, {**entry, "error": str(error) or type(error).__name__}, None
             continue
         found = cast(dict[str, Any], detector(image, heatmap=bool(targets)))
         entry.update(score=found["score"], label=found["label"], anomalous_pixels=int(found["mask"].sum()))
@@ -130,108 +172,7 @@ def _entries(detector: Any, photos: list[Photo], targets: dict[str, Path], bar: 
         if targets:
             save_heatmap(found["heatmap"], targets[photo.source])
             entry["heatmap"] = str(targets[photo.source])
-        yield entry
+        yield photo, entry, float(found["mask"].mean())
 
 
-def heatmap_files(photos: Photos, heatmap: Path, overwrite: bool) -> dict[str, Path]:
-    """
-    Choose the file of each heatmap. No photo and, without `overwrite`, no other file is replaced.
-
-    Args:
-        photos ([`Photos`]): the photos.
-        heatmap (`pathlib.Path`): file, or folder for the heatmaps of several photos.
-        overwrite (`bool`): whether to replace existing heatmaps.
-
-    Returns:
-        `dict[str, Path]`: file by source.
-
-    Raises:
-        OSError: if a heatmap would replace a photo or another file, or be read as a photo the next time.
-    """
-    from ..utils.outputs import is_inside
-
-    several = photos.several
-    if not several and heatmap.is_dir():
-        raise OSError(f"{str(heatmap)!r} is a folder; expected a file for the heatmap of one photo.")
-    if several and heatmap.is_file():
-        raise OSError(f"{str(heatmap)!r} is a file; expected a folder for the heatmaps of several photos.")
-    parents = [os.path.dirname(photo.source) or "." for photo in photos.photos if photo.is_file] if several else []
-    inside = any(is_inside(heatmap, folder) for folder in photos.folders)
-    if inside or any(
-        heatmap.exists() and os.path.samefile(heatmap, one) for one in set(parents) if os.path.exists(one)
-    ):
-        raise OSError(
-            f"--heatmap {str(heatmap)!r} is inside the folder of the photos, where the heatmaps would be read as "
-            "photos the next time; expected another folder."
-        )
-    if several:
-        targets = {source: heatmap / name for source, name in heatmap_names(photos).items()}
-    else:
-        targets = {photos.photos[0].source: heatmap}
-        if heatmap.suffix.lower() not in HEATMAP_FORMATS:
-            raise OSError(
-                f"{str(heatmap)!r} has an unknown format; expected a name with {', '.join(HEATMAP_FORMATS)}."
-            )
-    existing = [file for file in targets.values() if os.path.lexists(file)]
-    paths = [photo.source for photo in photos.photos if photo.is_file and os.path.exists(photo.source)]
-    inputs = {(found.st_dev, found.st_ino) for found in map(os.stat, paths)}
-    for file in existing:
-        if os.path.isdir(file):
-            raise OSError(f"{str(file)!r} is a folder; expected a file for the heatmap of one photo.")
-        if os.path.exists(file) and (os.stat(file).st_dev, os.stat(file).st_ino) in inputs:
-            raise OSError(f"The heatmap {str(file)!r} would replace a photo; expected another file.")
-    if existing and not overwrite:
-        raise OSError(
-            f"{str(existing[0])!r} already exists{f', and {len(existing) - 1} more' if len(existing) > 1 else ''}; "
-            "choose another path, or replace existing heatmaps with --overwrite."
-        )
-    return targets
-
-
-def save_heatmap(picture: Any, target: Path) -> None:
-    """
-    Write a heatmap completely or not at all.
-
-    Args:
-        picture (`PIL.Image.Image`): the heatmap.
-        target (`pathlib.Path`): file to write; its ending determines the format.
-
-    Raises:
-        OSError: if the file cannot be written.
-    """
-    from io import BytesIO
-
-    from ..utils.files import write_atomically
-
-    content = BytesIO()
-    picture.save(content, format=HEATMAP_FORMATS[target.suffix.lower()])
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(target, content.getvalue())
-    except OSError as error:
-        raise OSError(f"The heatmap {str(target)!r} could not be written: {error.strerror or error}.") from error
-
-
-def print_entry(entry: dict[str, Any]) -> None:
-    """
-    Print the result of a photo.
-
-    Args:
-        entry (`dict[str, Any]`): record of the JSON list.
-    """
-    from ..utils.text import shown
-
-    text = shown(entry["error"]) if "error" in entry else f"{entry['score']:.3f} {entry['label']}"
-    if entry.get("p_value") is not None:
-        text += f", p-value {entry['p_value']:.3g}"
-    lines = [f"{shown(entry['image'])}: {text}"]
-    for region in entry.get("regions", ()):
-        left, top, right, bottom = region["box"]
-        lines.append(
-            f"  {left}, {top} to {right}, {bottom}: {region['area']} pixels, "
-            f"mean {region['mean_score']:.3f}, peak {region['peak_score']:.3f}"
-        )
-    say("\n".join(lines))
-
-
-__all__ = ["HEATMAP_FORMATS", "heatmap_files", "predict_photos", "print_entry", "save_heatmap"]
+__all__ = ["load_detector", "predict_photos"]

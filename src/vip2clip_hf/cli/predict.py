@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from ..utils.extras import require
+from .model_argument import check_model
 from .options import (
     Backbone,
     BitDepth,
@@ -13,24 +14,24 @@ from .options import (
     Dtype,
     Json,
     Model,
+    NoReferences,
     Page,
     Recursive,
+    References,
     TileOverlap,
     TileSize,
     checkpoint_or_bundled,
-    print_json,
-    shows_progress,
-    usage_error,
 )
+from .predict_arguments import check_arguments
+from .result_files import ResultFiles
 from .runtimes import Runtime, check_runtime
-from .streams import say
 
 
 def predict(
     source: Annotated[
         list[str],
         typer.Argument(
-            metavar="SOURCE...",
+            metavar="PHOTOS...",
             help="Photos, folders of photos, patterns, URLs, or - to read a list of paths from the standard input. "
             "With --output, one folder, table, meta.json, Hub id or NAME=ROOT.",
         ),
@@ -39,7 +40,7 @@ def predict(
     heatmap: Annotated[
         Path | None,
         typer.Option(
-            metavar="OUT", help="Save the heatmap: an image file, or a folder outside SOURCE for several photos."
+            metavar="OUT", help="Save the heatmap: an image file, or a folder outside PHOTOS for several photos."
         ),
     ] = None,
     threshold: Annotated[
@@ -64,20 +65,39 @@ def predict(
     max_pixels: Annotated[
         int | None, typer.Option(min=1, help="Refuse photos with more pixels than this.", show_default="89 million")
     ] = None,
-    references: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder of photos of good parts to compare with, including its subfolders.",
-            show_default="references of the checkpoint, if any",
-        ),
-    ] = None,
-    no_references: Annotated[
-        bool, typer.Option("--no-references", help="Do not use the references of the checkpoint.")
-    ] = False,
+    references: References = None,
+    no_references: NoReferences = False,
     recursive: Recursive = True,
     bit_depth: BitDepth = None,
     page: Page = None,
     as_json: Json = False,
+    show_all: Annotated[
+        bool, typer.Option("--all", help="Print one line per photo, also for more than 20 photos.")
+    ] = False,
+    csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the results to this CSV file.")] = None,
+    xlsx: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the results to this Excel file.")] = None,
+    sort: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="Copy the photos to FOLDER/good, FOLDER/defect and FOLDER/unsure. Repeat to resume."
+        ),
+    ] = None,
+    unsure_margin: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="With --sort: scores within this distance of the threshold are unsure.",
+            show_default="from half to twice the false-alarm rate of the calibration; 0.05 without a calibration",
+        ),
+    ] = None,
+    append: Annotated[
+        bool,
+        typer.Option(
+            "--append",
+            help="With --output or --csv: predict new photos only, and keep the rows of photos that are gone.",
+        ),
+    ] = False,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -108,13 +128,14 @@ def predict(
         bool,
         typer.Option(
             "--overwrite",
-            help="With --output: delete an earlier prediction in that folder. With --heatmap: replace existing files.",
+            help="With --output: delete an earlier prediction in that folder. Otherwise: replace existing files.",
         ),
     ] = False,
 ) -> None:  # fmt: skip
     """Score photos and locate defects.
 
-    Prints one line per photo, or with --json a list of records in UTF-8; a photo that could not be read has an error.
+    Prints one line per photo, or a summary for more than 20 photos. With --json, prints a list of records in UTF-8; a
+    photo that could not be read has an error. Photos are never changed or moved.
     With --output, predicts any number of photos and writes OUTPUT/predictions.parquet. If interrupted, run the same
     command again to resume. To use several processes, run accelerate launch --module vip2clip_hf predict with the same
     arguments.
@@ -126,32 +147,24 @@ def predict(
       vip2clip predict photo.jpg --heatmap heatmap.png
       vip2clip predict photos --model org/vip2clip --heatmap heatmaps --json
       vip2clip predict photos --references good-photos
+      vip2clip predict photos --csv results.csv --sort sorted
       find . -name "*.jpg" -print0 | vip2clip predict - --model org/vip2clip
       vip2clip predict photos --model org/vip2clip --output predictions --heatmaps --num-workers 4
       vip2clip predict photos --runtime onnx --model exported
     """
     bulk: dict[str, Any] = {"heatmaps": heatmaps, "maps": maps, "batch_size": batch_size, "num_workers": num_workers}
-    bulk.update(compile=compile_model, split=split, category=category, overwrite=overwrite)
-    given = [f"--{name.replace('_', '-')}" for name, value in bulk.items() if value not in (None, False, [])]
-    if heatmap is not None and given == ["--overwrite"]:
-        given = []
-    if output is None and given:
-        raise usage_error(f"{', '.join(given)} can only be used with --output FOLDER.")
-    if output is not None and heatmap is not None:
-        raise usage_error(
-            "--heatmap OUT cannot be used with --output; use --heatmaps, which writes to OUTPUT/heatmaps."
-        )
-    if output is not None and regions:
-        raise usage_error("--regions cannot be used with --output: the table has no column for regions.")
-    if output is not None and (len(source) > 1 or source[0] == "-"):
-        raise usage_error(
-            f"--output is used with {'a list' if source[0] == '-' else f'{len(source)} sources'}; expected one folder "
-            "or dataset. To predict a list, write it to a CSV file with the column image."
-        )
-    if references is not None and no_references:
-        raise usage_error("--references and --no-references exclude each other; pass one of them.")
-    if references is not None and not references.is_dir():
-        raise OSError(f"--references {str(references)!r} is not a folder; expected a folder of photos of good parts.")
+    bulk.update(compile=compile_model, split=split, category=category, overwrite=overwrite, append=append)
+    files = ResultFiles(csv, xlsx, sort, unsure_margin, append=append, overwrite=overwrite)
+    check_arguments(
+        source,
+        files=files,
+        output=output,
+        heatmap=heatmap,
+        regions=regions,
+        references=references,
+        no_references=no_references,
+        bulk=bulk,
+    )
     check_runtime(runtime, model, output, backbone, references, dtype)
     if max_pixels is not None:
         from PIL import Image
@@ -159,6 +172,8 @@ def predict(
         Image.MAX_IMAGE_PIXELS = max_pixels
     if output is not None:
         require("data", "Prediction with --output", "accelerate", "datasets", "pyarrow")
+    if runtime is None:
+        check_model("predict", model, source)
     model = checkpoint_or_bundled(model)
     options: dict[str, Any] = {"device": device, "dtype": dtype, "backbone": backbone, "top_k": top_k}
     options.update(tile_size=tile_size, tile_overlap=tile_overlap, bit_depth=bit_depth, page=page)
@@ -169,42 +184,14 @@ def predict(
     if output is not None:
         if not recursive:
             options["recursive"] = False
-        _predict_to_folder(source[0], model, output, as_json, bulk, options)
+        from .predict_folder import predict_folder
+
+        predict_folder(source[0], model, output, as_json, bulk, options, files)
     else:
         from .photos import predict_photos
 
         options.update(regions=regions, runtime=runtime)
-        predict_photos(source, model, heatmap, as_json, overwrite, recursive, options)
-
-
-def _predict_to_folder(
-    source: str, model: str, output: Path, as_json: bool, bulk: dict[str, Any], options: dict[str, Any]
-) -> None:
-    """Write the table of `predict --output` and print a summary."""
-    from ..inference.images import find_source
-    from ..inference.prediction import predict_checkpoint
-    from ..utils.distributed import world
-    from ..utils.outputs import check_output
-
-    check_output("--output", output, [source, source.partition("=")[2]])
-    images = find_source(source, bulk.pop("split"), bulk.pop("category"))
-    options.update((name, value) for name, value in bulk.items() if value is not None)
-    found = predict_checkpoint(model, images, output, progress=shows_progress(), **options)
-    if world()[0] > 0:
-        return
-    if as_json:
-        print_json(found)
-    else:
-        if found["num_done_before"] == found["num_images"]:
-            say("All images were already predicted.")
-        say(
-            f"{found['num_images']} images: {found['num_normal']} normal, {found['num_anomalous']} anomalous, "
-            f"{found['num_unreadable']} unreadable. Written to {found['table']}"
-        )
-    if found["num_unreadable"] == found["num_images"]:
-        raise OSError(f"None of the images in {source!r} could be read; see column 'error' of the table.")
-    if found["num_unreadable"]:
-        raise typer.Exit(3)
+        predict_photos(source, model, heatmap, as_json, overwrite, recursive, options, files, show_all)
 
 
 __all__ = ["predict"]

@@ -82,7 +82,7 @@ def expand_sources(sources: Sequence[str]) -> tuple[list[str], bool]:
         typer.BadParameter: if `-` is given twice.
     """
     if list(sources).count(STDIN) > 1:
-        raise usage_error("SOURCE contains - twice; the standard input can be read once.")
+        raise usage_error("PHOTOS contains - twice; the standard input can be read once.")
     found: list[str] = []
     expanded = False
     for source in sources:

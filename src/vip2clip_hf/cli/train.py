@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from typing import Annotated, Any
 
 import typer
@@ -12,21 +13,27 @@ from .streams import say
 
 
 def train(
-    arguments: Annotated[list[str] | None, typer.Argument(metavar="[CONFIG] [--NAME VALUE ...]")] = None,
+    arguments: Annotated[list[str] | None, typer.Argument(metavar="[CONFIG or PHOTOS...] [--NAME VALUE ...]")] = None,
 ) -> None:
     """Train adapters on datasets with defects."""
     argv = list(arguments or [])
     wants_help = not argv or bool({"--help", "-h", "--help-all"} & set(argv))
-    from ..training.parsing import given_arguments, make_parser, parse_arguments
+    if wants_help and "--help-all" not in argv:
+        from ..training.help import stored_help
 
-    if wants_help:
-        say(make_parser(show_all="--help-all" in argv).format_help(), end="")
+        say(stored_help(), end="")
         raise typer.Exit(0 if argv else 2)
     if "--list-recipes" in argv:
         from ..training.named_recipes import RECIPES
 
         say("\n".join(f"{name:11s} {text}" for name, text in RECIPES.items()))
         raise typer.Exit
+    from ..training.parsing import given_arguments, make_parser, parse_arguments
+
+    if wants_help:
+        say(make_parser(show_all=True).format_help(), end="")
+        raise typer.Exit
+    argv = _photos_first(argv)
     dry_run, print_config = "--dry-run" in argv, "--print-config" in argv
     argv = [word for word in argv if word not in ("--dry-run", "--print-config")]
     require("train", "Training", "accelerate", "datasets", "scipy", "tabulate")
@@ -99,6 +106,16 @@ TRAIN_SETTINGS: dict[str, Any] = {
     "context_settings": {"ignore_unknown_options": True, "help_option_names": []},
     "add_help_option": False,
 }
+
+
+def _photos_first(argv: list[str]) -> list[str]:
+    """Read folders before the first option as the training data, as in the other commands: `train PHOTOS`."""
+    count = next((place for place, word in enumerate(argv) if word.startswith("-")), len(argv))
+    if not argv[:count] or not all(os.path.isdir(word.rpartition("=")[2]) for word in argv[:count]):
+        return argv
+    if "--train-data" in {word.partition("=")[0].replace("_", "-") for word in argv[count:]}:
+        raise usage_error("PHOTOS and --train_data are both given; expected one of them.")
+    return ["--train_data", *argv[:count], *argv[count:]]
 
 
 def _print_plan(plan: dict[str, Any], arguments: Any) -> None:

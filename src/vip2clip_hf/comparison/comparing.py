@@ -223,7 +223,7 @@ def _check_used(
     ran = [one for one in competitors if one.subject is not None]
     for what, option, value, used in (
         ("class names", "class_name (--class-name)", class_name, [one.uses_class_names for one in ran]),
-        ("references", "references (--reference)", references, [one.uses_references for one in ran]),
+        ("references", "references (--references)", references, [one.uses_references for one in ran]),
     ):
         if value is not None and not any(used):
             names = ", ".join(one.name for one in ran)

@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Any
 from transformers.utils import logging
 
 from ..models.vip2clip.arguments_vip2clip import LABELS
-from ..models.vip2clip.image_listing_vip2clip import NO_EXTENSION, UNREADABLE, UNSUPPORTED, mask_folder_part
+from ..models.vip2clip.image_listing_vip2clip import (
+    NEEDS_HEIF,
+    NO_EXTENSION,
+    UNREADABLE,
+    UNSUPPORTED,
+    mask_folder_part,
+)
 from ..utils.extras import extra
 from ..utils.text import encodable, is_utf8
 from .benchmarks.benchmark import Benchmark
@@ -106,7 +112,7 @@ class DataIndex:
         """Images that are not used although they are in the folder of the dataset, without masks."""
         if self.layout.name in LISTS or self.benchmark is not None:
             return []
-        known = (*OTHER_FILES, *UNUSED_MASKS, MASK_WITHOUT_IMAGE, UNSUPPORTED, NO_EXTENSION, NO_LABEL)
+        known = (*OTHER_FILES, *UNUSED_MASKS, MASK_WITHOUT_IMAGE, UNSUPPORTED, NEEDS_HEIF, NO_EXTENSION, NO_LABEL)
         groups = [paths for reason, paths in self.ignored.items() if reason not in known]
         return [path for paths in groups for path in paths if has_image_extension(path)]
 
@@ -129,7 +135,7 @@ class DataIndex:
             if self.left_out:
                 found[OUTSIDE_IMAGES] = self.left_out
             if self.benchmark is None and self.layout.name not in LISTS:
-                for kind in (MASK_WITHOUT_IMAGE, UNSUPPORTED, NO_EXTENSION):
+                for kind in (MASK_WITHOUT_IMAGE, UNSUPPORTED, NEEDS_HEIF, NO_EXTENSION):
                     if kind in self.ignored:
                         found[kind] = self.ignored[kind]
                 if without and (hint := _masks_above(self.reading.listing)) is not None:

@@ -13,13 +13,13 @@ from ..models.vip2clip.image_listing_vip2clip import (
     LOST_LINK,
     NO_EXTENSION,
     UNREADABLE,
-    UNSUPPORTED,
     has_image_extension,
     has_unsupported_extension,
     image_extensions,
     is_system_path,
     is_unnamed_image,
     scan_folder,
+    unsupported,
 )
 
 
@@ -187,7 +187,7 @@ class Listing:
             elif reason is None and has_image_extension(path):
                 reason = OUTSIDE
             elif reason is None:
-                reason = UNSUPPORTED if has_unsupported_extension(path) else NO_IMAGE
+                reason = unsupported(path) if has_unsupported_extension(path) else NO_IMAGE
                 if sniffed < _MOST_SNIFFED and "." not in path.rpartition("/")[2]:
                     sniffed += 1
                     reason = NO_EXTENSION if is_unnamed_image(self.absolute(path)) else reason

@@ -199,7 +199,7 @@ class ReferencePools:
         self.left_out: dict[str, None] = {}
 
     def _train_rows(self) -> dict[str, list[dict[str, Any]]]:
-        advice = "Add normal images to the split 'train', or pass a folder of references (--reference-folder)."
+        advice = "Add normal images to the split 'train', or pass a folder of references (--references)."
         try:
             train = replace(self.source, split="train").load(need_labels=False)
         except (OSError, ValueError) as error:
@@ -258,7 +258,7 @@ class ReferencePools:
             raise ValueError(
                 f"{self.where.capitalize()} of {self.source.name} has {len(chosen)} normal images of the category "
                 f"{category!r} that are not evaluated; expected at least {count or 1}. Add images, use fewer "
-                "references, or pass another folder (--reference-folder)."
+                "references, or pass another folder (--references)."
             )
         return list(chosen.values())
 

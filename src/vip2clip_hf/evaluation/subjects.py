@@ -208,7 +208,7 @@ class DetectorSubject:
         detector: Any = self.detector
         if references is not self.references:
             if not callable(getattr(detector, "with_references", None)):
-                raise ValueError(f"The detector {detector.name!r} does not use references; remove --references.")
+                raise ValueError(f"The detector {detector.name!r} does not use references; remove --num-references.")
             detector = detector.with_references(references)
         return check_detectors(detector, categories)
 

@@ -18,6 +18,7 @@ from ..checkpoints.saving import (
 from ..models.vip2clip.decision_config_vip2clip import DECISION_NAME
 from ..models.vip2clip.image_processing_vip2clip import ViP2ClipImageProcessor
 from ..models.vip2clip.modeling_vip2clip import ViP2ClipForAnomalyDetection
+from .endpoint import write_endpoint
 
 
 # Patterns of the names of weights, with a fixed length, because `*` also matches files in folders.
@@ -33,6 +34,8 @@ def save_checkpoint(
     token: str | bool | None = None,
     private: bool | None = None,
     commit_message: str = "Upload ViP²-CLIP checkpoint",
+    with_endpoint: bool = False,
+    endpoint_requirement: str | None = None,
     **options: Any,
 ) -> Path:
     """
@@ -53,6 +56,10 @@ def save_checkpoint(
             Whether a new repository is private. Defaults to public, unless the organization has another default.
         commit_message (`str`, defaults to `"Upload ViP²-CLIP checkpoint"`):
             Message of the commit.
+        with_endpoint (`bool`, defaults to `False`):
+            Whether to add the files of a handler for Hugging Face Inference Endpoints, see [`write_endpoint`].
+        endpoint_requirement (`str`, *optional*):
+            What pip installs in the endpoint. Defaults to this version of the package, which must be on PyPI then.
         options:
             `adapters_only`, `backbone_checksum`, `run` and `max_shard_size`, see
             [`vip2clip_hf.checkpoints.write_checkpoint`].
@@ -74,8 +81,11 @@ def save_checkpoint(
     ```
     """
     folder = write_checkpoint(model, image_processor, folder, **options)
+    endpoint: dict[str, Any] = {"with_endpoint": with_endpoint, "endpoint_requirement": endpoint_requirement}
     if push_to_hub:
-        push_checkpoint(folder, push_to_hub, token=token, private=private, commit_message=commit_message)
+        push_checkpoint(folder, push_to_hub, token=token, private=private, commit_message=commit_message, **endpoint)
+    elif with_endpoint:
+        write_endpoint(folder, endpoint_requirement)
     return folder
 
 
@@ -86,6 +96,8 @@ def push_checkpoint(
     token: str | bool | None = None,
     private: bool | None = None,
     commit_message: str = "Upload ViP²-CLIP checkpoint",
+    with_endpoint: bool = False,
+    endpoint_requirement: str | None = None,
 ) -> str:
     """
     Publish a checkpoint folder on the Hub. Only files of the checkpoint are uploaded, including its references, which
@@ -103,12 +115,17 @@ def push_checkpoint(
             Whether a new repository is private. Defaults to public, unless the organization has another default.
         commit_message (`str`, defaults to `"Upload ViP²-CLIP checkpoint"`):
             Message of the commit.
+        with_endpoint (`bool`, defaults to `False`):
+            Whether to write the files of a handler for Hugging Face Inference Endpoints to the folder, see
+            [`write_endpoint`], and to publish them.
+        endpoint_requirement (`str`, *optional*):
+            What pip installs in the endpoint. Defaults to this version of the package, which must be on PyPI then.
 
     Returns:
         `str`: id of the repository.
 
     Raises:
-        OSError: if the folder does not contain a checkpoint.
+        OSError: if the folder does not contain a checkpoint, or, with `with_endpoint`, that of another method.
         `huggingface_hub.errors.HfHubHTTPError`: if the Hub rejects the request, for example because of missing rights.
     """
     folder = Path(folder)
@@ -116,6 +133,8 @@ def push_checkpoint(
     names = [path.name for path in folder.glob("*") if path.name in known or WEIGHT_FILE.fullmatch(path.name)]
     if "config.json" not in names:
         raise OSError(f"{str(folder)!r} does not contain config.json; expected a folder written by save_checkpoint.")
+    if with_endpoint:
+        names += write_endpoint(folder, endpoint_requirement)
     api = HfApi(token=token)
     repo_id = repository if isinstance(repository, str) else folder.resolve().name
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id

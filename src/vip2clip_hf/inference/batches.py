@@ -14,7 +14,7 @@ from ..utils.file_state import UNREADABLE, FileState
 from .folder import PredictionFolder
 from .images import DatasetImages, FolderImages
 from .names import Names
-from .writer import reason_of
+from .single import reason_of
 
 
 Item = tuple[int, torch.Tensor | Image.Image | None, str | None, FileState]

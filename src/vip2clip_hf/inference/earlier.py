@@ -52,14 +52,7 @@ STATE = pa.schema(
 PART = pa.schema([*SCHEMA, *STATE])
 NAMED = pa.schema([("name", pa.binary()), *RESULTS, *STATE])
 
-# Settings that are compared by the contents of the images, or may differ.
-FREE_SETTINGS = ("num_images", "ids_sha256", "model", "versions", "decoding")
 NUM_THREADS = 8
-# How an error message refers to a setting; by default, "KEY setting".
-_TITLES = {
-    "model_checksum": "model", "image_processor": "image processor", "dtype": "dtype", "source": "source",
-    "references": "bank of references",
-}  # fmt: skip
 
 
 @dataclass
@@ -281,29 +274,8 @@ def report_differences(folder: Path, found: Match, num_images: int, old: dict[st
         )
 
 
-def explain_differences(found: dict[str, Any], settings: dict[str, Any]) -> str:
-    """
-    Compare the settings of two predictions.
-
-    Args:
-        found (`dict[str, Any]`): settings of an earlier prediction.
-        settings (`dict[str, Any]`): settings now.
-
-    Returns:
-        `str`: phrase with all differences, with the values if they are short. Empty if there are none.
-    """
-    texts = []
-    for key in [*settings, *(key for key in found if key not in settings)]:
-        if key in FREE_SETTINGS or found.get(key) == settings.get(key):
-            continue
-        old, new = json.dumps(found.get(key)), json.dumps(settings.get(key))
-        values = f" (was {old}, now {new})" if len(old + new) < 400 else ""
-        texts.append(f"a different {_TITLES.get(key, f'{key} setting')}{values}")
-    return " and ".join(texts)
-
-
 __all__ = [
-    "PART", "RESULTS", "SCHEMA", "STATE", "STATE_FILE", "TABLE_FILE", "Match", "explain_differences", "match",
+    "PART", "RESULTS", "SCHEMA", "STATE", "STATE_FILE", "TABLE_FILE", "Match", "match",
     "report_differences", "rows_of_finished", "rows_of_unfinished", "settings_of", "settings_of_finished", "summarize",
     "write_state",
 ]  # fmt: skip

@@ -30,18 +30,18 @@ from .earlier import (
     STATE_FILE,
     TABLE_FILE,
     Match,
-    explain_differences,
     match,
     report_differences,
-    rows_of_finished,
     rows_of_unfinished,
     settings_of,
     settings_of_finished,
     write_state,
 )
-from .image_files import IMAGE_FOLDERS, check_foreign_files, count_lost, old_targets, targets_of
+from .growing import GrowingFolder
+from .image_files import IMAGE_FOLDERS, check_foreign_files, old_targets, rows_if_complete, targets_of
 from .images import DatasetImages, FolderImages
 from .names import Names, as_text, checksum, packed
+from .settings import explain_differences
 
 
 with extra("data", "Predicting a folder of images"):
@@ -125,11 +125,15 @@ class PredictionFolder:
                     f"{str(self.path)!r} was created with {different}; choose another folder, or overwrite the "
                     "prediction (--overwrite)."
                 )
-            earlier = self._rows_of_finished(images, settings)
+            earlier = rows_if_complete(self.path, images, settings)
         if earlier is None or found is not pending:
             if pending is not None:
                 logger.warning(f"{str(self.path)!r}: the progress of an unfinished prediction is deleted.")
             pending = None
+        if isinstance(images, GrowingFolder) and earlier is not None:
+            planned = self.names.table()["name"] if pending is not None else earlier["name"]
+            names = images.grow(names, planned, earlier["name"])
+            settings.update(num_images=len(names), ids_sha256=checksum(names))
         check_foreign_files(self.path, images, names, settings)
         plan = None
         if earlier is not None and found is not None:
@@ -169,18 +173,6 @@ class PredictionFolder:
             logger.warning(f"The progress in {str(self.progress)!r} is damaged ({error}) and is deleted.")
             self.names.close()
             return None
-
-    def _rows_of_finished(self, images: FolderImages | DatasetImages, settings: dict[str, Any]) -> "pa.Table | None":
-        """Read the rows of the finished prediction, if all its files are complete."""
-        if not self.table.exists():
-            return None
-        earlier = rows_of_finished(self.path)
-        if earlier is None:
-            logger.warning(f"Files in {str(self.path)!r} are damaged or missing. All images are predicted again.")
-        elif lost := count_lost(self.path, images, earlier["name"], settings):
-            logger.warning(f"Missing heatmaps or maps in {str(self.path)!r}: {lost}. All images are predicted again.")
-            return None
-        return earlier
 
     def _write_plan(
         self,

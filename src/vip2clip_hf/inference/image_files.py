@@ -7,8 +7,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from transformers.utils import logging
+
 from ..utils.extras import extra
-from .earlier import STATE_FILE, TABLE_FILE, settings_of_finished
+from .earlier import STATE_FILE, TABLE_FILE, rows_of_finished, settings_of_finished
 from .images import DatasetImages, FolderImages
 from .names import packed
 
@@ -18,6 +20,7 @@ with extra("data", "Predicting a folder of images"):
     import pyarrow.parquet as pq
 
 
+logger = logging.get_logger(__name__)
 # Subfolders for the files of single images, and the extensions of these files.
 IMAGE_FOLDERS = {"heatmaps": ".png", "maps": ".npy"}
 
@@ -98,6 +101,31 @@ def count_lost(
     return sum(not (folder / target).is_file() for target in targets)
 
 
+def rows_if_complete(
+    folder: Path, images: FolderImages | DatasetImages, settings: dict[str, Any]
+) -> "pa.Table | None":
+    """
+    Read the rows of a finished prediction, if all its files are complete. If not, log what is missing.
+
+    Args:
+        folder (`pathlib.Path`): output folder.
+        images ([`FolderImages`] or [`DatasetImages`]): the images.
+        settings (`dict[str, Any]`): settings of the prediction.
+
+    Returns:
+        `pyarrow.Table`, *optional*: names, results and states. `None` if there are none, or a file is missing.
+    """
+    if not (folder / TABLE_FILE).exists():
+        return None
+    earlier = rows_of_finished(folder)
+    if earlier is None:
+        logger.warning(f"Files in {str(folder)!r} are damaged or missing. All images are predicted again.")
+    elif lost := count_lost(folder, images, earlier["name"], settings):
+        logger.warning(f"Missing heatmaps or maps in {str(folder)!r}: {lost}. All images are predicted again.")
+        return None
+    return earlier
+
+
 def check_foreign_files(
     folder: Path, images: FolderImages | DatasetImages, names: "pa.ChunkedArray", settings: dict[str, Any]
 ) -> None:
@@ -147,4 +175,7 @@ def check_room(path: Path, num_maps: int, size: int) -> None:
         )
 
 
-__all__ = ["IMAGE_FOLDERS", "check_foreign_files", "check_room", "count_lost", "old_targets", "targets_of"]
+__all__ = [
+    "IMAGE_FOLDERS", "check_foreign_files", "check_room", "count_lost", "old_targets", "rows_if_complete",
+    "targets_of",
+]  # fmt: skip

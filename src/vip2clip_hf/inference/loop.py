@@ -15,6 +15,7 @@ from .batches import PredictionBatches, PredictionImages, collate_images
 from .folder import PredictionFolder
 from .images import DatasetImages, FolderImages
 from .names import as_text
+from .single import as_row, score_image
 from .writer import ImageWriter
 
 
@@ -82,35 +83,22 @@ def predict_chunks(
                 if readable:
                     try:
                         if tiled:
-                            found = [detector.decision_map(image) for image in batch]
-                            outputs = [
-                                {
-                                    "scores": torch.tensor([one["score"]]),
-                                    "anomaly_maps": torch.from_numpy(one["anomaly_map"])[None],
-                                }
-                                for one in found
-                            ]
+                            results = [score_image(detector, image, threshold) for image in batch]
                         else:
                             pixel_values = batch.to(model.device, non_blocking=True)
-                            outputs = [
-                                model(
-                                    pixel_values=pixel_values,
-                                    top_k=settings["top_k"],
-                                    references=detector.references,
-                                )
-                            ]
-                            warn_about_references(outputs[0])
-                        results = [
-                            result
-                            for one in outputs
-                            for result in image_processor.post_process_anomaly_detection(
-                                one,
+                            outputs = model(
+                                pixel_values=pixel_values,
+                                top_k=settings["top_k"],
+                                references=detector.references,
+                            )
+                            warn_about_references(outputs)
+                            results = image_processor.post_process_anomaly_detection(
+                                outputs,
                                 threshold=threshold,
                                 id2label=model.config.id2label,
                                 decision=decision,
                                 calibrated=calibrated,
                             )
-                        ]
                     except ValueError as error:
                         ids = [as_text(names[position]) for position in readable]
                         raise ValueError(f"{error} Images in this batch: {ids}.") from error
@@ -131,18 +119,4 @@ def predict_chunks(
         model.train(was_training)
 
 
-def as_row(result: dict[str, Any]) -> dict[str, Any]:
-    """
-    Convert a result of post-processing to the columns of the table.
-
-    Args:
-        result (`dict[str, Any]`): result for an image at the size of the model.
-
-    Returns:
-        `dict[str, Any]`: `score`, `label`, `anomalous_area` and, from a calibrated checkpoint, `p_value`.
-    """
-    row = {name: result[name] for name in ("score", "label", "p_value") if result.get(name) is not None}
-    return {**row, "anomalous_area": float(result["mask"].cpu().numpy().mean())}
-
-
-__all__ = ["as_row", "predict_chunks"]
+__all__ = ["predict_chunks"]

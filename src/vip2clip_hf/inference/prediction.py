@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from ..models.loading import SCORING_VERSION, load_checkpoint, model_checksum, name_of, processor_settings
-from ..models.vip2clip.arguments_vip2clip import call_arguments, label_names, threshold_pair
+from ..models.loading import load_checkpoint, name_of
+from ..models.vip2clip.arguments_vip2clip import call_arguments, threshold_pair
 from ..models.vip2clip.image_processing_vip2clip import ViP2ClipImageProcessor
 from ..models.vip2clip.modeling_vip2clip import ViP2ClipForAnomalyDetection
 from ..models.vip2clip.pipeline_anomaly_detection import AnomalyDetectionPipeline
@@ -17,9 +17,11 @@ from ..utils.distributed import from_all, from_first, on_first, world
 from ..utils.versions import versions
 from .earlier import summarize
 from .folder import PredictionFolder
+from .growing import growing
 from .image_files import check_room
 from .images import as_images
 from .loop import predict_chunks
+from .settings import calibrated_with, scoring_settings
 
 
 def predict_to_folder(
@@ -43,6 +45,7 @@ def predict_to_folder(
     chunk_size: int = 256,
     overwrite: bool = False,
     recursive: bool = True,
+    append: bool = False,
     progress: bool = False,
 ) -> dict[str, Any]:
     """
@@ -97,6 +100,9 @@ def predict_to_folder(
             Whether to delete the files of an existing prediction in the folder. Other files are kept.
         recursive (`bool`, defaults to `True`):
             Whether to read the subfolders of a folder of images.
+        append (`bool`, defaults to `False`):
+            Whether to keep the rows of images that were deleted or moved away since the last call. New images are
+            added at the end of the table. For folders only.
         progress (`bool`, defaults to `False`):
             Whether the first process shows a progress bar.
 
@@ -108,12 +114,14 @@ def predict_to_folder(
         ImportError: if pyarrow is not installed.
         OSError: if the source does not exist, if the folder cannot be written, contains other files or a prediction
             with other settings, or if another program is predicting into it.
-        ValueError: if there are no images, if an argument is out of range, or if scores are not finite. The message
-            names the images.
+        ValueError: if there are no images, if an argument is out of range, if append is set with overwrite or for a
+            dataset, or if scores are not finite. The message names the images.
     """
     for argument, value in (("batch_size", batch_size), ("chunk_size", chunk_size)):
         if value < 1:
             raise ValueError(f"{argument} is {value}; expected an integer of at least 1.")
+    if append and overwrite:
+        raise ValueError("append and overwrite exclude each other; pass one of them.")
     was_training = model.training
     reading: dict[str, Any] = {"tile_size": tile_size, "tile_overlap": tile_overlap, "top_k": top_k}
     reading.update(bit_depth=bit_depth, page=page)
@@ -136,25 +144,22 @@ def predict_to_folder(
 
     folder = PredictionFolder(Path(output), chunk_size)
     images = as_images(source, folder.path, recursive)
+    if append:
+        images = growing(images, folder.path, recursive)
     settings = {
         "kind": "prediction",
-        "scoring_version": SCORING_VERSION,
-        "model_checksum": model_checksum(model),
-        "image_processor": processor_settings(image_processor),
-        "labels": label_names(model.config.id2label),
-        "dtype": str(model.dtype).removeprefix("torch."),
+        **scoring_settings(detector, threshold),
         "source": images.description,
-        "image_threshold": threshold[0],
-        "pixel_threshold": threshold[1],
-        "min_region_area": decision.min_region_area,
-        "calibration": decision.checksum() if decision.calibration is not None else None,
-        **scored_with,
-        **detector.reading_options(),
         "heatmaps": heatmaps,
         "maps": maps,
         "chunk_size": chunk_size,
     }
-    more = {"model": name, "versions": versions(), "decoding": decoding()}
+    more = {
+        "model": name,
+        "versions": versions(),
+        "decoding": decoding(),
+        "calibrated_with": calibrated_with(decision),
+    }
     rank, world_size = world()
     error: Exception | None = None
     num_finished = None

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..models.vip2clip.heatmap_vip2clip import draw_heatmap
 from ..models.vip2clip.image_loading_vip2clip import load_image
 from ..models.vip2clip.image_processing_vip2clip import ViP2ClipImageProcessor
 from .image_files import IMAGE_FOLDERS
 from .images import DatasetImages, FolderImages
 from .names import Names
+from .single import heatmap_of, reason_of
 
 
 # Number of threads, and of maps that can wait for them.
@@ -106,10 +106,7 @@ class ImageWriter:
                 image = load_image(self.images.image(position, name), **self.reading)
             except (OSError, ValueError) as error:
                 return reason_of(error)
-            (result,) = self.image_processor.post_process_anomaly_detection(
-                {"scores": torch.zeros(1), "anomaly_maps": anomaly_map[None]}, [(image.height, image.width)]
-            )
-            heatmap = draw_heatmap(image, result["anomaly_map"].numpy())
+            heatmap = heatmap_of(image, anomaly_map, self.image_processor)
             self._save("heatmaps", position, name, lambda file: heatmap.save(file, format="PNG"))
         if self.maps:
             values = anomaly_map.numpy().astype(np.float16)
@@ -125,17 +122,4 @@ class ImageWriter:
         os.replace(staged, target)
 
 
-def reason_of(error: Exception) -> str:
-    """
-    Convert an error to text for the table.
-
-    Args:
-        error (`Exception`): the error.
-
-    Returns:
-        `str`: its message. Characters that UTF-8 cannot encode are escaped.
-    """
-    return str(error).encode("utf-8", "backslashreplace").decode()
-
-
-__all__ = ["ImageWriter", "reason_of"]
+__all__ = ["ImageWriter"]

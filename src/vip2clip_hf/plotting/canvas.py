@@ -147,7 +147,12 @@ class PhotoCanvas:
 
 
 def photo_grid(
-    photos: Sequence[Image.Image], columns: int, side: float, above: float = 0.2, below: float = 0.35
+    photos: Sequence[Image.Image],
+    columns: int,
+    side: float,
+    above: float = 0.2,
+    below: float = 0.35,
+    dpi: float = 110,
 ) -> "tuple[Figure, np.ndarray]":
     """
     Create a figure with a row of panels for each photo. Panels have the shape of their photo.
@@ -158,13 +163,14 @@ def photo_grid(
         side (`float`): longer side of a panel in inches.
         above (`float`, defaults to 0.2): height of the titles of the columns, in inches.
         below (`float`, defaults to 0.35): height of the text below each photo, in inches.
+        dpi (`float`, defaults to 110): pixels per inch.
 
     Returns:
         `tuple[Figure, np.ndarray]`: the figure, and its axes as an array of shape `(num_photos, columns)`.
     """
     sizes = [panel(photo, side) for photo in photos]
     width, heights = max(width for width, _ in sizes), [height for _, height in sizes]
-    figure = new_figure(columns * (width + 0.1), sum(height + below for height in heights) + above)
+    figure = new_figure(columns * (width + 0.1), sum(height + below for height in heights) + above, dpi)
     axes = figure.subplots(len(photos), columns, squeeze=False, gridspec_kw={"height_ratios": heights})
     return figure, axes
 
@@ -175,10 +181,10 @@ def write_on(axis: "Axes", text: str) -> None:
     axis.spines[:].set_visible(False)
 
 
-def bare(axis: "Axes", title: str) -> None:
-    """Set the title of an axis and remove its ticks."""
+def bare(axis: "Axes", title: str, size: float = 7) -> None:
+    """Set the title of an axis, in a font of this size, and remove its ticks."""
     axis.set(xticks=[], yticks=[])
-    axis.set_title(title, fontsize=7, parse_math=False)
+    axis.set_title(title, fontsize=size, parse_math=False)
 
 
 def color_bar(figure: "Figure", axis: "Axes", drawn: "AxesImage", width: float, **options: Any) -> "Colorbar":

@@ -118,10 +118,16 @@ def check_size(name: str, values: np.ndarray, photo: Image.Image) -> None:
 
 def summary(result: dict[str, Any]) -> str:
     """Describe score, label and p-value in one line."""
-    parts = [f"score {result['score']:.3f}", result["label"]]
+    score, *p_value = score_parts(result)
+    return ", ".join([score, str(result["label"]), *p_value])
+
+
+def score_parts(result: dict[str, Any]) -> list[str]:
+    """Describe the score and, if it is known, the p-value."""
+    parts = [f"score {result['score']:.3f}"]
     if result.get("p_value") is not None:
         parts.append(f"p-value {result['p_value']:.3g}")
-    return ", ".join(parts)
+    return parts
 
 
-__all__ = ["check_result", "check_size", "result_figure", "summary"]
+__all__ = ["check_result", "check_size", "result_figure", "score_parts", "summary"]

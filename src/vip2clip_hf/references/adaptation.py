@@ -4,11 +4,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..calibration.detection import CROSS_VALIDATION, Detection
+from ..calibration.synthetic_defects import SyntheticDefect
 from ..models.vip2clip.decision_config_vip2clip import DecisionConfig
 from ..models.vip2clip.reference_bank_vip2clip import ReferenceBank
 from ..utils.serialization import without_nan
 from .defects import DefectReport
-from .synthetic_defects import SyntheticDefect
 
 
 @dataclass
@@ -53,6 +54,8 @@ class Adaptation:
             Results with photos of defects.
         notes (`list[str]`):
             What was decided without being asked for.
+        advice (`str`, *optional*):
+            What would help to find more defects, if many are missed.
     """
 
     folder: Path | None
@@ -74,6 +77,7 @@ class Adaptation:
     synthetic: list[SyntheticDefect] = field(default_factory=list)
     defects: DefectReport | None = None
     notes: list[str] = field(default_factory=list)
+    advice: str | None = None
 
     @property
     def image_threshold(self) -> float:
@@ -84,6 +88,14 @@ class Adaptation:
     def pixel_threshold(self) -> float:
         """Pixel threshold, in [0, 1]. A pixel is anomalous if its value in the anomaly map is greater."""
         return self.decision.pixel_threshold
+
+    @property
+    def detection(self) -> Detection | None:
+        """How many defects are found: by cross-validation with photos of defects, else of synthetic defects."""
+        if self.defects is not None:
+            rate, count = self.defects.detection, self.defects.num_photos
+            return None if rate is None else Detection(CROSS_VALIDATION, count, round(rate * count))
+        return Detection.of_synthetic(self.synthetic, self.image_threshold) if self.synthetic else None
 
     def synthetic_counts(self, least: float = 0.0, below: float = 1.0) -> dict[str, int]:
         """
@@ -121,6 +133,8 @@ class Adaptation:
             "num_scores": len(self.scores),
             "synthetic": self.synthetic_counts(),
             "defects": defects,
+            "detection": None if self.detection is None else self.detection.to_dict(),
+            "advice": self.advice,
         }
         for name in (
             "num_split", "false_alarm_rate", "rate_interval", "deciding", "outliers", "kept", "dropped",

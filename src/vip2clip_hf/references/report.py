@@ -1,10 +1,7 @@
 """The report of an adaptation: one page without scripts and other files."""
 
-import base64
-import io
 import shlex
 from collections.abc import Iterable, Mapping
-from importlib import resources
 from typing import Any
 
 import numpy as np
@@ -12,10 +9,11 @@ from PIL import Image
 
 from ..models.vip2clip.heatmap_vip2clip import draw_heatmap
 from ..models.vip2clip.pipeline_anomaly_detection import AnomalyDetectionPipeline
+from ..reporting.templates import render
+from ..utils.pictures import data_uri, resized_map
 from ..utils.text import shown
 from .adaptation import Adaptation
 from .summary import summary, synthetic_summary
-from .synthetic_defects import resized_map
 
 
 # Side of the pictures in pixels, and how many are shown of each kind.
@@ -39,13 +37,6 @@ def write_report(detector: AnomalyDetectionPipeline, found: Adaptation, sources:
     Raises:
         OSError: if a photo cannot be read any more.
     """
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(shown=shown, picture=_picture)
-    template = environment.from_string(
-        resources.files(__package__).joinpath("report.html.jinja").read_text(encoding="utf-8")
-    )
     flagged = dict.fromkeys([*found.outliers, *(name for name in found.dropped if name in sources)])
     maps = _maps(detector, found, [name for name in flagged if name in found.scores][:MOST_PICTURES], sources)
     flagged_photos = [
@@ -69,7 +60,10 @@ def write_report(detector: AnomalyDetectionPipeline, found: Adaptation, sources:
     ]
     if found.outliers:
         commands.append(f"vip2clip adapt --update {folder} --drop {shlex.quote(shown(found.outliers[0]))}")
-    return template.render(
+    return render(
+        __package__,
+        "report.html.jinja",
+        filters={"picture": _picture},
         found=found,
         summary=summary(found),
         synthetic=synthetic_summary(found),
@@ -115,9 +109,7 @@ def _overlay(image: Image.Image, anomaly_map: np.ndarray) -> Image.Image:
 
 def _picture(image: Image.Image) -> str:
     """Return a small photo as a data URI."""
-    buffer = io.BytesIO()
-    _small(image).convert("RGB").save(buffer, "JPEG", quality=80)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return data_uri(_small(image))
 
 
 def _chart(found: Adaptation) -> dict[str, Any]:

@@ -6,6 +6,8 @@ from typing import Any
 
 from transformers.utils import logging
 
+from ..calibration.detection import advice
+from ..calibration.rates import choose_rate, rate_interval
 from ..calibration.scores import decision_settings
 from ..models.vip2clip.decision_config_vip2clip import DecisionConfig
 from ..models.vip2clip.pipeline_anomaly_detection import AnomalyDetectionPipeline
@@ -17,12 +19,11 @@ from .defects import LEAST_TO_WEIGH, choose_with_defects
 from .good_scores import Scores, held_out_scores, left_out_scores
 from .outliers import find_outliers
 from .photos import Photo, split_photos
-from .rates import rate_interval
 from .reading import near_duplicates, read_photos
 from .scoring import build
 from .summary import named
-from .synthetic_defects import score_synthetic_defects
-from .thresholds import choose_rate, conformal_decision, deciding_photos, labelled_decision
+from .synthetic_defects import score_changed_references
+from .thresholds import conformal_decision, deciding_photos, labelled_decision
 
 
 logger = logging.get_logger(__name__)
@@ -145,8 +146,24 @@ class Steps:
         self._choose(found, false_alarm_rate, defects, miss_cost, masks)
         names = {photo.name for photo in found.bank.photos}
         photos = [Photo(name, source) for name, source in self.sources.items() if name in names]
-        found.synthetic = score_synthetic_defects(self.detector, found.bank, photos, self.seed)
+        found.synthetic = score_changed_references(self.detector, found.bank, photos, self.seed)
+        self._measure(found, photos)
         return found
+
+    def _measure(self, found: Adaptation, photos: Sequence[Photo]) -> None:
+        """Store how many defects are found in the decision, and say what would help."""
+        detection, known = found.detection, found.decision.calibration
+        if detection is None or known is None:
+            return
+        found.decision = replace(found.decision, calibration={**known, "detection": detection.to_dict()})
+        found.advice = advice(
+            detection,
+            self.detector.model,
+            num_good=len(found.bank),
+            has_references=True,
+            tile_size=found.bank.options.tile_size,
+            photo_side=min(self.detector.load(photos[0].source).size) if photos else None,
+        )
 
     def _check_names(self, known: Sequence[str]) -> None:
         for option in ("keep", "drop"):

@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 
+from ..calibration.rates import detection_interval
+from ..calibration.synthetic_defects import SIZES
 from ..models.vip2clip.decision_vip2clip import min_calibration_images
 from ..utils.text import shown
 from .adaptation import Adaptation
 from .defects import DefectReport
-from .synthetic_defects import SIZES
 
 
 # Rates to name the required number of photos for.
@@ -38,6 +39,8 @@ def summary(found: Adaptation) -> list[str]:
     lines += [*_rates(found), *_defects(found)]
     if found.synthetic:
         lines.append(f"Rough estimate of what is found: {synthetic_summary(found)}.")
+    if found.advice:
+        lines.append(found.advice)
     if found.dropped:
         lines.append(f"Left out: {named(found.dropped)}.")
     if found.dropped and found.scores:
@@ -88,10 +91,14 @@ def _defects(found: Adaptation) -> list[str]:
             "The detection is not measured: a cross-validation needs at least 2 photos of defects.",
             *_masks(report),
         ]
+    low, high = (
+        100 * end for end in detection_interval(round(report.detection * report.num_photos), report.num_photos)
+    )
     return [
         chosen,
         f"By cross-validation, {100 * report.detection:.0f} % of the defects are found, with "
-        f"{100 * report.false_alarms:.0f} % false alarms (F1 {100 * report.f1:.0f} %).",
+        f"{100 * report.false_alarms:.0f} % false alarms (F1 {100 * report.f1:.0f} %). The true detection rate lies "
+        f"between {low:.0f} and {high:.0f} % with a probability of 90 %, if they are a random sample of the defects.",
         *_masks(report),
     ]
 

@@ -1,60 +1,25 @@
-"""Scores of photos with synthetic defects, as a rough estimate of the detection."""
+"""Scores of references with synthetic defects, as a rough estimate of the detection."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 
-import numpy as np
-from PIL import Image
-
-from ..models.vip2clip.decision_vip2clip import region_score
+from ..calibration import synthetic_defects
 from ..models.vip2clip.pipeline_anomaly_detection import AnomalyDetectionPipeline
 from ..models.vip2clip.pipeline_steps_vip2clip import with_references
 from ..models.vip2clip.reference_bank_vip2clip import ReferenceBank
 from ..models.vip2clip.reference_left_out_vip2clip import hide_photo
-from .pasting import DEFECTS, paste_defect
 from .photos import Photo
 
 
-# Length of a defect, as a fraction of the shorter side of the photo.
-SIZES = (0.04, 0.2)
-MAX_PHOTOS = 24
-# Largest side of the photos that are kept, in pixels.
-SIDE = 320
-
-
-@dataclass
-class SyntheticDefect:
-    """
-    A photo with a synthetic defect, and its scores.
-
-    Args:
-        name (`str`): name of the photo.
-        defect (`str`): one of `DEFECTS`.
-        size (`float`): length of the defect, as a fraction of the shorter side of the photo.
-        score (`float`): score of the photo, in [0, 1].
-        peak (`float`): largest value of the anomaly map in the defect, in [0, 1].
-        image (`PIL.Image.Image`): the photo with the defect, at most 320 pixels wide and high.
-        anomaly_map (`np.ndarray` of shape `(height, width)`): its anomaly map at this size, in [0, 1].
-    """
-
-    name: str
-    defect: str
-    size: float
-    score: float
-    peak: float
-    image: Image.Image
-    anomaly_map: np.ndarray
-
-
-def score_synthetic_defects(
-    detector: AnomalyDetectionPipeline, bank: ReferenceBank, photos: list[Photo], seed: int = 0
-) -> list[SyntheticDefect]:
+def score_changed_references(
+    detector: AnomalyDetectionPipeline, bank: ReferenceBank, photos: Sequence[Photo], seed: int = 0
+) -> list[synthetic_defects.SyntheticDefect]:
     """
     Score photos with synthetic defects. Each is compared with the references without the photo it was made from.
 
     Args:
         detector ([`AnomalyDetectionPipeline`]): model, image processor and settings.
         bank ([`ReferenceBank`]): the references.
-        photos (`list[Photo]`): photos to change. Those among the references are not compared with themselves.
+        photos (`Sequence[Photo]`): photos to change. Those among the references are not compared with themselves.
         seed (`int`, defaults to 0): seed of the defects.
 
     Returns:
@@ -66,47 +31,12 @@ def score_synthetic_defects(
     if len(bank) < 2 or not photos:
         return []
     numbers = {photo.name: number for number, photo in enumerate(bank.photos)}
-    found = []
-    count = min(MAX_PHOTOS, 4 * len(photos))
-    for index in range(count):
-        photo = photos[index * len(photos) // count if len(photos) > count else index % len(photos)]
-        # Every kind of defect in all sizes.
-        rng, (turn, kind) = np.random.default_rng([seed, index]), divmod(index, len(DEFECTS))
-        place = (turn + rng.uniform()) / -(-count // len(DEFECTS))
-        defect, size = DEFECTS[kind], float(SIZES[0] + place * (SIZES[1] - SIZES[0]))
-        image, mask = paste_defect(rng, detector.load(photo.source), defect, size)
-        others = hide_photo(bank, numbers[photo.name]) if photo.name in numbers else bank
-        result = with_references(detector, others).decision_map(image)
-        anomaly_map = result["anomaly_map"]
-        peak = region_score(np.where(_resized(mask, anomaly_map.shape), anomaly_map, 0))
-        # Photos can be large, and 24 of them are kept.
-        image.thumbnail((SIDE, SIDE))
-        shown = resized_map(anomaly_map, image.size)
-        found.append(SyntheticDefect(photo.name, defect, size, result["score"], peak, image, shown))
-    return found
+
+    def detector_of(name: str) -> AnomalyDetectionPipeline:
+        return with_references(detector, hide_photo(bank, numbers[name]) if name in numbers else bank)
+
+    pairs = [(photo.name, photo.source) for photo in photos]
+    return synthetic_defects.score_synthetic_defects(pairs, detector_of, seed)
 
 
-def resized_map(anomaly_map: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """
-    Resize an anomaly map to show it.
-
-    Args:
-        anomaly_map (`np.ndarray` of shape `(height, width)`): the map, in [0, 1].
-        size (`tuple[int, int]`): new width and height.
-
-    Returns:
-        `np.ndarray` of shape `(new height, new width)`: the map, float32 in [0, 1].
-    """
-    image = Image.fromarray(np.asarray(anomaly_map, dtype=np.float32))
-    return np.asarray(image.resize(size, Image.Resampling.BILINEAR)).clip(0, 1)
-
-
-def _resized(mask: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Resize a mask so that no marked pixel is lost."""
-    resized = np.zeros(shape, dtype=bool)
-    places = (2 * np.argwhere(mask) + 1) * shape // (2 * np.array(mask.shape))
-    resized[tuple(places.T)] = True
-    return resized
-
-
-__all__ = ["MAX_PHOTOS", "SIZES", "SyntheticDefect", "resized_map", "score_synthetic_defects"]
+__all__ = ["score_changed_references"]

@@ -11,52 +11,17 @@ Photos that are not references give split conformal thresholds: at most R, witho
 """
 
 import datetime
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from ..calibration.rates import alarms_allowed
 from ..calibration.scores import decision_settings
 from ..models.vip2clip.decision_config_vip2clip import MAX_PIXEL_SCORES, DecisionConfig, stored_scores
-from ..models.vip2clip.decision_vip2clip import conformal_threshold, min_calibration_images
+from ..models.vip2clip.decision_vip2clip import conformal_threshold
 from ..models.vip2clip.fingerprint_vip2clip import model_fingerprint
 from ..models.vip2clip.pipeline_anomaly_detection import AnomalyDetectionPipeline
-from .rates import DEFAULT_RATE, alarms_allowed, smallest_rate
-
-
-def choose_rate(num_photos: int, false_alarm_rate: float | None, note: Callable[[str], None]) -> float:
-    """
-    Choose the false-alarm rate for a number of photos.
-
-    Args:
-        num_photos (`int`): number of scores, at least 2.
-        false_alarm_rate (`float`, *optional*): the rate to use. By default 0.05, or the smallest possible rate if
-            there are fewer than 19 photos.
-        note (`Callable[[str], None]`): gets what was decided.
-
-    Returns:
-        `float`: the rate.
-
-    Raises:
-        ValueError: if there are too few photos for the rate. The message contains the required number.
-    """
-    if false_alarm_rate is None:
-        least = min_calibration_images(DEFAULT_RATE)
-        if num_photos >= least:
-            return DEFAULT_RATE
-        rate = smallest_rate(num_photos)
-        note(
-            f"{num_photos} photos allow a false-alarm rate of {100 * rate:.3g} % at best, which is used. A rate of "
-            f"{100 * DEFAULT_RATE:g} % needs at least {least} photos."
-        )
-        return rate
-    needed = min_calibration_images(false_alarm_rate)
-    if num_photos < needed:
-        raise ValueError(
-            f"A false-alarm rate of {false_alarm_rate:g} needs at least {needed} photos of good parts, found "
-            f"{num_photos}. Add photos, or choose a rate of at least {smallest_rate(num_photos):g}."
-        )
-    return float(false_alarm_rate)
 
 
 def conformal_decision(
@@ -171,7 +136,6 @@ def deciding_photos(values: Mapping[str, float], false_alarm_rate: float) -> lis
 
 
 __all__ = [
-    "choose_rate",
     "conformal_decision",
     "deciding_photos",
     "labelled_decision",

@@ -14,26 +14,12 @@ import yaml
 from transformers import HfArgumentParser
 
 from .arguments import DataArguments, ModelArguments, ViP2ClipTrainingArguments
+from .help import DESCRIPTION, EPILOG, USAGE
 from .named_recipes import RECIPES, recipe_path
 
 
 _TYPES = (ModelArguments, DataArguments, ViP2ClipTrainingArguments)
 _NAMES = [field.name for dataclass in _TYPES for field in fields(dataclass) if field.init]
-_USAGE = "vip2clip train [CONFIG] [--NAME VALUE ...]"
-_DESCRIPTION = """\
-Train adapters on datasets with defects, evaluate them on other datasets, and write a checkpoint.
-
-CONFIG is a JSON or YAML file that maps argument names to values. --recipe NAME is one of the files of the package.
-CONFIG overrides the recipe, and arguments on the command line override both.
-To train on several GPUs, run: accelerate launch training/train.py [CONFIG] [--NAME VALUE ...]
-To resume an interrupted run, add --resume_from_checkpoint true to the same command."""
-_EPILOG = """\
-examples:
-  vip2clip train --recipe tiny --clip CLIP --train_data A --eval_data B
-  vip2clip train --recipe mvtec --dry-run
-  vip2clip train --clip CLIP --train_data mvtec=MVTec --eval_data visa=VisA --cache_features cache
-
-All arguments of transformers.TrainingArguments are accepted. Use --help-all to list them."""
 # Arguments of the command itself.
 _FLAGS = ("recipe", "list_recipes", "print_config", "dry_run")
 # Help of inherited arguments that work differently here.
@@ -60,9 +46,9 @@ def make_parser(show_all: bool = False) -> HfArgumentParser:
     parser = HfArgumentParser(
         _TYPES,  # type: ignore[arg-type]  # declared as a NewType that no dataclass matches
         prog="vip2clip train",
-        usage=_USAGE,
-        description=_DESCRIPTION,
-        epilog=None if show_all else _EPILOG,
+        usage=USAGE,
+        description=DESCRIPTION,
+        epilog=None if show_all else EPILOG,
         allow_abbrev=False,  # an abbreviated --method or --recipe would not load its recipe
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

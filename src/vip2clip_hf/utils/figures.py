@@ -15,12 +15,18 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def new_figure(width: float, height: float) -> "Figure":
+# Pixels; matplotlib draws fewer than 2**16.
+MAX_SIDE = 60_000
+
+
+def new_figure(width: float, height: float, dpi: float = 110) -> "Figure":
     """
     Create an empty figure without a window. Unlike figures of pyplot, it is not kept in a global list.
 
     Args:
         width, height (`float`): size in inches.
+        dpi (`float`, defaults to 110): pixels per inch. Lower if the figure would have more pixels per side than
+            matplotlib can draw.
 
     Returns:
         `matplotlib.figure.Figure`: the figure.
@@ -31,7 +37,7 @@ def new_figure(width: float, height: float) -> "Figure":
     with extra("train", "Drawing figures"):
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
-    figure = Figure(figsize=(width, height), layout="constrained", dpi=110)
+    figure = Figure(figsize=(width, height), layout="constrained", dpi=min(dpi, MAX_SIDE / max(width, height)))
     FigureCanvasAgg(figure)
     return figure
 

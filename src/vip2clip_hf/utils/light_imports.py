@@ -6,6 +6,7 @@ tensors, and optional packages such as scipy and accelerate. `import_lightly` le
 """
 
 import contextlib
+import functools
 import importlib
 import importlib.metadata
 import importlib.util
@@ -86,7 +87,7 @@ def _patch(utils: types.ModuleType) -> list[Callable[[], None]]:
     def unavailable(*args: Any, **kwargs: Any) -> bool:
         return False
 
-    restore = []
+    restore: list[Callable[[], None]] = []
     functions: dict[str, Any] = dict.fromkeys(UNUSED, unavailable)
     read = getattr(utils, "create_import_structure_from_path", None)
     if read is not None:
@@ -95,7 +96,7 @@ def _patch(utils: types.ModuleType) -> list[Callable[[], None]]:
         original = getattr(utils, name, None)
         if original is not None:
             setattr(utils, name, function)
-            restore.append(lambda name=name, original=original: _restore(name, original))
+            restore.append(functools.partial(_restore, name, original))
     return restore
 
 

@@ -15,7 +15,13 @@ from .serialization import to_json
 MANIFEST_FILE = ".vip2clip.json"
 PROGRESS_FOLDER = ".progress"
 WRITTEN_BY = "vip2clip_hf"
-ARTICLES = {"evaluation": "an evaluation", "prediction": "a prediction"}
+# How messages name what is in a folder, and what a program does that writes to it.
+ARTICLES = {
+    "evaluation": "an evaluation",
+    "prediction": "a prediction",
+    "watch": "the results of a watched folder",
+}
+DOING = {"evaluation": "evaluating", "prediction": "predicting", "watch": "watching a folder and writing"}
 
 
 class RunFolder:
@@ -27,7 +33,7 @@ class RunFolder:
 
     Args:
         path (`pathlib.Path`): the folder. It need not exist.
-        kind (`str`): kind of the run, `"evaluation"` or `"prediction"`.
+        kind (`str`): kind of the run, `"evaluation"`, `"prediction"` or `"watch"`.
     """
 
     def __init__(self, path: Path, kind: str) -> None:
@@ -97,10 +103,9 @@ class RunFolder:
         try:
             lock.acquire(timeout=0)
         except Timeout as error:
-            doing = {"evaluation": "evaluating", "prediction": "predicting"}[self.kind]
             raise OSError(
-                f"Another program is {doing} into {str(self.path)!r}; wait until it has finished, or choose another "
-                "folder."
+                f"Another program is {DOING[self.kind]} into {str(self.path)!r}; wait until it has finished, or "
+                "choose another folder."
             ) from error
         self._lock = lock
         if (found := self._read()) is not None:  # another program can have changed it since `check`

@@ -51,9 +51,24 @@ def shown(name: str) -> str:
     return _CONTROL.sub(lambda found: _NAMED.get(found[0]) or _escaped(found[0]), encodable(name))
 
 
+def counted(count: int, singular: str, plural: str | None = None) -> str:
+    """
+    Write a number with its noun.
+
+    Args:
+        count (`int`): the number.
+        singular (`str`): the noun for 1.
+        plural (`str`, *optional*): the noun for other numbers. By default, the singular with an s.
+
+    Returns:
+        `str`: such as `"1 photo"` or `"1,200 photos"`.
+    """
+    return f"{count:,} {singular if count == 1 else plural or f'{singular}s'}"
+
+
 def _escaped(character: str) -> str:
     code = ord(character)
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
 
-__all__ = ["encodable", "is_utf8", "shown"]
+__all__ = ["counted", "encodable", "is_utf8", "shown"]

@@ -13,6 +13,7 @@ from ...utils.lazy import lazy_names
 __getattr__, __dir__, __all__ = lazy_names(__name__)
 
 if TYPE_CHECKING:
+    from .call_types_vip2clip import CallOptions as CallOptions, ModelOptions as ModelOptions
     from .configuration_vip2clip import ViP2ClipConfig as ViP2ClipConfig
     from .convert_vip2clip_to_hf import convert_release_checkpoint as convert_release_checkpoint
     from .decision_config_vip2clip import DecisionConfig as DecisionConfig

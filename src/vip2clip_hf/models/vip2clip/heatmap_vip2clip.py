@@ -6,8 +6,8 @@ from PIL import Image
 
 
 # The colors of all anomaly maps of this package, from black at 0 through purple and red to orange at 1: the first 85 %
-# of "inferno" by Nathaniel Smith and Stéfan van der Walt (CC0), every 15th of 256 steps. Equal steps look similar, also
-# to readers who are color blind and in gray. The rest of inferno, pale yellow, would not show on white photos.
+# of "inferno" by Nathaniel Smith and Stéfan van der Walt (CC0), every 15th of 256 steps. Equal steps look similar,
+# also in gray and to color-blind readers. The rest of inferno, pale yellow, would not show on white photos.
 _KNOTS = """
 000004 07051d 170b3b 2c0b57 420a68 57106d 6b176e 7f1f6c 932667 a82d5f bb3755 cd4248 dd513a e9622a f3771a f98d0a fca50a
 fbbd23

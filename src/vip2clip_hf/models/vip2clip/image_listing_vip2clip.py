@@ -1,6 +1,7 @@
 """List the image files of a folder. One rule for prediction, calibration, datasets and the app.
 
-Files are images by their extension: whatever Pillow can open, and what plug-ins such as pillow-heif have registered.
+Files are images by their extension: whatever Pillow can open, HEIC photos if pillow-heif is installed, and what other
+plug-ins have registered.
 Hidden files and folders are skipped. Links are followed, except those that lead nowhere or to a folder above them.
 Folders with results of this package are skipped.
 """
@@ -14,6 +15,7 @@ from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
+from .heif_vip2clip import HEIF_EXTENSIONS, register_heif
 from .logging_vip2clip import get_logger
 
 
@@ -24,7 +26,7 @@ SYSTEM_FOLDERS = frozenset({"__macosx", "$recycle.bin", "system volume informati
 _NOT_DECODED = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
 # Extensions of photos that Pillow may not open. Such files are named once, not silently skipped.
 _PHOTO_EXTENSIONS = frozenset(
-    {".arw", ".avif", ".cr2", ".cr3", ".dcm", ".dng", ".exr", ".hdr", ".heic", ".heif", ".hif", ".jxl", ".jxr"}
+    {".arw", ".avif", ".cr2", ".cr3", ".dcm", ".dng", ".exr", ".hdr", ".jxl", ".jxr", *HEIF_EXTENSIONS}
     | {".nef", ".orf", ".pef", ".raf", ".rw2", ".svg"}
 )
 # Kinds of entries of a folder, and reasons why one is left out.
@@ -33,6 +35,7 @@ LOST_LINK = "links that lead nowhere or to a folder above them, left out"
 OWN_OUTPUT = "folders with results of this package, left out"
 SPECIAL = "entries that are neither files nor folders, left out"
 UNSUPPORTED = "image files of a format that Pillow cannot open, left out"
+NEEDS_HEIF = "HEIC photos, left out (to read them: pip install 'vip2clip_hf[heic]')"
 NO_EXTENSION = "image files without an extension, left out"
 UNREADABLE = "folders that cannot be read, left out"
 NOT_RECURSIVE = "subfolders, left out because recursive is False"
@@ -73,6 +76,7 @@ def image_extensions() -> frozenset[str]:
     Returns:
         `frozenset[str]`: extensions in lower case, with the dot.
     """
+    register_heif()
     return _extensions(len(Image.registered_extensions()), len(Image.OPEN))
 
 
@@ -86,6 +90,11 @@ def has_unsupported_extension(name: str) -> bool:
     """Whether the extension is one of a photo, but Pillow cannot open it."""
     extension = os.path.splitext(name)[1].lower()
     return extension in _PHOTO_EXTENSIONS and extension not in image_extensions()
+
+
+def unsupported(name: str) -> str:
+    """Reason why a file with an extension that Pillow cannot open is left out."""
+    return NEEDS_HEIF if os.path.splitext(name)[1].lower() in HEIF_EXTENSIONS else UNSUPPORTED
 
 
 def is_unnamed_image(path: str | os.PathLike[str]) -> bool:
@@ -240,7 +249,7 @@ class LeftOut:
     def add_file(self, path: str) -> None:
         """Count a file that is not an image by its extension, if it is a photo nevertheless."""
         if has_unsupported_extension(path):
-            self.add(UNSUPPORTED, path)
+            self.add(unsupported(path), path)
         elif self._sniffed < _MOST_SNIFFED and not os.path.splitext(path)[1]:
             self._sniffed += 1
             if is_unnamed_image(os.path.join(self.root, path)):
@@ -340,6 +349,7 @@ __all__ = [
     "FILE",
     "FOLDER",
     "LOST_LINK",
+    "NEEDS_HEIF",
     "NO_EXTENSION",
     "OWN_OUTPUT",
     "SPECIAL",
@@ -359,4 +369,5 @@ __all__ = [
     "mask_stem",
     "scan_folder",
     "scan_images",
+    "unsupported",
 ]

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from .arguments_vip2clip import READING_ARGUMENTS, reading_arguments
+from .heif_vip2clip import check_heif
 from .image_listing_vip2clip import list_images
 from .image_sources_vip2clip import choose_page, content_of_file, content_of_text, shorten
 from .image_values_vip2clip import (
@@ -219,6 +220,7 @@ def _decode(source: BytesIO, shown: str, pick: Pick | None = None) -> Image.Imag
     """Decode an image. `pick` moves it to the page to read."""
     if source.getbuffer().nbytes == 0:
         raise OSError(f"{shown} is empty; expected an image file.")
+    check_heif(bytes(source.getbuffer()[:64]), shown)
     try:
         image = Image.open(source)
         if pick is not None:

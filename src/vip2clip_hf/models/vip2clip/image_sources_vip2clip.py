@@ -70,6 +70,27 @@ def content_of_text(text: str) -> bytes | str:
     return text
 
 
+def content_of_base64(text: str) -> bytes:
+    """
+    Decode a text that contains an image. Unlike [`content_of_text`], nothing else is accepted.
+
+    Args:
+        text (`str`): base64 or a data URL.
+
+    Returns:
+        `bytes`: the content.
+
+    Raises:
+        OSError: if the text is something else, such as a path or another URL, or is too long.
+    """
+    if text[:5].lower() == "data:":
+        return _data_url(text)
+    content = _base64(text) if _BASE64.fullmatch(text) else None
+    if not content:
+        raise OSError(f"{shorten(text)} is not base64; expected the whole file of an image as base64 or a data URL.")
+    return content
+
+
 def _data_url(text: str) -> bytes:
     header, comma, body = text.partition(",")
     if not comma:
@@ -163,9 +184,9 @@ def choose_page(image: Image.Image, shown: str, page: int | None) -> None:
             sizes.append(image.size)
     areas = [width * height for width, height in sizes]
     largest = areas.index(max(areas))
-    if image.format == "MPO":  # phones: the first page is the photo, the others are previews or depth
-        largest = 0
-        notice("The first page of MPO photos is read; the other pages are previews or other views.")
+    if image.format in ("MPO", "HEIF"):  # phones: the first page is the photo, the others are previews or depth
+        largest = at  # pillow-heif opens the one that the file names as the photo
+        notice(f"The first page of {image.format} photos is read; the other pages are previews or other views.")
     elif areas.count(areas[largest]) > 1:
         width, height = sizes[largest]
         raise ValueError(
@@ -177,4 +198,4 @@ def choose_page(image: Image.Image, shown: str, page: int | None) -> None:
     image.seek(largest)
 
 
-__all__ = ["choose_page", "content_of_file", "content_of_text", "shorten"]
+__all__ = ["choose_page", "content_of_base64", "content_of_file", "content_of_text", "shorten"]

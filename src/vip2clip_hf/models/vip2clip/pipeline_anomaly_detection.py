@@ -2,10 +2,9 @@
 
 import os
 import types
-from functools import partial
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Literal, overload
 
-import numpy as np
 import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModel, PreTrainedConfig
@@ -14,6 +13,7 @@ from transformers.utils import logging
 
 from .arguments_vip2clip import READING_ARGUMENTS, call_arguments, label_names, loading_arguments
 from .backbone_vip2clip import HUB_KWARGS, check_device, naming
+from .call_types_vip2clip import CallOptions, ModelOptions, Photo, Photos, PhotoStream
 from .decision_config_vip2clip import DecisionConfig
 from .decision_vip2clip import find_regions
 from .heatmap_vip2clip import draw_heatmap
@@ -23,16 +23,19 @@ from .pipeline_inputs_vip2clip import Rows, as_inputs, load_with_tiles
 from .pipeline_steps_vip2clip import (
     as_bank,
     bank_of,
+    check_model_type,
     decision_of,
-    forward_tiles,
     score_settings,
     warn_about_references,
     zero_shot_settings,
 )
-from .pipeline_torch_vip2clip import TorchRows, run_on_images
+from .pipeline_torch_vip2clip import TorchRows, combine_tiles
 from .reference_bank_vip2clip import ReferenceBank
 from .results_vip2clip import AnomalyDetectionResult
 
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 logger = logging.get_logger(__name__)
 # Call arguments by the step that uses them.
@@ -75,7 +78,6 @@ class AnomalyDetectionPipeline(Pipeline):
       waits forever.
     - `bit_depth` (`int`), `page` (`int`) and `channel_order` (`"rgb"` or `"bgr"`), which default to those of the image
       processor: how to read images, see [`load_image`].
-
     - `references` ([`ReferenceBank`] or photos, *optional*, defaults to those of the checkpoint): photos of good parts
       to compare with: a bank, a folder, or a list of images. Scores and maps then combine both. `None` uses none.
 
@@ -106,9 +108,9 @@ class AnomalyDetectionPipeline(Pipeline):
         timeout: float | None = DEFAULT_TIMEOUT,
         bit_depth: int | None = None,
         page: int | None = None,
-        channel_order: str | None = None,
-        references: Any = "auto",
-        **kwargs: Any,
+        channel_order: Literal["rgb", "bgr"] | None = None,
+        references: ReferenceBank | str | os.PathLike[str] | Sequence[Any] | None = "auto",
+        **kwargs: "Unpack[ModelOptions]",
     ) -> "AnomalyDetectionPipeline":
         """
         Create a pipeline from a checkpoint. Once `vip2clip_hf` is imported, no code from the checkpoint is executed.
@@ -146,12 +148,13 @@ class AnomalyDetectionPipeline(Pipeline):
             options["references"] = references
         call_arguments(options)  # refuse them before loading weights
         options = loading_arguments({**options, "batch_size": batch_size})
-        hub_kwargs = {name: kwargs[name] for name in HUB_KWARGS if name in kwargs}
-        shared = {name: kwargs[name] for name in (*HUB_KWARGS, "trust_remote_code") if name in kwargs}
+        given: dict[str, Any] = {**kwargs}
+        hub_kwargs = {name: given[name] for name in HUB_KWARGS if name in given}
+        shared = {name: given[name] for name in (*HUB_KWARGS, "trust_remote_code") if name in given}
         with naming("Checkpoint", pretrained_model_name_or_path):
             # Refuse other models before loading their weights.
             config_dict, _ = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **hub_kwargs)
-            _check_model_type(config_dict.get("model_type"))
+            check_model_type(config_dict.get("model_type"))
             model = AutoModel.from_pretrained(pretrained_model_name_or_path, **kwargs)
             # Use an overridden image_size for the image processor as well.
             size = {"height": model.config.image_size, "width": model.config.image_size}
@@ -161,7 +164,7 @@ class AnomalyDetectionPipeline(Pipeline):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **loading_arguments(kwargs))
         # Compare names, not classes: remote code is loaded as separate copies of the classes.
-        _check_model_type(getattr(self.model.config, "model_type", None))
+        check_model_type(getattr(self.model.config, "model_type", None))
         if self.image_processor is None:
             raise ValueError(
                 "image_processor is None; expected a ViP2ClipImageProcessor, of the image_size of the model."
@@ -183,8 +186,19 @@ class AnomalyDetectionPipeline(Pipeline):
         self.model.save_pretrained(save_directory, **kwargs)
         self.image_processor.save_pretrained(save_directory, **kwargs)
 
+    # A path and a list are also iterable, so the types overlap; the first one that fits counts.
+    @overload  # type: ignore[override]
+    def __call__(  # type: ignore[overload-overlap]
+        self, inputs: Photo, **kwargs: "Unpack[CallOptions]"
+    ) -> AnomalyDetectionResult: ...
+    @overload
+    def __call__(  # type: ignore[overload-overlap]
+        self, inputs: Photos, **kwargs: "Unpack[CallOptions]"
+    ) -> list[AnomalyDetectionResult]: ...
+    @overload
+    def __call__(self, inputs: PhotoStream, **kwargs: "Unpack[CallOptions]") -> Iterator[AnomalyDetectionResult]: ...
     # Unlike in the library, positional options are an error.
-    def __call__(self, inputs: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+    def __call__(self, inputs: Any, **kwargs: Any) -> Any:
         """
         Detect anomalies in one or more images.
 
@@ -200,10 +214,8 @@ class AnomalyDetectionPipeline(Pipeline):
         Returns:
             [`AnomalyDetectionResult`], a dict, for one image; a list of them for a list, folder or array; and an
             iterator for a generator or dataset. The iterator keeps at most one batch in memory. If it cannot read an
-            image, it raises an error, and the results of the batch are lost. The keys are `score`, `label`,
-            `anomaly_map` and `mask`; `p_value` for a calibrated checkpoint, which is `None`, with a warning, if
-            weights, tiling, top-k or other settings that scores depend on differ from the calibration; `heatmap` with
-            `heatmap=True`; and `regions` with `regions=True`.
+            image, it raises an error, and the results of the batch are lost. If the settings differ from those of
+            the calibration, `p_value` is `None`, with a warning.
 
         Raises:
             OSError: if an image cannot be read.
@@ -222,8 +234,8 @@ class AnomalyDetectionPipeline(Pipeline):
         options = call_arguments(kwargs)
         if "references" in options:  # the defaults are not known yet when the pipeline is created
             defaults = {**getattr(self, "_preprocess_params", {}), **getattr(self, "_forward_params", {})}
-            given, defaults = options["references"], {**defaults, **options}
-            options["references"] = as_bank(given, self.model, self.image_processor, defaults)
+            references, defaults = options["references"], {**defaults, **options}
+            options["references"] = as_bank(references, self.model, self.image_processor, defaults)
         preprocess, forward, postprocess = (
             {name: options[name] for name in names if name in options} for names in (PREPROCESS, FORWARD, POSTPROCESS)
         )
@@ -345,18 +357,8 @@ class AnomalyDetectionPipeline(Pipeline):
         warn_about_references(outputs)
         if outputs is not None and not any(tiles_per_image):
             return {**{name: outputs[name] for name in ("scores", "anomaly_maps", "layer_maps")}, **passed}
-        whole = [] if outputs is None else list(zip(outputs["scores"].cpu(), outputs["anomaly_maps"].cpu()))
-        scores, maps = [], []
-        for image_and_boxes in tiles_per_image:
-            if image_and_boxes:
-                run = partial(run_on_images, self.model, self.image_processor, options)
-                found = forward_tiles(run, *image_and_boxes)
-                score, anomaly_map = (torch.from_numpy(np.asarray(part)) for part in found)
-            else:
-                score, anomaly_map = whole.pop(0)
-            scores.append(score)
-            maps.append(anomaly_map)
-        return {"scores": torch.stack(scores), "anomaly_maps": maps, **passed}
+        found = combine_tiles(self.model, self.image_processor, options, outputs, tiles_per_image)
+        return {**found, **passed}
 
     def postprocess(  # type: ignore[override]
         self,
@@ -388,11 +390,6 @@ class AnomalyDetectionPipeline(Pipeline):
         if model_outputs["image"] is not None:
             result["heatmap"] = draw_heatmap(model_outputs["image"], result["anomaly_map"])
         return result
-
-
-def _check_model_type(found: str | None) -> None:
-    if found != "vip2clip":
-        raise ValueError(f"Expected a checkpoint with model_type 'vip2clip', found model_type {found!r}.")
 
 
 __all__ = ["AnomalyDetectionPipeline"]

@@ -25,6 +25,20 @@ TILES_AT_ONCE = 4
 SAME_PHOTO = 1e-4
 
 
+def check_model_type(found: str | None) -> None:
+    """
+    Check that a checkpoint belongs to this method.
+
+    Args:
+        found (`str`, *optional*): `model_type` of its configuration.
+
+    Raises:
+        ValueError: if it does not.
+    """
+    if found != "vip2clip":
+        raise ValueError(f"Expected a checkpoint with model_type 'vip2clip', found model_type {found!r}.")
+
+
 def bank_of(model: Any, options: Mapping[str, Any]) -> "ReferenceBank | None":
     """
     Return the references that a call uses.
@@ -226,6 +240,7 @@ def warn_about_references(outputs: Any) -> None:
 __all__ = [
     "as_bank",
     "bank_of",
+    "check_model_type",
     "decision_of",
     "forward_tiles",
     "score_settings",

@@ -27,7 +27,7 @@ def paste_defect(
     Raises:
         ValueError: if the defect is unknown.
     """
-    surface = np.asarray(image, dtype=np.float64) / 255
+    surface = np.asarray(image)
     height, width = surface.shape[:2]
     shorter = min(height, width)
     cy, cx = rng.uniform(0.2, 0.8, size=2) * (height, width)
@@ -37,7 +37,7 @@ def paste_defect(
     y, x = (np.mgrid[: 2 * half + 1, : 2 * half + 1] - half) / (shorter * size)  # the defect is about 1 long
     rows, columns = (np.arange(start, start + 2 * half + 1) for start in (top, left))
     # Pixels beyond the edge are those next to it.
-    block = surface[np.ix_(rows.clip(0, height - 1), columns.clip(0, width - 1))]
+    block = surface[np.ix_(rows.clip(0, height - 1), columns.clip(0, width - 1))] / 255
     if defect == "scratch":
         angle, bend = rng.uniform(0, np.pi), rng.uniform(-0.5, 0.5)
         along = x * np.cos(angle) + y * np.sin(angle)
@@ -52,7 +52,7 @@ def paste_defect(
     elif defect == "cut_paste":
         inside = (abs(x) < 0.5) & (abs(y) < 0.5 * rng.uniform(0.4, 1.0))
         shift = rng.integers(shorter // 4, max(shorter // 4 + 1, shorter // 2), size=2) * rng.choice([-1, 1], size=2)
-        source = surface[np.ix_((rows + shift[0]) % height, (columns + shift[1]) % width)]
+        source = surface[np.ix_((rows + shift[0]) % height, (columns + shift[1]) % width)] / 255
         changed = np.rot90(source) * rng.uniform(0.6, 0.8)
     else:
         raise ValueError(f"defect is {defect!r}; expected one of {', '.join(DEFECTS)}.")

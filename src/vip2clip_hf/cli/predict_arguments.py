@@ -1,0 +1,66 @@
+"""Which options of `vip2clip predict` go together."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .options import usage_error
+from .result_files import ResultFiles
+
+
+def check_arguments(
+    source: Sequence[str],
+    *,
+    output: Path | None,
+    heatmap: Path | None,
+    regions: bool,
+    references: Path | None,
+    no_references: bool,
+    bulk: Mapping[str, Any],
+    files: ResultFiles,
+) -> None:
+    """
+    Check the arguments of `vip2clip predict` that depend on each other.
+
+    Args:
+        source (`Sequence[str]`): photos, folders or a dataset.
+        output, heatmap, regions, references, no_references: options of the command.
+        bulk (`Mapping[str, Any]`): options that apply to --output only, by name. `overwrite` and `append` also apply
+            to the files.
+        files ([`ResultFiles`]): files to write.
+
+    Raises:
+        OSError: if the folder of references does not exist.
+        typer.BadParameter: if two options exclude each other.
+    """
+    given = [f"--{name.replace('_', '-')}" for name, value in bulk.items() if value not in (None, False, [])]
+    if heatmap is not None or files.wanted:
+        given = [name for name in given if name != "--overwrite"]
+    if files.csv is not None:
+        given = [name for name in given if name != "--append"]
+    elif files.append and output is None:
+        raise usage_error("--append can only be used with --output FOLDER or --csv FILE.")
+    if files.append and files.overwrite:
+        raise usage_error("--append and --overwrite exclude each other; pass one of them.")
+    if files.margin is not None and files.sort is None:
+        raise usage_error("--unsure-margin can only be used with --sort FOLDER.")
+    if output is None and given:
+        raise usage_error(f"{', '.join(given)} can only be used with --output FOLDER.")
+    if output is not None and heatmap is not None:
+        raise usage_error(
+            "--heatmap OUT cannot be used with --output; use --heatmaps, which writes to OUTPUT/heatmaps."
+        )
+    if output is not None and regions:
+        raise usage_error("--regions cannot be used with --output: the table has no column for regions.")
+    if output is not None and (len(source) > 1 or source[0] == "-"):
+        raise usage_error(
+            f"--output is used with {'a list' if source[0] == '-' else f'{len(source)} sources'}; expected one folder "
+            "or dataset. To predict a list, write it to a CSV file with the column image."
+        )
+    if references is not None and no_references:
+        raise usage_error("--references and --no-references exclude each other; pass one of them.")
+    if references is not None and not references.is_dir():
+        raise OSError(f"--references {str(references)!r} is not a folder; expected a folder of photos of good parts.")
+
+
+__all__ = ["check_arguments"]

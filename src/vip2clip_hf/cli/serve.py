@@ -1,0 +1,173 @@
+"""`vip2clip serve`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..utils.extras import require
+from .options import (
+    Backbone,
+    BitDepth,
+    Device,
+    Dtype,
+    Model,
+    Page,
+    TileOverlap,
+    TileSize,
+    checkpoint_or_bundled,
+    shows_progress,
+    usage_error,
+)
+
+
+def serve(
+    model: Model = None,
+    host: Annotated[
+        str,
+        typer.Option(
+            help="Address to bind. Any non-loopback address needs an API key, or --allow-anonymous."
+        ),
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to bind; 0 for a free one.")] = 8000,
+    device: Device = None,
+    dtype: Dtype = "float32",
+    backbone: Backbone = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            help="A photo is anomalous if its score is greater than this.", show_default="set by the checkpoint"
+        ),
+    ] = None,
+    top_k: Annotated[
+        int | None,
+        typer.Option(
+            help="Number of top patches per layer used for the image score.", show_default="set by the checkpoint"
+        ),
+    ] = None,
+    tile_size: TileSize = None,
+    tile_overlap: TileOverlap = None,
+    references: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of photos of good parts to compare with, including its subfolders.",
+            show_default="references of the checkpoint, if any",
+        ),
+    ] = None,
+    no_references: Annotated[
+        bool, typer.Option("--no-references", help="Do not use the references of the checkpoint.")
+    ] = False,
+    bit_depth: BitDepth = None,
+    page: Page = None,
+    max_batch: Annotated[int, typer.Option(min=1, help="Photos per batch; 1 for no batching.")] = 8,
+    max_wait: Annotated[
+        float, typer.Option(min=0, max=60000, help="Milliseconds that a photo waits for others of its batch.")
+    ] = 10,
+    queue: Annotated[
+        int, typer.Option(min=1, help="Photos accepted and not answered. Further requests get status 503.")
+    ] = 64,
+    timeout: Annotated[
+        float, typer.Option(min=0.1, help="Seconds to receive a request, and seconds to answer it.")
+    ] = 60,
+    max_images: Annotated[int, typer.Option(min=1, help="Photos in a request.")] = 16,
+    max_file_size: Annotated[float, typer.Option(min=0.001, help="Size of a photo, in MB.")] = 20,
+    max_upload_memory: Annotated[
+        float, typer.Option(min=0.001, help="Size of the photos of all requests at a time, in MB.")
+    ] = 512,
+    max_pixels: Annotated[
+        int,
+        typer.Option(min=1, help="Number of pixels of a photo. Larger photos are refused before decoding."),
+    ] = 50_000_000,
+    allow_urls: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="HOST", help="Host that photos may be fetched from. Repeatable.", show_default="no URLs"
+        ),
+    ] = None,
+    allow_private_urls: Annotated[
+        bool, typer.Option("--allow-private-urls", help="These hosts may be in a private network.")
+    ] = False,
+    url_timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to fetch a photo.")] = 10,
+    allow_hosts: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="HOST", help="Name of this server in the Host header of requests. Repeatable.",
+            show_default="on a loopback address, names of this machine; otherwise any",
+        ),
+    ] = None,
+    allow_anonymous: Annotated[
+        bool, typer.Option("--allow-anonymous", help="Serve the network without an API key.")
+    ] = False,
+    tls_cert: Annotated[
+        Path | None, typer.Option(help="Certificate chain (PEM), for https.", show_default=False)
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Private key of --tls-cert (PEM).", show_default=False)] = None,
+    access_log: Annotated[
+        bool, typer.Option("--access-log/--no-access-log", help="Print a line of JSON for each request.")
+    ] = True,
+) -> None:  # fmt: skip
+    """Serve a checkpoint over HTTP (extra: serve).
+
+    POST /predict takes photos and returns scores, decisions and regions as JSON. GET /health, /ready and /metrics are
+    for probes, GET /docs describes the API. Photos of several requests share a batch.
+
+    If the environment variable VIP2CLIP_API_KEY is set, requests need the header "Authorization: Bearer KEY". SIGTERM
+    and Ctrl+C stop the server after it has answered the requests that it has accepted, with exit code 0.
+
+    \b
+    Examples:
+      vip2clip serve --model org/vip2clip
+      curl -F images=@photo.jpg http://127.0.0.1:8000/predict
+      VIP2CLIP_API_KEY=... vip2clip serve --host 0.0.0.0 --port 8443 --tls-cert cert.pem --tls-key key.pem
+    """
+    if references is not None and no_references:
+        raise usage_error("--references and --no-references exclude each other; pass one of them.")
+    if references is not None and not references.is_dir():
+        raise OSError(f"--references {str(references)!r} is not a folder; expected a folder of photos of good parts.")
+    if (tls_cert is None) != (tls_key is None):
+        raise usage_error("--tls-cert and --tls-key belong together; pass both.")
+    require("serve", "The server", "fastapi", "uvicorn", "prometheus_client", "python_multipart", "scipy", load=False)
+    from ..serving.keys import api_key_from_environment
+    from ..serving.settings import ServerSettings
+
+    try:
+        settings = ServerSettings(
+            max_batch=max_batch,
+            max_wait=max_wait,
+            queue=queue,
+            timeout=timeout,
+            max_images=max_images,
+            max_file_size=max_file_size,
+            max_upload_memory=max_upload_memory,
+            max_pixels=max_pixels,
+            allow_urls=tuple(allow_urls or ()),
+            allow_private_urls=allow_private_urls,
+            url_timeout=url_timeout,
+            allow_hosts=tuple(allow_hosts or ()),
+            api_key=api_key_from_environment(),
+            access_log=access_log,
+        )
+    except ValueError as error:
+        raise usage_error(str(error)) from error
+    options: dict[str, Any] = {"device": device, "dtype": dtype, "backbone": backbone, "top_k": top_k}
+    options.update(tile_size=tile_size, tile_overlap=tile_overlap, bit_depth=bit_depth, page=page)
+    if references is not None or no_references:
+        options["references"] = None if references is None else str(references)
+    if threshold is not None:
+        options["threshold"] = (threshold, threshold)
+    model = checkpoint_or_bundled(model)
+    shows_progress()
+    from ..serving.running import serve_detector
+
+    serve_detector(
+        model,
+        settings,
+        host=host,
+        port=port,
+        allow_anonymous=allow_anonymous,
+        tls=None if tls_cert is None or tls_key is None else (str(tls_cert), str(tls_key)),
+        **options,
+    )
+
+
+__all__ = ["serve"]
