@@ -13,6 +13,7 @@ from .inference import benchmark_forward, benchmark_inference
 from .metrics import benchmark_metrics
 from .references import benchmark_references
 from .rivals import METHODS, SIZES, benchmark_rivals
+from .runtime import benchmark_runtime
 from .serve import benchmark_serve
 from .training import benchmark_step, benchmark_training
 from .which_method import benchmark_which_method
@@ -120,6 +121,13 @@ def make_parser() -> argparse.ArgumentParser:
     rivals.add_argument("--threads", type=int, default=1, help="threads of torch")
     rivals.add_argument("--repeats", type=int, default=5, help="number of repeats (shortest)")
     rivals.set_defaults(run=benchmark_rivals)
+    runtime = commands.add_parser("runtime", help="exported models, also with 8-bit integers, compared with PyTorch")
+    runtime.add_argument("--model", help="checkpoint (default: bundled)")
+    runtime.add_argument("--random-vit-l", action="store_true", help="random weights at the size of ViT-L/14")
+    runtime.add_argument("--data", nargs="+", help="folders of datasets with masks: measure AUROC on them")
+    runtime.add_argument("--calibration_photos", help="folder of photos for int8 (default: examples)")
+    runtime.add_argument("--repeats", type=int, default=5, help="number of repeats (shortest)")
+    runtime.set_defaults(run=benchmark_runtime)
     efficiency = commands.add_parser(
         "efficiency", help="Table 3 of the paper: time and memory, compared with the vision tower"
     )

@@ -109,7 +109,7 @@ if TYPE_CHECKING:
 
 
 # Importing one of these modules registers its model types.
-_OWN, _BASELINES = f"{__name__}.models.vip2clip", f"{__name__}.baselines.registration"
+_OWN, _BASELINES = f"{__name__}.models.registration", f"{__name__}.baselines.registration"
 _MODEL_TYPES = {"vip2clip": _OWN}
 _MODEL_TYPES.update(
     dict.fromkeys(("clip_anomaly_detection", "adaclip", "winclip", "april_gan", "anomalyclip"), _BASELINES)

@@ -38,11 +38,13 @@ SLOW = (
     "docs/baselines.md", "docs/bulk.md", "docs/calibration.md", "docs/compare.md", "docs/data.md",
     "docs/deployment.md", "docs/detectors.md", "docs/endpoints.md", "docs/evaluation.md", "docs/export.md",
     "docs/performance.md", "docs/pictures.md", "docs/quickstart.md", "docs/references.md", "docs/reports.md",
-    "docs/reproduction.md", "docs/serve.md", "docs/training.md", "docs/watch.md", "training/README.md",
+    "docs/reproduction.md", "docs/runtime.md", "docs/serve.md", "docs/training.md", "docs/watch.md",
+    "training/README.md",
 )  # fmt: skip
 # Packages that a page needs and that may be missing.
 NEEDS = {
     "docs/export.md": ("onnx", "onnxscript", "onnxruntime"),
+    "docs/runtime.md": ("onnx", "onnxscript", "onnxruntime", "openvino"),
     "docs/serve.md": ("fastapi", "uvicorn", "prometheus_client", "python_multipart"),
 }
 

@@ -159,17 +159,17 @@ def all_paths_agree(
         assert (found["label"], found["score"]) == (label, score)
         assert found.get("p_value") == expected.p_value
     for found in (processed, piped, inspected):
-        np.testing.assert_array_equal(np.asarray(found["mask"]), expected.mask.numpy())
-        np.testing.assert_array_equal(np.asarray(found["anomaly_map"]), expected.anomaly_map.numpy())
-    np.testing.assert_array_equal(bulk["mask"].numpy(), coarse.mask.numpy())
-    assert row["anomalous_area"] == coarse.mask.numpy().mean()
+        np.testing.assert_array_equal(np.asarray(found["mask"]), expected.mask)
+        np.testing.assert_array_equal(np.asarray(found["anomaly_map"]), expected.anomaly_map)
+    np.testing.assert_array_equal(bulk["mask"].numpy(), coarse.mask)
+    assert row["anomalous_area"] == coarse.mask.mean()
     assert expected.mask.any() == coarse.mask.any()  # a region never disappears
     if calibrated == "yes":
         at_least = (decision.image_scores >= np.float32(score)).sum()
         assert expected.p_value == (1 + at_least) / 21
     else:
         assert expected.p_value is None
-    check_mask(anomaly_map, decision, pair[1], size, expected.mask.numpy(), expected.anomaly_map.numpy())
+    check_mask(anomaly_map, decision, pair[1], size, expected.mask, expected.anomaly_map)
     seen["examples"] += 1
     seen["regions"] += bool(expected.mask.any())
     seen["p_values"] += expected.p_value is not None
@@ -195,7 +195,7 @@ def test_a_decided_region_is_never_empty():
         found = decide(0.5, anomaly_map, DecisionConfig(), size=size)
         lost += not bool((found.anomaly_map > 0.5).any())
         assert found.mask.any()
-        rows, columns = np.nonzero(found.mask.numpy())
+        rows, columns = np.nonzero(found.mask)
         for places, start, length, side in ((rows, top, height, size[0]), (columns, left, width, size[1])):
             assert places.min() >= (start - 1) * side / 64 - 1
             assert places.max() <= (start + length + 1) * side / 64 + 1

@@ -535,7 +535,7 @@ def test_images_keep_their_channels_without_conversion(channels):
 
 def test_channels_and_statistics_must_match():
     image = np.zeros((8, 9, 4), np.uint8)
-    with pytest.raises(ValueError, match=r"must have 4 elements"):
+    with pytest.raises(ValueError, match=r"expected 4 values, one for each channel"):
         ViP2ClipImageProcessor()(image, do_convert_rgb=False)
 
 

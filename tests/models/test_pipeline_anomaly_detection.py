@@ -1,17 +1,16 @@
 import copy
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from huggingface_hub.utils import httpx
 from PIL import Image
 from transformers import BertConfig, BertModel, CLIPImageProcessorPil, pipeline
 
 from vip2clip_hf import AnomalyDetectionPipeline, DecisionConfig, ViP2ClipImageProcessor
 from vip2clip_hf.hub.publishing import save_checkpoint
-from vip2clip_hf.models.vip2clip import image_loading_vip2clip
 from vip2clip_hf.models.vip2clip.heatmap_vip2clip import draw_heatmap
 
 
@@ -367,7 +366,7 @@ def test_no_timeout(model, image_processor, tmp_path, monkeypatch):
         used.append(timeout)
         raise OSError("no network")
 
-    monkeypatch.setattr(image_loading_vip2clip, "httpx", SimpleNamespace(get=get))
+    monkeypatch.setattr(httpx, "get", get)
 
     def timeout_of(detector, **options):
         with pytest.raises(OSError, match="no network"):

@@ -491,7 +491,6 @@ packages = [
       for one in ("accelerate", "datasets", "scipy", "tabulate", "matplotlib")),
     *(Case(f"predict --output without {one}", without(one, "predict", "p", "--output", "out"), names_the_extra("data"))
       for one in ("accelerate", "datasets", "pyarrow")),
-    Case("predict --regions without scipy", without("scipy", "predict", "p", "--regions"), names_the_extra("data")),
     *(Case(f"calibrate --labelled without {one}", without(one, "calibrate", "p", "--f1", "--output", "out"),
            names_the_extra("data")) for one in ("datasets", "scipy")),
     Case("calibrate with regions without scipy", without("scipy", *NORMAL, "--min-region-area", "0.1",

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import sys
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -21,9 +22,11 @@ def explain(error: BaseException) -> str:
     Returns:
         `str`: the message of an expected error. For others, type, message and how to report it.
     """
-    from huggingface_hub.errors import HfHubHTTPError, StrictDataclassError
+    expected: tuple[type[BaseException], ...] = (ImportError, OSError, RuntimeError, TypeError, ValueError)
+    if sys.modules.get("huggingface_hub") is not None:  # otherwise the error is not one of its own
+        from huggingface_hub.errors import HfHubHTTPError, StrictDataclassError
 
-    expected = (ImportError, OSError, RuntimeError, TypeError, ValueError, HfHubHTTPError, StrictDataclassError)
+        expected = (*expected, HfHubHTTPError, StrictDataclassError)
     damaged = (EOFError, zipfile.BadZipFile, zlib.error, pickle.UnpicklingError)
     text = str(error).strip()
     if isinstance(error, MemoryError):

@@ -17,7 +17,7 @@ from .options import (
     shows_progress,
     usage_error,
 )
-from .streams import say
+from .streams import say, say_error
 
 
 def export(
@@ -33,6 +33,18 @@ def export(
     ] = "onnx",
     opset: Annotated[int | None, typer.Option(help="ONNX operator set version.", show_default="18")] = None,
     backbone: Backbone = None,
+    quantize: Annotated[
+        str | None,
+        typer.Option(
+            help="int8: compute the vision tower with 8-bit integers, which is faster and smaller. Scores change a "
+            "little. Needs --calibration-photos.",
+            show_default="float32",
+        ),
+    ] = None,
+    calibration_photos: Annotated[
+        Path | None,
+        typer.Option(help="With --quantize: folder of photos of your parts, to measure the range of the values on."),
+    ] = None,
     no_references: NoReferences = False,
     as_json: Json = False,
 ) -> None:
@@ -45,11 +57,13 @@ def export(
     Examples:
       vip2clip export --model checkpoint --output exported
       vip2clip export --model checkpoint --output exported --format torch
+      vip2clip export --model checkpoint --output exported --quantize int8 --calibration-photos good
     """
     check_model("export", model, output=" --output FOLDER")
     import torch
 
     from ..export.exporting import DEFAULT_OPSET, check_format, check_opset, check_packages, export_onnx, export_torch
+    from ..export.quantization import check_quantization
     from ..models.vip2clip import ViP2ClipForAnomalyDetection, ViP2ClipImageProcessor
     from ..utils.files import check_new_folder
 
@@ -61,6 +75,14 @@ def export(
         check_opset(opset_or_default)
     elif opset is not None:
         raise usage_error("--opset applies to --format onnx only; omit it.")
+    if quantize is not None and format_name != "onnx":
+        raise usage_error("--quantize applies to --format onnx only; omit it.")
+    if (quantize is None) != (calibration_photos is None):
+        raise usage_error("--quantize and --calibration-photos are used together; pass both or none.")
+    photos = None if calibration_photos is None else str(calibration_photos)
+    check_quantization(quantize, photos)
+    if calibration_photos is not None and not calibration_photos.is_dir():
+        raise OSError(f"--calibration-photos {photos!r} is not a folder; expected a folder of photos of your parts.")
     check_new_folder(output)
     model = checkpoint_or_bundled(model)
     shows_progress()
@@ -68,7 +90,15 @@ def export(
     references = None if no_references else loaded.references
     image_processor = ViP2ClipImageProcessor.from_pretrained(model)
     if format_name == "onnx":
-        report = export_onnx(loaded, image_processor, output, opset=opset_or_default, references=references)
+        report = export_onnx(
+            loaded,
+            image_processor,
+            output,
+            opset=opset_or_default,
+            references=references,
+            quantize=quantize,
+            calibration_photos=photos,
+        )
     else:
         report = export_torch(loaded, image_processor, output, references=references)
     if as_json:
@@ -79,6 +109,14 @@ def export(
         say(f"  {name}: {f'{size / 1e6:.1f} MB' if size >= 1e5 else f'{size} bytes'}")
     if report["references"]:
         say(f"Contains {report['references']['num_photos']} references; omit them with --no-references.")
+    if quantization := report.get("quantization"):
+        mean = ", ".join(f"{name} {one['mean']:.2g}" for name, one in quantization["deviation"].items())
+        say(f"int8: mean difference from float32 on {quantization['num_images']} photos: {mean}")
+        if report["decision"]["calibration"] is not None:
+            say_error(
+                "The thresholds were calibrated in float32. With int8, p-values are None; check the thresholds on "
+                "your photos."
+            )
     found = ", ".join(f"{name} {value:.1e}" for name, value in report["largest_deviation"].items())
     say(f"Largest deviation from PyTorch: {found} (allowed: {report['tolerance']:g})")
 

@@ -316,7 +316,7 @@ def import_detector() -> None:
     """Import what scores photos, before other modules import transformers with all that it can use."""
     from ..utils.light_imports import import_lightly
 
-    import_lightly("vip2clip_hf.models.vip2clip", "transformers.models.clip.modeling_clip")
+    import_lightly("vip2clip_hf.models.registration", "transformers.models.clip.modeling_clip")
 
 
 def shows_progress() -> bool:

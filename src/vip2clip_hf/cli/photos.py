@@ -1,7 +1,7 @@
 """Score photos one by one and print the results, for `vip2clip predict` without --output."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -14,6 +14,7 @@ from .options import import_detector, print_json, shows_progress
 from .photo_lines import print_entry, print_summary
 from .photo_table import PhotoTable, heatmaps_folder, table_settings
 from .result_files import ResultFiles, only_writer, write_tables
+from .runtimes import open_runtime
 from .sources import Photo, Photos, find_photos
 from .streams import say, say_error
 
@@ -59,10 +60,12 @@ def predict_photos(
         ValueError: if there are no photos.
         typer.Exit: with code 3, if some photos could not be read.
     """
-    import_detector()
+    runtime = options.pop("runtime", None)
+    if runtime is None:
+        import_detector()
     photos, files = find_photos(sources, recursive), files or ResultFiles(overwrite=overwrite)
     with only_writer(files.csv if files.append else None):
-        _predict(photos, model, heatmap, as_json, overwrite, options, files, show_all)
+        _predict(photos, model, heatmap, as_json, overwrite, options, files, show_all, runtime)
 
 
 def _predict(
@@ -74,6 +77,7 @@ def _predict(
     options: dict[str, Any],
     files: ResultFiles,
     show_all: bool,
+    runtime: str | None,
 ) -> None:
     files.check([*photos.folders, *(photo.source for photo in photos.photos if photo.is_file)])
     table = PhotoTable(photos, files.csv if files.append else None) if files.wanted else None
@@ -81,8 +85,10 @@ def _predict(
     targets = {} if heatmap is None else heatmap_files(replace(photos, photos=new), heatmap, overwrite)
     if len(new) > MANY_PHOTOS:
         say_error(f"{len(new)} photos: with --output FOLDER, prediction is batched and an interrupted run resumes.")
-    progress = shows_progress()
-    detector = load_detector(model, options)
+    if runtime is None:
+        progress, detector = shows_progress(), load_detector(model, options)
+    else:
+        progress, detector = sys.stderr.isatty(), open_runtime(model, runtime, options)
     if table is not None:
         folder = heatmaps_folder(heatmap, (files.csv, files.xlsx), photos.several)
         table.check(table_settings(detector, model, options, table.root, folder), files.csv)
@@ -140,20 +146,16 @@ def load_detector(model: str, options: dict[str, Any]) -> Any:
         [`AnomalyDetectionPipeline`]: the pipeline.
 
     Raises:
-        ImportError: if the checkpoint needs a package that is not installed.
         OSError: if the checkpoint is not found.
         ValueError: if a setting is not allowed.
     """
     from ..models.loading import check_dtype
     from ..models.vip2clip import AnomalyDetectionPipeline
-    from ..utils.extras import require
 
     options["dtype"] = check_dtype(options["dtype"])
     detector = AnomalyDetectionPipeline.from_pretrained(model, **options)
     if hasattr(detector, "score_settings"):  # an error of settings is not one of a photo
         detector.score_settings()
-    if getattr(getattr(detector, "decision", None), "min_region_area", 0):
-        require("data", "A checkpoint with a minimum area of regions", "scipy")
     return detector
 
 
@@ -161,12 +163,16 @@ def _entries(
     detector: Any, photos: list[Photo], targets: dict[str, Path], bar: bool
 ) -> Iterator[tuple[Photo, dict[str, Any], float | None]]:
     """Each photo with its result, or why it cannot be read, and the fraction of its pixels that are anomalous."""
-    from tqdm.auto import tqdm
-
     from ..models.vip2clip.image_loading_vip2clip import load_image
+    from ..utils.extras import is_installed
 
+    shown: Iterable[Photo] = photos
+    if bar and is_installed("tqdm"):
+        from tqdm.auto import tqdm
+
+        shown = tqdm(photos)
     load = getattr(detector, "load", load_image)  # with the options of the pipeline for reading
-    for photo in tqdm(photos, disable=not bar):
+    for photo in shown:
         entry: dict[str, Any] = {"image": photo.source}
         try:
             if photo.error is not None:

@@ -21,9 +21,11 @@ from .options import (
     TileOverlap,
     TileSize,
     checkpoint_or_bundled,
+    usage_error,
 )
 from .predict_arguments import check_arguments
 from .result_files import ResultFiles
+from .runtimes import Runtime, check_runtime
 
 
 def predict(
@@ -57,6 +59,7 @@ def predict(
     device: Device = None,
     dtype: Dtype = "float32",
     backbone: Backbone = None,
+    runtime: Runtime = None,
     regions: Annotated[bool, typer.Option("--regions", help="List the connected regions of the mask.")] = False,
     tile_size: TileSize = None,
     tile_overlap: TileOverlap = None,
@@ -148,6 +151,7 @@ def predict(
       vip2clip predict photos --csv results.csv --sort sorted
       find . -name "*.jpg" -print0 | vip2clip predict - --model org/vip2clip
       vip2clip predict photos --model org/vip2clip --output predictions --heatmaps --num-workers 4
+      vip2clip predict photos --runtime onnx --model exported
     """
     bulk: dict[str, Any] = {"heatmaps": heatmaps, "maps": maps, "batch_size": batch_size, "num_workers": num_workers}
     bulk.update(compile=compile_model, split=split, category=category, overwrite=overwrite, append=append)
@@ -162,15 +166,17 @@ def predict(
         no_references=no_references,
         bulk=bulk,
     )
+    check_runtime(runtime, model, output, backbone, references, dtype)
+    if runtime is not None and files.wanted:
+        raise usage_error("--csv, --xlsx and --sort cannot be used with --runtime; omit them, or omit --runtime.")
     if max_pixels is not None:
         from PIL import Image
 
         Image.MAX_IMAGE_PIXELS = max_pixels
     if output is not None:
         require("data", "Prediction with --output", "accelerate", "datasets", "pyarrow")
-    if regions:
-        require("data", "A list of regions", "scipy")
-    check_model("predict", model, source)
+    if runtime is None:
+        check_model("predict", model, source)
     model = checkpoint_or_bundled(model)
     options: dict[str, Any] = {"device": device, "dtype": dtype, "backbone": backbone, "top_k": top_k}
     options.update(tile_size=tile_size, tile_overlap=tile_overlap, bit_depth=bit_depth, page=page)
@@ -187,7 +193,7 @@ def predict(
     else:
         from .photos import predict_photos
 
-        options.update(regions=regions)
+        options.update(regions=regions, runtime=runtime)
         predict_photos(source, model, heatmap, as_json, overwrite, recursive, options, files, show_all)
 
 

@@ -9,18 +9,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from ..models.vip2clip.image_processing_vip2clip import ViP2ClipImageProcessor, check_image_processor
 from ..models.vip2clip.modeling_vip2clip import ViP2ClipForAnomalyDetection
-from ..models.vip2clip.pipeline_steps_vip2clip import bank_of, score_settings
+from ..models.vip2clip.pipeline_steps_vip2clip import bank_of, decision_of, score_settings
 from ..models.vip2clip.reference_bank_vip2clip import ReferenceBank
 from ..utils.extras import extra
 from ..utils.files import apply_umask, check_new_folder, new_folder
 from .graph import ExportedDetector
+from .quantization import calibration_values, check_quantization, quantize_vision
 from .report import describe_export, export_card
-from .verification import OUTPUTS, check_deviation, compare_with_model, open_onnx, open_torch
+from .verification import Run, check_deviation, compare_with_model, open_onnx, open_torch
 
 
 FORMATS = ("onnx", "torch")
@@ -37,6 +37,8 @@ def export_onnx(
     opset: int = DEFAULT_OPSET,
     references: ReferenceBank | str | None = "auto",
     tolerance: float = 1e-4,
+    quantize: str | None = None,
+    calibration_photos: Any = None,
 ) -> dict[str, Any]:
     """
     Export a model to ONNX: one graph from pixel values to scores and anomaly maps, for any batch size.
@@ -58,7 +60,12 @@ def export_onnx(
             Photos of good parts to compare images with. Their features are constants of the graph, and scores and maps
             combine both. `"auto"` uses the references of the checkpoint. `None` uses none.
         tolerance (`float`, defaults to 1e-4):
-            Maximum absolute difference of scores and maps from those of the model.
+            Maximum absolute difference of scores and maps from those of the model, before quantization.
+        quantize (`str`, *optional*):
+            `"int8"` to compute the linear layers of the vision tower with 8-bit integers, see [`quantize_vision`].
+            Scores change, so p-values are `None` until the thresholds are calibrated for it.
+        calibration_photos (*optional*):
+            With `quantize`: photos to measure the range of the values on, a folder or a list of images.
 
     Returns:
         `dict`: content of `export.json`, and `files` (`dict[str, int]`), the size of each file in bytes.
@@ -72,6 +79,13 @@ def export_onnx(
     """
     check_packages("onnx")
     check_opset(opset)
+    check_quantization(quantize, calibration_photos)
+    vision = model.config.clip_vision_config
+
+    def convert(folder: Path) -> dict[str, Any]:
+        values = calibration_values(folder, calibration_photos)
+        with _quiet():
+            return quantize_vision(folder, (vision.hidden_size, vision.intermediate_size), values)
 
     def write(detector: ExportedDetector, folder: Path) -> dict[str, Any]:
         path = folder / "model.onnx"
@@ -81,7 +95,7 @@ def export_onnx(
                 **_example(detector),
                 dynamo=True,
                 input_names=["pixel_values"],
-                output_names=list(OUTPUTS),
+                output_names=list(detector.output_names),
                 opset_version=opset,
                 verbose=False,
             )
@@ -96,7 +110,8 @@ def export_onnx(
             exported.save(path, external_data=weights > _LARGEST_ONNX_FILE)
         return {"opset": opset}
 
-    return _export(model, image_processor, output, "onnx", write, open_onnx, references, tolerance)
+    more = None if quantize is None else convert
+    return _export(model, image_processor, output, "onnx", write, open_onnx, references, tolerance, more)
 
 
 def export_torch(
@@ -193,11 +208,13 @@ def _export(
     output: str | os.PathLike,
     name: str,
     write: Callable[[ExportedDetector, Path], dict[str, Any]],
-    load: Callable[[Path], Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]],
+    load: Callable[[Path], Run],
     references: ReferenceBank | str | None,
     tolerance: float,
+    convert: Callable[[Path], dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
-    """Write the graph with `write`, load it with `load`, compare it with the model and add the other files."""
+    """Write the graph with `write`, load it with `load`, compare it with the model and add the other files. `convert`
+    then changes the graph."""
     check_new_folder(output)
     check_image_processor(image_processor, model.config.image_size)
     if isinstance(references, str) and references != "auto":
@@ -210,10 +227,18 @@ def _export(
         deviation = compare_with_model(load(folder), model, image_processor, bank)
         check_deviation(deviation, name, tolerance)
         model.config.save_pretrained(folder)
-        model.decision.save_pretrained(folder)
+        # Those of the checkpoint, unless its thresholds belong to other references.
+        decision = decision_of(model, {"references": bank})[0]
+        if (decision.calibration or {}).get("method") == "left-out":
+            decision = decision.without_calibration()  # the report contains the scores
+        decision.save_pretrained(folder)
         image_processor.save_pretrained(folder)
         report = describe_export(model, name, details, deviation, tolerance, settings, bank)
         (folder / "export.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        if convert is not None:
+            report["quantization"] = convert(folder)
+            report["runtime"]["fingerprint"]["dtype"] = report["quantization"]["type"]
+            (folder / "export.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         (folder / "README.md").write_text(export_card(report, image_processor), encoding="utf-8")
         apply_umask(folder)
     return {**report, "files": {path.name: path.stat().st_size for path in sorted(Path(output).iterdir())}}

@@ -10,6 +10,11 @@ from ..models.vip2clip.modeling_vip2clip import ViP2ClipForAnomalyDetection
 from ..models.vip2clip.reference_bank_vip2clip import ReferenceBank
 
 
+# Outputs of every graph, and those that a graph with references has in addition.
+OUTPUTS = ("scores", "anomaly_maps")
+REFERENCE_OUTPUTS = ("reference_scores", "zero_shot_scores", "zero_shot_maps")
+
+
 class ExportedDetector(nn.Module):
     """
     Module to export. The model is not changed; weights that are already on the CPU are shared with it.
@@ -49,7 +54,12 @@ class ExportedDetector(nn.Module):
                 del self.model.clip.text_model, self.model.clip.text_projection
                 del self.model.prompt_learner, self.model.image_conditioned_adapter
 
-    def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Names of the outputs, in their order."""
+        return OUTPUTS if self.references is None else (*OUTPUTS, *REFERENCE_OUTPUTS)
+
+    def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """
         Score images.
 
@@ -58,8 +68,9 @@ class ExportedDetector(nn.Module):
                 Images from the image processor, float32.
 
         Returns:
-            `tuple[torch.Tensor, torch.Tensor]`: `scores` of shape `(batch_size,)` and `anomaly_maps` of shape
-            `(batch_size, image_size, image_size)`, both float32 in [0, 1].
+            `tuple[torch.Tensor, ...]`: `scores` of shape `(batch_size,)` and `anomaly_maps` of shape
+            `(batch_size, image_size, image_size)`, both float32 in [0, 1]. With references, also `reference_scores` of
+            shape `(batch_size,)`, in [0, 2], and scores and maps without references.
         """
         model = self.model
         images = model.get_image_features(pixel_values, return_dict=True)
@@ -73,7 +84,8 @@ class ExportedDetector(nn.Module):
         if self.references is None:
             return aligned["scores"], anomaly_maps
         logits = aligned["logits"]
-        return model.compare_with_references(self.references, patch_embeds, logits, anomaly_maps)[:2]
+        compared = model.compare_with_references(self.references, patch_embeds, logits, anomaly_maps)
+        return (*compared[:3], aligned["scores"], anomaly_maps)
 
 
 def check_exportable(model: ViP2ClipForAnomalyDetection) -> None:
@@ -161,4 +173,4 @@ def _resize_positions(model: ViP2ClipForAnomalyDetection) -> None:
     embeddings.position_ids = torch.arange(len(table))[None]
 
 
-__all__ = ["ExportedDetector", "check_exportable", "private_copy"]
+__all__ = ["OUTPUTS", "REFERENCE_OUTPUTS", "ExportedDetector", "check_exportable", "private_copy"]

@@ -5,10 +5,14 @@ from dataclasses import asdict
 from typing import Any
 
 from .._version import __version__
-from ..models.vip2clip.fingerprint_vip2clip import is_calibrated
+from ..models.vip2clip.arguments_vip2clip import label_names
+from ..models.vip2clip.fingerprint_vip2clip import model_fingerprint
 from ..models.vip2clip.image_processing_vip2clip import ViP2ClipImageProcessor
 from ..models.vip2clip.modeling_vip2clip import ViP2ClipForAnomalyDetection
+from ..models.vip2clip.pipeline_steps_vip2clip import decision_of
 from ..models.vip2clip.reference_bank_vip2clip import ReferenceBank
+from ..runtime.exported import RUNTIME_VERSION
+from .graph import REFERENCE_OUTPUTS
 
 
 def describe_export(
@@ -37,23 +41,32 @@ def describe_export(
         tolerance and versions of the packages.
     """
     size = model.config.image_size
+    decision, calibrated = decision_of(model, {"references": references})
+    one: dict[str, Any] = {"shape": ["batch_size"], "dtype": "float32"}
+    maps: dict[str, Any] = {"shape": ["batch_size", size, size], "dtype": "float32"}
+    outputs = {"scores": one, "anomaly_maps": maps}
+    if references is not None:
+        outputs.update(zip(REFERENCE_OUTPUTS, (one, one, maps)))
     packages = ("torch", "transformers", *(("onnx", "onnxscript", "onnxruntime") if name == "onnx" else ()))
     return {
         "format": name,
         **details,
         "inputs": {"pixel_values": {"shape": ["batch_size", 3, size, size], "dtype": "float32"}},
-        "outputs": {
-            "scores": {"shape": ["batch_size"], "dtype": "float32"},
-            "anomaly_maps": {"shape": ["batch_size", size, size], "dtype": "float32"},
-        },
-        "image_threshold": model.decision.image_threshold,
-        "pixel_threshold": model.decision.pixel_threshold,
+        "outputs": outputs,
+        "image_threshold": decision.image_threshold,
+        "pixel_threshold": decision.pixel_threshold,
         "decision": {
-            **{name: value for name, value in model.decision.to_dict().items() if not name.endswith("_scores")},
+            **{name: value for name, value in decision.to_dict().items() if not name.endswith("_scores")},
             "top_k": settings["top_k"],
-            "calibrated": is_calibrated(model, settings),
+            "calibrated": calibrated,
+        },
+        "runtime": {
+            "version": RUNTIME_VERSION,
+            "labels": list(label_names(model.config.id2label)),
+            "fingerprint": model_fingerprint(model),
         },
         "references": None if references is None else _describe_references(references),
+        "quantization": None,
         "largest_deviation": deviation,
         "tolerance": tolerance,
         "versions": {"vip2clip_hf": __version__, **{key: importlib.metadata.version(key) for key in packages}},
@@ -66,6 +79,10 @@ def _describe_references(references: ReferenceBank) -> dict[str, Any]:
         "num_patches": references.features.shape[1],
         "checksum": references.checksum(),
         "megabytes": round(references.nbytes / 1024**2, 3),
+        # p-values without a calibration are relative to these scores.
+        "left_out_scores": [float(str(score)) for score in references.left_out_scores()]
+        if len(references) > 1
+        else [],
         **asdict(references.options),
     }
 
@@ -92,7 +109,7 @@ def export_card(report: dict[str, Any], image_processor: ViP2ClipImageProcessor)
         title = "`model.pt2`, a torch.export program"
         imports = "import numpy as np\nimport torch"
         load = 'model = torch.export.load("model.pt2").module()'
-        run = "with torch.no_grad():\n    scores, anomaly_maps = model(torch.from_numpy(pixel_values))"
+        run = "with torch.no_grad():\n    scores, anomaly_maps = model(torch.from_numpy(pixel_values))[:2]"
     decision = report["decision"]
     notes = [f"The score uses the top {decision['top_k']} patches of each layer."]
     if references := report["references"]:
@@ -118,6 +135,13 @@ def export_card(report: dict[str, Any], image_processor: ViP2ClipImageProcessor)
         )
     if decision["calibration"] and not decision["calibrated"]:
         notes.append("The thresholds were calibrated for other scores than those of this graph.")
+    if quantization := report["quantization"]:
+        scores, maps = (quantization["deviation"][name] for name in ("scores", "anomaly_maps"))
+        notes.append(
+            "The linear layers of the vision tower compute with 8-bit integers. On "
+            f"{quantization['num_images']} photos, scores differ from those in float32 by {scores['mean']:.2g} on "
+            f"average (at most {scores['largest']:.2g}), maps by {maps['mean']:.2g} (at most {maps['largest']:.2g})."
+        )
     deviation = ", ".join(f"{key} {value:.1e}" for key, value in report["largest_deviation"].items())
     versions = ", ".join(f"{key} {value}" for key, value in report["versions"].items())
     normalised = image_processor.do_normalize

@@ -1,6 +1,6 @@
 """Compare an exported graph with the model in PyTorch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +10,14 @@ from ..data.synthetic.dataset import generate_image
 from ..models.vip2clip.image_processing_vip2clip import ViP2ClipImageProcessor
 from ..models.vip2clip.modeling_vip2clip import ViP2ClipForAnomalyDetection
 from ..models.vip2clip.reference_bank_vip2clip import ReferenceBank
-from .graph import private_copy
+from .graph import OUTPUTS, REFERENCE_OUTPUTS, private_copy
 
 
-OUTPUTS = ("scores", "anomaly_maps")
+# A graph: from `pixel_values` (B, 3, S, S) float32 to its outputs, in their order.
+Run = Callable[[np.ndarray], Sequence[np.ndarray]]
 
 
-def open_onnx(folder: Path) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
+def open_onnx(folder: Path) -> Run:
     """
     Load `model.onnx` with onnxruntime on the CPU.
 
@@ -24,17 +25,17 @@ def open_onnx(folder: Path) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarr
         folder (`pathlib.Path`): folder of the export.
 
     Returns:
-        `Callable`: function from `pixel_values` (B, 3, S, S) float32 to `scores` (B,) and `anomaly_maps` (B, S, S).
+        `Callable`: function from `pixel_values` (B, 3, S, S) float32 to the outputs of the graph.
     """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"])
-    return lambda pixel_values: tuple(session.run(list(OUTPUTS), {"pixel_values": pixel_values}))
+    return lambda pixel_values: session.run(None, {"pixel_values": pixel_values})
 
 
-def open_torch(folder: Path) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
+def open_torch(folder: Path) -> Run:
     """
     Load `model.pt2` with torch on the CPU.
 
@@ -46,16 +47,15 @@ def open_torch(folder: Path) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndar
     """
     module = torch.export.load(folder / "model.pt2").module()
 
-    def run(pixel_values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def run(pixel_values: np.ndarray) -> list[np.ndarray]:
         with torch.no_grad():
-            scores, maps = module(torch.from_numpy(pixel_values))
-        return scores.numpy(), maps.numpy()
+            return [output.numpy() for output in module(torch.from_numpy(pixel_values))]
 
     return run
 
 
 def compare_with_model(
-    run: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
+    run: Run,
     model: ViP2ClipForAnomalyDetection,
     image_processor: ViP2ClipImageProcessor,
     references: ReferenceBank | None = None,
@@ -80,16 +80,22 @@ def compare_with_model(
     noise = np.random.default_rng(0).standard_normal((1, 3, size, size), dtype=np.float32)
     images = np.concatenate([noise, image_processor(synthetic, return_tensors="np")["pixel_values"]])
     with torch.inference_mode(False), torch.no_grad():
-        expected = private_copy(model)(torch.from_numpy(images), top_k=model.decision.top_k, references=references)
-    deviation = dict.fromkeys(OUTPUTS, 0.0)
+        private, options = private_copy(model), {"top_k": model.decision.top_k}
+        found = private(torch.from_numpy(images), references=references, **options)
+        expected = {name: found[name] for name in OUTPUTS}
+        if references is not None:
+            alone = private(torch.from_numpy(images), references=None, **options)
+            more = (found.reference_scores, alone.scores, alone.anomaly_maps)
+            expected.update(zip(REFERENCE_OUTPUTS, more))
+    deviation = dict.fromkeys(expected, 0.0)
     for batch in (slice(0, 3), slice(1, 3), slice(0, 1)):
-        for name, found in zip(OUTPUTS, run(np.ascontiguousarray(images[batch]))):
+        for name, output in zip(expected, run(np.ascontiguousarray(images[batch]))):
             target = expected[name].numpy()[batch]
-            if found.shape != target.shape:
+            if output.shape != target.shape:
                 raise RuntimeError(
-                    f"The exported file returns {name} of shape {found.shape}; expected {target.shape}."
+                    f"The exported file returns {name} of shape {output.shape}; expected {target.shape}."
                 )
-            deviation[name] = float(np.maximum(deviation[name], np.abs(found - target).max()))
+            deviation[name] = float(np.maximum(deviation[name], np.abs(output - target).max()))
     return deviation
 
 
@@ -115,4 +121,4 @@ def check_deviation(deviation: dict[str, float], name: str, tolerance: float) ->
         )
 
 
-__all__ = ["OUTPUTS", "check_deviation", "compare_with_model", "open_onnx", "open_torch"]
+__all__ = ["check_deviation", "compare_with_model", "open_onnx", "open_torch"]

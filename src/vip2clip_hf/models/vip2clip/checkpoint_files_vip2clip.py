@@ -1,14 +1,15 @@
 """JSON files of a checkpoint next to `config.json`: reading, also from the Hub, checking and writing."""
 
 import json
+import math
 import os
+import struct
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-from huggingface_hub import is_offline_mode
-from transformers.utils.hub import cached_file
+import numpy as np
 
 
 _File = TypeVar("_File", bound="CheckpointFile")
@@ -97,7 +98,7 @@ class CheckpointFile:
         path = find_file(source, cls.file_name, hub_kwargs)
         if path is None:
             path = find_file(source, "config.json", hub_kwargs)
-            if path is None and _is_offline(hub_kwargs) and not os.path.isdir(source):
+            if path is None and not os.path.isdir(source) and _is_offline(hub_kwargs):
                 raise OSError(f"{source!r} is not in the cache of the Hub; expected a folder or a cached checkpoint.")
             if path is None:
                 return None
@@ -156,6 +157,11 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 def find_file(source: str | os.PathLike, name: str, hub_kwargs: Mapping[str, Any]) -> str | None:
     """Return the path of a file of a checkpoint, or None if the checkpoint does not contain it."""
+    if os.path.isdir(source):  # also where transformers is not installed
+        path = os.path.join(source, hub_kwargs.get("subfolder") or "", name)
+        return path if os.path.isfile(path) else None
+    from transformers.utils.hub import cached_file
+
     return cached_file(
         source,
         name,
@@ -177,8 +183,42 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
     return content
 
 
+def read_arrays(path: str | os.PathLike) -> dict[str, Any]:
+    """
+    Read the float32 arrays of a small safetensors file. Needs NumPy only, because the runtime without torch reads it.
+
+    Args:
+        path (`str` or `os.PathLike`): the file.
+
+    Returns:
+        `dict[str, np.ndarray]`: the arrays.
+
+    Raises:
+        OSError: if the file is damaged, or contains values of another type.
+    """
+    content = Path(path).read_bytes()
+    try:
+        (length,) = struct.unpack("<Q", content[:8])
+        if length > len(content) - 8:
+            raise ValueError("the header ends too early")
+        header, values = json.loads(content[8 : 8 + length]), memoryview(content)[8 + length :]
+        found = {}
+        for name, entry in header.items():
+            if name == "__metadata__":
+                continue
+            (start, end), shape = entry["data_offsets"], tuple(entry["shape"])
+            if entry["dtype"] != "F32" or not 0 <= start <= end <= len(values) or end - start != 4 * math.prod(shape):
+                raise ValueError(f"{name} is not a complete array of float32")
+            found[name] = np.frombuffer(values[start:end], dtype="<f4").reshape(shape).astype(np.float32)
+        return found
+    except (ValueError, TypeError, KeyError, AttributeError, struct.error) as error:
+        raise OSError(f"{path} is damaged: {error}") from error
+
+
 def _is_offline(hub_kwargs: Mapping[str, Any]) -> bool:
+    from huggingface_hub import is_offline_mode
+
     return is_offline_mode() or bool(hub_kwargs.get("local_files_only"))
 
 
-__all__ = ["CheckpointFile", "find_file", "read_json", "write_bytes", "write_fields"]
+__all__ = ["CheckpointFile", "find_file", "read_arrays", "read_json", "write_bytes", "write_fields"]

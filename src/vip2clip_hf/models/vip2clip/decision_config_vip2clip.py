@@ -9,11 +9,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
 
 from .arguments_vip2clip import as_integer, check_tiling, is_finite
-from .checkpoint_files_vip2clip import CheckpointFile, find_file, write_bytes, write_fields
+from .checkpoint_files_vip2clip import CheckpointFile, find_file, read_arrays, write_bytes, write_fields
 
 
 DECISION_NAME, SCORES_NAME = "decision.json", "decision.safetensors"
@@ -244,10 +242,7 @@ class DecisionConfig(CheckpointFile):
         scores = find_file(source, SCORES_NAME, hub_kwargs)
         if name != SCORES_NAME or scores is None:
             raise OSError(f"scores_file is {name!r} in {path}; expected {SCORES_NAME!r}, in the same folder.")
-        try:
-            return {**content, **load_file(scores)}
-        except SafetensorError as error:
-            raise OSError(f"{scores} is damaged: {error}") from error
+        return {**content, **read_arrays(scores)}
 
     def save_pretrained(self, save_directory: str | os.PathLike) -> None:
         """
@@ -268,6 +263,8 @@ class DecisionConfig(CheckpointFile):
             super().save_pretrained(save_directory)
             path.unlink(missing_ok=True)
             return
+        from safetensors.numpy import save
+
         self.check_values()
         path.parent.mkdir(parents=True, exist_ok=True)
         content = {name: value for name, value in self.to_dict().items() if name not in scores}

@@ -2,20 +2,18 @@
 
 import contextlib
 import gc
-import importlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 
 from .arguments_vip2clip import threshold_pair
 from .decision_config_vip2clip import DecisionConfig
+from .interpolation_vip2clip import interpolation_weights, resize_map
+from .mask_regions_vip2clip import label_regions
 
 
 # Up to this number, regions are measured one by one.
@@ -71,19 +69,6 @@ def conformal_threshold(scores: Sequence[float], false_alarm_rate: float) -> flo
     return float(ordered[math.ceil((count + 1) * (1 - rate)) - 1])
 
 
-def _ndimage() -> Any:
-    # Imported by importlib, because an import statement makes transformers require scipy to load a checkpoint that
-    # contains this file.
-    try:
-        return importlib.import_module("scipy.ndimage")
-    except ImportError as error:
-        raise ImportError("Regions need scipy, which is not installed: pip install 'vip2clip_hf[data]'.") from error
-
-
-def _label_regions(mask: np.ndarray) -> tuple[np.ndarray, int]:
-    return _ndimage().label(mask, structure=np.ones((3, 3), dtype=int))
-
-
 def region_score(anomaly_map: np.ndarray, min_area: int = 1) -> float:
     """
     Compute the largest value at which the map has a region of at least `min_area` pixels.
@@ -99,7 +84,6 @@ def region_score(anomaly_map: np.ndarray, min_area: int = 1) -> float:
         `float`: the score, one of the values of the map.
 
     Raises:
-        ImportError: if scipy is not installed and `min_area` is greater than 1.
         ValueError: if the area is less than 1 or larger than the map.
     """
     if not 1 <= min_area <= anomaly_map.size:
@@ -111,7 +95,7 @@ def region_score(anomaly_map: np.ndarray, min_area: int = 1) -> float:
         return float(anomaly_map.max())
 
     def has_region(value: float) -> bool:
-        labels, _ = _label_regions(anomaly_map >= value)
+        labels, _ = label_regions(anomaly_map >= value)
         return bool((np.bincount(labels.ravel())[1:] >= min_area).any())
 
     # Binary search. Above the min_area-th largest value, there are too few pixels. At the smallest value, the whole
@@ -150,13 +134,10 @@ def keep_large_regions(mask: np.ndarray, min_area: int) -> np.ndarray:
     Returns:
         `np.ndarray` of shape `(height, width)`: the mask without small regions, or `mask` itself if `min_area` is at
         most 1.
-
-    Raises:
-        ImportError: if scipy is not installed and `min_area` is greater than 1.
     """
     if min_area <= 1:
         return mask
-    labels, _ = _label_regions(mask)
+    labels, _ = label_regions(mask)
     large = np.bincount(labels.ravel()) >= min_area
     large[0] = False
     return large[labels]
@@ -178,16 +159,15 @@ def find_regions(anomaly_map: np.ndarray, mask: np.ndarray) -> list[dict[str, An
         - `mean_score`, `peak_score` (`float`): mean and maximum of the map in the region.
 
     Raises:
-        ImportError: if scipy is not installed.
         ValueError: if map and mask differ in shape.
     """
     if anomaly_map.shape != mask.shape:
         raise ValueError(f"anomaly_map has shape {anomaly_map.shape}; expected {mask.shape}, the shape of the mask.")
-    labels, number = _label_regions(mask)
-    if number == 0:
+    labels, boxes = label_regions(mask)
+    if not len(boxes):
         return []
-    measure = _measure_one_by_one if number <= FEW_REGIONS else _measure_all
-    columns = measure(anomaly_map, labels, number)
+    measure = _measure_one_by_one if len(boxes) <= FEW_REGIONS else _measure_all
+    columns = (*boxes.T, *measure(anomaly_map, labels, boxes))
     lefts, tops, rights, bottoms, areas, _, peaks = columns
     ranking = np.argsort(-peaks)
     same = peaks[ranking[1:]] == peaks[ranking[:-1]]
@@ -204,35 +184,31 @@ def find_regions(anomaly_map: np.ndarray, mask: np.ndarray) -> list[dict[str, An
         ]
 
 
-def _measure_one_by_one(anomaly_map: np.ndarray, labels: np.ndarray, number: int) -> tuple[np.ndarray, ...]:
+def _measure_one_by_one(anomaly_map: np.ndarray, labels: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, ...]:
     """
     Measure the regions. Needs little memory for large regions.
 
     Returns:
-        `tuple`: left, top, right, bottom, area, mean and peak of each region, arrays of shape `(number,)`.
+        `tuple`: area, mean and peak of each region, arrays of shape `(num_regions,)`.
     """
     measured = []
-    for label, (rows, columns) in enumerate(_ndimage().find_objects(labels), start=1):
-        inside = anomaly_map[rows, columns][labels[rows, columns] == label]
-        box = (columns.start, rows.start, columns.stop, rows.stop)
-        measured.append((*box, inside.size, inside.mean(dtype=np.float64), np.float64(inside.max())))
+    for label, (left, top, right, bottom) in enumerate(boxes, start=1):
+        box = (slice(top, bottom), slice(left, right))
+        inside = anomaly_map[box][labels[box] == label]
+        measured.append((inside.size, inside.mean(dtype=np.float64), np.float64(inside.max())))
     return tuple(np.array(column) for column in zip(*measured))
 
 
-def _measure_all(anomaly_map: np.ndarray, labels: np.ndarray, number: int) -> tuple[np.ndarray, ...]:
+def _measure_all(anomaly_map: np.ndarray, labels: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, ...]:
     """Return the same as [`_measure_one_by_one`], faster for many regions."""
     # Sort the pixels by region. The pixels of a region are then a slice, and start at `first`.
     rows, columns = np.nonzero(labels)
     regions = labels[rows, columns] - 1
-    areas = np.bincount(regions, minlength=number)
+    areas = np.bincount(regions, minlength=len(boxes))
     first = np.cumsum(areas) - areas
     order = np.argsort(regions, kind="stable")
-    rows, columns = rows[order], columns[order]
-    values = anomaly_map[rows, columns].astype(np.float64)
-    peaks, means = np.maximum.reduceat(values, first), np.add.reduceat(values, first) / areas
-    lefts, tops = np.minimum.reduceat(columns, first), np.minimum.reduceat(rows, first)
-    rights, bottoms = np.maximum.reduceat(columns, first) + 1, np.maximum.reduceat(rows, first) + 1
-    return lefts, tops, rights, bottoms, areas, means, peaks
+    values = anomaly_map[rows[order], columns[order]].astype(np.float64)
+    return areas, np.add.reduceat(values, first) / areas, np.maximum.reduceat(values, first)
 
 
 @contextlib.contextmanager
@@ -254,20 +230,21 @@ class Decided:
 
     Args:
         label (`int`): 0 for a normal, 1 for an anomalous image.
-        anomaly_map (`torch.FloatTensor` of shape `(height, width)`): the map at the size of the mask, float32.
-        mask (`torch.BoolTensor` of shape `(height, width)`): `True` for anomalous pixels.
+        anomaly_map (`np.ndarray` of shape `(height, width)`): the map at the size of the mask, float32. It does not
+            share memory with the argument.
+        mask (`np.ndarray` of shape `(height, width)`): bool, `True` for anomalous pixels.
         p_value (`float`, *optional*): p-value of the score, in (0, 1]. `None` without a valid calibration.
     """
 
     label: int
-    anomaly_map: torch.Tensor
-    mask: torch.Tensor
+    anomaly_map: np.ndarray
+    mask: np.ndarray
     p_value: float | None
 
 
 def decide(
     score: float,
-    anomaly_map: torch.Tensor | np.ndarray,
+    anomaly_map: np.ndarray,
     decision: DecisionConfig,
     *,
     size: tuple[int, int] | None = None,
@@ -285,7 +262,7 @@ def decide(
 
     Args:
         score (`float`): score of the image, in [0, 1].
-        anomaly_map (`torch.FloatTensor` or `np.ndarray` of shape `(height, width)`): its map, in [0, 1].
+        anomaly_map (`np.ndarray` of shape `(height, width)`): its map, in [0, 1].
         decision ([`DecisionConfig`]): thresholds, minimum area and calibration.
         size (`tuple[int, int]`, *optional*): height and width of the result. By default, the size of the map.
         threshold (`float` or `tuple[float, float]`, *optional*): thresholds to use instead. `None` in a pair is the
@@ -297,25 +274,38 @@ def decide(
         [`Decided`]: label, map, mask and p-value.
 
     Raises:
-        ImportError: if scipy is not installed and the minimum area is greater than one pixel.
         ValueError: if a threshold is outside [0, 1].
     """
     pair = threshold_pair(threshold, (decision.image_threshold, decision.pixel_threshold))
     image_threshold, pixel_threshold = (float(np.float32(value)) for value in pair)
-    anomaly_map = torch.as_tensor(anomaly_map).detach().float()
-    height, width = anomaly_map.shape
+    anomaly_map = np.asarray(anomaly_map, dtype=np.float32)
+    shape = (anomaly_map.shape[0], anomaly_map.shape[1])
     mask = anomaly_map > pixel_threshold
-    least = min_region_pixels((height, width), decision.min_region_area)
+    least = min_region_pixels(shape, decision.min_region_area)
     if least > 1:
-        mask = torch.from_numpy(keep_large_regions(mask.cpu().numpy(), least)).to(mask.device)
-    if size is None or tuple(size) == (height, width):
-        anomaly_map = anomaly_map.clone()  # does not share memory with the argument
-    else:
-        resized = F.interpolate(anomaly_map[None, None], size=size, mode="bilinear", align_corners=False)[0, 0]
-        arrays = (part.cpu().numpy() for part in (mask, anomaly_map, resized > pixel_threshold))
-        mask, anomaly_map = torch.from_numpy(_resized_mask(*arrays)).to(mask.device), resized
+        mask = keep_large_regions(mask, least)
+    resized = resize_map(anomaly_map, shape if size is None else size)
+    if resized.shape != shape:
+        mask = _resized_mask(mask, anomaly_map, resized > pixel_threshold)
     value = decision.p_value(float(np.float32(score))) if calibrated else None
-    return Decided(int(np.float32(score) > np.float32(image_threshold)), anomaly_map, mask, value)
+    return Decided(int(np.float32(score) > np.float32(image_threshold)), resized, mask, value)
+
+
+def as_result(score: float, decided: Decided, names: tuple[str, str], decision: DecisionConfig) -> dict[str, Any]:
+    """
+    Return a decision as the entries of a result of the pipeline.
+
+    Args:
+        score (`float`): score of the image.
+        decided ([`Decided`]): the decision.
+        names (`tuple[str, str]`): names of normal and of anomalous images.
+        decision ([`DecisionConfig`]): what it was decided with.
+
+    Returns:
+        `dict`: `score`, `label`, `anomaly_map`, `mask` and, with calibration scores, `p_value`.
+    """
+    result = {"score": score, "label": names[decided.label], "anomaly_map": decided.anomaly_map, "mask": decided.mask}
+    return result if decision.image_scores is None else {**result, "p_value": decided.p_value}
 
 
 def _resized_mask(decided: np.ndarray, anomaly_map: np.ndarray, above: np.ndarray) -> np.ndarray:
@@ -323,7 +313,7 @@ def _resized_mask(decided: np.ndarray, anomaly_map: np.ndarray, above: np.ndarra
     if not decided.any():
         return np.zeros_like(above)
     (height, width), size = decided.shape, above.shape
-    (top, bottom), (left, right) = _sources(height, size[0]), _sources(width, size[1])
+    (top, bottom, _), (left, right, _) = interpolation_weights(height, size[0]), interpolation_weights(width, size[1])
     # A pixel is interpolated from a block of at most 2 x 2 pixels, so from one region at most.
     columns = decided[:, left] | decided[:, right]
     mask = above & (columns[top] | columns[bottom])
@@ -339,13 +329,6 @@ def _resized_mask(decided: np.ndarray, anomaly_map: np.ndarray, above: np.ndarra
         # The pixel that contains the centre.
         mask[tuple(((2 * largest + 1) * size // (2 * np.array(lost.shape))).T)] = True
     return mask
-
-
-@lru_cache(maxsize=32)
-def _sources(length: int, new_length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the first and last of the pixels that each pixel is interpolated from, along one axis."""
-    weights = F.interpolate(torch.eye(length)[None], size=new_length, mode="linear", align_corners=False)[0].numpy()
-    return (weights > 0).argmax(axis=0), length - 1 - (weights[::-1] > 0).argmax(axis=0)
 
 
 def _any_of(mask: np.ndarray, first: np.ndarray, last: np.ndarray, length: int) -> np.ndarray:
@@ -373,6 +356,7 @@ def _spread(values: np.ndarray, within: np.ndarray) -> np.ndarray:
 
 __all__ = [
     "Decided",
+    "as_result",
     "conformal_threshold",
     "decide",
     "find_regions",

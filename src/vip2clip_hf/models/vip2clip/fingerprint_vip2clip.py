@@ -5,13 +5,11 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import torch
-from transformers.utils import logging
-
 from .decision_config_vip2clip import DecisionConfig
+from .logging_vip2clip import get_logger
 
 
-logger = logging.get_logger(__name__)
+logger = get_logger(__name__)
 # Fields of the configuration that change scores or maps. top_k is a setting of the decision.
 FIELDS = (
     "image_size", "feature_layers", "normal_token_ids", "anomalous_token_ids", "bos_token_id", "eos_token_id",
@@ -36,6 +34,9 @@ def model_fingerprint(model: Any) -> dict[str, Any]:
         visual projection (`None` if weights are offloaded or on another process), `dtype` of CLIP, and `config` (the
         fields that change scores). It can be saved as JSON.
     """
+    stored = getattr(model, "stored_fingerprint", None)
+    if stored is not None:  # of an exported model, which has no weights of torch
+        return stored
     config = {name: getattr(model.config, name) for name in FIELDS}
     state = weights_state(model)
     cached = model.__dict__.get("_fingerprint")
@@ -162,13 +163,16 @@ def _hash_backbone(model: Any) -> str | None:
     return _digest(named, values)
 
 
-def _is_plain(weight: torch.Tensor) -> bool:
+def _is_plain(weight: Any) -> bool:
+    import torch
+
     return type(weight) in (torch.Tensor, torch.nn.Parameter)
 
 
-@torch.no_grad()
-def _digest(named: Mapping[str, torch.Tensor], values: Mapping[str, torch.Tensor]) -> str | None:
+def _digest(named: Mapping[str, Any], values: Mapping[str, Any]) -> str | None:
     """Return a hash of names, shapes and values. Of quantized weights, the type stands for the values."""
+    import torch
+
     if any(weight.is_meta or hasattr(weight, "full_tensor") for weight in named.values()):
         return None
     digest = hashlib.sha256()
@@ -176,7 +180,7 @@ def _digest(named: Mapping[str, torch.Tensor], values: Mapping[str, torch.Tensor
         kind = "" if name in values else type(weight).__name__
         digest.update(f"{name} {tuple(weight.shape)} {kind}\n".encode())
     # One transfer per device instead of one per weight.
-    by_device: dict[torch.device, list[torch.Tensor]] = {}
+    by_device: dict[Any, list[Any]] = {}
     for _, value in sorted(values.items()):
         by_device.setdefault(value.device, []).append(value.detach().float())
     for part in by_device.values():

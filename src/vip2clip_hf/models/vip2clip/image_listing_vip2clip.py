@@ -14,12 +14,12 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 from PIL import Image
-from transformers.utils import logging
 
 from .heif_vip2clip import HEIF_EXTENSIONS, register_heif
+from .logging_vip2clip import get_logger
 
 
-logger = logging.get_logger(__name__)
+logger = get_logger(__name__)
 SYSTEM_FILES = frozenset({"thumbs.db", "desktop.ini", "ehthumbs.db"})
 SYSTEM_FOLDERS = frozenset({"__macosx", "$recycle.bin", "system volume information"})
 # Formats that Pillow identifies, but cannot decode without another program or plug-in.

@@ -2,15 +2,13 @@
 
 import os
 import stat
+import urllib.request
 from collections.abc import Callable
 from io import BytesIO
 from typing import Any
 
 import numpy as np
-import torch
-from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # public, but exported lazily
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
-from transformers.image_utils import ChannelDimension
 
 from .arguments_vip2clip import READING_ARGUMENTS, reading_arguments
 from .heif_vip2clip import check_heif
@@ -26,6 +24,7 @@ from .image_values_vip2clip import (
     to_rgb,
     warn_unclear_stack,
 )
+from .tensors_vip2clip import is_tensor
 
 
 DEFAULT_TIMEOUT = 60.0
@@ -88,7 +87,7 @@ def read_image(
     image: Any,
     timeout: float | None = DEFAULT_TIMEOUT,
     convert_rgb: bool = True,
-    input_data_format: ChannelDimension | None = None,
+    input_data_format: str | None = None,
     *,
     bit_depth: int | None = None,
     page: int | None = None,
@@ -103,7 +102,7 @@ def read_image(
             Seconds to wait for a response from the server of a URL. `None` waits forever.
         convert_rgb (`bool`, defaults to `True`):
             Whether to convert the image to RGB. `False` keeps its 1, 3 or 4 channels.
-        input_data_format (`ChannelDimension`, *optional*):
+        input_data_format (`"channels_first"` or `"channels_last"`, *optional*):
             Axis of the channels of an array. By default, it is inferred from the shape.
         bit_depth, page, channel_order:
             See [`load_image`].
@@ -119,9 +118,10 @@ def read_image(
     """
     given: dict[str, Any] = {"bit_depth": bit_depth, "page": page, "channel_order": channel_order}
     reading_arguments({name: value for name, value in given.items() if value is not None})
-    if isinstance(image, torch.Tensor):
+    if is_tensor(image):
         image = image.detach().cpu()
-        image = (image.float() if image.dtype in (torch.bfloat16, torch.float16) else image).numpy()
+        is_half = str(image.dtype) in ("torch.bfloat16", "torch.float16")
+        image = (image.float() if is_half else image).numpy()
     if isinstance(image, np.ndarray) and image.dtype.kind not in "OSU":
         return from_array(image, convert_rgb, input_data_format, bit_depth, channel_order)
     if isinstance(image, np.ndarray):
@@ -151,7 +151,7 @@ def read_image(
         raise ValueError(f"Expected a path, a URL, a PIL image or an array, found {type(image).__name__}.")
     if input_data_format is not None:
         raise ValueError(
-            f"input_data_format is {input_data_format.value!r}, but the image is not an array; remove the argument."
+            f"input_data_format is {input_data_format!r}, but the image is not an array; remove the argument."
         )
     return _upright(opened, name, convert_rgb, bit_depth)
 
@@ -182,12 +182,11 @@ def _open(source: str, timeout: float | None, pick: Pick | None = None) -> Image
     source = content
     if source.lower().startswith(("http://", "https://")):
         try:
-            response = httpx.get(source, timeout=timeout, follow_redirects=True)
-            response.raise_for_status()
+            content = _download(source, timeout)
         except Exception as error:  # errors of the HTTP client are not subclasses of OSError
             reason = str(error).partition("\n")[0]
             raise OSError(f"{shown} could not be downloaded ({reason}); check the URL and the connection.") from error
-        return _decode(BytesIO(response.content), shown, pick)
+        return _decode(BytesIO(content), shown, pick)
     try:
         kind = os.stat(source).st_mode
         if stat.S_ISDIR(kind):
@@ -203,6 +202,18 @@ def _open(source: str, timeout: float | None, pick: Pick | None = None) -> Image
         if error.errno is None:
             raise
         raise OSError(f"{shown} cannot be read ({error.strerror}); check the path and its permissions.") from error
+
+
+def _download(url: str, timeout: float | None) -> bytes:
+    try:
+        from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # public, but exported lazily
+    except ImportError:
+        # The runtime without torch has no HTTP client but that of Python, which knows fewer certificates.
+        with urllib.request.urlopen(url, timeout=timeout) as response:
+            return response.read()
+    found = httpx.get(url, timeout=timeout, follow_redirects=True)
+    found.raise_for_status()
+    return found.content
 
 
 def _decode(source: BytesIO, shown: str, pick: Pick | None = None) -> Image.Image:

@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-from transformers.utils import logging
+from .logging_vip2clip import get_logger
 
 
-logger = logging.get_logger(__name__)
+logger = get_logger(__name__)
 _collected: ContextVar[list[str] | None] = ContextVar("_collected", default=None)
 
 

@@ -12,15 +12,17 @@ from transformers.image_utils import ImageInput, PILImageResampling
 from transformers.processing_utils import ImagesKwargs, Unpack  # type: ignore[attr-defined]  # typing: from 3.11
 from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from .arguments_vip2clip import PROCESSOR_ARGUMENTS, READING_ARGUMENTS, label_names, threshold_pair
+from .arguments_vip2clip import READING_ARGUMENTS, label_names, threshold_pair
 from .backbone_vip2clip import HUB_KWARGS
 from .decision_config_vip2clip import DecisionConfig
-from .decision_vip2clip import decide
+from .decision_vip2clip import as_result, decide
 from .fingerprint_vip2clip import is_plain_call
 from .image_loading_vip2clip import read_image
 from .image_values_vip2clip import as_channels_first, as_list, warn_unclear_stack
 from .mask_loading_vip2clip import mask_labels
 from .mask_options_vip2clip import DEFAULT_MASK_OPTIONS, MASK_OPTIONS, MaskOptions, check_mask_option
+from .model_values_vip2clip import model_values
+from .processor_arguments_vip2clip import PROCESSOR_ARGUMENTS
 
 
 # Entries of preprocessor_config.json that are not options.
@@ -256,7 +258,8 @@ class ViP2ClipImageProcessor(PilBackend):
     def _preprocess_image_like_inputs(
         self, images: ImageInput, segmentation_maps: ImageInput | None = None, **kwargs: Any
     ) -> BatchFeature:
-        convert_rgb, input_data_format = kwargs["do_convert_rgb"], kwargs["input_data_format"]
+        convert_rgb, given_format = kwargs["do_convert_rgb"], kwargs["input_data_format"]
+        input_data_format = None if given_format is None else str(given_format.value)
         reading = {name: kwargs.pop(name, None) for name in READING_ARGUMENTS}
         if input_data_format is None:
             warn_unclear_stack(images)
@@ -268,23 +271,17 @@ class ViP2ClipImageProcessor(PilBackend):
         if not loaded:
             raise ValueError("Expected at least one image, found an empty list.")
         size = (kwargs["size"].height, kwargs["size"].width) if kwargs["do_resize"] else None
-        arrays = []
-        for image, is_float in loaded:
-            array = as_channels_first(image, size, kwargs["resample"])  # (channels, height, width), uint8
-            if is_float and not kwargs["do_rescale"]:
-                array = self.rescale(array, 1 / 255)
-            arrays.append(array)
+        scaling = {"factor": kwargs["rescale_factor"] if kwargs["do_rescale"] else None}
+        if kwargs["do_normalize"]:
+            scaling.update(mean=kwargs["image_mean"], std=kwargs["image_std"])
         return_tensors = kwargs.pop("return_tensors")
         options = MaskOptions.named({name: kwargs.pop(name, None) for name in MASK_OPTIONS.values()})
-        with np.errstate(over="ignore"):  # an error below
-            pixels = self._preprocess(arrays, return_tensors=None, **{**kwargs, "do_resize": False})["pixel_values"]
-        data = {"pixel_values": [np.asarray(array, dtype=np.float32) for array in pixels]}
-        for index, array in enumerate(data["pixel_values"]):
-            if not np.isfinite(array).all():
-                raise ValueError(
-                    f"pixel_values of the image at position {index} contain NaN or infinite values; expected finite "
-                    "values. Check rescale_factor, image_mean and image_std."
-                )
+        data = {
+            "pixel_values": [
+                model_values(as_channels_first(image, size, kwargs["resample"]), is_float, index, **scaling)
+                for index, (image, is_float) in enumerate(loaded)
+            ]
+        }
         if segmentation_maps is not None:
             maps = as_list(segmentation_maps)
             if len(loaded) > 1 and len(maps) == 1 and getattr(maps[0], "ndim", 0) == 3:
@@ -363,11 +360,14 @@ class ViP2ClipImageProcessor(PilBackend):
             if target_sizes is not None:
                 height, width = target_sizes[index]
                 size = (int(height), int(width))
-            found = decide(score, anomaly_map, decision, size=size, threshold=threshold, calibrated=calibrated)
-            result = {"score": score, "label": names[found.label], "anomaly_map": found.anomaly_map}
-            results.append({**result, "mask": found.mask})
-            if decision.image_scores is not None:
-                results[-1]["p_value"] = found.p_value
+            # The small map is moved to the CPU, where decisions are made.
+            found = decide(
+                score, anomaly_map.cpu().numpy(), decision, size=size, threshold=threshold, calibrated=calibrated
+            )
+            result = as_result(score, found, names, decision)
+            device = anomaly_map.device
+            result.update({name: torch.from_numpy(result[name]).to(device) for name in ("anomaly_map", "mask")})
+            results.append(result)
         return results
 
 

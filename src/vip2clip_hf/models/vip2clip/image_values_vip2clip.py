@@ -3,11 +3,10 @@
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from PIL import Image
-from transformers.image_utils import ChannelDimension
 
 from .image_notices_vip2clip import notice
+from .tensors_vip2clip import is_tensor
 
 
 # Tolerance for floats outside [0, 1].
@@ -136,7 +135,7 @@ def warn_unclear_stack(array: Any) -> None:
 def from_array(
     array: np.ndarray,
     convert_rgb: bool = True,
-    input_data_format: ChannelDimension | None = None,
+    input_data_format: str | None = None,
     bit_depth: int | None = None,
     channel_order: str = "rgb",
 ) -> tuple[Image.Image, bool]:
@@ -146,7 +145,8 @@ def from_array(
     Args:
         array (`np.ndarray`): the array, see [`load_image`].
         convert_rgb (`bool`, defaults to `True`): whether to convert to RGB. `False` keeps 1, 3 or 4 channels.
-        input_data_format (`ChannelDimension`, *optional*): axis of the channels. Inferred from the shape by default.
+        input_data_format (`"channels_first"` or `"channels_last"`, *optional*): axis of the channels. Inferred from
+            the shape by default.
         bit_depth (`int`, *optional*): bits per value, see [`load_image`].
         channel_order (`"rgb"` or `"bgr"`, defaults to `"rgb"`): order of the first three channels.
 
@@ -160,12 +160,12 @@ def from_array(
     if array.ndim == 3:
         first = array.shape[-1] not in (1, 3, 4) and array.shape[0] in (1, 3, 4)
         if input_data_format is not None:
-            first = input_data_format == ChannelDimension.FIRST
+            first = input_data_format == "channels_first"
         array = np.moveaxis(array, 0, -1) if first else array
     if array.ndim == 3 and array.shape[-1] == 1:
         array = array[..., 0]
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[-1] not in (3, 4)):
-        described = "" if input_data_format is None else f" with input_data_format {input_data_format.value!r}"
+        described = "" if input_data_format is None else f" with input_data_format {input_data_format!r}"
         several = "; pass several photos as a list" if array.ndim in (3, 4) else ""
         raise ValueError(
             "Expected an array of shape (height, width), (height, width, channels) or (channels, height, width) with "
@@ -330,7 +330,7 @@ def as_list(images: Any) -> list:
     """
     if isinstance(images, (list, tuple)):
         return list(images)
-    if isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == 4:
+    if (isinstance(images, np.ndarray) or is_tensor(images)) and images.ndim == 4:
         return list(images)
     if isinstance(images, np.ndarray) and images.ndim == 1 and images.dtype.kind in "OSU":  # paths
         return images.tolist()

@@ -73,6 +73,35 @@ def count_regions(marked: np.ndarray) -> int:
     return int(_regions(*_runs(marked)).max(initial=-1)) + 1
 
 
+def label_regions(marked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """
+    Number the connected regions of a mask. Pixels that share an edge or a corner are connected.
+
+    Args:
+        marked (`np.ndarray` of shape `(height, width)`, bool): anomalous pixels.
+
+    Returns:
+        `tuple[np.ndarray, np.ndarray]`: the number of the region of each pixel, from 1 in reading order of their first
+        pixels, and 0 for the other pixels, int32 of shape `(height, width)`; and the boxes of the regions, left, top,
+        right and bottom in pixels, of shape `(num_regions, 4)`. Right and bottom are exclusive.
+    """
+    runs = _runs(marked)
+    rows, first, last, width = runs
+    region = _regions(*runs)
+    # Of each pixel, the change of the number from the pixel before. Runs of a row do not touch.
+    changes = np.zeros(marked.size + 1, dtype=np.int32)
+    changes[rows * width + first] = region + 1
+    changes[rows * width + last] -= (region + 1).astype(np.int32)
+    labels = np.cumsum(changes[:-1], dtype=np.int32).reshape(marked.shape)
+    if not len(rows):
+        return labels, np.zeros((0, 4), dtype=np.int64)
+    order = np.argsort(region, kind="stable")
+    starts = np.flatnonzero(np.diff(region[order], prepend=-1))
+    lefts, tops = np.minimum.reduceat(first[order], starts), np.minimum.reduceat(rows[order], starts)
+    rights, bottoms = np.maximum.reduceat(last[order], starts), np.maximum.reduceat(rows[order], starts) + 1
+    return labels, np.stack([lefts, tops, rights, bottoms], axis=1)
+
+
 def _runs(marked: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
     """Rows, first and last + 1 columns of all horizontal runs of marked pixels, in reading order, and the width."""
     height, width = marked.shape
@@ -162,4 +191,4 @@ def _keep(
             labels[box] |= inside & (2 * resized[box].astype(int) >= largest)
 
 
-__all__ = ["ReducedMask", "count_regions", "reduce_mask"]
+__all__ = ["ReducedMask", "count_regions", "label_regions", "reduce_mask"]

@@ -21,17 +21,17 @@ from .decision_vip2clip import find_regions
 from .heatmap_vip2clip import draw_heatmap
 from .image_loading_vip2clip import DEFAULT_TIMEOUT, reading_options
 from .image_processing_vip2clip import ViP2ClipImageProcessor, check_image_processor
-from .pipeline_inputs_vip2clip import as_inputs, load_with_tiles
+from .pipeline_inputs_vip2clip import Rows, as_inputs, load_with_tiles
 from .pipeline_steps_vip2clip import (
     as_bank,
     bank_of,
     check_model_type,
     decision_of,
-    forward_tiles,
     score_settings,
     warn_about_references,
     zero_shot_settings,
 )
+from .pipeline_torch_vip2clip import TorchRows, combine_tiles
 from .reference_bank_vip2clip import ReferenceBank
 from .results_vip2clip import AnomalyDetectionResult
 
@@ -219,6 +219,7 @@ class AnomalyDetectionPipeline(Pipeline):
                 of range.
         """
         kwargs, inputs = loading_arguments(kwargs), as_inputs(inputs)
+        inputs = TorchRows(inputs.rows) if isinstance(inputs, Rows) else inputs
         if isinstance(inputs, types.GeneratorType) and (kwargs.get("num_workers") or self._num_workers):
             logger.warning_once("num_workers is not used for generators, which one process has to read in order.")
             kwargs["num_workers"] = 0
@@ -328,16 +329,15 @@ class AnomalyDetectionPipeline(Pipeline):
         image, boxes = load_with_tiles(image, timeout, {**self.reading_options(), **reading}, settings)
         # The processor resizes every tile in _forward. There is nothing to do for the whole photo.
         side, channels = self.model.config.image_size, self.model.config.clip_vision_config.num_channels
-        pixel_values = torch.zeros(0, channels, side, side) if boxes else self._pixel_values([image])
+        pixel_values = torch.zeros(0, channels, side, side)
+        if not boxes:
+            pixel_values = self.image_processor([image], return_tensors="pt")["pixel_values"]
         return {
             "pixel_values": pixel_values,
             "target_size": (image.height, image.width),
             "image": image if heatmap else None,
             "tiles": (image, boxes) if boxes else None,
         }
-
-    def _pixel_values(self, images: list[Image.Image]) -> torch.Tensor:
-        return self.image_processor(images, return_tensors="pt")["pixel_values"]
 
     def _forward(  # type: ignore[override]
         self, model_inputs: dict[str, Any], top_k: int | None = None, references: Any = "auto"
@@ -352,17 +352,8 @@ class AnomalyDetectionPipeline(Pipeline):
         warn_about_references(outputs)
         if outputs is not None and not any(tiles_per_image):
             return {**{name: outputs[name] for name in ("scores", "anomaly_maps", "layer_maps")}, **passed}
-        whole = [] if outputs is None else list(zip(outputs["scores"].cpu(), outputs["anomaly_maps"].cpu()))
-        scores, maps = [], []
-        for image_and_boxes in tiles_per_image:
-            if image_and_boxes:
-                image, boxes = image_and_boxes
-                score, anomaly_map = forward_tiles(self.model, self.image_processor, image, boxes, options)
-            else:
-                score, anomaly_map = whole.pop(0)
-            scores.append(score)
-            maps.append(anomaly_map)
-        return {"scores": torch.stack(scores), "anomaly_maps": maps, **passed}
+        found = combine_tiles(self.model, self.image_processor, options, outputs, tiles_per_image)
+        return {**found, **passed}
 
     def postprocess(  # type: ignore[override]
         self,

@@ -5,26 +5,26 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
-from transformers.utils import logging
 
 from .image_loading_vip2clip import list_images, read_image
 from .image_sources_vip2clip import shorten
 from .image_values_vip2clip import describe, is_unclear_stack
+from .logging_vip2clip import get_logger
+from .tensors_vip2clip import is_tensor, is_torch_dataset, is_torch_loader
 from .tiling_vip2clip import Box, check_elongation, tile_boxes
 
 
-logger = logging.get_logger(__name__)
+logger = get_logger(__name__)
 ONE_IMAGE = "a path, a URL, bytes, an open file, a PIL image or an array"
 # Say the number of tiles if there are more.
 MANY_TILES = 256
 _BYTES = (bytes, bytearray, memoryview)
 
 
-class Rows(torch.utils.data.Dataset):
+class Rows:
     """
-    A dataset of another library as a dataset of torch. Unlike a generator, it has a length and can be pickled.
+    A dataset of another library, by position. Unlike a generator, it has a length and can be pickled.
 
     Args:
         rows: object with a length, and rows by position. Rows of pandas are read by position as well, not by label.
@@ -42,13 +42,13 @@ class Rows(torch.utils.data.Dataset):
 
 def as_inputs(inputs: Any) -> Any:
     """
-    Convert the input of a call to a form that the base class of the pipeline can handle.
+    Convert the input of a call to one image, or to several in a form with an order.
 
     Args:
         inputs: one or more images, see [`AnomalyDetectionPipeline.__call__`].
 
     Returns:
-        One image, or a list, a dataset of torch or a generator of images.
+        One image, or a list, [`Rows`], a dataset of torch or a generator of images.
 
     Raises:
         OSError: if a folder cannot be read.
@@ -60,7 +60,7 @@ def as_inputs(inputs: Any) -> Any:
         return list_images(inputs) if os.path.isdir(inputs) else inputs
     if isinstance(inputs, (Image.Image, dict, *_BYTES)):
         return inputs
-    if isinstance(inputs, (np.ndarray, torch.Tensor)):
+    if isinstance(inputs, np.ndarray) or is_tensor(inputs):
         return _from_array(inputs)
     if isinstance(inputs, tuple) and is_pair(inputs):
         return inputs
@@ -68,12 +68,12 @@ def as_inputs(inputs: Any) -> Any:
         if not inputs:
             raise ValueError("Expected at least one image, found an empty list.")
         return [_checked(item, position) for position, item in enumerate(inputs)]
-    if isinstance(inputs, torch.utils.data.DataLoader):
+    if is_torch_loader(inputs):
         raise ValueError(
             "inputs is a DataLoader; expected images. Pass its dataset without transforms, and batch_size to the "
             "pipeline."
         )
-    if isinstance(inputs, torch.utils.data.Dataset):
+    if is_torch_dataset(inputs):
         return inputs
     if isinstance(inputs, (set, frozenset)):
         raise ValueError(f"inputs is a {kind}, which has no order; expected a list.")
@@ -153,22 +153,24 @@ def is_pair(item: Any) -> bool:
         return False
     image, label = item
     is_label = label is None or isinstance(label, (int, float, np.number, np.bool_, dict))
-    is_label = is_label or (isinstance(label, (np.ndarray, torch.Tensor)) and label.ndim == 0)
-    return is_label and isinstance(image, (str, os.PathLike, Image.Image, np.ndarray, torch.Tensor, dict, *_BYTES))
+    is_label = is_label or ((isinstance(label, np.ndarray) or is_tensor(label)) and label.ndim == 0)
+    return is_label and (
+        isinstance(image, (str, os.PathLike, Image.Image, np.ndarray, dict, *_BYTES)) or is_tensor(image)
+    )
 
 
 def _checked(item: Any, position: int) -> Any:
     """Refuse an item of a list that cannot be an image, before the first is computed."""
     item = _value(item)
     name = f"The input at position {position}"
-    if isinstance(item, (np.ndarray, torch.Tensor)) and item.ndim == 4:
+    if (isinstance(item, np.ndarray) or is_tensor(item)) and item.ndim == 4:
         raise ValueError(
             f"{name} is a batch of shape {tuple(item.shape)}; expected one image. Pass each batch on its own."
         )
     if isinstance(item, (tuple, list)) and not is_pair(item):
         raise ValueError(f"{name} is a {type(item).__name__} of {len(item)}; expected {ONE_IMAGE}, or (image, label).")
-    known = (str, os.PathLike, Image.Image, np.ndarray, torch.Tensor, dict, tuple, list, *_BYTES)
-    if not isinstance(item, known) and not callable(getattr(item, "read", None)):
+    known = (str, os.PathLike, Image.Image, np.ndarray, dict, tuple, list, *_BYTES)
+    if not isinstance(item, known) and not is_tensor(item) and not callable(getattr(item, "read", None)):
         raise ValueError(f"{name} is of type {type(item).__name__}; expected {ONE_IMAGE}.")
     return item
 
@@ -194,7 +196,7 @@ def image_of(item: Any) -> Any:
         if "image" not in item:
             raise ValueError(f"Expected rows with the column 'image', found the columns {sorted(item)}.")
         item = _value(item["image"])
-    if isinstance(item, (np.ndarray, torch.Tensor)) and item.ndim == 4:
+    if (isinstance(item, np.ndarray) or is_tensor(item)) and item.ndim == 4:
         raise ValueError(
             f"Expected one image, found a batch of shape {tuple(item.shape)}; pass each batch on its own."
         )

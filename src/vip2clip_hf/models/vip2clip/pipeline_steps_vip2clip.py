@@ -1,22 +1,24 @@
 """Steps of the pipeline: tiles, references, and the settings that scores depend on."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+import numpy as np
 from PIL import Image
-from transformers.utils import logging
 
 from .arguments_vip2clip import READING_ARGUMENTS
 from .decision_config_vip2clip import DecisionConfig
 from .fingerprint_vip2clip import is_calibrated
-from .reference_bank_vip2clip import ReferenceBank
+from .logging_vip2clip import get_logger
 from .tiling_vip2clip import Box, TileBlender
 
 
-logger = logging.get_logger(__name__)
+if TYPE_CHECKING:
+    from .reference_bank_vip2clip import ReferenceBank
+
+logger = get_logger(__name__)
 # Number of tiles in a batch.
 TILES_AT_ONCE = 4
 # Distance to references below which a photo is one of them.
@@ -37,7 +39,7 @@ def check_model_type(found: str | None) -> None:
         raise ValueError(f"Expected a checkpoint with model_type 'vip2clip', found model_type {found!r}.")
 
 
-def bank_of(model: Any, options: Mapping[str, Any]) -> ReferenceBank | None:
+def bank_of(model: Any, options: Mapping[str, Any]) -> "ReferenceBank | None":
     """
     Return the references that a call uses.
 
@@ -54,7 +56,7 @@ def bank_of(model: Any, options: Mapping[str, Any]) -> ReferenceBank | None:
 
 def as_bank(
     references: Any, model: Any, image_processor: Any, options: Mapping[str, Any]
-) -> ReferenceBank | str | None:
+) -> "ReferenceBank | str | None":
     """
     Convert the argument `references` of a call.
 
@@ -73,6 +75,8 @@ def as_bank(
     # Compare names, not classes: remote code is loaded as separate copies of the classes.
     if references is None or hasattr(references, "combined_scores") or str(references) == "auto":
         return references
+    from .reference_bank_vip2clip import ReferenceBank
+
     settings = score_settings(model, {**options, "references": None})
     reading = {name: options[name] for name in READING_ARGUMENTS if name in options}
     names = ("tile_size", "tile_overlap", "top_k")
@@ -81,7 +85,7 @@ def as_bank(
     )
 
 
-def with_references(detector: Any, references: ReferenceBank | str | None) -> Any:
+def with_references(detector: Any, references: "ReferenceBank | str | None") -> Any:
     """
     Return a pipeline with the same model and settings that uses other references.
 
@@ -193,32 +197,29 @@ def _named(settings: Mapping[str, Any]) -> str:
 
 
 def forward_tiles(
-    model: Any, image_processor: Any, image: Image.Image, boxes: list[Box], options: Mapping[str, Any]
-) -> tuple[torch.Tensor, torch.Tensor]:
+    run: Callable[[list[Image.Image]], tuple[np.ndarray, np.ndarray]], image: Image.Image, boxes: list[Box]
+) -> tuple[np.ndarray, np.ndarray]:
     """
     Compute score and map of an image from its tiles.
 
     Args:
-        model, image_processor: model and image processor.
+        run (`Callable`): function from images to their scores of shape `(batch_size,)` and maps of shape
+            `(batch_size, image_size, image_size)`, both float32.
         image (`PIL.Image.Image`): the image, in mode RGB.
         boxes (`list[tuple[int, int, int, int]]`): its tiles.
-        options (`Mapping[str, Any]`): arguments of the model.
 
     Returns:
-        `tuple[torch.Tensor, torch.Tensor]`: score of shape `()`, the maximum over the tiles, and map of shape
-        `(height, width)`, blended from the maps of the tiles.
+        `tuple[np.ndarray, np.ndarray]`: score of shape `()`, the maximum over the tiles, and map of shape
+        `(height, width)`, blended from the maps of the tiles, both float32.
     """
     blender, scores = TileBlender(image.height, image.width, boxes), []
     for start in range(0, len(boxes), TILES_AT_ONCE):
         batch = boxes[start : start + TILES_AT_ONCE]
-        crops = [image.crop(box) for box in batch]
-        pixel_values = image_processor(crops, return_tensors="pt")["pixel_values"]
-        outputs = model(pixel_values=pixel_values.to(model.device), **options)
-        warn_about_references(outputs)
-        scores.append(outputs["scores"].cpu())
-        for box, anomaly_map in zip(batch, outputs["anomaly_maps"]):
+        found, maps = run([image.crop(box) for box in batch])
+        scores.append(found)
+        for box, anomaly_map in zip(batch, maps):
             blender.add(box, anomaly_map)
-    return torch.cat(scores).max(), blender.result()
+    return np.concatenate(scores).max(), blender.result()
 
 
 def warn_about_references(outputs: Any) -> None:

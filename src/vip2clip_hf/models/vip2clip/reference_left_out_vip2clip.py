@@ -77,18 +77,18 @@ def left_out_photos(bank: Any) -> Iterator[LeftOutPhoto]:
     """
     for one in _left_out(bank):
         photo, maps = bank.photos[one.number], to_score(one.pixels, bank.pixel_level)
-        anomaly_map = maps[0]
+        anomaly_map = maps[0].numpy()
         if len(maps) > 1:
             boxes = tile_boxes(photo.height, photo.width, bank.options.tile_size, bank.options.tile_overlap)
             blender = TileBlender(photo.height, photo.width, boxes)
-            for box, tile_map in zip(boxes, maps):
+            for box, tile_map in zip(boxes, maps.numpy()):
                 blender.add(box, tile_map)
             anomaly_map = blender.result()
         scores = to_score(one.images, bank.image_level)
         yield LeftOutPhoto(
             photo,
             float(scores.max()),
-            anomaly_map.numpy(),
+            anomaly_map,
             float(torch.sigmoid(one.logits.max())),
             float(one.distances.max()),
         )

@@ -2,14 +2,14 @@
 
 import math
 
-import torch
-import torch.nn.functional as F
-from transformers.utils import logging
+import numpy as np
 
 from .arguments_vip2clip import check_tiling
+from .interpolation_vip2clip import resize_map
+from .logging_vip2clip import get_logger
 
 
-logger = logging.get_logger(__name__)
+logger = get_logger(__name__)
 Box = tuple[int, int, int, int]
 # Longest side of a photo divided by its shortest.
 MAX_ASPECT_RATIO = 50
@@ -91,40 +91,41 @@ class TileBlender:
     """
 
     def __init__(self, height: int, width: int, boxes: list[Box]) -> None:
-        self._sum = torch.zeros(height, width)
+        self._sum = np.zeros((height, width), dtype=np.float32)
         side = boxes[0][2] - boxes[0][0]
-        distance = torch.arange(side, dtype=torch.float32) + 0.5
-        self._window = torch.minimum(distance, side - distance) / side
+        distance = np.arange(side, dtype=np.float32) + np.float32(0.5)
+        self._window = np.minimum(distance, side - distance) / side
         # The tiles form a grid, so the sum of all windows is a product of sums over rows and columns.
-        self._rows, self._columns = torch.zeros(height), torch.zeros(width)
+        self._rows, self._columns = (np.zeros(length, dtype=np.float32) for length in (height, width))
         for top in {box[1] for box in boxes}:
             self._rows[top : top + side] += self._window
         for left in {box[0] for box in boxes}:
             self._columns[left : left + side] += self._window
 
-    def add(self, box: Box, anomaly_map: torch.Tensor) -> None:
+    def add(self, box: Box, anomaly_map: np.ndarray) -> None:
         """
         Add the map of a tile.
 
         Args:
             box (`tuple[int, int, int, int]`): the tile, one of the boxes.
-            anomaly_map (`torch.Tensor` of shape `(size, size)`): its map in [0, 1], of any size.
+            anomaly_map (`np.ndarray` of shape `(size, size)`): its map in [0, 1], of any size.
         """
         left, top, right, bottom = box
-        size = (bottom - top, right - left)
-        resized = F.interpolate(anomaly_map.float().cpu()[None, None], size, mode="bilinear", align_corners=False)[
-            0, 0
-        ]
-        self._sum[top:bottom, left:right] += resized * self._window[:, None] * self._window
+        weighted = resize_map(anomaly_map, (bottom - top, right - left))
+        weighted *= self._window[:, None]
+        weighted *= self._window
+        self._sum[top:bottom, left:right] += weighted
 
-    def result(self) -> torch.Tensor:
+    def result(self) -> np.ndarray:
         """
         Finish blending. Call it once, after all tiles are added.
 
         Returns:
-            `torch.FloatTensor` of shape `(height, width)`: the blended map, float32 in [0, 1].
+            `np.ndarray` of shape `(height, width)`: the blended map, float32 in [0, 1].
         """
-        return self._sum.div_(self._rows[:, None]).div_(self._columns).clamp_(0, 1)
+        self._sum /= self._rows[:, None]
+        self._sum /= self._columns
+        return np.clip(self._sum, 0, 1, out=self._sum)
 
 
 __all__ = ["MAX_ASPECT_RATIO", "MAX_TILES", "TileBlender", "check_elongation", "tile_boxes"]
