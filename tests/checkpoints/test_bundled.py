@@ -116,7 +116,8 @@ def predict(*arguments):
     return CliRunner().invoke(app, ["predict", *map(str, arguments), "--device", "cpu"])
 
 
-def test_predict_one_photo(tmp_path):
+def test_predict_one_photo(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))  # where it is remembered that the notice was shown
     done = predict(EXAMPLES / "hazelnut_damaged_1.jpg", "--heatmap", tmp_path / "new" / "out.png")
     assert done.exit_code == 0, done.output
     assert "small bundled checkpoint" in done.stderr

@@ -72,8 +72,8 @@ def test_defects(checkpoint, tmp_path):
     [
         ((), "Pass either --output"),
         (("GOOD",), "Pass either --output"),
-        (("--output", "x"), "GOOD_PHOTOS is missing"),
-        (("--update", "x"), "GOOD_PHOTOS is missing"),
+        (("--output", "x"), "PHOTOS is missing"),
+        (("--update", "x"), "PHOTOS is missing"),
         (("GOOD", "--update", "x", "--rotations"), "--rotations cannot be used with --update"),
         (("GOOD", "--update", "x", "--model", "y"), "--model cannot be used with --update"),
         (("GOOD", "--output", "x", "--miss-cost", "2"), "--miss-cost can only be used with --defects"),

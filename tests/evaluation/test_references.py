@@ -264,7 +264,7 @@ def test_no_photos_to_draw_from(model, image_processor, source, root, tmp_path):
         evaluated_sets([train], ReferenceChoice((1,)), model, image_processor)
     for category in CATEGORIES:
         shutil.rmtree(root / category / "train")
-    with pytest.raises(ValueError, match=r"parts has no split 'train' to draw references from: .*--reference-f"):
+    with pytest.raises(ValueError, match=r"parts has no split 'train' to draw references from: .*--references"):
         evaluate_sets(model, image_processor, [source], tmp_path / "out", references=ReferenceChoice((1,)))
     assert not (tmp_path / "out").exists()
 

@@ -69,7 +69,7 @@ def test_the_folder_is_a_checkpoint(checkpoint, good, tmp_path, monkeypatch):
     write_card(tmp_path / "part", {})
     assert "## References" in (tmp_path / "part" / "README.md").read_text()
     report = (tmp_path / "part" / "report.html").read_text()
-    assert report.count("data:image/jpeg;base64,") >= 2 * 24
+    assert report.count("data:image/webp;base64,") >= 2 * 24
     assert "<script" not in report
     assert json.loads(json.dumps(found.to_dict()))["synthetic"]["num_photos"] == 24
     assert found.synthetic_counts(0.12)["detected"] > found.synthetic_counts(0.12)["num_photos"] / 2

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from vip2clip_hf.calibration.rates import alarms_allowed, beta_quantile, rate_interval, smallest_rate
+from vip2clip_hf.calibration.rates import alarms_allowed, beta_quantile, choose_rate, rate_interval, smallest_rate
 from vip2clip_hf.models.vip2clip.decision_vip2clip import conformal_threshold, min_calibration_images
 from vip2clip_hf.references.outliers import find_outliers
 from vip2clip_hf.references.photos import Photo, split_photos, without_masks
-from vip2clip_hf.references.thresholds import choose_rate, deciding_photos
+from vip2clip_hf.references.thresholds import deciding_photos
 
 
 @pytest.mark.parametrize(("first", "second"), [(1, 1), (1, 20), (5, 96), (2, 3), (30, 7), (490, 9311)])

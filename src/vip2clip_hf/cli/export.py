@@ -36,7 +36,7 @@ def export(
     quantize: Annotated[
         str | None,
         typer.Option(
-            help="int8: compute the vision tower with 8-bit integers, which is faster and smaller. Scores change a "
+            help="Compute with int8: the vision tower with 8-bit integers, which is faster and smaller. Scores change a "
             "little. Needs --calibration-photos.",
             show_default="float32",
         ),
@@ -59,7 +59,6 @@ def export(
       vip2clip export --model checkpoint --output exported --format torch
       vip2clip export --model checkpoint --output exported --quantize int8 --calibration-photos good
     """
-    check_model("export", model, output=" --output FOLDER")
     import torch
 
     from ..export.exporting import DEFAULT_OPSET, check_format, check_opset, check_packages, export_onnx, export_torch
@@ -75,6 +74,7 @@ def export(
         check_opset(opset_or_default)
     elif opset is not None:
         raise usage_error("--opset applies to --format onnx only; omit it.")
+    check_model("export", model, output=" --output FOLDER")
     if quantize is not None and format_name != "onnx":
         raise usage_error("--quantize applies to --format onnx only; omit it.")
     if (quantize is None) != (calibration_photos is None):
