@@ -4,6 +4,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -256,6 +257,21 @@ def expand_user(text: str) -> str:
     return text[:start] + os.path.expanduser(path)
 
 
+def path_or_url(text: str) -> Any:
+    """
+    Parse a path that can be the URL of a store.
+
+    Args:
+        text (`str`): argument of the command line.
+
+    Returns:
+        `pathlib.Path`, or `str` for a URL: a path would lose a slash of `s3://`.
+    """
+    from ..utils.remote import is_remote, local_path
+
+    return text if is_remote(text) else Path(local_path(text))
+
+
 def checkpoint_or_bundled(model: str | None) -> str:
     """
     Use the bundled checkpoint if no checkpoint is set, and print a note to stderr.
@@ -338,6 +354,7 @@ __all__ = [
     "one_of",
     "parse_pair",
     "parse_settings",
+    "path_or_url",
     "print_json",
     "shows_progress",
     "usage_error",

@@ -18,6 +18,7 @@ from .options import (
     TileOverlap,
     TileSize,
     checkpoint_or_bundled,
+    path_or_url,
     print_json,
     shows_progress,
     usage_error,
@@ -31,7 +32,8 @@ def predict(
         typer.Argument(
             metavar="SOURCE...",
             help="Photos, folders of photos, patterns, URLs, or - to read a list of paths from the standard input. "
-            "With --output, one folder, table, meta.json, Hub id or NAME=ROOT.",
+            "With --output, one folder, table, meta.json, Hub id or NAME=ROOT; or s3://, gs:// or hf://, or .tar and "
+            ".parquet files with photos.",
         ),
     ],
     model: Model = None,
@@ -79,8 +81,10 @@ def predict(
     output: Annotated[
         Path | None,
         typer.Option(
-            help="Folder for a table of the results. Accepts any number of photos, including subfolders. An "
-            "interrupted run resumes."
+            parser=path_or_url,
+            metavar="PATH",
+            help="Folder for a table of the results, also s3://, gs:// or hf://. Accepts any number of photos, "
+            "including subfolders. An interrupted run resumes.",
         ),
     ] = None,
     heatmaps: Annotated[bool, typer.Option("--heatmaps", help="With --output: save all heatmaps.")] = False,
@@ -101,6 +105,18 @@ def predict(
     category: Annotated[
         list[str] | None,
         typer.Option(help="With --output: predict this category only. Repeatable.", show_default=False),
+    ] = None,
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            help="With --output: accelerate, or ray to use actors of a Ray cluster.", show_default="accelerate"
+        ),
+    ] = None,
+    num_actors: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="With --engine ray: number of actors.", show_default="one per GPU, or per four CPU cores"
+        ),
     ] = None,
     overwrite: Annotated[
         bool,
@@ -126,9 +142,11 @@ def predict(
       vip2clip predict photos --references good-photos
       find . -name "*.jpg" -print0 | vip2clip predict - --model org/vip2clip
       vip2clip predict photos --model org/vip2clip --output predictions --heatmaps --num-workers 4
+      vip2clip predict s3://bucket/photos --output s3://bucket/predictions --engine ray
     """
     bulk: dict[str, Any] = {"heatmaps": heatmaps, "maps": maps, "batch_size": batch_size, "num_workers": num_workers}
     bulk.update(compile=compile_model, split=split, category=category, overwrite=overwrite)
+    bulk.update(engine=engine, num_actors=num_actors)
     given = [f"--{name.replace('_', '-')}" for name, value in bulk.items() if value not in (None, False, [])]
     if heatmap is not None and given == ["--overwrite"]:
         given = []
@@ -145,6 +163,10 @@ def predict(
             f"--output is used with {'a list' if source[0] == '-' else f'{len(source)} sources'}; expected one folder "
             "or dataset. To predict a list, write it to a CSV file with the column image."
         )
+    if engine not in (None, "accelerate", "ray"):
+        raise usage_error(f"--engine is {engine!r}; expected accelerate or ray.")
+    if num_actors is not None and engine != "ray":
+        raise usage_error("--num-actors can only be used with --engine ray.")
     if references is not None and no_references:
         raise usage_error("--references and --no-references exclude each other; pass one of them.")
     if references is not None and not references.is_dir():
@@ -155,6 +177,8 @@ def predict(
         Image.MAX_IMAGE_PIXELS = max_pixels
     if output is not None:
         require("data", "Prediction with --output", "accelerate", "datasets", "pyarrow")
+        if engine == "ray":
+            require("ray", "Predicting with Ray", "ray.data")
     if regions:
         require("data", "A list of regions", "scipy")
     model = checkpoint_or_bundled(model)

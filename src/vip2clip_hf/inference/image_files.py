@@ -9,7 +9,7 @@ from typing import Any
 
 from ..utils.extras import extra
 from .earlier import STATE_FILE, TABLE_FILE, settings_of_finished
-from .images import DatasetImages, FolderImages
+from .images import DatasetImages, FolderImages, Images
 from .names import packed
 
 
@@ -29,7 +29,7 @@ def targets_of(
     List the heatmaps and maps of images.
 
     Args:
-        images ([`FolderImages`] or [`DatasetImages`], or the class): chooses the names of the files.
+        images ([`Images`], or the class): chooses the names of the files.
         names (`pyarrow.ChunkedArray` of bytes): names of the images.
         settings (`dict[str, Any]`): settings of the prediction.
         readable (`Sequence[bool]`, *optional*): whether each image has files. By default, all have.
@@ -78,15 +78,13 @@ def old_targets(folder: Path) -> list[str]:
     return list(targets_of(images, names, found, readable))
 
 
-def count_lost(
-    folder: Path, images: FolderImages | DatasetImages, names: "pa.ChunkedArray", settings: dict[str, Any]
-) -> int:
+def count_lost(folder: Path, images: Images, names: "pa.ChunkedArray", settings: dict[str, Any]) -> int:
     """
     Count missing heatmaps and maps of a finished prediction.
 
     Args:
         folder (`pathlib.Path`): output folder.
-        images ([`FolderImages`] or [`DatasetImages`]): the images.
+        images ([`Images`]): the images.
         names (`pyarrow.ChunkedArray` of bytes): names of the images in the table.
         settings (`dict[str, Any]`): settings of the prediction.
 
@@ -98,15 +96,13 @@ def count_lost(
     return sum(not (folder / target).is_file() for target in targets)
 
 
-def check_foreign_files(
-    folder: Path, images: FolderImages | DatasetImages, names: "pa.ChunkedArray", settings: dict[str, Any]
-) -> None:
+def check_foreign_files(folder: Path, images: Images, names: "pa.ChunkedArray", settings: dict[str, Any]) -> None:
     """
     Check that no heatmap or map would replace a file that no prediction wrote.
 
     Args:
         folder (`pathlib.Path`): output folder.
-        images ([`FolderImages`] or [`DatasetImages`]): images to predict.
+        images ([`Images`]): images to predict.
         names (`pyarrow.ChunkedArray` of bytes): their names.
         settings (`dict[str, Any]`): settings of the prediction.
 
