@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from transformers.utils import logging
 
-from ..models.vip2clip.image_listing_vip2clip import has_image_extension, is_system_path
+from ..data.store_copy import is_hidden
+from ..models.vip2clip.image_listing_vip2clip import has_image_extension
 from ..utils.extras import extra
 from ..utils.file_state import UNREADABLE, FileState, digest_of
 from ..utils.remote import is_safe, join_url
@@ -253,7 +254,7 @@ def _members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     while (member := archive.next()) is not None:
         archive.members = []  # type: ignore[attr-defined]
         name = member.name.removeprefix("./")
-        if member.isreg() and not member.issparse() and has_image_extension(name) and not is_system_path(name):
+        if member.isreg() and not member.issparse() and has_image_extension(name) and not is_hidden(name):
             member.name = name
             yield member
 
