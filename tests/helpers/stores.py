@@ -41,7 +41,7 @@ def moto_s3(folder: Path) -> Iterator[Any]:
 def upload(fs: Any, folder: Path, target: str) -> None:
     """Write the files of a folder to a store."""
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and "\n" not in path.name:  # which the local S3 refuses
+        if path.is_file():
             name = f"{target}/{path.relative_to(folder).as_posix()}"
             fs.makedirs(name.rpartition("/")[0], exist_ok=True)
             fs.pipe_file(name, path.read_bytes())

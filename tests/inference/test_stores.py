@@ -152,7 +152,7 @@ def test_resumes_and_publishes_the_table_last(detector, bucket, expected, monkey
     parts = [name for name in changes if "/part-" in name]
     assert parts[:4] == [f".progress/part-{number:09d}.parquet" for number in range(4)]
     assert changes.index("predictions.parquet") > max(changes.index(name) for name in ("settings.json", *parts[:4]))
-    assert not MEMORY.exists("/bucket/out/.progress")
+    assert MEMORY.find("/bucket/out/.progress") == []
 
 
 def test_one_writer(detector, bucket, monkeypatch):
@@ -428,16 +428,18 @@ def s3(tmp_path_factory):
 
 def test_s3(detector, s3, photos, expected, tmp_path):
     upload(s3, photos, "photos/set")
-    for key in ("set/../evil.png", "set/x//double.png"):
-        s3.call_s3("put_object", Bucket="photos", Key=key, Body=(photos / "a.png").read_bytes())
     found = predict_to_folder(*detector, "s3://photos/set", "s3://results/run", **OPTIONS)
     assert found["table"] == "s3://results/run/predictions.parquet"
-    table = pq.read_table(io.BytesIO(s3.cat_file("results/run/predictions.parquet")))
-    kept = table.filter(pa.array([not name.endswith("/") for name in table["id"].to_pylist()]))
-    assert_same(kept.replace_schema_metadata(expected.schema.metadata), expected)
-    assert [name for name in table["id"].to_pylist() if name.endswith("/")] == ["../", "x//"]
+    assert_same(pq.read_table(io.BytesIO(s3.cat_file("results/run/predictions.parquet"))), expected)
     assert not s3.exists("results/run/.progress")
-    assert predict_to_folder(*detector, "s3://photos/set", "s3://results/run", **OPTIONS)["num_done_before"] == 14
+    assert predict_to_folder(*detector, "s3://photos/set", "s3://results/run", **OPTIONS)["num_done_before"] == 12
+    # Keys that are no paths are rows with an error.
+    for key in ("odd/../evil.png", "odd/x//double.png", "odd/good.png"):
+        s3.call_s3("put_object", Bucket="photos", Key=key, Body=(photos / "a.png").read_bytes())
+    predict_to_folder(*detector, "s3://photos/odd", tmp_path / "odd", **OPTIONS)
+    rows = rows_of(tmp_path / "odd")
+    assert list(rows) == ["../", "good.png", "x//"]
+    assert [row["error"] is None for row in rows.values()] == [False, True, False]
     # Only one program can create an object.
     folder = RemoteFolder("s3://results/lock")
     with ThreadPoolExecutor(8) as pool:

@@ -99,7 +99,7 @@ def predict_with_ray(
                 batch_size=None,
                 batch_format="pyarrow",
                 compute=ray.data.ActorPoolStrategy(size=min(count, len(tables))),
-                max_task_retries=MOST_RETRIES,
+                ray_remote_args_fn=lambda: {"max_task_retries": MOST_RETRIES},
                 **options,
             )
             for result in _results(dataset):
