@@ -36,7 +36,8 @@ PAGES = {
 SLOW = (
     "docs/baselines.md", "docs/bulk.md", "docs/calibration.md", "docs/compare.md", "docs/data.md",
     "docs/deployment.md", "docs/detectors.md", "docs/evaluation.md", "docs/export.md", "docs/performance.md",
-    "docs/pictures.md", "docs/quickstart.md", "docs/references.md", "docs/reproduction.md", "docs/training.md",
+    "docs/pictures.md", "docs/quickstart.md", "docs/references.md", "docs/reproduction.md", "docs/scale.md",
+    "docs/training.md",
     "training/README.md",
 )  # fmt: skip
 # Packages that a page needs and that may be missing.
@@ -46,6 +47,7 @@ NEEDS = {"docs/export.md": ("onnx", "onnxscript", "onnxruntime")}
 NOT_RUN = {
     r"pip install .*": "installs into the environment",
     r"vip2clip app.*": "serves until it is stopped; run in a browser by test_app_browser.py",
+    r"vip2clip predict s3://.*": "needs a bucket; run with a local S3 by tests/inference/test_stores.py",
     r"make (demo|test|test-all|docs).*": "creates an environment, or runs this test; its steps are tested separately",
     r"python -m benchmarks .*": "takes minutes",
     r"vip2clip reproduce (all|tables).*": "takes minutes; run by tests/reproduction/test_small_plan.py",
