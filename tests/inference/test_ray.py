@@ -17,7 +17,9 @@ from helpers.predictions import table_bytes, write_photos
 from helpers.stores import moto_s3, upload
 from helpers.tiny import ROOT, TINY, change_weights, tiny_config
 from vip2clip_hf import ViP2ClipForAnomalyDetection, ViP2ClipImageProcessor
+from vip2clip_hf.inference import prediction, ray_engine
 from vip2clip_hf.inference.folder import PredictionFolder
+from vip2clip_hf.inference.images import FolderImages
 from vip2clip_hf.inference.prediction import predict_to_folder
 
 
@@ -154,6 +156,27 @@ def test_killed_worker_loses_nothing(cluster, detector, tmp_path, monkeypatch):
     assert not psutil.pid_exists(killed[0])
     assert sorted(written) == list(range(16))
     assert table_bytes(tmp_path / "out") == table_bytes(tmp_path / "whole")
+
+
+class Poison(FolderImages):
+    """Images of which one kills the process that reads it."""
+
+    def read(self, position, name, location=()):
+        if name == b"004.png":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().read(position, name, location)
+
+
+def test_an_image_that_kills_its_worker(cluster, detector, tmp_path, monkeypatch):
+    """The run ends and names the chunk; the finished chunks are kept."""
+    photos = many(tmp_path / "photos", 12)
+    monkeypatch.setattr(ray_engine, "MOST_ATTEMPTS", 2)
+    monkeypatch.setattr(prediction, "as_images", lambda source, output, recursive: Poison(photos, tmp_path / "out"))
+    with pytest.raises(OSError, match=r"died 2 times while it predicted the images from '003.png' to '005.png'"):
+        predict_to_folder(*detector, photos, tmp_path / "out", engine="ray", num_actors=1, **OPTIONS)
+    monkeypatch.undo()
+    found = predict_to_folder(*detector, photos, tmp_path / "out", **OPTIONS)
+    assert found["num_images"] == 12
 
 
 SCRIPT = """

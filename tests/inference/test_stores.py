@@ -155,6 +155,38 @@ def test_resumes_and_publishes_the_table_last(detector, bucket, expected, monkey
     assert MEMORY.find("/bucket/out/.progress") == []
 
 
+def test_store_with_commits(detector, bucket, expected, tmp_path, monkeypatch):
+    """On the Hub, only the results are written. The progress stays on this machine, and resumes there."""
+    monkeypatch.setattr(remote_folder, "RESULTS_ONLY", ("memory",))
+    monkeypatch.setattr(remote_folder, "store_cache", lambda: tmp_path / "cache" / "stores")
+    write, written, parts = RemoteFolder.write, [], []
+
+    def counted(self, name, content):
+        written.append(name)
+        write(self, name, content)
+
+    write_part = remote_folder.PredictionFolder.write_part
+
+    def killed(self, chunk, rows, states):
+        if len(parts) == 2:
+            raise KeyboardInterrupt
+        parts.append(chunk)
+        write_part(self, chunk, rows, states)
+
+    monkeypatch.setattr(RemoteFolder, "write", counted)
+    with monkeypatch.context() as patch:
+        patch.setattr(remote_folder.PredictionFolder, "write_part", killed)
+        with pytest.raises(KeyboardInterrupt):
+            predict_to_folder(*detector, f"{bucket}/photos", f"{bucket}/hub", **OPTIONS)
+    assert written == []
+    found = predict_to_folder(*detector, f"{bucket}/photos", f"{bucket}/hub", **OPTIONS)
+    assert found["num_done_before"] == 6
+    assert written == [".vip2clip.json", ".vip2clip-images.parquet", "settings.json", "predictions.parquet"]
+    assert_same(table_of(f"{bucket}/hub"), expected)
+    assert predict_to_folder(*detector, f"{bucket}/photos", f"{bucket}/hub", **OPTIONS)["num_done_before"] == 12
+    assert len(written) == 4
+
+
 def test_one_writer(detector, bucket, monkeypatch):
     first = RemoteLock(RemoteFolder(f"{bucket}/out"), remote_folder.LOCK)
     first.acquire()
@@ -220,6 +252,12 @@ def test_a_store_that_fails(detector, bucket, expected, monkeypatch):
         with pytest.raises(StoreError, match=r"x/1.png' cannot be accessed \(connection reset\)"):
             predict_to_folder(*detector, f"{bucket}/photos", f"{bucket}/out", **OPTIONS)
     assert sum(path.endswith("x/1.png") for path in calls) == remote.ATTEMPTS
+    with monkeypatch.context() as patch:
+        patch.setattr(type(MEMORY), "cat_file", fails)
+        with pytest.raises(
+            StoreError, match=r"^'memory://bucket/photos/x/1.png' cannot be accessed \(connection reset\).$"
+        ):
+            predict_to_folder(*detector, f"{bucket}/photos", f"{bucket}/out", num_workers=1, **OPTIONS)
     found = predict_to_folder(*detector, f"{bucket}/photos", f"{bucket}/out", **OPTIONS)
     assert found["num_done_before"] > 0
     assert_same(table_of(f"{bucket}/out"), expected)

@@ -1,6 +1,6 @@
 """Prediction loop of one process: read images, run the model, decide, and pass maps to the writer."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from ..models.vip2clip.pipeline_anomaly_detection import AnomalyDetectionPipelin
 from ..models.vip2clip.pipeline_steps_vip2clip import warn_about_references
 from ..utils.distributed import world
 from ..utils.file_state import FileState
+from ..utils.remote import StoreError
 from .batches import PredictionBatches, PredictionImages, collate_images
 from .folder import PredictionFolder
 from .images import Images
@@ -96,6 +97,14 @@ class BatchScorer:
             raise ValueError(f"{error} Images in this batch: {list(ids)}.") from error
 
 
+def _batches(loader: Any) -> Iterator[Any]:
+    """Batches of a loader. Workers add their traceback to the message of an error, which is removed here."""
+    try:
+        yield from loader
+    except StoreError as error:
+        raise StoreError(str(error).strip().splitlines()[-1].rpartition("StoreError: ")[2]) from error
+
+
 def predict_chunks(
     detector: AnomalyDetectionPipeline,
     images: Images,
@@ -154,7 +163,7 @@ def predict_chunks(
             states: dict[int, FileState] = {}
             for chunk in batches.finished:  # all images are known
                 folder.write_part(chunk, {}, {})
-            for positions, batch, errors, found_states in loader:
+            for positions, batch, errors, found_states in _batches(loader):
                 states.update(zip(positions, found_states))
                 rows.update((position, {"error": reason}) for position, reason in zip(positions, errors))
                 readable = [position for position, reason in zip(positions, errors) if reason is None]

@@ -51,6 +51,7 @@ def predict_to_folder(
     progress: bool = False,
     engine: str = "accelerate",
     num_actors: int | None = None,
+    actor_device: str | None = None,
 ) -> dict[str, Any]:
     """
     Predict all images of a folder or dataset and write `predictions.parquet`, a table with one row per image:
@@ -112,6 +113,8 @@ def predict_to_folder(
             `"ray"` starts actors with a copy of the model on a Ray cluster, or on this machine. The table is the same.
         num_actors (`int`, *optional*):
             With Ray: number of actors. By default, one per GPU, or one per four CPU cores if there is no GPU.
+        actor_device (`str`, *optional*):
+            With Ray: device of the actors, such as `"cpu"`. By default, GPUs if the cluster has some.
 
     Returns:
         `dict[str, Any]`: `num_images`, `num_normal`, `num_anomalous`, `num_unreadable`, `num_done_before` (number of
@@ -162,7 +165,7 @@ def predict_to_folder(
             )
         from .ray_engine import predict_with_ray
 
-        run = partial(predict_with_ray, num_actors=num_actors)
+        run = partial(predict_with_ray, num_actors=num_actors, device=actor_device)
     images = as_images(source, output, recursive)
     folder = _open_folder(output, chunk_size)
     settings = {
@@ -291,8 +294,9 @@ def predict_checkpoint(
             [`predict_to_folder`].
     """
     # With Ray, the actors choose their devices.
-    first = "cpu" if options.get("engine") == "ray" and device is None else device
-    model, image_processor = load_checkpoint(checkpoint, device=first, dtype=dtype, backbone=backbone)
+    if options.get("engine") == "ray":
+        options["actor_device"], device = device, "cpu"
+    model, image_processor = load_checkpoint(checkpoint, device=device, dtype=dtype, backbone=backbone)
     if compile:
         if options.get("engine") == "ray":
             raise ValueError("compile is True with engine 'ray'; expected False: a compiled model cannot be sent.")

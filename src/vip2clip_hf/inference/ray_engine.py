@@ -17,7 +17,7 @@ from ..utils.file_state import FileState
 from .earlier import RESULTS, STATE
 from .folder import PredictionFolder
 from .images import Images
-from .ray_worker import AT, CHUNK, NAME, POSITION, ChunkPredictor, Job, failure_of
+from .ray_worker import AT, CHUNK, NAME, POSITION, Attempts, ChunkPredictor, Job, failure_of
 
 
 with extra("ray", "Predicting with Ray"):
@@ -30,8 +30,8 @@ with extra("ray", "Predicting with Ray"):
 CORES = 4
 # Chunks that are handed to Ray at once: at least WINDOW, and PER_ACTOR for each actor. The model is loaded for each.
 WINDOW, PER_ACTOR = 4096, 512
-# How often a chunk is tried when its actor dies. An image that kills its process would otherwise be tried for ever.
-MOST_RETRIES = 8
+# How often a chunk is tried when its actor dies. Ray itself would try an image that kills its process for ever.
+MOST_ATTEMPTS = 8
 
 
 def predict_with_ray(
@@ -48,6 +48,7 @@ def predict_with_ray(
     maps: bool,
     progress: bool,
     num_actors: int | None = None,
+    device: str | None = None,
 ) -> None:
     """
     Predict chunks on a Ray cluster, and write their parts of the table.
@@ -62,6 +63,8 @@ def predict_with_ray(
             Number of threads of each actor that read images.
         num_actors (`int`, *optional*):
             Number of actors. By default, one per GPU, or one per four CPU cores if there is no GPU.
+        device (`str`, *optional*):
+            Device of the actors. By default, GPUs if the cluster has some.
 
     Raises:
         OSError: if a file cannot be written, or if actors do not see the images.
@@ -86,20 +89,20 @@ def predict_with_ray(
     )  # fmt: skip
     bar = tqdm(total=folder.num_images, initial=num_done, desc="predicting", unit="image", disable=not progress)
     with bar, _cluster():
-        count, options, device = _resources(num_actors, detector.model.device.type)
+        count, options, device = _resources(num_actors, device)
         model = detector.model if detector.model.device.type == "cpu" else copy.deepcopy(detector.model).cpu()
         # Kept until the end, so that an actor can start again.
         reference = ray.put((model, job))
+        attempts = ray.remote(num_cpus=0)(Attempts).remote(MOST_ATTEMPTS)
         window = max(WINDOW, PER_ACTOR * count)
         for start in range(0, len(waiting), window):
             tables = [_table_of(folder, chunk) for chunk in waiting[start : start + window]]
             dataset = ray.data.from_arrow(tables).map_batches(
                 ChunkPredictor,
-                fn_constructor_args=([reference], device),
+                fn_constructor_args=([reference], attempts, device),
                 batch_size=None,
                 batch_format="pyarrow",
                 compute=ray.data.ActorPoolStrategy(size=min(count, len(tables))),
-                ray_remote_args_fn=lambda: {"max_task_retries": MOST_RETRIES},
                 **options,
             )
             for result in _results(dataset):
@@ -176,16 +179,18 @@ def _cluster() -> Iterator[None]:
             ray.shutdown()
 
 
-def _resources(num_actors: int | None, device: str) -> tuple[int, dict[str, Any], str]:
+def _resources(num_actors: int | None, device: str | None) -> tuple[int, dict[str, Any], str]:
     """Number of actors, what Ray reserves for each, and their device."""
     found = ray.cluster_resources()
     gpus, cores = int(found.get("GPU", 0)), max(1, int(found.get("CPU", 1)))
-    if gpus and device in ("cpu", "cuda"):
+    if device is not None and device.startswith("cuda") and not gpus:
+        raise ValueError(f"device is {device!r}, but the Ray cluster has no GPU; expected 'cpu'.")
+    if gpus and device in (None, "cuda"):
         count = num_actors or gpus
         # More actors than GPUs share them.
         return count, {"num_gpus": min(1.0, gpus / count)}, "cuda"
     count = num_actors or max(1, cores // CORES)
-    return count, {"num_cpus": max(1, cores // count)}, device
+    return count, {"num_cpus": max(1, cores // count)}, device or "cpu"
 
 
 __all__ = ["predict_with_ray"]

@@ -1,6 +1,6 @@
 """Actor of Ray that holds the model and predicts one chunk per call."""
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -73,18 +73,46 @@ class Job:
     max_pixels: int | None
 
 
+class Attempts:
+    """
+    Count how often each chunk was started. Runs in an actor of its own, which outlives those that predict.
+
+    Args:
+        most (`int`): number of attempts that are allowed.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self._counts: Counter[int] = Counter()
+
+    def start(self, chunk: int) -> int:
+        """
+        Count an attempt.
+
+        Args:
+            chunk (`int`): number of the chunk.
+
+        Returns:
+            `int`: number of attempts before this one; 0 while they are allowed.
+        """
+        self._counts[chunk] += 1
+        return self._counts[chunk] - 1 if self._counts[chunk] > self.most else 0
+
+
 class ChunkPredictor:
     """
     Predict chunks with a model.
 
     Args:
-        reference (`ray.ObjectRef`): the model and the [`Job`].
+        reference (`list` of one `ray.ObjectRef`): the model and the [`Job`].
+        attempts (`ray.actor.ActorHandle`): handle of an [`Attempts`].
         device (`str`): device to use.
     """
 
-    def __init__(self, reference: list[Any], device: str) -> None:
+    def __init__(self, reference: list[Any], attempts: Any, device: str) -> None:
         import ray
 
+        self.attempts, self.get = attempts, ray.get
         model, self.job = ray.get(reference[0])
         Image.MAX_IMAGE_PIXELS = self.job.max_pixels
         detector = AnomalyDetectionPipeline(
@@ -107,6 +135,12 @@ class ChunkPredictor:
         """
         number = chunk[CHUNK][0].as_py()
         try:
+            if failed := self.get(self.attempts.start.remote(number)):
+                first, last = (as_text(chunk[NAME][at].as_py()) for at in (0, -1))
+                raise OSError(
+                    f"The Ray worker died {failed} times while it predicted the images from {first!r} to {last!r}; "
+                    "one of them may need too much memory or damage the process."
+                )
             return self._predict(number, chunk)
         except (ValueError, OSError, StoreError) as error:
             kind = next((name for name, one in _KINDS.items() if isinstance(error, one)), "OSError")
@@ -187,4 +221,4 @@ def failure_of(result: "pa.Table") -> Exception | None:
     return _KINDS[result[KIND][0].as_py()](result[FAILURE][0].as_py())
 
 
-__all__ = ["AT", "CHUNK", "NAME", "POSITION", "ChunkPredictor", "Job", "failure_of"]
+__all__ = ["AT", "CHUNK", "NAME", "POSITION", "Attempts", "ChunkPredictor", "Job", "failure_of"]

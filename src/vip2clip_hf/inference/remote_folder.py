@@ -3,16 +3,22 @@
 A store has no rename and no locks. Planning, resuming and merging work on the copy, with the code of local folders.
 Each finished part is an object that is written once. The objects of the results are written at the end, the table
 last, and the progress is deleted after that: after an interruption, the progress is complete or the results are.
+
+On the Hub, each object is a commit, and their number is limited. There, the progress stays on this machine.
 """
 
+import hashlib
+import os
 import shutil
 import tempfile
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from transformers.utils import logging
 
+from ..data.store_copy import store_cache
 from ..utils.distributed import world
 from ..utils.file_state import FileState
 from ..utils.remote import RemoteFolder
@@ -30,6 +36,8 @@ PENDING = f"{PROGRESS_FOLDER}/{SETTINGS_FILE}"
 # The table is the last one.
 RESULTS = (MANIFEST_FILE, STATE_FILE, SETTINGS_FILE, TABLE_FILE)
 NUM_THREADS = 16
+# Kinds of stores to which only results are written.
+RESULTS_ONLY = ("hf",)
 
 
 class RemotePredictionFolder(PredictionFolder):
@@ -45,8 +53,14 @@ class RemotePredictionFolder(PredictionFolder):
 
     def __init__(self, url: str, chunk_size: int) -> None:
         self.remote = RemoteFolder(url)
-        self._temporary = Path(tempfile.mkdtemp(prefix="vip2clip-"))
-        super().__init__(self._temporary / "predictions", chunk_size, self.remote.url)
+        self._results_only = self.remote.scheme in RESULTS_ONLY
+        if self._results_only:
+            digest = hashlib.blake2b(self.remote.url.encode(), digest_size=8).hexdigest()
+            self._copy = store_cache().with_name("predictions") / digest
+        else:
+            self._copy = Path(tempfile.mkdtemp(prefix="vip2clip-"))
+            weakref.finalize(self, _remove, self._copy, os.getpid())
+        super().__init__(self._copy / "predictions", chunk_size, self.remote.url)
         self._lock = RemoteLock(self.remote, LOCK)
         # Objects that are the same as their copies: size and time of the copy, by name.
         self._same: dict[str, tuple[int, int]] = {}
@@ -60,7 +74,11 @@ class RemotePredictionFolder(PredictionFolder):
                     "written to local folders."
                 )
         self._check_others()
-        self._lock.acquire()
+        if self._results_only:
+            for name in RESULTS:
+                (self.path / name).unlink(missing_ok=True)
+        else:
+            self._lock.acquire()
         self._pull()
         found = super().prepare(images, settings, more, overwrite)
         self._push_progress()
@@ -115,6 +133,8 @@ class RemotePredictionFolder(PredictionFolder):
 
     def _push_progress(self) -> None:
         """Make the progress in the store the same as in the copy. The settings make a plan valid, so they are last."""
+        if self._results_only:
+            return
         here = {
             path.relative_to(self.path).as_posix()
             for path in self.progress.glob("*")
@@ -140,7 +160,7 @@ class RemotePredictionFolder(PredictionFolder):
 
     def open(self) -> None:
         """Open the folder in every process. The others than the first download the plan."""
-        if world()[0] > 0:
+        if world()[0] > 0 and not self._results_only:
             self._pull(PLAN)
             self._pull(PENDING)
         super().open()
@@ -150,7 +170,8 @@ class RemotePredictionFolder(PredictionFolder):
         super().write_part(chunk, rows, states)
         if self._lock.lost:
             self._lock.check()
-        self._upload(f"{PROGRESS_FOLDER}/{self._part(chunk).name}")
+        if not self._results_only:
+            self._upload(f"{PROGRESS_FOLDER}/{self._part(chunk).name}")
 
     def finish(self) -> None:
         """
@@ -162,9 +183,13 @@ class RemotePredictionFolder(PredictionFolder):
         """
         self._pull(f"{PROGRESS_FOLDER}/part-")  # of the other processes
         super().finish()
-        self._lock.check()
+        if not self._results_only:
+            self._lock.check()
         for name in RESULTS:
             self._upload(name)
+        if self._results_only:
+            shutil.rmtree(self._copy / "predictions" / PROGRESS_FOLDER, ignore_errors=True)
+            return
         progress = [name for name in self._objects() if name.startswith(f"{PROGRESS_FOLDER}/")]
         self._delete([PENDING])
         self._delete([name for name in progress if name != PENDING])
@@ -178,7 +203,14 @@ class RemotePredictionFolder(PredictionFolder):
         """Release the lock, if any, and delete the copy."""
         super().release()
         self._lock.release()
-        shutil.rmtree(self._temporary, ignore_errors=True)
+        if not self._results_only:
+            shutil.rmtree(self._copy, ignore_errors=True)
+
+
+def _remove(folder: Path, process: int) -> None:
+    """Delete a folder, not in workers that are forked from the process that created it."""
+    if os.getpid() == process:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 __all__ = ["RemotePredictionFolder"]

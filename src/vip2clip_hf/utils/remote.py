@@ -266,7 +266,10 @@ class RemoteFolder:
             FileNotFoundError: if there is no such object.
             StoreError: if the store cannot be reached, or refuses access.
         """
-        return bytes(self._retry(name, "cat_file", self.path(name), start=start, end=end))
+        options: dict[str, Any] = {} if start is None and end is None else {"start": start, "end": end}
+        if not options and self.scheme in ("s3", "s3a"):
+            options["max_concurrency"] = 1  # otherwise, s3fs asks for the size first, with a request of its own
+        return bytes(self._retry(name, "cat_file", self.path(name), **options))
 
     def open(self, name: str, block_size: int) -> Any:
         """
