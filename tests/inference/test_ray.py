@@ -39,6 +39,7 @@ def s3(tmp_path_factory):
 def cluster(s3):
     """Workers get the environment of this process, with the address of the store."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ["RAY_worker_niceness"] = "0"  # otherwise, workers starve next to other tests
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield
     ray.shutdown()
@@ -171,6 +172,7 @@ def test_an_image_that_kills_its_worker(cluster, detector, tmp_path, monkeypatch
     """The run ends and names the chunk; the finished chunks are kept."""
     photos = many(tmp_path / "photos", 12)
     monkeypatch.setattr(ray_engine, "MOST_ATTEMPTS", 2)
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import tests
     monkeypatch.setattr(prediction, "as_images", lambda source, output, recursive: Poison(photos, tmp_path / "out"))
     with pytest.raises(OSError, match=r"died 2 times while it predicted the images from '003.png' to '005.png'"):
         predict_to_folder(*detector, photos, tmp_path / "out", engine="ray", num_actors=1, **OPTIONS)

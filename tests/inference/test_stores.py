@@ -25,8 +25,9 @@ from vip2clip_hf.inference import remote_folder, shards
 from vip2clip_hf.inference.images import as_images, find_source
 from vip2clip_hf.inference.prediction import predict_to_folder
 from vip2clip_hf.utils import remote, remote_lock
-from vip2clip_hf.utils.remote import RemoteFolder, StoreError, is_remote, is_safe, local_path
+from vip2clip_hf.utils.remote import RemoteFolder, StoreError
 from vip2clip_hf.utils.remote_lock import RemoteLock
+from vip2clip_hf.utils.urls import is_remote, is_safe, local_path
 
 
 pytestmark = pytest.mark.xdist_group("stores")

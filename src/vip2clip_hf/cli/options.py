@@ -267,7 +267,7 @@ def path_or_url(text: str) -> Any:
     Returns:
         `pathlib.Path`, or `str` for a URL: a path would lose a slash of `s3://`.
     """
-    from ..utils.remote import is_remote, local_path
+    from ..utils.urls import is_remote, local_path
 
     return text if is_remote(text) else Path(local_path(text))
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers.utils import logging
 
-from ..utils.remote import is_remote
+from ..utils.urls import is_remote
 from .benchmarks.registry import get_benchmark
 from .hub_datasets import index_dataset, index_hub, is_hub_id, read_parquet_images
 from .index import OTHER_FILES, OUTSIDE_IMAGES, DataIndex, make_index

@@ -11,8 +11,9 @@ from transformers.utils import logging
 
 from ..models.vip2clip.image_listing_vip2clip import is_system_path
 from ..utils.files import write_atomically
-from ..utils.remote import Entry, RemoteFolder, is_safe
+from ..utils.remote import Entry, RemoteFolder
 from ..utils.serialization import to_json
+from ..utils.urls import is_safe
 
 
 logger = logging.get_logger(__name__)

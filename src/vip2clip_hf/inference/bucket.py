@@ -16,8 +16,9 @@ from ..models.vip2clip.image_listing_vip2clip import (
 )
 from ..utils.extras import extra
 from ..utils.file_state import UNREADABLE, FileState, digest_of
-from ..utils.remote import RemoteFolder, StoreError, is_below, is_safe, join_url
+from ..utils.remote import RemoteFolder, StoreError
 from ..utils.run_folder import MANIFEST_FILE
+from ..utils.urls import is_below, is_safe, join_url
 from .names import as_text, file_by_name, packed
 
 

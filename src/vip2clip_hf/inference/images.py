@@ -14,7 +14,7 @@ from ..models.vip2clip.image_listing_vip2clip import UNREADABLE, LeftOut, has_im
 from ..utils.contents import read_image_bytes
 from ..utils.extras import extra
 from ..utils.file_state import UNREADABLE as UNREADABLE_STATE, FileState, is_unchanged
-from ..utils.remote import local_path
+from ..utils.urls import local_path
 from .names import as_text, file_by_name, file_by_position, packed, unpacked
 from .packed import PackedSource, find_packed
 

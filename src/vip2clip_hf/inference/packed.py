@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from ..models.vip2clip.image_listing_vip2clip import has_image_extension, is_system_path
 from ..utils.local_folder import LocalFolder
-from ..utils.remote import RemoteFolder, is_remote, is_safe, local_path
+from ..utils.remote import RemoteFolder
+from ..utils.urls import is_remote, is_safe, local_path
 
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from ..models.vip2clip.pipeline_anomaly_detection import AnomalyDetectionPipelin
 from ..models.vip2clip.pipeline_steps_vip2clip import as_bank
 from ..utils.contents import decoding
 from ..utils.distributed import from_all, from_first, on_first, world
-from ..utils.remote import is_remote, local_path
+from ..utils.urls import is_remote, local_path
 from ..utils.versions import versions
 from .folder import PredictionFolder
 from .image_files import check_room

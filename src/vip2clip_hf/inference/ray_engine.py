@@ -17,7 +17,8 @@ from ..utils.file_state import FileState
 from .earlier import RESULTS, STATE
 from .folder import PredictionFolder
 from .images import Images
-from .ray_worker import AT, CHUNK, NAME, POSITION, Attempts, ChunkPredictor, Job, failure_of
+from .ray_job import AT, CHUNK, NAME, POSITION, Attempts, Job, failure_of
+from .ray_worker import ChunkPredictor
 
 
 with extra("ray", "Predicting with Ray"):
@@ -79,7 +80,7 @@ def predict_with_ray(
             folder.write_part(chunk, {}, {})
     arguments = {
         "image_processor": detector.image_processor,
-        "references": None if detector.references is None else detector.references.to("cpu"),
+        "references": detector.references,
         **{name: value for name, value in detector.score_settings().items() if name in _ARGUMENTS},
         **detector.reading_options(),
     }

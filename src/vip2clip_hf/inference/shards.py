@@ -15,7 +15,7 @@ from ..data.store_copy import is_hidden
 from ..models.vip2clip.image_listing_vip2clip import has_image_extension
 from ..utils.extras import extra
 from ..utils.file_state import UNREADABLE, FileState, digest_of
-from ..utils.remote import is_safe, join_url
+from ..utils.urls import is_safe, join_url
 from .names import as_text, file_by_position
 from .parquet_rows import RowReader, columns_of, ids_of
 
@@ -25,7 +25,6 @@ with extra("data", "Predicting a folder of images"):
 
 if TYPE_CHECKING:
     from .bucket import Location
-    from .packed import PackedSource
 
 
 logger = logging.get_logger(__name__)
@@ -54,7 +53,7 @@ class _ShardImages:
     together = True
     columns: tuple[str, str]
 
-    def __init__(self, source: "PackedSource") -> None:
+    def __init__(self, source: Any) -> None:
         self.folder, self.shards = source.folder(), source.shards()
         self.remote = self.folder.scheme != "file"
         self.description: dict[str, Any] = {"shards": self.folder.url, "files": source.files, "format": source.kind}

@@ -6,18 +6,15 @@ An object is written as a whole: a reader finds the earlier object, the new one,
 import contextlib
 import hashlib
 import os
-import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from .extras import extra
+from .urls import join_url
 
 
-_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
-# Read by `load_image`, or refused; not folders.
-_NO_STORE = ("http", "https", "data")
 # Packages by the scheme of the URL, for the error message. They are part of the extra `cloud`.
 PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "hf": "huggingface_hub"}
 # Fields of a listing that change with the contents of an object. Which of them exist depends on the store.
@@ -47,80 +44,6 @@ class Entry(NamedTuple):
     is_folder: bool
     size: int
     version: int
-
-
-def is_remote(path: Any) -> bool:
-    """
-    Whether a path is the URL of a store, such as `s3://bucket/photos`, `gs://`, `hf://` or `memory://`.
-
-    Args:
-        path: a path, or anything else.
-
-    Returns:
-        `bool`: False for local paths, `file` URLs and web pages.
-    """
-    found = _URL.match(path) if isinstance(path, str) else None
-    return found is not None and found[1].lower() not in (*_NO_STORE, "file", "local")
-
-
-def local_path(path: str) -> str:
-    """
-    Convert a `file` URL to a path.
-
-    Args:
-        path (`str`): path or URL.
-
-    Returns:
-        `str`: the path; other texts are not changed.
-    """
-    if not path.lower().startswith(("file://", "local://")):
-        return path
-    from urllib.parse import urlsplit
-    from urllib.request import url2pathname
-
-    return url2pathname(urlsplit(path).path)
-
-
-def join_url(url: str, name: str) -> str:
-    """
-    Append a name to a URL.
-
-    Args:
-        url (`str`): URL of a folder.
-        name (`str`): path below it.
-
-    Returns:
-        `str`: URL of the object.
-    """
-    return f"{url.rstrip('/')}/{name}" if name else url
-
-
-def is_below(url: str, folder: str) -> bool:
-    """
-    Whether a URL is that of a folder or of something in it.
-
-    Args:
-        url, folder (`str`): URLs.
-
-    Returns:
-        `bool`: True if it is the same or inside.
-    """
-    return f"{url.rstrip('/')}/".startswith(f"{folder.rstrip('/')}/")
-
-
-def is_safe(name: str) -> bool:
-    """
-    Whether a name stays below its root when it is used as a path, on all systems.
-
-    Args:
-        name (`str`): key of an object, or name of an archive member, with forward slashes.
-
-    Returns:
-        `bool`: False for absolute paths and names with empty parts, `.`, `..`, a backslash, a drive or a zero byte.
-    """
-    if "\\" in name or "\0" in name or re.match(r"[A-Za-z]:", name):
-        return False
-    return all(part not in ("", ".", "..") for part in name.split("/"))
 
 
 class RemoteFolder:
@@ -272,16 +195,7 @@ class RemoteFolder:
         return bytes(self._retry(name, "cat_file", self.path(name), **options))
 
     def open(self, name: str, block_size: int) -> Any:
-        """
-        Open an object to read parts of it in order.
-
-        Args:
-            name (`str`): path below the root.
-            block_size (`int`): bytes per request.
-
-        Returns:
-            An open file.
-        """
+        """Open an object to read parts of it in order, with requests of `block_size` bytes."""
         return self._retry(name, "open", self.path(name), "rb", block_size=block_size, cache_type="readahead")
 
     def write(self, name: str, content: bytes | Path) -> None:
@@ -400,6 +314,4 @@ def version_of(entry: dict[str, Any]) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1 or 1
 
 
-__all__ = [
-    "Entry", "RemoteFolder", "StoreError", "is_below", "is_remote", "is_safe", "join_url", "local_path", "version_of",
-]  # fmt: skip
+__all__ = ["Entry", "RemoteFolder", "StoreError", "version_of"]
