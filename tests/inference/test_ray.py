@@ -39,7 +39,7 @@ def s3(tmp_path_factory):
 def cluster(s3):
     """Workers get the environment of this process, with the address of the store."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    os.environ["RAY_worker_niceness"] = "0"  # otherwise, workers starve next to other tests
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - the name of Ray; otherwise, workers starve next to other tests
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield
     ray.shutdown()
