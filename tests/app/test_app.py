@@ -23,6 +23,7 @@ import yaml
 from PIL import Image
 from typer.testing import CliRunner
 
+import vip2clip_hf
 from helpers.served_app import served_app
 from helpers.tiny import ROOT, change_weights
 from vip2clip_hf import AnomalyDetectionPipeline, DecisionConfig, ReferenceBank, adapt, bundled_checkpoint, cli
@@ -978,7 +979,9 @@ def test_without_gradio():
 
 def test_space(monkeypatch):
     asked = {}
-    monkeypatch.setattr(app, "launch", lambda *args, **kwargs: asked.update(args=args, **kwargs))
+    # The package remembers names that were imported from it, for example by an earlier test.
+    for module in (app, vip2clip_hf):
+        monkeypatch.setattr(module, "launch", lambda *args, **kwargs: asked.update(args=args, **kwargs))
     monkeypatch.setenv("VIP2CLIP_MODEL", "")
     monkeypatch.setenv("GRADIO_SERVER_NAME", "0.0.0.0")
     runpy.run_path(str(ROOT / "spaces" / "app.py"), run_name="__main__")

@@ -38,7 +38,7 @@ SLOW = (
     "docs/baselines.md", "docs/bulk.md", "docs/calibration.md", "docs/compare.md", "docs/data.md",
     "docs/deployment.md", "docs/detectors.md", "docs/endpoints.md", "docs/evaluation.md", "docs/export.md",
     "docs/performance.md", "docs/pictures.md", "docs/quickstart.md", "docs/references.md", "docs/reports.md",
-    "docs/reproduction.md", "docs/runtime.md", "docs/serve.md", "docs/training.md", "docs/watch.md",
+    "docs/reproduction.md", "docs/runtime.md", "docs/scale.md", "docs/serve.md", "docs/training.md", "docs/watch.md",
     "training/README.md",
 )  # fmt: skip
 # Packages that a page needs and that may be missing.
@@ -54,6 +54,7 @@ NOT_RUN = {
     r"vip2clip app.*": "serves until it is stopped; run in a browser by test_app_browser.py",
     r"vip2clip watch .*": "runs until it is stopped; run by tests/watching",
     r"vip2clip push .*": "publishes; run with a stub of the Hub by tests/hub/test_endpoint.py",
+    r"vip2clip predict s3://.*": "needs a bucket; run with a local S3 by tests/inference/test_stores.py",
     r"make (demo|test|test-all|docs).*": "creates an environment, or runs this test; its steps are tested separately",
     r"python -m benchmarks .*": "takes minutes",
     r"vip2clip reproduce (all|tables).*": "takes minutes; run by tests/reproduction/test_small_plan.py",

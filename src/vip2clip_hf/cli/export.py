@@ -36,7 +36,7 @@ def export(
     quantize: Annotated[
         str | None,
         typer.Option(
-            help="Compute with int8: the vision tower with 8-bit integers, which is faster and smaller. Scores change a "
+            help="Compute with int8: 8-bit integers in the vision tower, faster and smaller. Scores change a "
             "little. Needs --calibration-photos.",
             show_default="float32",
         ),

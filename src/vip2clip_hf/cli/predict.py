@@ -21,6 +21,7 @@ from .options import (
     TileOverlap,
     TileSize,
     checkpoint_or_bundled,
+    path_or_url,
     usage_error,
 )
 from .predict_arguments import check_arguments
@@ -34,7 +35,8 @@ def predict(
         typer.Argument(
             metavar="PHOTOS...",
             help="Photos, folders of photos, patterns, URLs, or - to read a list of paths from the standard input. "
-            "With --output, one folder, table, meta.json, Hub id or NAME=ROOT.",
+            "With --output, one folder, table, meta.json, Hub id or NAME=ROOT; or s3://, gs:// or hf://, or .tar and "
+            ".parquet files with photos.",
         ),
     ],
     model: Model = None,
@@ -102,8 +104,10 @@ def predict(
     output: Annotated[
         Path | None,
         typer.Option(
-            help="Folder for a table of the results. Accepts any number of photos, including subfolders. An "
-            "interrupted run resumes."
+            parser=path_or_url,
+            metavar="PATH",
+            help="Folder for a table of the results, also s3://, gs:// or hf://. Accepts any number of photos, "
+            "including subfolders. An interrupted run resumes.",
         ),
     ] = None,
     heatmaps: Annotated[bool, typer.Option("--heatmaps", help="With --output: save all heatmaps.")] = False,
@@ -124,6 +128,18 @@ def predict(
     category: Annotated[
         list[str] | None,
         typer.Option(help="With --output: predict this category only. Repeatable.", show_default=False),
+    ] = None,
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            help="With --output: accelerate, or ray to use actors of a Ray cluster.", show_default="accelerate"
+        ),
+    ] = None,
+    num_actors: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="With --engine ray: number of actors.", show_default="one per GPU, or per four CPU cores"
+        ),
     ] = None,
     overwrite: Annotated[
         bool,
@@ -152,9 +168,11 @@ def predict(
       find . -name "*.jpg" -print0 | vip2clip predict - --model org/vip2clip
       vip2clip predict photos --model org/vip2clip --output predictions --heatmaps --num-workers 4
       vip2clip predict photos --runtime onnx --model exported
+      vip2clip predict s3://bucket/photos --output s3://bucket/predictions --engine ray
     """
     bulk: dict[str, Any] = {"heatmaps": heatmaps, "maps": maps, "batch_size": batch_size, "num_workers": num_workers}
     bulk.update(compile=compile_model, split=split, category=category, overwrite=overwrite, append=append)
+    bulk.update(engine=engine, num_actors=num_actors)
     files = ResultFiles(csv, xlsx, sort, unsure_margin, append=append, overwrite=overwrite)
     check_arguments(
         source,
@@ -175,6 +193,8 @@ def predict(
         Image.MAX_IMAGE_PIXELS = max_pixels
     if output is not None:
         require("data", "Prediction with --output", "accelerate", "datasets", "pyarrow")
+        if engine == "ray":
+            require("ray", "Predicting with Ray", "ray.data")
     if runtime is None:
         check_model("predict", model, source)
     model = checkpoint_or_bundled(model)

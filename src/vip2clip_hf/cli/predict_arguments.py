@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..utils.urls import is_remote
 from .options import usage_error
 from .result_files import ResultFiles
 
@@ -57,6 +58,12 @@ def check_arguments(
             f"--output is used with {'a list' if source[0] == '-' else f'{len(source)} sources'}; expected one folder "
             "or dataset. To predict a list, write it to a CSV file with the column image."
         )
+    if output is not None and is_remote(output) and files.wanted:
+        raise usage_error("--csv, --xlsx and --sort need a local --output; omit them, or write to a local folder.")
+    if bulk["engine"] not in (None, "accelerate", "ray"):
+        raise usage_error(f"--engine is {bulk['engine']!r}; expected accelerate or ray.")
+    if bulk["num_actors"] is not None and bulk["engine"] != "ray":
+        raise usage_error("--num-actors can only be used with --engine ray.")
     if references is not None and no_references:
         raise usage_error("--references and --no-references exclude each other; pass one of them.")
     if references is not None and not references.is_dir():

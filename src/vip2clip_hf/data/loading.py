@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers.utils import logging
 
+from ..utils.urls import is_remote
 from .benchmarks.registry import get_benchmark
 from .hub_datasets import index_dataset, index_hub, is_hub_id, read_parquet_images
 from .index import OTHER_FILES, OUTSIDE_IMAGES, DataIndex, make_index
@@ -21,6 +22,7 @@ from .layouts.words import ClassNames
 from .listing import Listing, has_image_extension, images_beside
 from .recognition import choose_layout, list_warnings, read_layout
 from .report import summarize
+from .store_copy import local_copy
 
 
 if TYPE_CHECKING:
@@ -110,7 +112,8 @@ def load_folder(
 
     Args:
         root (`str` or `os.PathLike`):
-            Folder of the dataset, its parent folder, a table, a meta file, or a Hub id.
+            Folder of the dataset, its parent folder, a table, a meta file, or a Hub id. Or a folder in a store, such
+            as `s3://bucket/photos`, which is copied to the cache first.
         split (`str`, defaults to `"test"`):
             Split to load. Layouts without splits have only `"test"`, which contains all images.
         categories (`Sequence[str]`, *optional*):
@@ -182,7 +185,7 @@ def index_benchmark(
             benchmark.
     """
     benchmark = get_benchmark(name)
-    listing = Listing(_existing_folder(root))
+    listing = Listing(_existing_folder(_here(root)))
     if layout is not None and layout not in benchmark.layouts:
         raise ValueError(
             f"layout is {layout!r}; expected one of {', '.join(benchmark.layouts)} for {benchmark.title}."
@@ -223,6 +226,7 @@ def index_folder(
     names = ClassNames.of(normal_labels, anomalous_labels)
     labels = (normal_labels, anomalous_labels)
     allows_table = layout in (None, "table")
+    root = _here(root)
     path = Path(root)
     if layout == "hub" or (layout is None and not path.exists() and is_hub_id(root)):
         return index_hub(str(root), split, categories, columns, *labels, hub_kwargs)
@@ -278,6 +282,11 @@ def _check_names(reading: Reading, layout: Layout, names: ClassNames) -> None:
                 f"{argument} has {', '.join(map(repr, missing))}, but {str(reading.listing.root)!r} has no such "
                 f"folder with images; expected some of {', '.join(sorted(reading.classes))}."
             )
+
+
+def _here(root: str | os.PathLike) -> str | os.PathLike:
+    """The folder or file; a local copy if it is in a store."""
+    return local_copy(root) if isinstance(root, str) and is_remote(root) else root
 
 
 def _existing_folder(root: str | os.PathLike) -> Path:

@@ -1,6 +1,7 @@
 """Images of a prediction as batches: read in worker processes, without the images that are already known."""
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -9,14 +10,15 @@ from PIL import Image
 from ..models.vip2clip.image_loading_vip2clip import DEFAULT_TIMEOUT
 from ..models.vip2clip.image_processing_vip2clip import ViP2ClipImageProcessor
 from ..models.vip2clip.pipeline_inputs_vip2clip import load_with_tiles
-from ..utils.contents import read_image_bytes
 from ..utils.file_state import UNREADABLE, FileState
 from .folder import PredictionFolder
-from .images import DatasetImages, FolderImages
-from .names import Names
+from .images import Images
+from .names import Names, SomeNames
 from .single import reason_of
 
 
+# Images of a batch that are downloaded at the same time.
+NUM_DOWNLOADS = 16
 Item = tuple[int, torch.Tensor | Image.Image | None, str | None, FileState]
 
 
@@ -28,8 +30,8 @@ class PredictionImages(torch.utils.data.Dataset):
     be read), the reason if it cannot be read, and the state of its file.
 
     Args:
-        images ([`FolderImages`] or [`DatasetImages`]): all images of the prediction.
-        names ([`Names`]): their names.
+        images ([`Images`]): all images of the prediction.
+        names ([`Names`] or [`SomeNames`]): their names.
         image_processor ([`ViP2ClipImageProcessor`], *optional*): not set if images are split into tiles.
         reading (`dict[str, Any]`): how to read images, see [`load_image`].
         settings (`dict[str, Any]`): `tile_size` and `tile_overlap`.
@@ -37,8 +39,8 @@ class PredictionImages(torch.utils.data.Dataset):
 
     def __init__(
         self,
-        images: FolderImages | DatasetImages,
-        names: Names,
+        images: Images,
+        names: Names | SomeNames,
         image_processor: ViP2ClipImageProcessor | None,
         reading: dict[str, Any],
         settings: dict[str, Any],
@@ -52,13 +54,20 @@ class PredictionImages(torch.utils.data.Dataset):
         state = FileState(UNREADABLE)
         try:
             # The same bytes are hashed and scored.
-            source, state = read_image_bytes(self.images.image(position, self.names[position]))
+            source, state = self.images.read(position, self.names[position], self.names.location(position))
             image, _ = load_with_tiles(source, DEFAULT_TIMEOUT, self.reading, self.settings)
         except (OSError, ValueError) as error:
             return position, None, reason_of(error), state
         if self.image_processor is None:
             return position, image, None, state
         return position, self.image_processor(image, return_tensors="pt")["pixel_values"][0], None, state
+
+    def __getitems__(self, positions: Sequence[int]) -> list[Item]:
+        """Items of a batch. Those of a store are downloaded at the same time."""
+        if not self.images.remote or len(positions) < 2:
+            return [self[position] for position in positions]
+        with ThreadPoolExecutor(min(NUM_DOWNLOADS, len(positions))) as pool:
+            return list(pool.map(self.__getitem__, positions))
 
 
 def collate_images(
@@ -88,13 +97,16 @@ class PredictionBatches:
         folder ([`PredictionFolder`]): output folder, open.
         chunks (`Sequence[int]`): chunks of this process.
         batch_size (`int`): number of images per batch.
+        together (`int`, defaults to 1): number of chunks whose batches alternate. With as many workers, each of them
+            reads a chunk as a whole, because workers take turns.
 
     Attributes:
         finished (`list[int]`): chunks without an image to predict.
         last (`dict[int, int]`): position of the last image to predict, by chunk.
     """
 
-    def __init__(self, folder: PredictionFolder, chunks: Sequence[int], batch_size: int) -> None:
+    def __init__(self, folder: PredictionFolder, chunks: Sequence[int], batch_size: int, together: int = 1) -> None:
+        self._together = max(1, together)
         unknown = {chunk: folder.unknown(chunk) for chunk in chunks}
         self.finished = [chunk for chunk, positions in unknown.items() if not positions]
         self.last = {chunk: positions[-1] for chunk, positions in unknown.items() if positions}
@@ -105,9 +117,12 @@ class PredictionBatches:
         return sum(-(-len(chunk) // self._batch_size) for chunk in self._chunks)
 
     def __iter__(self) -> Iterator[list[int]]:
-        for chunk in self._chunks:
-            for start in range(0, len(chunk), self._batch_size):
-                yield list(chunk[start : start + self._batch_size])
+        for first in range(0, len(self._chunks), self._together):
+            group = self._chunks[first : first + self._together]
+            for start in range(0, max(map(len, group)), self._batch_size):
+                for chunk in group:
+                    if start < len(chunk):
+                        yield list(chunk[start : start + self._batch_size])
 
 
 __all__ = ["PredictionBatches", "PredictionImages", "collate_images"]

@@ -2,7 +2,8 @@
 
 import contextlib
 import json
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from transformers.utils import logging
 from ..models.vip2clip.arguments_vip2clip import LABELS
 from ..utils.extras import extra
 from ..utils.file_state import FileState, digest_of
-from .images import DatasetImages, FolderImages
+from .images import Images
 from .names import BATCH, Names
 
 
@@ -95,6 +96,27 @@ def write_state(path: Path, names: "pa.ChunkedArray", parts: Iterable[Path], tab
     pq.write_table(found.replace_schema_metadata({"table": digest_of(table.read_bytes())}), path)
 
 
+def write_table(path: Path, parts: Sequence[Path], step: int, settings: str) -> None:
+    """
+    Merge the parts of a table.
+
+    Args:
+        path (`pathlib.Path`): Parquet file to write.
+        parts (`Sequence[pathlib.Path]`): the parts, in order.
+        step (`int`): number of parts per row group.
+        settings (`str`): JSON for the metadata of the table.
+    """
+    schema = SCHEMA.with_metadata({"vip2clip_hf": settings})
+    with open(path, "wb") as file:
+        with pq.ParquetWriter(file, schema) as writer:
+            for start in range(0, len(parts), step):
+                group = pa.concat_tables(pq.read_table(part) for part in parts[start : start + step])
+                group = group.select(SCHEMA.names).replace_schema_metadata(schema.metadata)
+                writer.write_table(group, row_group_size=len(group))
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def rows_of_finished(folder: Path) -> "pa.Table | None":
     """
     Read a finished prediction.
@@ -137,7 +159,7 @@ def rows_of_unfinished(names: Names, parts: Iterable[tuple[range, Path]]) -> "pa
 
 
 def match(
-    images: FolderImages | DatasetImages,
+    images: Images,
     names: "pa.ChunkedArray",
     earlier: "pa.Table",
     has_files: bool,
@@ -147,7 +169,7 @@ def match(
     Find the images of an earlier prediction that have not changed.
 
     Args:
-        images ([`FolderImages`] or [`DatasetImages`]): images to predict.
+        images ([`Images`]): images to predict.
         names (`pyarrow.ChunkedArray` of bytes): their names.
         earlier (`pyarrow.Table`): names, results and states.
         has_files (`bool`): whether the prediction writes a file per image. Its name can depend on the position.
@@ -250,12 +272,12 @@ def summarize(folder: Path) -> dict[str, Any]:
     return {**counts, "table": str(folder / TABLE_FILE)}
 
 
-def report_differences(folder: Path, found: Match, num_images: int, old: dict[str, str], new: dict[str, str]) -> None:
+def report_differences(title: str, found: Match, num_images: int, old: dict[str, str], new: dict[str, str]) -> None:
     """
     Log what changed since an earlier prediction.
 
     Args:
-        folder (`pathlib.Path`): folder of the prediction.
+        title (`str`): name of the folder of the prediction.
         found (`Match`): the known images.
         num_images (`int`): number of images now.
         old (`dict[str, str]`): versions of the libraries of the earlier prediction.
@@ -264,12 +286,12 @@ def report_differences(folder: Path, found: Match, num_images: int, old: dict[st
     counts = {"changed": found.changed, "new": found.new, "removed": found.removed}
     if text := ", ".join(f"{count} {kind}" for kind, count in counts.items() if count):
         logger.warning(
-            f"Images since the last prediction into {str(folder)!r}: {text}. The rows of {found.num_known} of "
+            f"Images since the last prediction into {title!r}: {text}. The rows of {found.num_known} of "
             f"{num_images} images are kept."
         )
     for name in (name for name, version in new.items() if old.get(name) != version):
         logger.warning(
-            f"{str(folder)!r} was written with another version of {name}; scores of images that are predicted now can "
+            f"{title!r} was written with another version of {name}; scores of images that are predicted now can "
             "differ by rounding."
         )
 
@@ -277,5 +299,5 @@ def report_differences(folder: Path, found: Match, num_images: int, old: dict[st
 __all__ = [
     "PART", "RESULTS", "SCHEMA", "STATE", "STATE_FILE", "TABLE_FILE", "Match", "match",
     "report_differences", "rows_of_finished", "rows_of_unfinished", "settings_of", "settings_of_finished", "summarize",
-    "write_state",
+    "write_state", "write_table",
 ]  # fmt: skip

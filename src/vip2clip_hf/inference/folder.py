@@ -25,7 +25,6 @@ from ..utils.serialization import to_json
 from .earlier import (
     PART,
     RESULTS,
-    SCHEMA,
     STATE,
     STATE_FILE,
     TABLE_FILE,
@@ -35,11 +34,13 @@ from .earlier import (
     rows_of_unfinished,
     settings_of,
     settings_of_finished,
+    summarize,
     write_state,
+    write_table,
 )
 from .growing import GrowingFolder
 from .image_files import IMAGE_FOLDERS, check_foreign_files, old_targets, rows_if_complete, targets_of
-from .images import DatasetImages, FolderImages
+from .images import DatasetImages, FolderImages, Images
 from .names import Names, as_text, checksum, packed
 from .settings import explain_differences
 
@@ -66,11 +67,12 @@ class PredictionFolder:
     Args:
         path (`pathlib.Path`): the folder.
         chunk_size (`int`): number of images per chunk.
+        title (`str`, *optional*): name of the folder in messages. Defaults to the path.
     """
 
-    def __init__(self, path: Path, chunk_size: int) -> None:
-        self.path, self.chunk_size = path, chunk_size
-        self.run = RunFolder(path, "prediction")
+    def __init__(self, path: Path, chunk_size: int, title: str | None = None) -> None:
+        self.path, self.chunk_size, self.title = path, chunk_size, title or str(path)
+        self.run = RunFolder(path, "prediction", title)
         self.table, self.progress = path / TABLE_FILE, path / PROGRESS_FOLDER
         self.new = self.progress / "new"
         self.names = Names(self.progress / "images.arrow")
@@ -78,9 +80,7 @@ class PredictionFolder:
 
     # Called by the first process only
 
-    def prepare(
-        self, images: FolderImages | DatasetImages, settings: dict[str, Any], more: dict[str, Any], overwrite: bool
-    ) -> int:
+    def prepare(self, images: Images, settings: dict[str, Any], more: dict[str, Any], overwrite: bool) -> int:
         """
         Lock the folder, and plan which images to predict. Existing results are not changed.
 
@@ -88,7 +88,7 @@ class PredictionFolder:
         changed are reused.
 
         Args:
-            images ([`FolderImages`] or [`DatasetImages`]): images to predict.
+            images ([`Images`]): images to predict.
             settings (`dict[str, Any]`): settings that must be the same to resume; JSON-serializable.
             more (`dict[str, Any]`): written next to the settings, may differ. `more["versions"]` contains the version
                 of each library.
@@ -109,7 +109,7 @@ class PredictionFolder:
         settings = json.loads(to_json(settings))  # comparable to settings read from a file
         if exists and not has_manifest and not overwrite:
             raise OSError(
-                f"{str(self.path)!r} contains a prediction of an earlier version, which did not record the contents "
+                f"{self.title!r} contains a prediction of an earlier version, which did not record the contents "
                 "of the images; choose another folder, or overwrite the prediction (--overwrite)."
             )
         self.run.lock()
@@ -122,13 +122,13 @@ class PredictionFolder:
         elif not overwrite and found is not None:
             if different := explain_differences(found, settings):
                 raise OSError(
-                    f"{str(self.path)!r} was created with {different}; choose another folder, or overwrite the "
+                    f"{self.title!r} was created with {different}; choose another folder, or overwrite the "
                     "prediction (--overwrite)."
                 )
-            earlier = rows_if_complete(self.path, images, settings)
+            earlier = rows_if_complete(self.path, images, settings, self.title)
         if earlier is None or found is not pending:
             if pending is not None:
-                logger.warning(f"{str(self.path)!r}: the progress of an unfinished prediction is deleted.")
+                logger.warning(f"{self.title!r}: the progress of an unfinished prediction is deleted.")
             pending = None
         if isinstance(images, GrowingFolder) and earlier is not None:
             planned = self.names.table()["name"] if pending is not None else earlier["name"]
@@ -142,15 +142,16 @@ class PredictionFolder:
             del earlier  # releases files that are replaced below
             plan.new = 0 if pending is not None else plan.new  # those are the rest of the unfinished prediction
             old_versions = found.get("versions", {})
-            report_differences(self.path, plan, len(names), old_versions, more["versions"])
+            report_differences(self.title, plan, len(names), old_versions, more["versions"])
             more = {**more, "versions": old_versions or more["versions"]}
             if pending is None and plan.in_order and (self.path / SETTINGS_FILE).exists():
                 self._clear_progress()
                 self.run.release()
                 return len(names)
-            if pending is not None and not plan.changed and checksum(self.names.table()["name"]) == checksum(names):
+            same = pending is not None and not plan.changed and self.names.locations() == images.locations()
+            if same and checksum(self.names.table()["name"]) == checksum(names):
                 return 0  # the plan and its parts are still valid
-        self._write_plan(names, plan, {**settings, **more}, images if pending is not None else None)
+        self._write_plan(names, plan, {**settings, **more}, images, pending is not None)
         return 0
 
     def _rows_of_progress(self) -> "pa.Table | None":
@@ -179,19 +180,21 @@ class PredictionFolder:
         names: "pa.ChunkedArray",
         plan: Match | None,
         settings: dict[str, Any],
-        images: FolderImages | DatasetImages | None,
+        images: Images,
+        keep_files: bool,
     ) -> None:
-        """Write a new plan. With `images`, keep the new files of known images."""
+        """Write a new plan. With `keep_files`, keep the new files of known images."""
         keep: set[str] = set()
-        if images is not None and plan is not None:
-            known = plan.known["known"].to_numpy(zero_copy_only=False)
-            keep = set(targets_of(images, names, settings, known))
+        if keep_files and plan is not None:
+            known_rows = plan.known["known"].to_numpy(zero_copy_only=False)
+            keep = set(targets_of(images, names, settings, known_rows))
         for file in files_below(self.new):
             if file not in keep:
                 (self.new / file).unlink()
         (self.progress / SETTINGS_FILE).unlink(missing_ok=True)
         self.names.close()  # an open file cannot be replaced on Windows
-        Names.write(self.progress / "images.arrow", names, None if plan is None else plan.known)
+        known = None if plan is None else plan.known
+        Names.write(self.progress / "images.arrow", names, known, images.locations())
         for part in self.progress.glob("*part-*.parquet*"):
             part.unlink()
         # Last, because it makes the plan valid.
@@ -215,18 +218,10 @@ class PredictionFolder:
                 "expected a folder that all processes and machines share. Run the same prediction again to resume."
             )
         content = json.loads((self.progress / SETTINGS_FILE).read_text(encoding="utf-8"))
-        schema = SCHEMA.with_metadata({"vip2clip_hf": to_json(content, indent=None).rstrip()})
         self.new.mkdir(exist_ok=True)
         parts = [self._part(chunk) for chunk in range(self.num_chunks)]
         step = max(1, ROWS_PER_GROUP // self.chunk_size)
-        with open(self.new / TABLE_FILE, "wb") as file:
-            with pq.ParquetWriter(file, schema) as writer:
-                for start in range(0, len(parts), step):
-                    group = pa.concat_tables(pq.read_table(part) for part in parts[start : start + step])
-                    group = group.select(SCHEMA.names).replace_schema_metadata(schema.metadata)
-                    writer.write_table(group, row_group_size=len(group))
-            file.flush()
-            os.fsync(file.fileno())
+        write_table(self.new / TABLE_FILE, parts, step, to_json(content, indent=None).rstrip())
         write_state(self.new / STATE_FILE, self.names.table()["name"], parts, self.new / TABLE_FILE)
         write_atomically(self.new / SETTINGS_FILE, to_json(content))
         self.run.claim((TABLE_FILE, STATE_FILE, SETTINGS_FILE))
@@ -251,7 +246,7 @@ class PredictionFolder:
                 with contextlib.suppress(OSError):  # absent, or contains other files
                     os.removedirs(target.parent)
         except (FileNotFoundError, ValueError) as error:  # damaged
-            logger.warning(f"{str(self.path)!r} can contain heatmaps or maps of removed images ({error}).")
+            logger.warning(f"{self.title!r} can contain heatmaps or maps of removed images ({error}).")
         removed.close()
         last = (STATE_FILE, TABLE_FILE, SETTINGS_FILE)
         for file in sorted(files_below(self.new), key=lambda file: last.index(file) if file in last else -1):
@@ -283,7 +278,7 @@ class PredictionFolder:
         """
         if not all(from_all((self.progress / "images.arrow").exists())):
             raise OSError(
-                f"{str(self.path)!r} is not visible to all processes; expected a folder that all processes and "
+                f"{self.title!r} is not visible to all processes; expected a folder that all processes and "
                 "machines share."
             )
         self.num_images = len(self.names)
@@ -382,6 +377,10 @@ class PredictionFolder:
         with open(staged, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(staged, part)
+
+    def summary(self) -> dict[str, Any]:
+        """Count the images of the finished prediction, see [`summarize`]."""
+        return summarize(self.path)
 
     def release(self) -> None:
         """Close the list of names and release the lock, if any."""

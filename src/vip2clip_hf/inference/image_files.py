@@ -11,7 +11,7 @@ from transformers.utils import logging
 
 from ..utils.extras import extra
 from .earlier import STATE_FILE, TABLE_FILE, rows_of_finished, settings_of_finished
-from .images import DatasetImages, FolderImages
+from .images import DatasetImages, FolderImages, Images
 from .names import packed
 
 
@@ -32,7 +32,7 @@ def targets_of(
     List the heatmaps and maps of images.
 
     Args:
-        images ([`FolderImages`] or [`DatasetImages`], or the class): chooses the names of the files.
+        images ([`Images`], or the class): chooses the names of the files.
         names (`pyarrow.ChunkedArray` of bytes): names of the images.
         settings (`dict[str, Any]`): settings of the prediction.
         readable (`Sequence[bool]`, *optional*): whether each image has files. By default, all have.
@@ -81,15 +81,13 @@ def old_targets(folder: Path) -> list[str]:
     return list(targets_of(images, names, found, readable))
 
 
-def count_lost(
-    folder: Path, images: FolderImages | DatasetImages, names: "pa.ChunkedArray", settings: dict[str, Any]
-) -> int:
+def count_lost(folder: Path, images: Images, names: "pa.ChunkedArray", settings: dict[str, Any]) -> int:
     """
     Count missing heatmaps and maps of a finished prediction.
 
     Args:
         folder (`pathlib.Path`): output folder.
-        images ([`FolderImages`] or [`DatasetImages`]): the images.
+        images ([`Images`]): the images.
         names (`pyarrow.ChunkedArray` of bytes): names of the images in the table.
         settings (`dict[str, Any]`): settings of the prediction.
 
@@ -101,16 +99,15 @@ def count_lost(
     return sum(not (folder / target).is_file() for target in targets)
 
 
-def rows_if_complete(
-    folder: Path, images: FolderImages | DatasetImages, settings: dict[str, Any]
-) -> "pa.Table | None":
+def rows_if_complete(folder: Path, images: Images, settings: dict[str, Any], title: str) -> "pa.Table | None":
     """
     Read the rows of a finished prediction, if all its files are complete. If not, log what is missing.
 
     Args:
         folder (`pathlib.Path`): output folder.
-        images ([`FolderImages`] or [`DatasetImages`]): the images.
+        images ([`Images`]): the images.
         settings (`dict[str, Any]`): settings of the prediction.
+        title (`str`): name of the folder in messages.
 
     Returns:
         `pyarrow.Table`, *optional*: names, results and states. `None` if there are none, or a file is missing.
@@ -119,22 +116,20 @@ def rows_if_complete(
         return None
     earlier = rows_of_finished(folder)
     if earlier is None:
-        logger.warning(f"Files in {str(folder)!r} are damaged or missing. All images are predicted again.")
+        logger.warning(f"Files in {title!r} are damaged or missing. All images are predicted again.")
     elif lost := count_lost(folder, images, earlier["name"], settings):
-        logger.warning(f"Missing heatmaps or maps in {str(folder)!r}: {lost}. All images are predicted again.")
+        logger.warning(f"Missing heatmaps or maps in {title!r}: {lost}. All images are predicted again.")
         return None
     return earlier
 
 
-def check_foreign_files(
-    folder: Path, images: FolderImages | DatasetImages, names: "pa.ChunkedArray", settings: dict[str, Any]
-) -> None:
+def check_foreign_files(folder: Path, images: Images, names: "pa.ChunkedArray", settings: dict[str, Any]) -> None:
     """
     Check that no heatmap or map would replace a file that no prediction wrote.
 
     Args:
         folder (`pathlib.Path`): output folder.
-        images ([`FolderImages`] or [`DatasetImages`]): images to predict.
+        images ([`Images`]): images to predict.
         names (`pyarrow.ChunkedArray` of bytes): their names.
         settings (`dict[str, Any]`): settings of the prediction.
 

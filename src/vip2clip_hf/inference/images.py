@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from transformers.utils import logging
 
@@ -14,8 +14,9 @@ from ..models.vip2clip.image_listing_vip2clip import UNREADABLE, LeftOut, has_im
 from ..utils.contents import read_image_bytes
 from ..utils.extras import extra
 from ..utils.file_state import UNREADABLE as UNREADABLE_STATE, FileState, is_unchanged
-from ..utils.files import file_names
-from .names import as_text, packed, unpacked
+from ..utils.urls import local_path
+from .names import as_text, file_by_name, file_by_position, packed, unpacked
+from .packed import PackedSource, find_packed
 
 
 if TYPE_CHECKING:
@@ -27,33 +28,38 @@ with extra("data", "Predicting a folder of images"):
 
 
 logger = logging.get_logger(__name__)
-# Longest file name that common file systems accept, minus room for an extension.
-LONGEST_FILE_NAME = 240
 
 
 def find_source(
     text: str | os.PathLike, split: str | None = None, categories: Sequence[str] | None = None
-) -> "Path | DataSource":
+) -> "Path | DataSource | PackedSource":
     """
     Resolve the source argument of `vip2clip predict`.
 
     Args:
         text (`str` or `os.PathLike`):
-            A folder, of which all images are predicted. Or a dataset: a table, `meta.json`, Hub id, or `NAME=ROOT` for
-            a benchmark of the paper or a folder to read as a dataset.
+            A folder, of which all images are predicted; also in a store, such as `s3://bucket/photos`. Or tar or
+            Parquet files with images, as one file, a folder, or a pattern. Or a dataset: a table, `meta.json`, Hub id,
+            or `NAME=ROOT` for a benchmark of the paper or a folder to read as a dataset.
         split (`str`, *optional*):
             Split of a dataset. Defaults to `"test"`.
         categories (`Sequence[str]`, *optional*):
             Categories of a dataset. Defaults to all.
 
     Returns:
-        `pathlib.Path` of a folder, or [`DataSource`] of a dataset. The dataset is not loaded.
+        `pathlib.Path` of a folder, [`PackedSource`] of a folder in a store or of shards, or [`DataSource`] of a
+        dataset. Images are not read.
 
     Raises:
         OSError: if the source does not exist.
         ValueError: if the source is a single image, or if a split or category is set for a folder.
     """
     text = os.fspath(text)
+    if (packed_source := find_packed(text)) is not None:
+        if split is not None or categories:
+            raise ValueError(f"split and category do not apply to {text!r}, because all its images are predicted.")
+        return packed_source
+    text = local_path(text)
     path = Path(text)
     if path.is_dir():
         if split is not None or categories:
@@ -72,20 +78,20 @@ def find_source(
     return DataSource.parse(text, "test" if split is None else split, categories)
 
 
-def as_images(source: Any, output: Path, recursive: bool = True) -> "FolderImages | DatasetImages":
+def as_images(source: Any, output: str | os.PathLike, recursive: bool = True) -> "Images":
     """
     Open a source of images.
 
     Args:
-        source (`str`, `os.PathLike`, [`DataSource`] or `datasets.Dataset`):
+        source (`str`, `os.PathLike`, [`PackedSource`], [`DataSource`] or `datasets.Dataset`):
             Source in a form that [`find_source`] accepts, or a dataset with a column `image`.
-        output (`pathlib.Path`):
-            Output folder. It is skipped if it is inside the source folder.
+        output (`str` or `os.PathLike`):
+            Output folder, or its URL. It is skipped if it is inside the source folder.
         recursive (`bool`, defaults to `True`):
             Whether to read the subfolders of a folder of images.
 
     Returns:
-        [`FolderImages`] or [`DatasetImages`]: the images.
+        [`FolderImages`], [`DatasetImages`], [`BucketImages`], [`TarImages`] or [`ParquetImages`]: the images.
 
     Raises:
         OSError: if the source does not exist or cannot be read.
@@ -94,7 +100,9 @@ def as_images(source: Any, output: Path, recursive: bool = True) -> "FolderImage
     if isinstance(source, (str, os.PathLike)):
         source = find_source(source)
     if isinstance(source, Path):
-        return FolderImages(source, output, recursive)
+        return FolderImages(source, Path(output), recursive)
+    if isinstance(source, PackedSource):
+        return source.images(os.fspath(output), recursive)
     if isinstance(source, DataSource):
         description = {
             "data": os.path.realpath(source.root) if os.path.exists(source.root) else source.root,
@@ -111,6 +119,39 @@ def as_images(source: Any, output: Path, recursive: bool = True) -> "FolderImage
     return DatasetImages(source, {"data": "datasets.Dataset"})
 
 
+class Images(Protocol):
+    """
+    Images to predict, by position.
+
+    Attributes:
+        description (`dict[str, Any]`): JSON-serializable values that identify the source.
+        remote (`bool`): whether reading an image takes a request to a server.
+        together (`bool`): whether images that follow each other are read faster by the same process.
+    """
+
+    description: dict[str, Any]
+    remote: bool
+    together: bool
+
+    def is_here(self, count: int) -> bool:
+        """Check that this process sees the images, of which the first process found `count`."""
+
+    def names(self) -> "pa.ChunkedArray":
+        """List the images: bytes, in order."""
+
+    def locations(self) -> "pa.Table | None":
+        """Tell where the images are, after `names()`: columns of integers. None if their names tell."""
+
+    def read(self, position: int, name: bytes, location: tuple[int, ...] = ()) -> tuple[Any, FileState]:
+        """Read an image for `load_image`, and its state. Raises OSError or ValueError if it cannot be read."""
+
+    def is_unchanged(self, position: int, name: bytes, state: FileState) -> bool:
+        """Check whether the contents of an image are those of an earlier prediction."""
+
+    def file(self, position: int, name: bytes) -> str:
+        """Choose where to write the files of an image: relative path without extension."""
+
+
 class FolderImages:
     """
     All image files in a folder and its subfolders, by the rules of [`list_images`].
@@ -123,6 +164,8 @@ class FolderImages:
         leave_out (`pathlib.Path`): folder to skip.
         recursive (`bool`, defaults to `True`): whether to read subfolders.
     """
+
+    remote = together = False
 
     def __init__(self, root: Path, leave_out: Path, recursive: bool = True) -> None:
         self.root = os.path.realpath(root)
@@ -187,6 +230,13 @@ class FolderImages:
             if name != leave_out:
                 yield os.fsencode(name)
 
+    def locations(self) -> None:
+        """The names tell where the images are."""
+
+    def read(self, position: int, name: bytes, location: tuple[int, ...] = ()) -> tuple[Any, FileState]:
+        """Read an image, see [`read_image_bytes`]."""
+        return read_image_bytes(self.image(position, name))
+
     def image(self, position: int, name: bytes) -> str:
         """
         Locate an image.
@@ -221,22 +271,7 @@ class FolderImages:
             return state.digest == UNREADABLE_STATE
         return is_unchanged(os.path.join(self.root, os.fsdecode(name)), state)
 
-    @staticmethod
-    def file(position: int, name: bytes) -> str:
-        """
-        Choose where to write the files of an image, such as its heatmap.
-
-        Args:
-            position (`int`): position of the image.
-            name (`bytes`): name of the image.
-
-        Returns:
-            `str`: relative path without extension. Long file names are shortened and get the position.
-        """
-        folder, slash, last = name.rpartition(b"/")
-        if len(last) > LONGEST_FILE_NAME:
-            last = last[: LONGEST_FILE_NAME - 40].decode("utf-8", "ignore").encode() + b"-%09d" % position
-        return os.fsdecode(folder + slash + last)
+    file = staticmethod(file_by_name)
 
 
 class DatasetImages:
@@ -247,6 +282,8 @@ class DatasetImages:
         dataset (`datasets.Dataset`): dataset with a column `image`.
         description (`dict[str, Any]`): JSON-serializable values that identify the dataset.
     """
+
+    remote = together = False
 
     def __init__(self, dataset: "Dataset", description: dict[str, Any]) -> None:
         if not len(dataset):
@@ -279,6 +316,13 @@ class DatasetImages:
         ids = self._ids.with_format("arrow")[:]["image_id"]
         return ids.cast(pa.string()).cast(pa.binary())
 
+    def locations(self) -> None:
+        """The positions tell where the images are."""
+
+    def read(self, position: int, name: bytes, location: tuple[int, ...] = ()) -> tuple[Any, FileState]:
+        """Read an image, see [`read_image_bytes`]."""
+        return read_image_bytes(self.image(position, name))
+
     def image(self, position: int, name: bytes) -> Any:
         """
         Get an image.
@@ -309,21 +353,7 @@ class DatasetImages:
             return read_image_bytes(image)[1].digest == state.digest
         return is_unchanged(image["path"], state)
 
-    @staticmethod
-    def file(position: int, name: bytes) -> str:
-        """
-        Choose where to write the files of an image, such as its heatmap.
-
-        Args:
-            position (`int`): row number.
-            name (`bytes`): name of the image.
-
-        Returns:
-            `str`: file name without extension: the row number and a safe form of the name.
-        """
-        text = as_text(name)
-        safe = file_names([text])[text].encode()[: LONGEST_FILE_NAME - 40].decode("utf-8", "ignore")
-        return f"{position:09d}-{safe}"
+    file = staticmethod(file_by_position)
 
 
-__all__ = ["DatasetImages", "FolderImages", "as_images", "find_source"]
+__all__ = ["DatasetImages", "FolderImages", "Images", "as_images", "find_source"]

@@ -1,6 +1,8 @@
 """Predict any number of images: a Parquet table and, on request, anomaly maps and heatmaps."""
 
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +17,17 @@ from ..models.vip2clip.pipeline_anomaly_detection import AnomalyDetectionPipelin
 from ..models.vip2clip.pipeline_steps_vip2clip import as_bank
 from ..utils.contents import decoding
 from ..utils.distributed import from_all, from_first, on_first, world
+from ..utils.urls import is_remote, local_path
 from ..utils.versions import versions
-from .earlier import summarize
 from .folder import PredictionFolder
 from .growing import growing
 from .image_files import check_room
 from .images import as_images
 from .loop import predict_chunks
 from .settings import calibrated_with, scoring_settings
+
+
+ENGINES = ("accelerate", "ray")
 
 
 def predict_to_folder(
@@ -48,6 +53,9 @@ def predict_to_folder(
     recursive: bool = True,
     append: bool = False,
     progress: bool = False,
+    engine: str = "accelerate",
+    num_actors: int | None = None,
+    actor_device: str | None = None,
 ) -> dict[str, Any]:
     """
     Predict all images of a folder or dataset and write `predictions.parquet`, a table with one row per image:
@@ -74,9 +82,10 @@ def predict_to_folder(
             Image processor of the model.
         source (`str`, `os.PathLike`, [`DataSource`] or `datasets.Dataset`):
             A folder, of which all image files are predicted, including subfolders and except hidden files. Or a
-            dataset, with or without labels: a table, `meta.json`, Hub id, or `NAME=ROOT`.
+            dataset, with or without labels: a table, `meta.json`, Hub id, or `NAME=ROOT`. Or a folder in a store, such
+            as `s3://bucket/photos`; or tar or Parquet files with images, see [`find_source`].
         output (`str` or `os.PathLike`):
-            A new folder, or the folder of the same prediction.
+            A new folder, or the folder of the same prediction. Can be in a store, such as `s3://bucket/predictions`.
         name (`str`, defaults to `"this model"`):
             Name of the model in the settings.
         batch_size (`int`, defaults to 8):
@@ -106,18 +115,32 @@ def predict_to_folder(
             added at the end of the table. For folders only.
         progress (`bool`, defaults to `False`):
             Whether the first process shows a progress bar.
+        engine (`"accelerate"` or `"ray"`, defaults to `"accelerate"`):
+            What runs several processes. `"accelerate"` uses those that `accelerate launch` or `torchrun` has started.
+            `"ray"` starts actors with a copy of the model on a Ray cluster, or on this machine. The table is the same.
+        num_actors (`int`, *optional*):
+            With Ray: number of actors. By default, one per GPU, or one per four CPU cores if there is no GPU.
+        actor_device (`str`, *optional*):
+            With Ray: device of the actors, such as `"cpu"`. By default, GPUs if the cluster has some.
 
     Returns:
         `dict[str, Any]`: `num_images`, `num_normal`, `num_anomalous`, `num_unreadable`, `num_done_before` (number of
         images predicted before this call) and `table` (path of `predictions.parquet`).
 
     Raises:
-        ImportError: if pyarrow is not installed.
+        ImportError: if pyarrow is not installed, or ray for this engine, or the package for a store.
         OSError: if the source does not exist, if the folder cannot be written, contains other files or a prediction
             with other settings, or if another program is predicting into it.
-        ValueError: if there are no images, if an argument is out of range, if append is set with overwrite or for a
-            dataset, or if scores are not finite. The message names the images.
+        RuntimeError: if a store cannot be reached, or if Ray fails. The prediction can be resumed.
+        ValueError: if there are no images, if an argument is out of range, if append is set with overwrite, for a
+            dataset or for a store, or if scores are not finite. The message names the images.
     """
+    if engine not in ENGINES:
+        raise ValueError(f"engine is {engine!r}; expected one of {', '.join(ENGINES)}.")
+    if num_actors is not None and (engine != "ray" or num_actors < 1):
+        raise ValueError(
+            f"num_actors is {num_actors} with engine {engine!r}; expected at least 1, with the engine 'ray' only."
+        )
     for argument, value in (("batch_size", batch_size), ("chunk_size", chunk_size)):
         if value < 1:
             raise ValueError(f"{argument} is {value}; expected an integer of at least 1.")
@@ -143,9 +166,20 @@ def predict_to_folder(
     decision = detector.decision
     threshold = threshold_pair(threshold, (decision.image_threshold, decision.pixel_threshold))
 
-    folder = PredictionFolder(Path(output), chunk_size)
-    images = as_images(source, folder.path, recursive)
+    run: Callable[..., None] = predict_chunks
+    if engine == "ray":
+        if world()[1] > 1:
+            raise ValueError(
+                "engine is 'ray' in one of several processes; start the command once, without a launcher."
+            )
+        from .ray_engine import predict_with_ray
+
+        run = partial(predict_with_ray, num_actors=num_actors, device=actor_device)
+    images = as_images(source, output, recursive)
+    folder = _open_folder(output, chunk_size)
     if append:
+        if is_remote(output):
+            raise ValueError(f"append is set, but the output {str(output)!r} is in a store; expected a local folder.")
         images = growing(images, folder.path, recursive)
     settings = {
         "kind": "prediction",
@@ -174,7 +208,7 @@ def predict_to_folder(
         if (error := from_first(error)) is not None:
             raise error
         if num_finished := from_first(num_finished):
-            return {**from_first(summarize(folder.path) if rank == 0 else None), "num_done_before": num_finished}
+            return {**from_first(folder.summary() if rank == 0 else None), "num_done_before": num_finished}
         folder.open()
         if not all(from_all(images.is_here(folder.num_images))):
             raise OSError(
@@ -184,7 +218,7 @@ def predict_to_folder(
         num_done = from_first(folder.num_done() if rank == 0 else None)
         if maps and not scored_with["tile_size"]:
             check_room(folder.path, folder.num_images - num_done, model.config.image_size)
-        predict_chunks(
+        run(
             detector,
             images,
             folder,
@@ -202,7 +236,7 @@ def predict_to_folder(
         if rank == 0:
             try:
                 folder.finish()
-                summary = summarize(folder.path)
+                summary = folder.summary()
             except Exception as raised:  # the other processes wait for it
                 error = raised
         if (error := from_first(error)) is not None:
@@ -210,6 +244,16 @@ def predict_to_folder(
         return {**from_first(summary), "num_done_before": num_done}
     finally:
         folder.release()
+
+
+def _open_folder(output: str | os.PathLike, chunk_size: int) -> PredictionFolder:
+    """The output folder, on this machine or in a store."""
+    output = local_path(os.fspath(output))
+    if not is_remote(output):
+        return PredictionFolder(Path(output), chunk_size)
+    from .remote_folder import RemotePredictionFolder
+
+    return RemotePredictionFolder(output, chunk_size)
 
 
 def predict_checkpoint(
@@ -258,8 +302,13 @@ def predict_checkpoint(
         ValueError: if device or dtype are invalid, if the backbone is not the one used in training, or see
             [`predict_to_folder`].
     """
+    # With Ray, the actors choose their devices.
+    if options.get("engine") == "ray":
+        options["actor_device"], device = device, "cpu"
     model, image_processor = load_checkpoint(checkpoint, device=device, dtype=dtype, backbone=backbone)
     if compile:
+        if options.get("engine") == "ray":
+            raise ValueError("compile is True with engine 'ray'; expected False: a compiled model cannot be sent.")
         compiled = torch.compile(model.get_image_features)
         model.get_image_features = compiled  # only in this instance
     name = name_of(checkpoint) if name is None else name

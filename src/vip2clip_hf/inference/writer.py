@@ -13,8 +13,8 @@ import torch
 from ..models.vip2clip.image_loading_vip2clip import load_image
 from ..models.vip2clip.image_processing_vip2clip import ViP2ClipImageProcessor
 from .image_files import IMAGE_FOLDERS
-from .images import DatasetImages, FolderImages
-from .names import Names
+from .images import Images
+from .names import Names, SomeNames
 from .single import heatmap_of, reason_of
 
 
@@ -30,8 +30,8 @@ class ImageWriter:
     block.
 
     Args:
-        images ([`FolderImages`] or [`DatasetImages`]): all images of the prediction.
-        names ([`Names`]): their names.
+        images ([`Images`]): all images of the prediction.
+        names ([`Names`] or [`SomeNames`]): their names.
         image_processor ([`ViP2ClipImageProcessor`]): resizes maps to the size of the image.
         folder (`pathlib.Path`): output folder.
         heatmaps (`bool`): whether to write heatmaps.
@@ -41,8 +41,8 @@ class ImageWriter:
 
     def __init__(
         self,
-        images: FolderImages | DatasetImages,
-        names: Names,
+        images: Images,
+        names: Names | SomeNames,
         image_processor: ViP2ClipImageProcessor,
         folder: Path,
         heatmaps: bool,
@@ -103,7 +103,8 @@ class ImageWriter:
         name = self.names[position]
         if self.heatmaps:
             try:
-                image = load_image(self.images.image(position, name), **self.reading)
+                source, _ = self.images.read(position, name, self.names.location(position))
+                image = load_image(source, **self.reading)
             except (OSError, ValueError) as error:
                 return reason_of(error)
             heatmap = heatmap_of(image, anomaly_map, self.image_processor)

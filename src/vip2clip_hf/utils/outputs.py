@@ -4,6 +4,8 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from .urls import is_below, is_remote
+
 
 def is_inside(path: str | os.PathLike[str], folder: str | os.PathLike[str]) -> bool:
     """
@@ -46,7 +48,9 @@ def check_output(option: str, output: str | os.PathLike[str], inputs: Iterable[s
         OSError: if the output is an input, or inside one.
     """
     for one in inputs:
-        if is_inside(output, one):
+        text = os.fspath(one)
+        remote = is_remote(text) and is_remote(os.fspath(output)) and is_below(os.fspath(output), text)
+        if remote or is_inside(output, one):
             raise OSError(
                 f"{option} {os.fspath(output)!r} is inside {os.fspath(one)!r}, which is read; expected a path outside "
                 "of it."

@@ -34,10 +34,11 @@ class RunFolder:
     Args:
         path (`pathlib.Path`): the folder. It need not exist.
         kind (`str`): kind of the run, `"evaluation"`, `"prediction"` or `"watch"`.
+        title (`str`, *optional*): name of the folder in messages. Defaults to the path.
     """
 
-    def __init__(self, path: Path, kind: str) -> None:
-        self.path, self.kind = path, kind
+    def __init__(self, path: Path, kind: str, title: str | None = None) -> None:
+        self.path, self.kind, self.title = path, kind, title or str(path)
         self.files: set[str] = set()
         self._lock: FileLock | None = None
 
@@ -55,7 +56,7 @@ class RunFolder:
             OSError: if the path is a file, or the folder contains other files and no run of this kind.
         """
         if self.path.exists() and not self.path.is_dir():
-            raise OSError(f"{str(self.path)!r} is a file; expected a folder or a path that does not exist.")
+            raise OSError(f"{self.title!r} is a file; expected a folder or a path that does not exist.")
         if not self.path.exists() or not any(self.path.iterdir()):
             return False
         found = self._read()
@@ -68,7 +69,7 @@ class RunFolder:
                 return True
         if found is None or found.get("kind") not in ARTICLES:
             raise OSError(
-                f"{str(self.path)!r} is not empty and does not contain {ARTICLES[self.kind]}; expected a new folder, "
+                f"{self.title!r} is not empty and does not contain {ARTICLES[self.kind]}; expected a new folder, "
                 f"or the folder of {ARTICLES[self.kind]}."
             )
         self.check_kind(found["kind"])
@@ -87,7 +88,7 @@ class RunFolder:
         """
         if kind != self.kind:
             raise OSError(
-                f"{str(self.path)!r} contains {ARTICLES[kind]}, not {ARTICLES[self.kind]}; choose another folder."
+                f"{self.title!r} contains {ARTICLES[kind]}, not {ARTICLES[self.kind]}; choose another folder."
             )
 
     def lock(self) -> None:
@@ -104,8 +105,8 @@ class RunFolder:
             lock.acquire(timeout=0)
         except Timeout as error:
             raise OSError(
-                f"Another program is {DOING[self.kind]} into {str(self.path)!r}; wait until it has finished, or "
-                "choose another folder."
+                f"Another program is {DOING[self.kind]} into {self.title!r}; wait until it has finished, or choose "
+                "another folder."
             ) from error
         self._lock = lock
         if (found := self._read()) is not None:  # another program can have changed it since `check`
