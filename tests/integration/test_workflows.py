@@ -212,7 +212,8 @@ def test_benchmarks_page():
     (choices,) = [action.choices for action in make_parser()._actions if action.choices]
     for name in choices:
         assert f"`{name}`" in text
-    commands = re.findall(r"^python -m benchmarks ([a-z].*?)(?:\s+#.*)?$", text, re.MULTILINE)
+    joined = re.sub(r"\\\n\s*", " ", text)
+    commands = re.findall(r"^python -m benchmarks ([a-z].*?)(?:\s+#.*)?$", joined, re.MULTILINE)
     assert {command.split()[0] for command in commands} == set(choices) - {"forward", "step"}
     for command in commands:
         make_parser().parse_args(command.split())

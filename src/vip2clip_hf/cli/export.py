@@ -74,7 +74,6 @@ def export(
         check_opset(opset_or_default)
     elif opset is not None:
         raise usage_error("--opset applies to --format onnx only; omit it.")
-    check_model("export", model, output=" --output FOLDER")
     if quantize is not None and format_name != "onnx":
         raise usage_error("--quantize applies to --format onnx only; omit it.")
     if (quantize is None) != (calibration_photos is None):
@@ -84,6 +83,7 @@ def export(
     if calibration_photos is not None and not calibration_photos.is_dir():
         raise OSError(f"--calibration-photos {photos!r} is not a folder; expected a folder of photos of your parts.")
     check_new_folder(output)
+    check_model("export", model, output=" --output FOLDER")
     model = checkpoint_or_bundled(model)
     shows_progress()
     loaded = ViP2ClipForAnomalyDetection.from_pretrained(model, dtype=torch.float32, backbone=backbone)

@@ -273,21 +273,6 @@ def expand_user(text: str) -> str:
     return text[:start] + os.path.expanduser(path)
 
 
-def path_or_url(text: str) -> Any:
-    """
-    Parse a path that can be the URL of a store.
-
-    Args:
-        text (`str`): argument of the command line.
-
-    Returns:
-        `pathlib.Path`, or `str` for a URL: a path would lose a slash of `s3://`.
-    """
-    from ..utils.urls import is_remote, local_path
-
-    return text if is_remote(text) else Path(local_path(text))
-
-
 def checkpoint_or_bundled(model: str | None) -> str:
     """
     Use the bundled checkpoint if no checkpoint is set. The first time, print a note to stderr.
@@ -398,7 +383,6 @@ __all__ = [
     "one_of",
     "parse_pair",
     "parse_settings",
-    "path_or_url",
     "print_json",
     "shows_progress",
     "usage_error",

@@ -21,10 +21,9 @@ from .options import (
     TileOverlap,
     TileSize,
     checkpoint_or_bundled,
-    path_or_url,
     usage_error,
 )
-from .predict_arguments import check_arguments
+from .predict_arguments import check_arguments, path_or_url
 from .result_files import ResultFiles
 from .runtimes import Runtime, check_runtime
 

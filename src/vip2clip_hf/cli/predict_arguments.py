@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..utils.urls import is_remote
+from ..utils.urls import is_remote, local_path
 from .options import usage_error
 from .result_files import ResultFiles
 
@@ -70,4 +70,17 @@ def check_arguments(
         raise OSError(f"--references {str(references)!r} is not a folder; expected a folder of photos of good parts.")
 
 
-__all__ = ["check_arguments"]
+def path_or_url(text: str) -> Any:
+    """
+    Parse a path that can be the URL of a store.
+
+    Args:
+        text (`str`): argument of the command line.
+
+    Returns:
+        `pathlib.Path`, or `str` for a URL: a path would lose a slash of `s3://`.
+    """
+    return text if is_remote(text) else Path(local_path(text))
+
+
+__all__ = ["check_arguments", "path_or_url"]
