@@ -38,7 +38,8 @@ SLOW = (
     "docs/baselines.md", "docs/bulk.md", "docs/calibration.md", "docs/compare.md", "docs/data.md",
     "docs/deployment.md", "docs/detectors.md", "docs/endpoints.md", "docs/evaluation.md", "docs/export.md",
     "docs/performance.md", "docs/pictures.md", "docs/quickstart.md", "docs/references.md", "docs/reports.md",
-    "docs/reproduction.md", "docs/runtime.md", "docs/scale.md", "docs/serve.md", "docs/training.md", "docs/tutorial.md", "docs/watch.md",
+    "docs/reproduction.md", "docs/runtime.md", "docs/scale.md", "docs/serve.md", "docs/training.md",
+    "docs/tutorial.md", "docs/watch.md",
     "training/README.md",
 )  # fmt: skip
 # Packages that a page needs and that may be missing.
