@@ -28,18 +28,18 @@ demo: $(VENV)/.installed
 	$(BIN)/python training/demo.py
 
 test: lint
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --dist loadgroup --dist loadgroup --dist loadgroup --dist loadgroup --dist loadgroup -m "not slow"
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m "not slow"
 
 test-all: lint
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --dist loadgroup --dist loadgroup --dist loadgroup --dist loadgroup --dist loadgroup --durations=10
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --durations=10
 
 # The common tests of transformers on the model, see tests/upstream. UPSTREAM=FOLDER uses a checkout of transformers.
 test-upstream: $(VENV)/.installed
-	UPSTREAM="$(UPSTREAM)" $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --dist loadgroup --dist loadgroup --dist loadgroup --dist loadgroup --dist loadgroup tests/upstream
+	UPSTREAM="$(UPSTREAM)" $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup tests/upstream
 
 # Tests without lint: make pytest ARGS="tests/models -k loss"
 pytest: $(VENV)/.installed
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --dist loadgroup --dist loadgroup --dist loadgroup --dist loadgroup --dist loadgroup -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m "not slow" $(ARGS)
 
 # Build the documentation site in site/.
 docs: $(VENV)/.installed
