@@ -18,26 +18,6 @@ from vip2clip_hf.baselines.adaclip_prompts import text_blocks, vision_blocks
 pytestmark = pytest.mark.xdist_group("adaclip")
 
 
-# Its fixtures take seconds: one process computes them once.
-pytestmark = pytest.mark.xdist_group("adaclip")
-
-
-# Its fixtures take seconds: one process computes them once.
-pytestmark = pytest.mark.xdist_group("adaclip")
-
-
-# Its fixtures take seconds: one process computes them once.
-pytestmark = pytest.mark.xdist_group("adaclip")
-
-
-# Its fixtures take seconds: one process computes them once.
-pytestmark = pytest.mark.xdist_group("adaclip")
-
-
-# Its fixtures take seconds: one process computes them once.
-pytestmark = pytest.mark.xdist_group("adaclip")
-
-
 FOLDER = ORACLES / "adaclip"
 CONFIG = json.loads((FOLDER / "config.json").read_text())
 INPUTS, EXPECTED, VARIANTS, TRAINING = (

@@ -19,26 +19,6 @@ from vip2clip_hf.models.vip2clip.maps_vip2clip import resize_maps
 pytestmark = pytest.mark.xdist_group("anomalyclip")
 
 
-# Its fixtures take seconds: one process computes them once.
-pytestmark = pytest.mark.xdist_group("anomalyclip")
-
-
-# Its fixtures take seconds: one process computes them once.
-pytestmark = pytest.mark.xdist_group("anomalyclip")
-
-
-# Its fixtures take seconds: one process computes them once.
-pytestmark = pytest.mark.xdist_group("anomalyclip")
-
-
-# Its fixtures take seconds: one process computes them once.
-pytestmark = pytest.mark.xdist_group("anomalyclip")
-
-
-# Its fixtures take seconds: one process computes them once.
-pytestmark = pytest.mark.xdist_group("anomalyclip")
-
-
 FOLDER = ORACLES / "anomalyclip"
 CONFIG = json.loads((FOLDER / "config.json").read_text())
 INPUTS, EXPECTED, VARIANTS, TRAINING = (

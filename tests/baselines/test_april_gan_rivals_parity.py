@@ -15,26 +15,6 @@ from vip2clip_hf.evaluation.metrics import AnomalyMetrics
 pytestmark = pytest.mark.xdist_group("april-gan")
 
 
-# Its fixtures take seconds: one process computes them once.
-pytestmark = pytest.mark.xdist_group("april-gan")
-
-
-# Its fixtures take seconds: one process computes them once.
-pytestmark = pytest.mark.xdist_group("april-gan")
-
-
-# Its fixtures take seconds: one process computes them once.
-pytestmark = pytest.mark.xdist_group("april-gan")
-
-
-# Its fixtures take seconds: one process computes them once.
-pytestmark = pytest.mark.xdist_group("april-gan")
-
-
-# Its fixtures take seconds: one process computes them once.
-pytestmark = pytest.mark.xdist_group("april-gan")
-
-
 METHOD = "aprilgan"
 EXPECTED, CONFIG, PROMPTS = load_oracle(METHOD)
 CLASSES, LAYERS, FEW_LAYERS = CONFIG["classes"], CONFIG["features_list"], CONFIG["few_shot_features"]

@@ -11,26 +11,6 @@ from vip2clip_hf.baselines import ClipForAnomalyDetection
 pytestmark = pytest.mark.xdist_group("clip")
 
 
-# Its fixtures take seconds: one process computes them once.
-pytestmark = pytest.mark.xdist_group("clip")
-
-
-# Its fixtures take seconds: one process computes them once.
-pytestmark = pytest.mark.xdist_group("clip")
-
-
-# Its fixtures take seconds: one process computes them once.
-pytestmark = pytest.mark.xdist_group("clip")
-
-
-# Its fixtures take seconds: one process computes them once.
-pytestmark = pytest.mark.xdist_group("clip")
-
-
-# Its fixtures take seconds: one process computes them once.
-pytestmark = pytest.mark.xdist_group("clip")
-
-
 EXPECTED, CONFIG, PROMPTS = load_oracle("clip")
 ENSEMBLES = {"single": "single", "imagenet80": "imagenet", "state_template": "april_gan"}
 CLASSES = {name.replace(" ", "_"): name for name in CONFIG["classes"]}

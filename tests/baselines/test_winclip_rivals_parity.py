@@ -12,26 +12,6 @@ from vip2clip_hf.baselines.winclip_steps import association, class_scores, harmo
 pytestmark = pytest.mark.xdist_group("winclip")
 
 
-# Its fixtures take seconds: one process computes them once.
-pytestmark = pytest.mark.xdist_group("winclip")
-
-
-# Its fixtures take seconds: one process computes them once.
-pytestmark = pytest.mark.xdist_group("winclip")
-
-
-# Its fixtures take seconds: one process computes them once.
-pytestmark = pytest.mark.xdist_group("winclip")
-
-
-# Its fixtures take seconds: one process computes them once.
-pytestmark = pytest.mark.xdist_group("winclip")
-
-
-# Its fixtures take seconds: one process computes them once.
-pytestmark = pytest.mark.xdist_group("winclip")
-
-
 EXPECTED, CONFIG, PROMPTS = load_oracle("winclip")
 CLASSES, SCALES = CONFIG["classes"], CONFIG["scales"]
 TOLERANCE = 5e-6

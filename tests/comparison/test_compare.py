@@ -29,26 +29,6 @@ from vip2clip_hf.data.synthetic.dataset import generate_image, write_dataset
 pytestmark = pytest.mark.xdist_group("compare")
 
 
-# Its fixtures take seconds: one process computes them once.
-pytestmark = pytest.mark.xdist_group("compare")
-
-
-# Its fixtures take seconds: one process computes them once.
-pytestmark = pytest.mark.xdist_group("compare")
-
-
-# Its fixtures take seconds: one process computes them once.
-pytestmark = pytest.mark.xdist_group("compare")
-
-
-# Its fixtures take seconds: one process computes them once.
-pytestmark = pytest.mark.xdist_group("compare")
-
-
-# Its fixtures take seconds: one process computes them once.
-pytestmark = pytest.mark.xdist_group("compare")
-
-
 QUICK = ("clip", "april-gan", "anomalyclip", "adaclip", "vip2clip")
 
 

@@ -22,26 +22,6 @@ from vip2clip_hf.data.synthetic.dataset import write_dataset
 pytestmark = pytest.mark.xdist_group("shared-tower")
 
 
-# Its fixtures take seconds: one process computes them once.
-pytestmark = pytest.mark.xdist_group("shared-tower")
-
-
-# Its fixtures take seconds: one process computes them once.
-pytestmark = pytest.mark.xdist_group("shared-tower")
-
-
-# Its fixtures take seconds: one process computes them once.
-pytestmark = pytest.mark.xdist_group("shared-tower")
-
-
-# Its fixtures take seconds: one process computes them once.
-pytestmark = pytest.mark.xdist_group("shared-tower")
-
-
-# Its fixtures take seconds: one process computes them once.
-pytestmark = pytest.mark.xdist_group("shared-tower")
-
-
 METHODS = ("clip", "winclip", *SETTINGS, "vip2clip")
 
 

@@ -15,26 +15,6 @@ from vip2clip_hf.reproduction.rivals import Rival, TrainedRival, rival_arguments
 from vip2clip_hf.reproduction.running import prepare, reproduce
 
 
-# Its fixtures take seconds: one process computes them once.
-pytestmark = pytest.mark.xdist_group("rivals")
-
-
-# Its fixtures take seconds: one process computes them once.
-pytestmark = pytest.mark.xdist_group("rivals")
-
-
-# Its fixtures take seconds: one process computes them once.
-pytestmark = pytest.mark.xdist_group("rivals")
-
-
-# Its fixtures take seconds: one process computes them once.
-pytestmark = pytest.mark.xdist_group("rivals")
-
-
-# Its fixtures take seconds: one process computes them once.
-pytestmark = pytest.mark.xdist_group("rivals")
-
-
 # Its fixtures take many seconds: one process computes them once. The command is tested in tests/cli.
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("rivals")]
 

@@ -29,26 +29,6 @@ from vip2clip_hf.training.arguments import ViP2ClipTrainingArguments
 from vip2clip_hf.training.trainer import ViP2ClipTrainer
 
 
-# Its fixtures take seconds: one process computes them once.
-pytestmark = pytest.mark.xdist_group("reproduction")
-
-
-# Its fixtures take seconds: one process computes them once.
-pytestmark = pytest.mark.xdist_group("reproduction")
-
-
-# Its fixtures take seconds: one process computes them once.
-pytestmark = pytest.mark.xdist_group("reproduction")
-
-
-# Its fixtures take seconds: one process computes them once.
-pytestmark = pytest.mark.xdist_group("reproduction")
-
-
-# Its fixtures take seconds: one process computes them once.
-pytestmark = pytest.mark.xdist_group("reproduction")
-
-
 # Its fixtures take many seconds: one process computes them once. The command is tested in tests/cli.
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("reproduction")]
 
