@@ -1,7 +1,10 @@
 """Prediction of a folder that grows: rows of photos that are gone are kept, and new ones are added."""
 
+import io
 import shutil
 
+import fsspec
+import pyarrow.parquet as pq
 import pytest
 
 from helpers.predictions import rows_of, table_bytes, write_photos
@@ -119,8 +122,34 @@ def test_a_photo_that_is_gone_before_the_prediction_resumes_keeps_its_row(
 
 def test_datasets_are_not_appended(model, image_processor, tmp_path):
     root = write_dataset(tmp_path / "set", ("dots",), num_normal=1, num_anomalous=1, size=16)
-    with pytest.raises(ValueError, match="append can only be used with a folder of images"):
+    with pytest.raises(ValueError, match="append can only be used with a local folder of images"):
         predict_to_folder(model, image_processor, load_folder(root, "test"), tmp_path / "out", append=True)
+
+
+def test_append_to_a_table_in_a_store(model, image_processor, tmp_path):
+    photos, url = write_photos(tmp_path / "photos"), "memory://growing/out"
+    memory = fsspec.filesystem("memory")
+    options = {"append": True, "chunk_size": 5, "threshold": 0.5}
+
+    def table():
+        return pq.read_table(io.BytesIO(memory.cat_file("/growing/out/predictions.parquet")))
+
+    try:
+        predict_to_folder(model, image_processor, photos, url, **options)
+        first = table()
+        (photos / "a.png").unlink()
+        shutil.copy(photos / "x-1.png", photos / "0 new.png")
+        found = predict_to_folder(model, image_processor, photos, url, **options)
+        assert found["num_images"] == found["num_done_before"] + 1 == len(first) + 1
+        assert table()["id"].to_pylist() == [*first["id"].to_pylist(), "0 new.png"]
+        shutil.rmtree(photos)
+        photos.mkdir()
+        assert predict_to_folder(model, image_processor, photos, url, **options)["num_images"] == len(first) + 1
+        memory.pipe_file("/growing/photos/a.png", b"")
+        with pytest.raises(ValueError, match="a folder in a store are"):
+            predict_to_folder(model, image_processor, "memory://growing/photos", tmp_path / "out", **options)
+    finally:
+        memory.rm("/growing", recursive=True)
 
 
 def test_reports_of_datasets_have_labels_and_photos(model, image_processor, tmp_path):

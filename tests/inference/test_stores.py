@@ -453,10 +453,22 @@ def test_command(bucket, expected, detector, tmp_path):
     inside = CliRunner().invoke(cli.app, [*command[:-1], f"{bucket}/photos/out"])
     assert isinstance(inside.exception, OSError)
     assert "is inside 'memory://bucket/photos'" in str(inside.exception)
-    for more, text in ((["--engine", "spark"], "expected accelerate or ray"), (["--num-actors", "2"], "--engine ray")):
+    csv = ["--csv", str(tmp_path / "results.csv")]
+    for more, text in (
+        (["--engine", "spark"], "expected accelerate or ray"),
+        (["--num-actors", "2"], "--engine ray"),
+        (csv, "which is in a store"),
+        (["--output", str(tmp_path / "here"), "--sort", str(tmp_path / "sorted")], "which is in a store"),
+    ):
         wrong = CliRunner().invoke(cli.app, [*command, *more])
         assert wrong.exit_code == 2
-        assert text in " ".join(wrong.output.split())
+        assert text in " ".join(wrong.output.replace("│", " ").split())
+    wrong = CliRunner().invoke(cli.app, command[:4])
+    assert wrong.exit_code == 2
+    assert "is in a store" in wrong.output
+    local = CliRunner().invoke(cli.app, [*command[:-1], str(tmp_path / "here"), *csv, "--device", "cpu"])
+    assert local.exit_code == 3, local.output
+    assert len((tmp_path / "results.csv").read_text(encoding="utf-8").splitlines()) == len(expected) + 1
 
 
 @pytest.fixture(scope="module")

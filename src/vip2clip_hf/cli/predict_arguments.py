@@ -9,10 +9,13 @@ from .options import usage_error
 from .result_files import ResultFiles
 
 
+ENGINES = ("accelerate", "ray")
+
+
 def check_arguments(
     source: Sequence[str],
     *,
-    output: Path | None,
+    output: Path | str | None,
     heatmap: Path | None,
     regions: bool,
     references: Path | None,
@@ -25,7 +28,7 @@ def check_arguments(
 
     Args:
         source (`Sequence[str]`): photos, folders or a dataset.
-        output, heatmap, regions, references, no_references: options of the command.
+        output, heatmap, regions, references, no_references: options of the command. The output can be a URL.
         bulk (`Mapping[str, Any]`): options that apply to --output only, by name. `overwrite` and `append` also apply
             to the files.
         files ([`ResultFiles`]): files to write.
@@ -58,10 +61,9 @@ def check_arguments(
             f"--output is used with {'a list' if source[0] == '-' else f'{len(source)} sources'}; expected one folder "
             "or dataset. To predict a list, write it to a CSV file with the column image."
         )
-    if output is not None and is_remote(output) and files.wanted:
-        raise usage_error("--csv, --xlsx and --sort need a local --output; omit them, or write to a local folder.")
-    if bulk["engine"] not in (None, "accelerate", "ray"):
-        raise usage_error(f"--engine is {bulk['engine']!r}; expected accelerate or ray.")
+    _check_stores(source, output, files)
+    if bulk["engine"] not in (None, *ENGINES):
+        raise usage_error(f"--engine is {bulk['engine']!r}; expected {' or '.join(ENGINES)}.")
     if bulk["num_actors"] is not None and bulk["engine"] != "ray":
         raise usage_error("--num-actors can only be used with --engine ray.")
     if references is not None and no_references:
@@ -81,6 +83,20 @@ def path_or_url(text: str) -> Any:
         `pathlib.Path`, or `str` for a URL: a path would lose a slash of `s3://`.
     """
     return text if is_remote(text) else Path(local_path(text))
+
+
+def _check_stores(source: Sequence[str], output: Path | str | None, files: ResultFiles) -> None:
+    """Check what is read and written in a store."""
+    remote = next(filter(is_remote, source), None)
+    if remote is not None and output is None:
+        raise usage_error(f"{remote!r} is in a store; it can only be predicted with --output FOLDER.")
+    if files.wanted and isinstance(output, str):
+        raise usage_error(
+            f"--csv, --xlsx and --sort cannot be used with --output {output!r}, which is in a store; predict into a "
+            "local folder."
+        )
+    if files.sort is not None and remote is not None:
+        raise usage_error(f"--sort cannot be used with {remote!r}, which is in a store; download the photos first.")
 
 
 __all__ = ["check_arguments", "path_or_url"]

@@ -13,7 +13,7 @@ from .streams import say, say_error
 def predict_folder(
     source: str,
     model: str,
-    output: Path,
+    output: Path | str,
     as_json: bool,
     bulk: dict[str, Any],
     options: dict[str, Any],
@@ -25,7 +25,7 @@ def predict_folder(
     Args:
         source (`str`): folder or dataset.
         model (`str`): checkpoint folder or Hub id.
-        output (`pathlib.Path`): folder of the table.
+        output (`pathlib.Path` or `str`): folder of the table, or its URL.
         as_json (`bool`): whether to print the summary as JSON.
         bulk (`dict[str, Any]`): options that apply to --output only.
         options (`dict[str, Any]`): further arguments of [`predict_checkpoint`].

@@ -2,12 +2,10 @@
 
 import os
 from pathlib import Path
-from typing import Any
 
 from ..utils.extras import extra
 from ..utils.file_state import FileState
-from .earlier import TABLE_FILE
-from .images import FolderImages
+from .images import FolderImages, Images
 from .names import packed
 
 
@@ -23,12 +21,13 @@ class GrowingFolder(FolderImages):
     Args:
         root (`pathlib.Path`): the folder.
         leave_out (`pathlib.Path`): output folder of the prediction, to skip.
+        table (`pathlib.Path`): table of the earlier prediction, or its copy.
         recursive (`bool`, defaults to `True`): whether to read subfolders.
     """
 
-    def __init__(self, root: Path, leave_out: Path, recursive: bool = True) -> None:
+    def __init__(self, root: Path, leave_out: Path, table: Path, recursive: bool = True) -> None:
         super().__init__(root, leave_out, recursive)
-        self._has_earlier = (leave_out / TABLE_FILE).exists()
+        self._table = table
 
     def names(self) -> "pa.ChunkedArray":
         """
@@ -44,7 +43,7 @@ class GrowingFolder(FolderImages):
         try:
             return super().names()
         except ValueError:
-            if not self._has_earlier:
+            if not self._table.exists():
                 raise
             return packed([])
 
@@ -86,24 +85,28 @@ class GrowingFolder(FolderImages):
         return super().is_unchanged(position, name, state)
 
 
-def growing(images: Any, output: Path, recursive: bool) -> GrowingFolder:
+def growing(images: Images, output: str | os.PathLike, table: Path, recursive: bool) -> GrowingFolder:
     """
     Open a folder of images so that rows of images that are gone are kept.
 
     Args:
-        images ([`FolderImages`]): the images.
-        output (`pathlib.Path`): output folder of the prediction.
+        images ([`Images`]): the images.
+        output (`str` or `os.PathLike`): output folder of the prediction.
+        table (`pathlib.Path`): table in it; for a folder in a store, its copy.
         recursive (`bool`): whether to read subfolders.
 
     Returns:
         [`GrowingFolder`]: the images.
 
     Raises:
-        ValueError: if they are those of a dataset.
+        ValueError: if they are not those of a local folder.
     """
     if not isinstance(images, FolderImages):
-        raise ValueError("append can only be used with a folder of images; a dataset is predicted as a whole.")
-    return GrowingFolder(Path(images.root), output, recursive)
+        raise ValueError(
+            "append can only be used with a local folder of images; a dataset, shards and a folder in a store are "
+            "predicted as a whole."
+        )
+    return GrowingFolder(Path(images.root), Path(output), table, recursive)
 
 
 __all__ = ["GrowingFolder", "growing"]

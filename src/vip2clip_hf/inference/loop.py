@@ -16,7 +16,7 @@ from .batches import PredictionBatches, PredictionImages, collate_images
 from .folder import PredictionFolder
 from .images import Images
 from .names import Names, SomeNames, as_text
-from .single import as_row
+from .single import as_row, score_image
 from .writer import ImageWriter
 
 
@@ -70,30 +70,18 @@ class BatchScorer:
         model, settings = self.detector.model, self.settings
         try:
             if self.tiled:
-                found = [self.detector.decision_map(image) for image in batch]
-                outputs: list[Any] = [
-                    {
-                        "scores": torch.tensor([one["score"]]),
-                        "anomaly_maps": torch.from_numpy(one["anomaly_map"])[None],
-                    }
-                    for one in found
-                ]
-            else:
-                pixel_values = batch.to(model.device, non_blocking=True)
-                references = self.detector.references
-                outputs = [model(pixel_values=pixel_values, top_k=settings["top_k"], references=references)]
-                warn_about_references(outputs[0])
-            return [
-                result
-                for one in outputs
-                for result in self.detector.image_processor.post_process_anomaly_detection(
-                    one,
-                    threshold=self.threshold,
-                    id2label=model.config.id2label,
-                    decision=self.detector.decision,
-                    calibrated=self.calibrated,
-                )
-            ]
+                return [score_image(self.detector, image, self.threshold) for image in batch]
+            pixel_values = batch.to(model.device, non_blocking=True)
+            references = self.detector.references
+            outputs = model(pixel_values=pixel_values, top_k=settings["top_k"], references=references)
+            warn_about_references(outputs)
+            return self.detector.image_processor.post_process_anomaly_detection(
+                outputs,
+                threshold=self.threshold,
+                id2label=model.config.id2label,
+                decision=self.detector.decision,
+                calibrated=self.calibrated,
+            )
         except ValueError as error:
             raise ValueError(f"{error} Images in this batch: {list(ids)}.") from error
 

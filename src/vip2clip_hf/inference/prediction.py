@@ -112,7 +112,7 @@ def predict_to_folder(
             Whether to read the subfolders of a folder of images.
         append (`bool`, defaults to `False`):
             Whether to keep the rows of images that were deleted or moved away since the last call. New images are
-            added at the end of the table. For folders only.
+            added at the end of the table. For local folders of images only; the output can be in a store.
         progress (`bool`, defaults to `False`):
             Whether the first process shows a progress bar.
         engine (`"accelerate"` or `"ray"`, defaults to `"accelerate"`):
@@ -132,8 +132,8 @@ def predict_to_folder(
         OSError: if the source does not exist, if the folder cannot be written, contains other files or a prediction
             with other settings, or if another program is predicting into it.
         RuntimeError: if a store cannot be reached, or if Ray fails. The prediction can be resumed.
-        ValueError: if there are no images, if an argument is out of range, if append is set with overwrite, for a
-            dataset or for a store, or if scores are not finite. The message names the images.
+        ValueError: if there are no images, if an argument is out of range, if append is set with overwrite or for
+            another source than a local folder, or if scores are not finite. The message names the images.
     """
     if engine not in ENGINES:
         raise ValueError(f"engine is {engine!r}; expected one of {', '.join(ENGINES)}.")
@@ -175,12 +175,11 @@ def predict_to_folder(
         from .ray_engine import predict_with_ray
 
         run = partial(predict_with_ray, num_actors=num_actors, device=actor_device)
+    output = local_path(os.fspath(output))
     images = as_images(source, output, recursive)
     folder = _open_folder(output, chunk_size)
     if append:
-        if is_remote(output):
-            raise ValueError(f"append is set, but the output {str(output)!r} is in a store; expected a local folder.")
-        images = growing(images, folder.path, recursive)
+        images = growing(images, output, folder.table, recursive)
     settings = {
         "kind": "prediction",
         **scoring_settings(detector, threshold),
@@ -246,9 +245,8 @@ def predict_to_folder(
         folder.release()
 
 
-def _open_folder(output: str | os.PathLike, chunk_size: int) -> PredictionFolder:
+def _open_folder(output: str, chunk_size: int) -> PredictionFolder:
     """The output folder, on this machine or in a store."""
-    output = local_path(os.fspath(output))
     if not is_remote(output):
         return PredictionFolder(Path(output), chunk_size)
     from .remote_folder import RemotePredictionFolder

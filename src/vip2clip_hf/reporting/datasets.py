@@ -57,6 +57,9 @@ def rows_of_dataset(
 
     source = found.settings.get("source") or {}
     place = os.fspath(root) if root is not None else source.get("data")
+    if not place and "shards" in source:
+        found.notes.append(f"There are no photos: they are in shards of {source['shards']!r}.")
+        return None
     if not place or place == "datasets.Dataset":
         found.notes.append("There are no photos: the results are those of a dataset in the memory of a program.")
         return None
