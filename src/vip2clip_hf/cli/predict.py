@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from ..utils.extras import require
+from .detector_options import MaxPixels, Threshold, TopK, detector_options, limit_pixels
 from .model_argument import check_model
 from .options import (
     Backbone,
@@ -45,18 +46,8 @@ def predict(
             metavar="OUT", help="Save the heatmap: an image file, or a folder outside PHOTOS for several photos."
         ),
     ] = None,
-    threshold: Annotated[
-        float | None,
-        typer.Option(
-            help="A photo is anomalous if its score is greater than this.", show_default="set by the checkpoint"
-        ),
-    ] = None,
-    top_k: Annotated[
-        int | None,
-        typer.Option(
-            help="Number of top patches per layer used for the image score.", show_default="set by the checkpoint"
-        ),
-    ] = None,
+    threshold: Threshold = None,
+    top_k: TopK = None,
     device: Device = None,
     dtype: Dtype = "float32",
     backbone: Backbone = None,
@@ -64,9 +55,7 @@ def predict(
     regions: Annotated[bool, typer.Option("--regions", help="List the connected regions of the mask.")] = False,
     tile_size: TileSize = None,
     tile_overlap: TileOverlap = None,
-    max_pixels: Annotated[
-        int | None, typer.Option(min=1, help="Refuse photos with more pixels than this.", show_default="89 million")
-    ] = None,
+    max_pixels: MaxPixels = None,
     references: References = None,
     no_references: NoReferences = False,
     recursive: Recursive = True,
@@ -186,10 +175,7 @@ def predict(
     check_runtime(runtime, model, output, backbone, references, dtype)
     if runtime is not None and files.wanted:
         raise usage_error("--csv, --xlsx and --sort cannot be used with --runtime; omit them, or omit --runtime.")
-    if max_pixels is not None:
-        from PIL import Image
-
-        Image.MAX_IMAGE_PIXELS = max_pixels
+    limit_pixels(max_pixels)
     if output is not None:
         require("data", "Prediction with --output", "accelerate", "datasets", "pyarrow")
         if engine == "ray":
@@ -197,12 +183,10 @@ def predict(
     if runtime is None:
         check_model("predict", model, source)
     model = checkpoint_or_bundled(model)
-    options: dict[str, Any] = {"device": device, "dtype": dtype, "backbone": backbone, "top_k": top_k}
-    options.update(tile_size=tile_size, tile_overlap=tile_overlap, bit_depth=bit_depth, page=page)
-    if references is not None or no_references:
-        options["references"] = None if references is None else str(references)
-    if threshold is not None:
-        options["threshold"] = (threshold, threshold)
+    options = detector_options(
+        references=references, no_references=no_references, threshold=threshold, device=device, dtype=dtype,
+        backbone=backbone, top_k=top_k, tile_size=tile_size, tile_overlap=tile_overlap, bit_depth=bit_depth, page=page,
+    )  # fmt: skip
     if output is not None:
         if not recursive:
             options["recursive"] = False

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ..utils.urls import is_remote, local_path
+from .detector_options import check_references
 from .options import usage_error
 from .result_files import ResultFiles
 
@@ -66,10 +67,7 @@ def check_arguments(
         raise usage_error(f"--engine is {bulk['engine']!r}; expected {' or '.join(ENGINES)}.")
     if bulk["num_actors"] is not None and bulk["engine"] != "ray":
         raise usage_error("--num-actors can only be used with --engine ray.")
-    if references is not None and no_references:
-        raise usage_error("--references and --no-references exclude each other; pass one of them.")
-    if references is not None and not references.is_dir():
-        raise OSError(f"--references {str(references)!r} is not a folder; expected a folder of photos of good parts.")
+    check_references(references, no_references)
 
 
 def path_or_url(text: str) -> Any:

@@ -1,11 +1,12 @@
 """`vip2clip serve`."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from ..utils.extras import require
+from .detector_options import Threshold, TopK, check_references, detector_options
 from .model_argument import check_model
 from .options import (
     Backbone,
@@ -36,18 +37,8 @@ def serve(
     device: Device = None,
     dtype: Dtype = "float32",
     backbone: Backbone = None,
-    threshold: Annotated[
-        float | None,
-        typer.Option(
-            help="A photo is anomalous if its score is greater than this.", show_default="set by the checkpoint"
-        ),
-    ] = None,
-    top_k: Annotated[
-        int | None,
-        typer.Option(
-            help="Number of top patches per layer used for the image score.", show_default="set by the checkpoint"
-        ),
-    ] = None,
+    threshold: Threshold = None,
+    top_k: TopK = None,
     tile_size: TileSize = None,
     tile_overlap: TileOverlap = None,
     references: References = None,
@@ -115,10 +106,7 @@ def serve(
       curl -F images=@photo.jpg http://127.0.0.1:8000/predict
       VIP2CLIP_API_KEY=... vip2clip serve --host 0.0.0.0 --port 8443 --tls-cert cert.pem --tls-key key.pem
     """
-    if references is not None and no_references:
-        raise usage_error("--references and --no-references exclude each other; pass one of them.")
-    if references is not None and not references.is_dir():
-        raise OSError(f"--references {str(references)!r} is not a folder; expected a folder of photos of good parts.")
+    check_references(references, no_references)
     if (tls_cert is None) != (tls_key is None):
         raise usage_error("--tls-cert and --tls-key belong together; pass both.")
     check_model("serve", model)
@@ -145,12 +133,10 @@ def serve(
         )
     except ValueError as error:
         raise usage_error(str(error)) from error
-    options: dict[str, Any] = {"device": device, "dtype": dtype, "backbone": backbone, "top_k": top_k}
-    options.update(tile_size=tile_size, tile_overlap=tile_overlap, bit_depth=bit_depth, page=page)
-    if references is not None or no_references:
-        options["references"] = None if references is None else str(references)
-    if threshold is not None:
-        options["threshold"] = (threshold, threshold)
+    options = detector_options(
+        references=references, no_references=no_references, threshold=threshold, device=device, dtype=dtype,
+        backbone=backbone, top_k=top_k, tile_size=tile_size, tile_overlap=tile_overlap, bit_depth=bit_depth, page=page,
+    )  # fmt: skip
     model = checkpoint_or_bundled(model)
     shows_progress()
     from ..serving.running import serve_detector

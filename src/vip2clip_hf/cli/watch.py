@@ -12,19 +12,21 @@ import typer
 
 from ..utils.extras import require
 from ..utils.serialization import to_json
+from .detector_options import MaxPixels, Threshold, TopK, check_references, detector_options, limit_pixels
 from .options import (
     Backbone,
     BitDepth,
     Device,
     Dtype,
     Model,
+    NoReferences,
     Page,
     Recursive,
+    References,
     TileOverlap,
     TileSize,
     checkpoint_or_bundled,
     shows_progress,
-    usage_error,
 )
 from .streams import Interrupted, say_bytes
 
@@ -58,36 +60,16 @@ def watch(
             show_default="5 for network shares on Linux, events elsewhere",
         ),
     ] = None,
-    threshold: Annotated[
-        float | None,
-        typer.Option(
-            help="A photo is anomalous if its score is greater than this.", show_default="set by the checkpoint"
-        ),
-    ] = None,
-    top_k: Annotated[
-        int | None,
-        typer.Option(
-            help="Number of top patches per layer used for the image score.", show_default="set by the checkpoint"
-        ),
-    ] = None,
+    threshold: Threshold = None,
+    top_k: TopK = None,
     device: Device = None,
     dtype: Dtype = "float32",
     backbone: Backbone = None,
     tile_size: TileSize = None,
     tile_overlap: TileOverlap = None,
-    max_pixels: Annotated[
-        int | None, typer.Option(min=1, help="Refuse photos with more pixels than this.", show_default="89 million")
-    ] = None,
-    references: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder of photos of good parts to compare with, including its subfolders.",
-            show_default="references of the checkpoint, if any",
-        ),
-    ] = None,
-    no_references: Annotated[
-        bool, typer.Option("--no-references", help="Do not use the references of the checkpoint.")
-    ] = False,
+    max_pixels: MaxPixels = None,
+    references: References = None,
+    no_references: NoReferences = False,
     recursive: Recursive = True,
     bit_depth: BitDepth = None,
     page: Page = None,
@@ -110,10 +92,7 @@ def watch(
       vip2clip watch photos --output results --heatmaps --new-only
       vip2clip watch /mnt/share/photos --output results --poll 10
     """
-    if references is not None and no_references:
-        raise usage_error("--references and --no-references exclude each other; pass one of them.")
-    if references is not None and not references.is_dir():
-        raise OSError(f"--references {str(references)!r} is not a folder; expected a folder of photos of good parts.")
+    check_references(references, no_references)
     if not source.is_dir():
         raise OSError(f"{str(source)!r} is not a folder; expected a folder to watch.")
     if poll is None:
@@ -121,18 +100,15 @@ def watch(
     log_to_stderr()
     stop = StopSignals()
     model = checkpoint_or_bundled(model)
-    if max_pixels is not None:
-        from PIL import Image
-
-        Image.MAX_IMAGE_PIXELS = max_pixels
+    limit_pixels(max_pixels)
     from ..models.loading import check_dtype, name_of
     from ..models.vip2clip import AnomalyDetectionPipeline
     from ..watching.running import watch_folder
 
-    options: dict[str, Any] = {"device": device, "dtype": check_dtype(dtype), "backbone": backbone, "top_k": top_k}
-    options.update(tile_size=tile_size, tile_overlap=tile_overlap, bit_depth=bit_depth, page=page)
-    if references is not None or no_references:
-        options["references"] = None if references is None else str(references)
+    options = detector_options(
+        references=references, no_references=no_references, device=device, dtype=check_dtype(dtype), backbone=backbone,
+        top_k=top_k, tile_size=tile_size, tile_overlap=tile_overlap, bit_depth=bit_depth, page=page,
+    )  # fmt: skip
     shows_progress()
     detector = AnomalyDetectionPipeline.from_pretrained(model, **options)
     counts = watch_folder(
