@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 from helpers.files import files_in
-from helpers.predictions import table_bytes, write_photos
-from helpers.stores import moto_s3, upload
+from helpers.predictions import table_bytes
+from helpers.stores import moto_s3, photos_for_stores, upload
 from helpers.tiny import ROOT, TINY, change_weights, tiny_config
 from vip2clip_hf import ViP2ClipForAnomalyDetection, ViP2ClipImageProcessor
 from vip2clip_hf.inference import prediction, ray_engine
@@ -55,9 +55,7 @@ def detector():
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory) -> Path:
-    root = write_photos(tmp_path_factory.mktemp("ray") / "photos")
-    (root / "z'\n\".png").rename(root / "z'.png")  # the local S3 refuses line breaks
-    return root
+    return photos_for_stores(tmp_path_factory.mktemp("ray") / "photos")
 
 
 def many(folder: Path, count: int = 48) -> Path:

@@ -15,8 +15,8 @@ import torch
 from typer.testing import CliRunner
 
 from helpers.files import files_in
-from helpers.predictions import ids_of, rows_of, write_photos
-from helpers.stores import empty, moto_s3, upload
+from helpers.predictions import ids_of, rows_of
+from helpers.stores import empty, moto_s3, photos_for_stores, upload
 from helpers.tiny import TINY, change_weights, tiny_config
 from vip2clip_hf import ViP2ClipForAnomalyDetection, ViP2ClipImageProcessor, cli
 from vip2clip_hf.data import store_copy
@@ -45,9 +45,7 @@ def detector():
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory) -> Path:
-    root = write_photos(tmp_path_factory.mktemp("stores") / "photos")
-    (root / "z'\n\".png").rename(root / "z'.png")  # the local S3 refuses line breaks
-    return root
+    return photos_for_stores(tmp_path_factory.mktemp("stores") / "photos")
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ import io
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -21,20 +20,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from helpers.browser import missing, open_browser
 from helpers.tiny import EXAMPLES
 
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-MISSING = [
-    name
-    for name, found in (
-        ("gradio (pip install 'vip2clip_hf[app]')", importlib.util.find_spec("gradio")),
-        ("selenium (pip install 'vip2clip_hf[dev]')", importlib.util.find_spec("selenium")),
-        ("chromium", CHROMIUM),
-        ("chromedriver (Debian: chromium-driver)", shutil.which("chromedriver")),
-    )
-    if not found
-]
+MISSING = missing()
+if importlib.util.find_spec("gradio") is None:
+    MISSING.append("gradio (pip install 'vip2clip_hf[app]')")
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(bool(MISSING), reason=f"the browser test of the web app needs {', '.join(MISSING)}"),
@@ -95,19 +87,9 @@ def server(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1440,1300"):
-        options.add_argument(argument)
-    options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('profile')}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver")))
-    try:
+    logs = {"browser": "ALL", "performance": "ALL"}
+    with open_browser(tmp_path_factory.mktemp("profile"), "--window-size=1440,1300", logs=logs) as driver:
         yield driver
-    finally:
-        driver.quit()
 
 
 class Page:

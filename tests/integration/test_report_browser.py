@@ -4,7 +4,6 @@ Set `VIP2CLIP_SCREENSHOTS` to a folder to keep the screenshots; docs/images/repo
 """
 
 import base64
-import importlib.util
 import json
 import os
 import shutil
@@ -15,20 +14,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from helpers.browser import missing, open_browser
 from helpers.reports import EVIL, write_results
 from helpers.tiny import EXAMPLES
 
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-MISSING = [
-    name
-    for name, found in (
-        ("selenium (pip install 'vip2clip_hf[dev]')", importlib.util.find_spec("selenium")),
-        ("chromium", CHROMIUM),
-        ("chromedriver (Debian: chromium-driver)", shutil.which("chromedriver")),
-    )
-    if not found
-]
+MISSING = missing()
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(bool(MISSING), reason=f"the browser test of reports needs {', '.join(MISSING)}"),
@@ -37,19 +28,9 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1280,1250"):
-        options.add_argument(argument)
-    options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('profile')}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver")))
-    try:
+    logs = {"browser": "ALL", "performance": "ALL"}
+    with open_browser(tmp_path_factory.mktemp("profile"), "--window-size=1280,1250", logs=logs) as driver:
         yield driver
-    finally:
-        driver.quit()
 
 
 def vip2clip(*arguments, cwd: Path):

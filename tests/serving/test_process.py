@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from PIL import Image
 
+from helpers.browser import missing, open_browser
 from helpers.servers import as_png, multipart, serving
 from helpers.tiny import EXAMPLES
 from vip2clip_hf import AnomalyDetectionPipeline, bundled_checkpoint
@@ -192,20 +193,12 @@ def _status(connection) -> int:
 
 def test_form_in_a_browser(tmp_path):
     """The form of /docs works in a real browser, and a page of another origin cannot use the server."""
-    webdriver = pytest.importorskip("selenium.webdriver")
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None or shutil.which("chromedriver") is None:
-        pytest.skip("chromium or chromedriver is not installed")
+    if absent := missing():
+        pytest.skip(f"the browser test of the server needs {', '.join(absent)}")
     from selenium.webdriver.common.by import By
     from selenium.webdriver.support.ui import WebDriverWait
 
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", f"--user-data-dir={tmp_path / 'c'}"):
-        options.add_argument(argument)
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
-
-    def send() -> str:
+    def send(driver) -> str:
         photo = str(EXAMPLES / "hazelnut_normal_1.jpg")
         driver.find_element(By.CSS_SELECTOR, "input[type=file]").send_keys(photo)
         driver.find_element(By.TAG_NAME, "button").click()
@@ -213,16 +206,13 @@ def test_form_in_a_browser(tmp_path):
         return driver.find_element(By.TAG_NAME, "body").text
 
     foreign = tmp_path / "page.html"
-    try:
-        with serving(["--device", "cpu"], tmp_path) as server:
-            address = "http://{}:{}".format(*server.ready())
-            driver.get(f"{address}/docs")
-            text = send()
-            assert "hazelnut_normal_1.jpg" in text
-            assert '"heatmap"' in text
-            form = f'<form method=post enctype=multipart/form-data action="{address}/predict">'
-            foreign.write_text(f"{form}<input type=file name=images><button>x</button></form>")
-            driver.get(foreign.as_uri())
-            assert "other servers are refused" in send()
-    finally:
-        driver.quit()
+    with open_browser(tmp_path / "profile") as driver, serving(["--device", "cpu"], tmp_path) as server:
+        address = "http://{}:{}".format(*server.ready())
+        driver.get(f"{address}/docs")
+        text = send(driver)
+        assert "hazelnut_normal_1.jpg" in text
+        assert '"heatmap"' in text
+        form = f'<form method=post enctype=multipart/form-data action="{address}/predict">'
+        foreign.write_text(f"{form}<input type=file name=images><button>x</button></form>")
+        driver.get(foreign.as_uri())
+        assert "other servers are refused" in send(driver)
