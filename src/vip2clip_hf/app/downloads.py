@@ -1,7 +1,6 @@
 """Downloads of the web app: results as CSV, report and ZIP, and the detector of a session."""
 
 import copy
-import io
 import os
 import re
 import tempfile
@@ -20,8 +19,9 @@ from ..reporting.csv_files import csv_text
 from ..reporting.page import build_report
 from ..reporting.pictures import Picture, picture_side
 from ..reporting.predictions import Prediction, Predictions
-from ..utils.pictures import data_uri
+from ..utils.pictures import data_uri, png_bytes
 from ..utils.serialization import to_json
+from ..utils.text import counted
 from .good_photos import GoodPhotos
 from .results import PhotoInspector, PhotoResult
 
@@ -112,7 +112,7 @@ def write_html(
         for image in (photo, heatmap):
             image.thumbnail((side, side))
         pictures[position] = Picture(data_uri(photo), data_uri(heatmap), photo.size)
-    title = f"Inspection of {len(results)} {'photo' if len(results) == 1 else 'photos'}"
+    title = f"Inspection of {counted(len(results), 'photo')}"
     target.write_text(build_report(found, pictures, title=title), encoding="utf-8")
 
 
@@ -152,7 +152,7 @@ def write_zip(
             pictures = {"heatmap": found["heatmap"], "mask": Image.fromarray(found["mask"])}
             for kind, picture in pictures.items():
                 entry[kind] = f"{kind}s/{number:03d}_{safe_stem(result.name)}.png"
-                archive.writestr(entry[kind], _png(picture))
+                archive.writestr(entry[kind], png_bytes(picture))
             entries.append(entry)
         entries += [{"image": name, "error": reason} for name, reason in problems]
         content: dict[str, Any] = {
@@ -235,12 +235,6 @@ def safe_stem(name: str) -> str:
         "photo" if nothing is left.
     """
     return _UNSAFE.sub("_", os.path.splitext(name)[0]).strip("_")[:60] or "photo"
-
-
-def _png(picture: Image.Image) -> bytes:
-    stream = io.BytesIO()
-    picture.save(stream, format="PNG")
-    return stream.getvalue()
 
 
 __all__ = ["describe_references", "predictions", "safe_stem", "write_detector", "write_html", "write_zip"]

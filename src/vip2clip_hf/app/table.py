@@ -4,8 +4,9 @@ import html
 from collections.abc import Sequence
 from typing import Any
 
+from ..utils.text import counted
 from .results import PhotoResult
-from .texts import SIGNS, counted, kind_of
+from .texts import SIGNS, kind_of
 
 
 def results_table(
@@ -42,7 +43,7 @@ def results_table(
     )
     rows = [_row(results[index], decided[index], index, index == selected, normal_label, with_p) for index in order]
     rows += [_problem_row(name, reason, len(columns)) for name, reason in problems]
-    caption = f"{counted(len(results), 'photos')}, highest score first. Select one to see it."
+    caption = f"{counted(len(results), 'photo')}, highest score first. Select one to see it."
     return f"<table><caption>{caption}</caption><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..models.vip2clip.pipeline_anomaly_detection import AnomalyDetectionPipeline
 from ..models.vip2clip.reference_bank_vip2clip import ReferenceBank
+from ..utils.text import counted
 from .good_photos import GoodPhotos
 from .results import PhotoResult
 from .session import Session
@@ -17,21 +18,6 @@ from .session import Session
 SHOWN_REGIONS = 100
 # Signs in addition to the colors, which not everybody can tell apart.
 SIGNS = {"normal": "✓", "anomalous": "▲"}
-_SINGULAR = {"photos": "photo", "files": "file", "regions": "region", "good photos": "good photo"}
-
-
-def counted(number: int, what: str) -> str:
-    """
-    Write a number with its noun.
-
-    Args:
-        number (`int`): the number.
-        what (`str`): the noun in the plural.
-
-    Returns:
-        `str`: such as "1 photo" or "2 photos".
-    """
-    return f"{number:,} {_SINGULAR[what] if number == 1 else what}"
 
 
 def kind_of(label: str, normal_label: str) -> str:
@@ -56,7 +42,9 @@ def introduction(model_name: str, bundled: bool) -> str:
             ", the small bundled checkpoint. Without good photos to compare with, it is for trying things out. "
             '<span class="wide">A larger one: <code>vip2clip app --model CHECKPOINT</code></span>'
         )
-    return f"{text}.</p>" if not bundled else f"{text}</p>"
+    else:
+        text += "."
+    return f"{text}</p>"
 
 
 def example_button(folder: Path) -> str:
@@ -96,15 +84,15 @@ def describe_status(session: Session, anomalous: int | None = None, problem: str
     count, failed = len(session.results), list(session.problems)
     text = ""
     if count:
-        text = f"<p><b>{counted(count, 'photos')} analysed</b>"
+        text = f"<p><b>{counted(count, 'photo')} analysed</b>"
         text += "" if anomalous is None or count == 1 else f", {anomalous:,} anomalous"
-        text += f". No result for {counted(len(failed), 'files')}, see the table.</p>" if failed else ".</p>"
+        text += f". No result for {counted(len(failed), 'file')}, see the table.</p>" if failed else ".</p>"
     elif not failed and problem is None:
         text = "<p>No photos to check yet.</p>"
     if problem is not None:
         text += f'<div class="problem">{html.escape(problem)}</div>'
     if failed and not count:
-        text += f'<div class="problem">No result for {counted(len(failed), "files")}:{_listed(failed)}</div>'
+        text += f'<div class="problem">No result for {counted(len(failed), "file")}:{_listed(failed)}</div>'
     return text
 
 
@@ -139,7 +127,7 @@ def describe_photo(
         parts.append(f"p-value {found['p_value']:.4f}")
     share = 100 * marked / (height * width)
     parts.append(f'<span id="marked">{marked:,}</span> of {height * width:,} pixels marked ({share:.1f}%)')
-    parts.append(counted(regions, "regions") + (f" (first {SHOWN_REGIONS} listed)" if regions > SHOWN_REGIONS else ""))
+    parts.append(counted(regions, "region") + (f" (first {SHOWN_REGIONS} listed)" if regions > SHOWN_REGIONS else ""))
     place = f'<span class="place">{position[0]} of {position[1]}</span>' if position[1] > 1 else ""
     note = '<p class="hint">Thresholds were moved: the false-alarm rate does not apply.</p>' if moved else ""
     return (
@@ -176,7 +164,7 @@ def describe_references(
         text = "<p>No good photos: results are zero-shot.</p>"
     else:
         origin = " of the checkpoint" if isinstance(references, str) else ""
-        text = f"<p>Photos are compared with {counted(len(bank), 'good photos')}{origin}.</p>"
+        text = f"<p>Photos are compared with {counted(len(bank), 'good photo')}{origin}.</p>"
     if good is not None:
         text += _thresholds(good)
     if good is None or good.decision is None:
@@ -201,7 +189,7 @@ def _thresholds(good: GoodPhotos) -> str:
             "<p><b>No threshold yet.</b> One photo is too few to choose it, so it is 0.5, without a known false-alarm "
             "rate. Add at least 2 good photos; 20 are a good start.</p>"
         )
-    text = f"<p>Threshold <b>{good.decision.image_threshold:.3f}</b>, from {counted(good.count, 'good photos')}"
+    text = f"<p>Threshold <b>{good.decision.image_threshold:.3f}</b>, from {counted(good.count, 'good photo')}"
     if good.rate is not None:
         text += f", for at most <b>{100 * good.rate:.3g} %</b> false alarms"
     text += ".</p>"
@@ -240,7 +228,6 @@ def _listed(problems: Sequence[tuple[str, str]]) -> str:
 __all__ = [
     "SHOWN_REGIONS",
     "SIGNS",
-    "counted",
     "describe_photo",
     "describe_references",
     "describe_status",

@@ -15,10 +15,11 @@ from ..models.vip2clip.image_listing_vip2clip import (
     has_image_extension,
 )
 from ..utils.extras import extra
-from ..utils.file_state import UNREADABLE, FileState, digest_of
+from ..utils.file_state import FileState, digest_of
 from ..utils.remote import RemoteFolder, StoreError
 from ..utils.run_folder import MANIFEST_FILE
 from ..utils.urls import is_below, is_safe, join_url
+from .located import LocatedImages, Location
 from .names import as_text, file_by_name, packed
 
 
@@ -28,10 +29,8 @@ with extra("data", "Predicting a folder of images"):
 if TYPE_CHECKING:
     from ..utils.remote import Entry
 
-Location = tuple[int, ...]
 
-
-class BucketImages:
+class BucketImages(LocatedImages):
     """
     All images in a folder of a store and its subfolders, with the names and the order of [`FolderImages`].
 
@@ -48,7 +47,6 @@ class BucketImages:
         self.folder = RemoteFolder(url)
         self.description: dict[str, Any] = {"folder": self.folder.url}
         self._leave_out, self._recursive = leave_out, recursive
-        self._locations: pa.Table | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_locations": None}  # workers get the locations of their images
@@ -126,17 +124,6 @@ class BucketImages:
         elif "." in lower:
             left_out.add_file(name)
 
-    def locations(self) -> "pa.Table":
-        """
-        Describe where the images are, after [`BucketImages.names`].
-
-        Returns:
-            `pyarrow.Table`: one row per image: `version`, a number that changes with the object.
-        """
-        if self._locations is None:
-            raise ValueError("The images are not listed; expected a call of names() before.")
-        return self._locations
-
     def read(self, position: int, name: bytes, location: Location = ()) -> tuple[Any, FileState]:
         """
         Download an image.
@@ -172,28 +159,7 @@ class BucketImages:
         state = FileState(digest_of(content), len(content), inode=location[0] if location else 0)
         return {"bytes": content, "path": url}, state
 
-    def is_unchanged(self, position: int, name: bytes, state: FileState) -> bool:
-        """
-        Check whether the contents of an image are those of an earlier prediction. It is downloaded only if its version
-        differs, or if the store has no versions.
-
-        Args:
-            position (`int`): position of the image.
-            name (`bytes`): name of the image.
-            state (`FileState`): state of the earlier image.
-
-        Returns:
-            `bool`: whether the contents are the same.
-        """
-        location = tuple(column[position].as_py() for column in self.locations().columns)
-        if state.digest != UNREADABLE and location[0] and location[0] == state.inode:
-            return True
-        try:
-            return self.read(position, name)[1].digest == state.digest
-        except OSError:
-            return state.digest == UNREADABLE
-
     file = staticmethod(file_by_name)
 
 
-__all__ = ["BucketImages", "Location"]
+__all__ = ["BucketImages"]

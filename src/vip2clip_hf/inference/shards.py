@@ -6,7 +6,7 @@ from collections import OrderedDict, deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from transformers.utils import logging
@@ -14,18 +14,15 @@ from transformers.utils import logging
 from ..data.store_copy import is_hidden
 from ..models.vip2clip.image_listing_vip2clip import has_image_extension
 from ..utils.extras import extra
-from ..utils.file_state import UNREADABLE, FileState, digest_of
+from ..utils.file_state import FileState, digest_of
 from ..utils.urls import is_safe, join_url
+from .located import LocatedImages, Location
 from .names import as_text, file_by_position
 from .parquet_rows import RowReader, columns_of, ids_of
 
 
 with extra("data", "Predicting a folder of images"):
     import pyarrow as pa
-
-if TYPE_CHECKING:
-    from .bucket import Location
-
 
 logger = logging.get_logger(__name__)
 # Shards that are indexed at the same time, bytes per request to a store, and blocks that a process keeps.
@@ -42,7 +39,7 @@ class Index(NamedTuple):
     left_out: int = 0
 
 
-class _ShardImages:
+class _ShardImages(LocatedImages):
     """
     Images in shards. The name of an image starts with that of its shard, if there are several.
 
@@ -57,7 +54,6 @@ class _ShardImages:
         self.folder, self.shards = source.folder(), source.shards()
         self.remote = self.folder.scheme != "file"
         self.description: dict[str, Any] = {"shards": self.folder.url, "files": source.files, "format": source.kind}
-        self._locations: pa.Table | None = None
         self._local()
 
     def _local(self) -> None:
@@ -69,7 +65,6 @@ class _ShardImages:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._locations = None
         self._local()
 
     def is_here(self, count: int) -> bool:
@@ -129,21 +124,10 @@ class _ShardImages:
         self._locations = pa.concat_tables(tables)
         return names
 
-    def locations(self) -> "pa.Table":
-        """
-        Describe where the images are, after `names()`.
-
-        Returns:
-            `pyarrow.Table`: one row per image: number of the shard, place in it, and `version`.
-        """
-        if self._locations is None:
-            raise ValueError("The images are not listed; expected a call of names() before.")
-        return self._locations
-
-    def _bytes(self, location: "Location") -> bytes:
+    def _bytes(self, location: Location) -> bytes:
         raise NotImplementedError
 
-    def read(self, position: int, name: bytes, location: "Location" = ()) -> tuple[Any, FileState]:
+    def read(self, position: int, name: bytes, location: Location = ()) -> tuple[Any, FileState]:
         """
         Read an image.
 
@@ -173,16 +157,6 @@ class _ShardImages:
             raise OSError(f"{shard!r} not found; it was deleted after the images were listed.") from error
         path = join_url(self.folder.url, text if len(self.shards) > 1 else f"{shard}/{text}")
         return {"bytes": content, "path": path}, FileState(digest_of(content), len(content), inode=location[3])
-
-    def is_unchanged(self, position: int, name: bytes, state: FileState) -> bool:
-        """Check whether the contents of an image are those of an earlier prediction, see [`BucketImages`]."""
-        location = tuple(column[position].as_py() for column in self.locations().columns)
-        if state.digest != UNREADABLE and location[3] and location[3] == state.inode:
-            return True
-        try:
-            return self.read(position, name, location)[1].digest == state.digest
-        except OSError:
-            return state.digest == UNREADABLE
 
     file = staticmethod(file_by_position)
 
@@ -224,7 +198,7 @@ class TarImages(_ShardImages):
         left_out += _add(index, sample)
         return index._replace(left_out=left_out)
 
-    def _bytes(self, location: "Location") -> bytes:
+    def _bytes(self, location: Location) -> bytes:
         number, offset, size, _ = location
         if not self.remote:
             content = self.folder.read(self.shards[number], offset, offset + size)
@@ -295,7 +269,7 @@ class ParquetImages(_ShardImages):
             names, groups, rows = ids_of(file, f"{self.folder.url}/{shard}")
         return Index(names, groups, rows)
 
-    def _bytes(self, location: "Location") -> bytes:
+    def _bytes(self, location: Location) -> bytes:
         number, group, row, _ = location
         with self._lock:
             reader = next((reader for shard, reader in self._readers if shard == number), None)

@@ -14,7 +14,7 @@ from typing import Any
 from ..utils.csv_cells import safe_cell
 from ..utils.files import write_atomically
 from ..utils.serialization import to_json
-from .predictions import COLUMNS, Prediction
+from .predictions import COLUMNS, Prediction, columns_of
 
 
 # First columns of every table.
@@ -37,7 +37,7 @@ def csv_text(rows: Sequence[Prediction]) -> str:
     Returns:
         `str`: the text. The column `truth` is there only if labels are known.
     """
-    columns = [*COLUMNS, *(["truth"] if any(row.truth is not None for row in rows) else [])]
+    columns = columns_of(rows)
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(columns)

@@ -37,6 +37,19 @@ class Prediction:
     truth: str | None = None
 
 
+def columns_of(rows: Sequence[Prediction]) -> list[str]:
+    """
+    Choose the columns of a table.
+
+    Args:
+        rows (`Sequence[Prediction]`): the results.
+
+    Returns:
+        `list[str]`: names of fields. The column `truth` is there only if labels are known.
+    """
+    return [*COLUMNS, *(["truth"] if any(row.truth is not None for row in rows) else [])]
+
+
 @dataclass
 class Predictions:
     """
@@ -116,4 +129,4 @@ def check_labels(rows: Sequence[Prediction], labels: tuple[str, str], where: str
             )
 
 
-__all__ = ["COLUMNS", "Prediction", "Predictions", "check_labels"]
+__all__ = ["COLUMNS", "Prediction", "Predictions", "check_labels", "columns_of"]

@@ -10,8 +10,7 @@ from typing import Any
 from ..utils.extras import extra
 from ..utils.files import write_atomically
 from ..utils.text import shown
-from .csv_files import csv_text, write_csv
-from .predictions import COLUMNS, Prediction, Predictions
+from .predictions import Prediction, Predictions, columns_of
 from .summary import settings_lines
 
 
@@ -50,7 +49,7 @@ def write_xlsx(found: Predictions, path: str | os.PathLike[str]) -> None:
         from openpyxl.styles import Font
         from openpyxl.utils import get_column_letter
 
-    columns = [*COLUMNS, *(["truth"] if any(row.truth is not None for row in found.rows) else [])]
+    columns = columns_of(found.rows)
     book = Workbook(write_only=True)
     book.properties.creator = CREATOR
     sheet = book.create_sheet("Photos")
@@ -90,4 +89,4 @@ def _ordered(found: Predictions) -> Sequence[Prediction]:
     return [rows[position] for position in found.most_anomalous()] + [row for row in rows if row.score is None]
 
 
-__all__ = ["CREATOR", "csv_text", "write_csv", "write_xlsx"]
+__all__ = ["CREATOR", "write_xlsx"]

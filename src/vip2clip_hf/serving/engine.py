@@ -13,6 +13,7 @@ from ..models.vip2clip.arguments_vip2clip import label_names, threshold_pair
 from ..models.vip2clip.fingerprint_vip2clip import is_calibrated
 from ..models.vip2clip.image_notices_vip2clip import collect_notices
 from ..models.vip2clip.pipeline_anomaly_detection import AnomalyDetectionPipeline
+from ..utils.pictures import png_bytes
 
 
 if TYPE_CHECKING:
@@ -143,9 +144,8 @@ class Engine:
     def warm_up(self) -> None:
         """Run the model once, so that the first request is not slower than others."""
         side = self.detector.model.config.image_size
-        content = BytesIO()
-        Image.new("RGB", (side, side), (128, 128, 128)).save(content, format="PNG")
-        self.finish(self.forward([self.prepare(content.getvalue(), "warm-up", heatmap=True)])[0], regions=True)
+        content = png_bytes(Image.new("RGB", (side, side), (128, 128, 128)))
+        self.finish(self.forward([self.prepare(content, "warm-up", heatmap=True)])[0], regions=True)
 
 
 def measure_photo(content: bytes, max_pixels: int) -> int:

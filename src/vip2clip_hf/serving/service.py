@@ -9,9 +9,9 @@ import os
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from io import BytesIO
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from ..utils.pictures import png_bytes
 from .batching import Abandoned, BatchWorker
 from .limits import Budget, WaitingBudget
 from .metrics import ServerMetrics
@@ -302,11 +302,7 @@ def _unreadable(error: Exception) -> PhotoError:
 
 def _finish(engine: "Engine", name: str, outputs: dict[str, Any], notices: list[str], wanted: Wanted) -> Answer:
     result = engine.finish(outputs, wanted.regions)
-    picture = None
-    if wanted.picture:
-        content = BytesIO()
-        result.pop("heatmap").save(content, format="PNG")
-        picture = content.getvalue()
+    picture = png_bytes(result.pop("heatmap")) if wanted.picture else None
     record = {"name": name, **result.to_dict(mask=wanted.mask, anomaly_map=wanted.anomaly_map)}
     if notices:
         record["notices"] = notices

@@ -1,13 +1,12 @@
 """A local folder with the methods of a folder in a store."""
 
-import hashlib
 import os
 import time
 from collections.abc import Iterator
 from typing import Any
 
 from .file_state import SETTLED_NS
-from .remote import Entry
+from .remote import Entry, version_number
 
 
 class LocalFolder:
@@ -37,8 +36,8 @@ class LocalFolder:
         found = os.stat(self.path(name))
         if os.name != "posix" or found.st_ctime_ns > time.time_ns() - SETTLED_NS:
             return found.st_size, 0
-        text = repr((found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino))
-        return found.st_size, int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1 or 1
+        state = (found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
+        return found.st_size, version_number(state)
 
     def read(self, name: str, start: int | None = None, end: int | None = None) -> bytes:
         """Read a file or a part of it, see [`RemoteFolder.read`]."""

@@ -1,4 +1,4 @@
-"""Small pictures for pages: resized anomaly maps and data URIs."""
+"""Pictures for pages and responses: resized anomaly maps, data URIs and PNG files."""
 
 import base64
 import io
@@ -46,4 +46,19 @@ def data_uri(image: Image.Image) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-__all__ = ["data_uri", "resized_map"]
+def png_bytes(image: Image.Image) -> bytes:
+    """
+    Encode an image as PNG.
+
+    Args:
+        image (`PIL.Image.Image`): the image.
+
+    Returns:
+        `bytes`: the file.
+    """
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+__all__ = ["data_uri", "png_bytes", "resized_map"]

@@ -310,8 +310,20 @@ def version_of(entry: dict[str, Any]) -> int:
     found = {name: str(entry[name]) for name in _VERSION if entry.get(name) is not None}
     if not found:
         return 0
-    text = repr((int(entry.get("size") or 0), sorted(found.items())))
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1 or 1
+    return version_number((int(entry.get("size") or 0), sorted(found.items())))
 
 
-__all__ = ["Entry", "RemoteFolder", "StoreError", "version_of"]
+def version_number(state: tuple[Any, ...]) -> int:
+    """
+    Condense the state of a file or object.
+
+    Args:
+        state (`tuple`): what changes with the contents.
+
+    Returns:
+        `int`: number from 1, below 2**63.
+    """
+    return int.from_bytes(hashlib.blake2b(repr(state).encode(), digest_size=8).digest(), "big") >> 1 or 1
+
+
+__all__ = ["Entry", "RemoteFolder", "StoreError", "version_number", "version_of"]

@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..reporting.predictions import COLUMNS as PHOTO_COLUMNS
 from ..utils.csv_cells import safe_cell
 
 
 RESULTS_NAME = "results.csv"
-COLUMNS = ("id", "score", "label", "p_value", "anomalous_area", "error", "time")
+COLUMNS = (*PHOTO_COLUMNS, "time")
 # How much of the end of a changed table is searched for a row.
 TAIL = 1 << 20
 

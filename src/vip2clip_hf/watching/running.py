@@ -96,14 +96,10 @@ def watch_folder(
         ValueError: if an argument is out of range.
         RuntimeError: if the model fails for any photo. The photo has no row then.
     """
-    limits = {
-        "settle": (settle, 0.1),
-        "give_up": (give_up, 0.1),
-        "poll": (DEFAULT_POLL if poll is None else poll, 0.1),
-    }
-    for argument, (value, least) in limits.items():
-        if not is_finite(value) or value < least:
-            raise ValueError(f"{argument} is {value}; expected a number of seconds of at least {least}.")
+    given = {"settle": settle, "give_up": give_up, "poll": DEFAULT_POLL if poll is None else poll}
+    for argument, value in given.items():
+        if not is_finite(value) or value < LEAST:
+            raise ValueError(f"{argument} is {value}; expected a number of seconds of at least {LEAST}.")
     if not os.path.isdir(source):
         raise OSError(f"{os.fspath(source)!r} is not a folder; expected a folder to watch.")
     root = os.path.realpath(source)

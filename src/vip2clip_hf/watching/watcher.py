@@ -236,8 +236,7 @@ class Watcher:
             row: dict[str, Any] = {"error": reason_of(error) or type(error).__name__}
         else:
             row = self._score(name, image, contents.digest)
-        row["seconds"] = time.monotonic() - start
-        self._write(name, row, now_known, stopped)
+        self._write(name, row, now_known, stopped, time.monotonic() - start)
         self.candidates.drop(candidate)
 
     def _score(self, name: str, image: Any, digest: str) -> dict[str, Any]:
@@ -251,8 +250,9 @@ class Watcher:
             self.folder.save_heatmap(heatmap, self.folder.heatmap(name, digest))
         return row
 
-    def _write(self, name: str, row: dict[str, Any], known: Known, stopped: Callable[[], bool]) -> None:
-        seconds = row.pop("seconds", None)
+    def _write(
+        self, name: str, row: dict[str, Any], known: Known, stopped: Callable[[], bool], seconds: float = 0.0
+    ) -> None:
         now = datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         row = {**dict.fromkeys(COLUMNS), "id": encodable(name), **row, "time": now}
         line = format_row(row)
