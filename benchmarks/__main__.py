@@ -124,6 +124,7 @@ def make_parser() -> argparse.ArgumentParser:
     runtime = commands.add_parser("runtime", help="exported models, also with 8-bit integers, compared with PyTorch")
     runtime.add_argument("--model", help="checkpoint (default: bundled)")
     runtime.add_argument("--random-vit-l", action="store_true", help="random weights at the size of ViT-L/14")
+    runtime.add_argument("--image_size", type=int, default=518, help="pixels of the images with --random-vit-l")
     runtime.add_argument("--data", nargs="+", help="folders of datasets with masks: measure AUROC on them")
     runtime.add_argument("--calibration_photos", help="folder of photos for int8 (default: examples)")
     runtime.add_argument("--repeats", type=int, default=5, help="number of repeats (shortest)")

@@ -24,12 +24,12 @@ def median_time(function: Callable[[], object], repeats: int) -> float:
 TINY: dict[str, Any] = {"variant": "release", "image_size": 320, "feature_layers": (3, 6, 9, 12), "top_k": 15}
 
 
-def new_model(clip: str | None, seed: int = 0) -> ViP2ClipForAnomalyDetection:
+def new_model(clip: str | None, seed: int = 0, **options: Any) -> ViP2ClipForAnomalyDetection:
     """Create a model with new adapters, on a CLIP checkpoint or on a CLIP of the size of ViT-L/14 with random
-    weights."""
+    weights. The options are fields of the configuration of the latter."""
     torch.manual_seed(seed)
     if clip is None:
-        return ViP2ClipForAnomalyDetection(ViP2ClipConfig())
+        return ViP2ClipForAnomalyDetection(ViP2ClipConfig(**options))
     return ViP2ClipForAnomalyDetection.from_clip(clip, **TINY)
 
 

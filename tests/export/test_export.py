@@ -508,8 +508,9 @@ def test_command_refuses_before_it_loads(tmp_path):
 
 
 @pytest.mark.slow
-def test_command_with_the_bundled_checkpoint(tmp_path):
+def test_command_with_the_bundled_checkpoint(tmp_path, monkeypatch):
     pytest.importorskip("onnxruntime", reason="extra `export` is not installed")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))  # where it is remembered that the notice was shown
     done = run_export("--output", tmp_path / "exported")
     assert done.exit_code == 0, done.output
     assert "small bundled checkpoint" in done.stderr

@@ -43,11 +43,19 @@ BLOCK = f"import sys\nfor name in {WITHOUT}: sys.modules[name] = None\n"
 
 
 def build() -> ViP2ClipForAnomalyDetection:
+    """
+    Random weights, of which scores and maps depend on the photo as much as those of trained weights.
+
+    With small weights of the cross-attention, both prompts attend to all patches equally and become nearly the same.
+    Then patches differ by little more than rounding errors, and these choose the top-k patches.
+    """
     torch.manual_seed(0)
-    # A low temperature, so that scores and maps of random weights differ.
-    config = tiny_config(temperature=0.002)
-    model = ViP2ClipForAnomalyDetection._from_config(config, attn_implementation="sdpa").eval()
+    model = ViP2ClipForAnomalyDetection._from_config(tiny_config(), attn_implementation="sdpa").eval()
     change_weights(model)
+    with torch.no_grad():
+        attention = model.fine_grained_perception
+        for layer, factor in (("q_proj", 10), ("k_proj", 10), ("v_proj", 3), ("out_proj", 3)):
+            getattr(attention, layer).weight.mul_(factor)
     return model
 
 
@@ -309,6 +317,26 @@ def odd_photos(folder: Path, count: int) -> list:
     return found
 
 
+def test_rounding_does_not_choose_the_patches_of_parity(tmp_path):
+    """The last of the top-k patches leads the next by much more than the rounding error. Between two patches that are
+    as close as rounding, engines may choose differently, and the score jumps."""
+    model, processor = build(), ViP2ClipImageProcessor(size=TINY["image_size"])
+    pixel_values = processor(odd_photos(tmp_path, 40), return_tensors="pt")["pixel_values"]
+    margins = []
+    for dtype in (torch.float64, torch.float32):
+        with torch.no_grad():
+            outputs = model.to(dtype)(pixel_values=pixel_values.to(dtype))
+        normal, anomalous = outputs.layer_maps.double().flatten(3).unbind(2)
+        margins.append((anomalous.log() - normal.log()) * model.config.temperature)  # difference of the cosines
+    exact, rounded = margins
+    ordered = exact.sort(dim=-1, descending=True).values
+    for top_k in (2, TINY["top_k"]):
+        lead = (ordered[..., top_k - 1] - ordered[..., top_k]).median()
+        assert (rounded - exact).abs().max() < 0.01 * lead
+    # Values are much farther apart than the tolerance, so that few are as near to a threshold.
+    assert outputs.anomaly_maps.flatten(1).std(dim=1).median() > 100e-4
+
+
 MODES = {
     "plain": (DecisionConfig(), {}),
     "regions": (DecisionConfig(min_region_area=0.02), {"regions": True, "heatmap": True}),
@@ -333,7 +361,7 @@ def test_parity_with_the_pipeline(mode, with_references, tmp_path):
     model.decision = decision
     some = plain(photos[:40])
     scores, tops = [one["score"] for one in some], [np.quantile(one["anomaly_map"], 0.9) for one in some]
-    assert np.std(scores) > 50e-4  # much more than the tolerance
+    assert np.std(scores) > 500e-4  # much more than the tolerance
     # Thresholds that about half of the photos, and a part of the pixels exceed.
     decision.image_threshold, decision.pixel_threshold = float(np.median(scores)), float(np.median(tops))
     model.decision = calibrated(model, decision, model.references)
@@ -377,7 +405,7 @@ def compare(expected: list, found: list, decision: DecisionConfig | None) -> Non
             difference = np.asarray(one["heatmap"]).astype(int) - np.asarray(two["heatmap"])
             assert np.abs(difference).max() <= 3
         counts["anomalous"] += one["label"] == "anomalous"
-    assert counts["equal masks"] >= 0.5 * len(found)
+    assert counts["equal masks"] >= 0.8 * len(found)
     if decision is not None:
         assert 0 < counts["anomalous"] < len(found)
         assert counts["regions"] or "regions" not in expected[0]

@@ -8,7 +8,6 @@ import numpy as np
 from PIL import Image
 
 from ..models.vip2clip.arguments_vip2clip import (
-    READING_ARGUMENTS,
     call_arguments,
     label_names,
     loading_arguments,
@@ -18,7 +17,7 @@ from ..models.vip2clip.decision_config_vip2clip import DecisionConfig
 from ..models.vip2clip.decision_vip2clip import as_result, decide, find_regions
 from ..models.vip2clip.heatmap_vip2clip import draw_heatmap
 from ..models.vip2clip.image_loading_vip2clip import DEFAULT_TIMEOUT
-from ..models.vip2clip.pipeline_inputs_vip2clip import Rows, as_inputs, load_with_tiles
+from ..models.vip2clip.pipeline_inputs_vip2clip import ReadsPhotos, Rows, as_inputs, chosen_reading, load_with_tiles
 from ..models.vip2clip.pipeline_steps_vip2clip import (
     bank_of,
     decision_of,
@@ -33,7 +32,7 @@ from .engines import open_engine
 from .exported import read_export
 
 
-class OnnxDetector:
+class OnnxDetector(ReadsPhotos):
     """
     Detect anomalies with an exported model, without torch and transformers.
 
@@ -135,33 +134,10 @@ class OnnxDetector:
         """
         return self._score_settings(self._options)
 
-    def reading_options(self) -> dict[str, Any]:
-        """
-        Return how images are read.
-
-        Returns:
-            `dict[str, Any]`: `bit_depth`, `page` and `channel_order`, without defaults.
-        """
-        return self._reading(self._options)
-
-    def load(self, image: Any) -> Image.Image:
-        """
-        Load an image as a call does, and check that it can be split into tiles.
-
-        Args:
-            image: an image, as in a call.
-
-        Returns:
-            `PIL.Image.Image`: the upright image, in mode RGB. A call with it has the same result.
-
-        Raises:
-            OSError: if the image cannot be read.
-            ValueError: if the image is of another kind or has too many tiles.
-        """
-        timeout = self._options.get("timeout", DEFAULT_TIMEOUT)
-        return load_with_tiles(image, timeout, self.reading_options(), self.score_settings())[0]
-
     # Steps
+
+    def _photo_options(self) -> dict[str, Any]:
+        return {**self.preparation.reading, **self._options}
 
     def _checked(self, options: dict[str, Any]) -> dict[str, Any]:
         found = call_arguments(options)
@@ -181,10 +157,6 @@ class OnnxDetector:
     def _score_settings(self, options: dict[str, Any]) -> dict[str, Any]:
         return score_settings(self.model, options)
 
-    def _reading(self, options: dict[str, Any]) -> dict[str, Any]:
-        found = {**self.preparation.reading, **options}
-        return {name: found[name] for name in READING_ARGUMENTS if found.get(name, "rgb") != "rgb"}
-
     def _results(self, inputs: Iterable[Any], size: int, options: dict[str, Any]) -> Iterator[AnomalyDetectionResult]:
         """Compute results batch by batch."""
         batch: list[Any] = []
@@ -197,7 +169,8 @@ class OnnxDetector:
             yield from self._batch(batch, options)
 
     def _batch(self, items: list[Any], options: dict[str, Any]) -> Iterator[AnomalyDetectionResult]:
-        timeout, reading = options.get("timeout", DEFAULT_TIMEOUT), self._reading(options)
+        timeout = options.get("timeout", DEFAULT_TIMEOUT)
+        reading = chosen_reading({**self.preparation.reading, **options})
         settings = zero_shot_settings(self.model, options)
         loaded = [load_with_tiles(item, timeout, reading, settings) for item in items]
         whole = [image for image, boxes in loaded if not boxes]

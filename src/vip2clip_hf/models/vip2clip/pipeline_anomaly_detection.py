@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Literal, overload
 
 import torch
-from PIL import Image
 from transformers import AutoImageProcessor, AutoModel, PreTrainedConfig
 from transformers.pipelines.base import Pipeline
 from transformers.utils import logging
@@ -21,7 +20,7 @@ from .decision_vip2clip import find_regions
 from .heatmap_vip2clip import draw_heatmap
 from .image_loading_vip2clip import DEFAULT_TIMEOUT, reading_options
 from .image_processing_vip2clip import ViP2ClipImageProcessor, check_image_processor
-from .pipeline_inputs_vip2clip import Rows, as_inputs, load_with_tiles
+from .pipeline_inputs_vip2clip import ReadsPhotos, Rows, as_inputs, load_with_tiles
 from .pipeline_steps_vip2clip import (
     as_bank,
     bank_of,
@@ -43,7 +42,7 @@ FORWARD = ("top_k", "references")
 POSTPROCESS = ("threshold", "regions", "tile_size", "tile_overlap", "top_k", "references")
 
 
-class AnomalyDetectionPipeline(Pipeline):
+class AnomalyDetectionPipeline(ReadsPhotos, Pipeline):
     """
     Pipeline for anomaly detection: score, label, anomaly map and mask of each image, at the size of the image.
 
@@ -256,32 +255,8 @@ class AnomalyDetectionPipeline(Pipeline):
         """
         return score_settings(self.model, {**self._preprocess_params, **self._forward_params})
 
-    def reading_options(self) -> dict[str, Any]:
-        """
-        Return how the pipeline reads images.
-
-        Returns:
-            `dict[str, Any]`: `bit_depth`, `page` and `channel_order`, without defaults.
-        """
-        found = {**reading_options(self.image_processor), **self._preprocess_params}
-        return {name: found[name] for name in READING_ARGUMENTS if found.get(name, "rgb") != "rgb"}
-
-    def load(self, image: Any) -> Image.Image:
-        """
-        Load an image as a call does, and check that it can be split into tiles.
-
-        Args:
-            image: an image, as in a call.
-
-        Returns:
-            `PIL.Image.Image`: the upright image, in mode RGB. A call with it has the same result.
-
-        Raises:
-            OSError: if the image cannot be read.
-            ValueError: if the image is of another kind or has too many tiles.
-        """
-        timeout = self._preprocess_params.get("timeout", DEFAULT_TIMEOUT)
-        return load_with_tiles(image, timeout, self.reading_options(), self.score_settings())[0]
+    def _photo_options(self) -> dict[str, Any]:
+        return {**reading_options(self.image_processor), **self._preprocess_params}
 
     def decision_map(self, image: Any) -> dict[str, Any]:
         """

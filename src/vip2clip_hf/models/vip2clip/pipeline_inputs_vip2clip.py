@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .image_loading_vip2clip import list_images, read_image
+from .arguments_vip2clip import READING_ARGUMENTS
+from .image_loading_vip2clip import DEFAULT_TIMEOUT, list_images, read_image
 from .image_sources_vip2clip import shorten
 from .image_values_vip2clip import describe, is_unclear_stack
 from .logging_vip2clip import get_logger
@@ -243,4 +244,55 @@ def load_with_tiles(
     return loaded, boxes
 
 
-__all__ = ["Rows", "as_inputs", "image_of", "is_pair", "load_with_tiles"]
+def chosen_reading(options: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    Return how images are read.
+
+    Args:
+        options (`Mapping[str, Any]`): arguments of a call, with those of the image processor.
+
+    Returns:
+        `dict[str, Any]`: `bit_depth`, `page` and `channel_order`, without defaults.
+    """
+    return {name: options[name] for name in READING_ARGUMENTS if options.get(name, "rgb") != "rgb"}
+
+
+class ReadsPhotos:
+    """What the pipeline and the runtime share to read photos. Both store their options in their own way."""
+
+    def _photo_options(self) -> dict[str, Any]:
+        """Return options of the image processor, replaced by defaults of the call arguments."""
+        raise NotImplementedError
+
+    def score_settings(self) -> dict[str, Any]:
+        """Return the settings that scores depend on."""
+        raise NotImplementedError
+
+    def reading_options(self) -> dict[str, Any]:
+        """
+        Return how images are read.
+
+        Returns:
+            `dict[str, Any]`: `bit_depth`, `page` and `channel_order`, without defaults.
+        """
+        return chosen_reading(self._photo_options())
+
+    def load(self, image: Any) -> Image.Image:
+        """
+        Load an image as a call does, and check that it can be split into tiles.
+
+        Args:
+            image: an image, as in a call.
+
+        Returns:
+            `PIL.Image.Image`: the upright image, in mode RGB. A call with it has the same result.
+
+        Raises:
+            OSError: if the image cannot be read.
+            ValueError: if the image is of another kind or has too many tiles.
+        """
+        timeout = self._photo_options().get("timeout", DEFAULT_TIMEOUT)
+        return load_with_tiles(image, timeout, self.reading_options(), self.score_settings())[0]
+
+
+__all__ = ["ReadsPhotos", "Rows", "as_inputs", "chosen_reading", "image_of", "is_pair", "load_with_tiles"]
