@@ -83,10 +83,12 @@ def test_publishing(clip_folder, tmp_path):
 
 
 @pytest.mark.slow
-def test_predict_output_streams():
+def test_predict_output_streams(tmp_path):
     """Called by another program: results on stdout, messages on stderr, no progress bars."""
     photo = EXAMPLES / "hazelnut_normal_1.jpg"
-    done = run_program("-m", "vip2clip_hf", "predict", photo, "--regions", "--device", "cpu")
+    # A new folder, because the notice is shown once.
+    arguments = ("predict", photo, "--regions", "--device", "cpu")
+    done = run_program("-m", "vip2clip_hf", *arguments, HF_HOME=str(tmp_path))
     assert len(done.stdout.splitlines()) == 1
     assert done.stderr.startswith("Using the small bundled checkpoint")
     assert len(done.stderr.splitlines()) == 1
