@@ -276,7 +276,7 @@ def test_any_detector_with_settings(root, tmp_path):
     expected = evaluate_detector(Brightness(), load_folder(root))
     assert result["mean"]["image_auroc"] == expected["mean"]["image_auroc"]
     assert result["settings"]["dtype"] is None
-    with pytest.raises(ValueError, match="'brightness' does not use references; remove --references"):
+    with pytest.raises(ValueError, match="'brightness' does not use references; remove --num-references"):
         evaluate_sets(Brightness(), None, source, tmp_path / "few", references=ReferenceChoice((1,)))
 
 
