@@ -17,7 +17,7 @@ from vip2clip_hf.data.synthetic import write_dataset
 
 
 pytestmark = pytest.mark.slow
-EXTRAS = ("data", "train", "app", "export", "report")
+EXTRAS = ("data", "train", "app", "export", "report", "serve", "watch", "heic", "runtime")
 # Commands, and the extras that enable them. The error message names the first one; an empty tuple means no extra.
 COMMANDS: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "version": (["--version"], ()),

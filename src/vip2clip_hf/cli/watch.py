@@ -12,6 +12,7 @@ import typer
 
 from ..utils.extras import require
 from ..utils.serialization import to_json
+from .model_argument import check_model
 from .options import (
     Backbone,
     BitDepth,
@@ -114,6 +115,7 @@ def watch(
         raise usage_error("--references and --no-references exclude each other; pass one of them.")
     if references is not None and not references.is_dir():
         raise OSError(f"--references {str(references)!r} is not a folder; expected a folder of photos of good parts.")
+    check_model("watch", model, [str(source)], " --output FOLDER")
     if not source.is_dir():
         raise OSError(f"{str(source)!r} is not a folder; expected a folder to watch.")
     if poll is None:
