@@ -210,7 +210,7 @@ def test_what_may_be_a_checkpoint(model, folder):
     [
         ["adapt", "photos", "--output", "new"], ["calibrate", "photos", "--output", "new"], ["app", "--no-browser"],
         ["evaluate", "photos", "--output", "new"], ["compare", "photos"], ["export", "--output", "new"],
-        ["serve"],
+        ["serve"], ["watch", "photos", "--output", "new"],
     ],
 )  # fmt: skip
 def test_every_command_explains_a_photo_as_model(arguments, folder):

@@ -11,18 +11,19 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from helpers.tiny import EXAMPLES, ROOT
 from vip2clip_hf.data.synthetic import write_dataset
 
 
 pytestmark = pytest.mark.slow
-EXTRAS = ("data", "train", "app", "export", "report")
+EXTRAS = ("data", "train", "app", "export", "report", "serve", "watch", "heic", "runtime")
 # Commands, and the extras that enable them. The error message names the first one; an empty tuple means no extra.
 COMMANDS: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "version": (["--version"], ()),
     "predict": (["predict", "PHOTO", "--device", "cpu"], ()),
-    "regions": (["predict", "PHOTO", "--regions", "--threshold", "0.01", "--device", "cpu"], ("data", "train", "app")),
+    "regions": (["predict", "PHOTO", "--regions", "--threshold", "0.01", "--device", "cpu"], ()),
     "folder": (["predict", "PHOTOS", "--output", "predictions", "--device", "cpu"], ("data", "train")),
     "csv": (["predict", "PHOTO", "--csv", "small.csv", "--device", "cpu"], ()),
     "report": (["report", "small.csv", "--output", "report.html"], ()),  # torch installs Jinja2
@@ -37,23 +38,38 @@ COMMANDS: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "train help": (["train", "--help"], ()),
     "evaluate help": (["evaluate", "--help"], ()),
     "onnx": (["export", "--output", "onnx"], ("export",)),
+    "runtime": (["predict", "PHOTO", "--runtime", "onnx", "--model", "EXPORTED"], ("runtime", "export")),
+    "heic": (["predict", "HEIC", "--device", "cpu"], ("heic",)),
+    "serve": (["serve", "--port", "0", "--device", "cpu"], ("serve",)),
+    "watch": (["watch", "NORMAL", "--output", "watched", "--settle", "0.1", "--device", "cpu"], ("watch",)),
+    "watch by listing": (["watch", "NORMAL", "--output", "listed", "--poll", "1", "--device", "cpu"], ()),
     "torch": (["export", "--output", "torch", "--format", "torch"], ()),
 }  # fmt: skip
-# Run all commands in one process, then import every public name. The app is also built, because its command would not
-# return.
+# Run all commands in one process, then import every public name. The server and the watcher are stopped by a signal,
+# again and again, because the first one may come before they listen to it. The app is built only, because its command
+# would not return.
 SCRIPT = """
-import contextlib, io, json, sys
+import contextlib, io, json, os, signal, sys, threading
 import vip2clip_hf
 from vip2clip_hf.cli import main
+
+def stop_soon(done):
+    while not done.wait(5):
+        os.kill(os.getpid(), signal.SIGTERM)
 
 report = {}
 for title, words in json.loads(sys.argv[1]).items():
     sys.argv, out, err, code = ["vip2clip", *words], io.StringIO(), io.StringIO(), 0
+    done = threading.Event()
+    if words[0] in ("serve", "watch"):
+        signal.signal(signal.SIGTERM, lambda *_: None)
+        threading.Thread(target=stop_soon, args=(done,), daemon=True).start()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
             main()
         except SystemExit as stop:
             code = stop.code or 0
+    done.set()
     report[title] = [code, out.getvalue(), err.getvalue()]
 found = {}
 for name in vip2clip_hf.__all__:
@@ -66,6 +82,9 @@ for name in vip2clip_hf.__all__:
         found[name] = str(error)
 print("REPORT", json.dumps([vip2clip_hf.__file__, report, found]))
 """
+
+
+CLI = f"import sys; sys.path.insert(0, {str(ROOT / 'src')!r}); from vip2clip_hf.cli import main; main()"
 
 
 def run(python: Path, *arguments: object, cwd: Path) -> subprocess.CompletedProcess:
@@ -108,9 +127,26 @@ def base(wheel, tmp_path_factory) -> Path:
     return make_environment(tmp_path_factory.mktemp("base") / "venv", str(wheel))
 
 
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory) -> Path:
+    """The bundled checkpoint in ONNX, exported here because most environments cannot."""
+    folder = tmp_path_factory.mktemp("exported") / "onnx"
+    done = run(Path(sys.executable), "-c", CLI, "export", "--output", folder, cwd=folder.parent)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def heic(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("heic") / "photo.heic"
+    image = Image.open(EXAMPLES / "hazelnut_damaged_1.jpg").convert("RGB")
+    pytest.importorskip("pillow_heif").from_pillow(image).save(path)
+    return path
+
+
 @pytest.mark.xdist_group("extras")
 @pytest.mark.parametrize("name", ["", *EXTRAS])
-def test_extra(name, base, wheel, tmp_path):
+def test_extra(name, base, wheel, exported, heic, tmp_path):
     python = base if not name else make_environment(tmp_path / "venv", f"{wheel}[{name}]", base)
     root = write_dataset(tmp_path / "set", ("dots",), num_normal=6, num_anomalous=2, size=64)
     listed = run(python, "-c", "import vip2clip_hf; print(vip2clip_hf.bundled_checkpoint())", cwd=tmp_path)
@@ -120,6 +156,8 @@ def test_extra(name, base, wheel, tmp_path):
         "NORMAL": root / "dots" / "test" / "good",
         "SET": root,
         "CHECKPOINT": listed.stdout.strip(),
+        "EXPORTED": exported,
+        "HEIC": heic,
     }
     commands = {title: [str(places.get(word, word)) for word in words] for title, (words, _) in COMMANDS.items()}
     done = run(python, "-c", SCRIPT, json.dumps(commands), cwd=tmp_path)

@@ -29,6 +29,7 @@ from vip2clip_hf.reporting.predictions import Prediction, Predictions
 from vip2clip_hf.reporting.tables import write_xlsx
 from vip2clip_hf.reporting.templates import render
 from vip2clip_hf.utils.csv_cells import safe_cell
+from vip2clip_hf.utils.files import write_atomically
 
 
 def vip2clip(*arguments):
@@ -363,3 +364,19 @@ def test_a_thousand_photos(tmp_path):
     assert time.process_time() - start < 30
     assert (done["num_pictures"], done["num_heatmaps"]) == (1000, 1000)
     assert 1e6 < done["num_bytes"] < 20e6
+
+
+def test_a_truncated_row_is_an_error(tmp_path):
+    """A row without its end must not become a result without a label."""
+    path = tmp_path / "cut.csv"
+    path.write_text("id,score,label,error\na.png,0.5,normal,\nb.png,0.9")
+    with pytest.raises(ValueError, match=r"cut\.csv, line 3 has 2 values; expected 4"):
+        read_csv(path)
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path):
+    """The error names the file of the user, not the temporary one."""
+    path = tmp_path / "absent" / "report.html"
+    with pytest.raises(FileNotFoundError) as raised:
+        write_atomically(path, "text")
+    assert raised.value.filename == str(path)

@@ -124,9 +124,9 @@ def _answers(server, address) -> bool:
 
 
 def test_errors_of_the_start(tmp_path):
-    """Without a model, or with a port that is in use, the command ends with one line and exit code 1."""
+    """A model that does not exist is wrong usage, a port that is in use is an error; both are explained."""
     with serving(["--model", str(tmp_path / "absent")], tmp_path) as server:
-        assert server.process.wait(timeout=600) == 1
+        assert server.process.wait(timeout=600) == 2
         assert "absent" in server.errors.splitlines()[-1]
         assert server.errors.splitlines()[-1].startswith("Error: ")
         assert "Traceback" not in server.errors

@@ -252,7 +252,7 @@ def test_exposure():
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["--host", "0.0.0.0"], 1, "there is no API key"),
+        (["--host", "0.0.0.0"], 2, "there is no API key"),
         (["--host", "no-such-host.invalid"], 1, "cannot be bound"),
         (["--max-images", "100"], 2, "max_images is 100"),
         (["--max-batch", "0"], 2, "max-batch"),

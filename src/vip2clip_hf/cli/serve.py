@@ -112,7 +112,7 @@ def serve(
     check_model("serve", model)
     require("serve", "The server", "fastapi", "uvicorn", "prometheus_client", "python_multipart", "scipy", load=False)
     from ..serving.keys import api_key_from_environment
-    from ..serving.settings import ServerSettings
+    from ..serving.settings import ExposureError, ServerSettings
 
     try:
         settings = ServerSettings(
@@ -141,15 +141,18 @@ def serve(
     shows_progress()
     from ..serving.running import serve_detector
 
-    serve_detector(
-        model,
-        settings,
-        host=host,
-        port=port,
-        allow_anonymous=allow_anonymous,
-        tls=None if tls_cert is None or tls_key is None else (str(tls_cert), str(tls_key)),
-        **options,
-    )
+    try:
+        serve_detector(
+            model,
+            settings,
+            host=host,
+            port=port,
+            allow_anonymous=allow_anonymous,
+            tls=None if tls_cert is None or tls_key is None else (str(tls_cert), str(tls_key)),
+            **options,
+        )
+    except ExposureError as error:
+        raise usage_error(str(error)) from error
 
 
 __all__ = ["serve"]

@@ -13,6 +13,7 @@ import typer
 from ..utils.extras import require
 from ..utils.serialization import to_json
 from .detector_options import MaxPixels, Threshold, TopK, check_references, detector_options, limit_pixels
+from .model_argument import check_model
 from .options import (
     Backbone,
     BitDepth,
@@ -93,6 +94,7 @@ def watch(
       vip2clip watch /mnt/share/photos --output results --poll 10
     """
     check_references(references, no_references)
+    check_model("watch", model, [str(source)], " --output FOLDER")
     if not source.is_dir():
         raise OSError(f"{str(source)!r} is not a folder; expected a folder to watch.")
     if poll is None:

@@ -133,6 +133,12 @@ def read_csv(path: Path) -> tuple[list[Prediction], dict[str, Any]]:
         )
     rows: dict[str, Prediction] = {}
     for content in reader:
+        if None in content.values():
+            count = sum(value is not None for value in content.values())
+            raise ValueError(
+                f"{path.name}, line {reader.line_num} has {count} values; expected {len(found)}. The file may be "
+                "truncated; create it again."
+            )
         row = _row(content, f"{path.name}, line {reader.line_num}")
         rows.pop(row.id, None)
         rows[row.id] = row

@@ -117,6 +117,10 @@ class ServerSettings:
         return min(self.max_images * self.max_file_bytes, self.max_upload_bytes) + OVERHEAD
 
 
+class ExposureError(ValueError):
+    """Others can reach a server without an API key."""
+
+
 def check_exposure(address: str, settings: ServerSettings, allow_anonymous: bool) -> str | None:
     """
     Check that a server that others can reach needs a key.
@@ -130,12 +134,12 @@ def check_exposure(address: str, settings: ServerSettings, allow_anonymous: bool
         `str`, *optional*: a warning.
 
     Raises:
-        ValueError: if others can reach the server, it has no key, and `allow_anonymous` is False.
+        ExposureError: if others can reach the server, it has no key, and `allow_anonymous` is False.
     """
     if is_loopback(address) or settings.api_key is not None:
         return None
     if not allow_anonymous:
-        raise ValueError(
+        raise ExposureError(
             f"The address {address} can be reached from the network, and there is no API key; expected the "
             f"environment variable {API_KEY}, a loopback address such as 127.0.0.1, or --allow-anonymous."
         )
@@ -145,4 +149,4 @@ def check_exposure(address: str, settings: ServerSettings, allow_anonymous: bool
     )
 
 
-__all__ = ["MEGABYTE", "ServerSettings", "check_exposure"]
+__all__ = ["MEGABYTE", "ExposureError", "ServerSettings", "check_exposure"]

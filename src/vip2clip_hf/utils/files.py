@@ -98,8 +98,11 @@ def write_atomically(path: Path, content: str | bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(staged, path)
-    except BaseException:
+    except BaseException as error:
         staged.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno is not None:
+            # The name that the user knows, instead of the temporary one. The class follows from the number.
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
 
 
