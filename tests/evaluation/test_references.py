@@ -493,8 +493,8 @@ def test_command(root, tmp_path):
     assert "% With references" in (output / "tables.tex").read_text(encoding="utf-8")
     for wrong, message in (
         (["--no-references", "--num-references", "1"], "--no-references is given with other references"),
-        (["--reference-seed", "1"], "--reference-seed is given without --references"),
-        (["--num-references", "0"], "--references"),
+        (["--reference-seed", "1"], "--reference-seed is given without --num-references"),
+        (["--num-references", "0"], "Invalid value for '--num-references'"),
     ):
         result = CliRunner().invoke(app, [*command, *wrong])
         assert result.exit_code == 2

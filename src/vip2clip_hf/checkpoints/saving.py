@@ -19,6 +19,7 @@ from ..models.vip2clip.pretrained_vip2clip import CUSTOM_PIPELINES
 from ..models.vip2clip.provenance_vip2clip import BackboneReference, Provenance
 from ..models.vip2clip.reference_files_vip2clip import FEATURES_NAME, REFERENCES_NAME
 from ..utils.files import apply_umask, umask
+from ..utils.light_imports import without_sharded_tensors
 from ..utils.text import encodable
 from .card import is_generated, model_card
 from .weights import check_unwrapped
@@ -234,11 +235,12 @@ def _write(
     max_shard_size: int | str,
 ) -> None:
     """Write all files of a checkpoint to an empty folder."""
-    model.save_pretrained(
-        folder,
-        state_dict=model.adapter_state_dict() if adapters_only else None,
-        max_shard_size="5GB" if adapters_only else max_shard_size,
-    )
+    with without_sharded_tensors():
+        model.save_pretrained(
+            folder,
+            state_dict=model.adapter_state_dict() if adapters_only else None,
+            max_shard_size="5GB" if adapters_only else max_shard_size,
+        )
     image_processor.save_pretrained(folder)
     if adapters_only:
         backbone_reference(model, checksum).save_pretrained(folder)

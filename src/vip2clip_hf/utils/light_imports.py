@@ -33,6 +33,7 @@ COMPILER = "torch._dynamo"
 WRAPPED = f"{COMPILER}._trace_wrapped_higher_order_op"
 SHAPES = "torch.fx.experimental.symbolic_shapes"
 WRAPPED_CLASS = "TransformGetItemToIndex"
+SHARDED = "torch.distributed.tensor"
 
 
 def import_lightly(*names: str) -> None:
@@ -186,4 +187,20 @@ def _remove_stand_ins() -> None:
                 vars(sys.modules[parent]).pop(child)
 
 
-__all__ = ["import_lightly"]
+@contextlib.contextmanager
+def without_sharded_tensors() -> Iterator[None]:
+    """Save a checkpoint without an import of sharded tensors. huggingface_hub asks whether a weight is one, and no
+    weight is after light imports. Has no effect without them."""
+    if SHARDED in sys.modules or not isinstance(sys.modules.get(COMPILER), _StandIn):
+        yield
+        return
+    modules: dict[str, types.ModuleType | None] = sys.modules  # type: ignore[assignment]
+    modules[SHARDED] = None  # an import raises an error, which huggingface_hub expects
+    try:
+        yield
+    finally:
+        if SHARDED in modules and modules[SHARDED] is None:
+            del modules[SHARDED]
+
+
+__all__ = ["import_lightly", "without_sharded_tensors"]

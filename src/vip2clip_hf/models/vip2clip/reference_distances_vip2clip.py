@@ -44,9 +44,18 @@ def nearest_distances(queries: torch.Tensor, rows: torch.Tensor) -> torch.Tensor
                 blocks = (rows[layer, start : start + step] for start in range(0, rows.shape[1], step))
                 if rows.dtype != queries.dtype:
                     blocks = (F.normalize(block.to(queries.dtype), dim=-1) for block in blocks)
-                best = [(part @ block.mT).amax(dim=-1) for block in blocks]  # (Q,) each
+                # One buffer for all blocks: small results between large ones fragment the memory of malloc, which
+                # then grows as if all cosines were kept.
+                keeps = known and not (torch.is_grad_enabled() and (part.requires_grad or rows.requires_grad))
+                buffer = part.new_empty(part.shape[0] * min(step, rows.shape[1])) if keeps else None
+                best = [_cosines(part, block, buffer).amax(dim=-1) for block in blocks]  # (Q,) each
                 found.append(best[0] if len(best) == 1 else torch.stack(best).amax(dim=0))
         return (1 - torch.cat(found).view(queries.shape[:2])).clamp(0, 2)  # (L, Q)
+
+
+def _cosines(queries: torch.Tensor, rows: torch.Tensor, buffer: torch.Tensor | None) -> torch.Tensor:
+    count = queries.shape[0] * rows.shape[0]
+    return torch.mm(queries, rows.mT, out=None if buffer is None else buffer[:count].view(queries.shape[0], -1))
 
 
 def self_distances(features: torch.Tensor, grid: int) -> torch.Tensor:
