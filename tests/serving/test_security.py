@@ -259,10 +259,11 @@ def test_exposure():
         (["--allow-urls", "http://x"], 2, "allow_urls contains"),
         (["--tls-cert", "a.pem"], 2, "belong together"),
         (["--references", "absent"], 1, "is not a folder"),
+        (["--references", "EMPTY"], 1, "contains no images"),
         (["--references", "absent", "--no-references"], 2, "exclude each other"),
     ],
 )
-def test_the_command_refuses_before_loading(monkeypatch, arguments, code, message):
+def test_the_command_refuses_before_loading(monkeypatch, tmp_path, arguments, code, message):
     from vip2clip_hf import AnomalyDetectionPipeline
 
     def load(*args, **kwargs):
@@ -270,9 +271,11 @@ def test_the_command_refuses_before_loading(monkeypatch, arguments, code, messag
 
     monkeypatch.delenv("VIP2CLIP_API_KEY", raising=False)
     monkeypatch.setattr(AnomalyDetectionPipeline, "from_pretrained", load)
+    arguments = [str(tmp_path) if word == "EMPTY" else word for word in arguments]
     result = CliRunner().invoke(command, ["serve", "--port", "0", *arguments])
     assert result.exit_code == code
     assert message in f"{result.output} {result.exception}"
+    assert "Serving on" not in result.output
 
 
 @pytest.mark.parametrize(

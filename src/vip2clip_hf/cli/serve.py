@@ -137,6 +137,10 @@ def serve(
         references=references, no_references=no_references, threshold=threshold, device=device, dtype=dtype,
         backbone=backbone, top_k=top_k, tile_size=tile_size, tile_overlap=tile_overlap, bit_depth=bit_depth, page=page,
     )  # fmt: skip
+    if references is not None:  # before "Serving on" is printed
+        from ..models.vip2clip.image_listing_vip2clip import list_images
+
+        list_images(references)
     model = checkpoint_or_bundled(model)
     shows_progress()
     from ..serving.running import serve_detector
