@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..utils.lazy_registration import after_import
 from ..utils.settings import read_settings
 from .streams import say_error
 
@@ -329,10 +330,17 @@ def shows_progress() -> bool:
     if sys.stderr.isatty():
         return True
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # read when datasets is imported
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
+    # Commands without a model do not import transformers.
+    name = "transformers.utils.logging"
+    if name in sys.modules:
+        _disable_progress_bar(name)
+    else:
+        after_import([name], _disable_progress_bar)
     return False
+
+
+def _disable_progress_bar(name: str) -> None:
+    sys.modules[name].disable_progress_bar()
 
 
 def print_json(content: Any) -> None:

@@ -19,9 +19,9 @@ def stems_of_dataset(names: Sequence[str]) -> list[str]:
     Returns:
         `list[str]`: paths without extension.
     """
-    from ..inference.images import DatasetImages
+    from ..inference.names import file_by_position
 
-    return [DatasetImages.file(position, os.fsencode(name)) for position, name in enumerate(names)]
+    return [file_by_position(position, os.fsencode(name)) for position, name in enumerate(names)]
 
 
 def stems_of_folder(names: Sequence[str]) -> list[str]:
@@ -34,9 +34,9 @@ def stems_of_folder(names: Sequence[str]) -> list[str]:
     Returns:
         `list[str]`: paths without extension.
     """
-    from ..inference.images import FolderImages
+    from ..inference.names import file_by_name
 
-    return [FolderImages.file(position, os.fsencode(name)) for position, name in enumerate(names)]
+    return [file_by_name(position, os.fsencode(name)) for position, name in enumerate(names)]
 
 
 def rows_of_dataset(
