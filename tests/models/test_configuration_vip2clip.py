@@ -199,3 +199,28 @@ def test_file_is_readable_json(tmp_path):
     content = json.loads((tmp_path / "config.json").read_text())
     assert content["model_type"] == "vip2clip"
     assert content["feature_layers"] == [1, 2, 4]
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [({"top_k": "many"}, "'top_k' expected int"), ({"image_size": 321}, "image_size is 321; expected a positive")],
+)
+def test_errors_name_the_checkpoint(tmp_path, entry, message):
+    ViP2ClipConfig().save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **entry}))
+    with pytest.raises(StrictDataclassError, match=message) as found:
+        AutoConfig.from_pretrained(tmp_path)
+    assert str(found.value).startswith(f"config.json of {str(tmp_path)!r}: ")
+
+
+def test_misspelled_entries_are_named(tmp_path, caplog):
+    ViP2ClipConfig().save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    content = json.loads(file.read_text())
+    AutoConfig.from_pretrained(tmp_path)
+    assert not caplog.records
+    file.write_text(json.dumps({**content, "smoothing_sigmas": 4, "note_of_the_author": 1}))
+    AutoConfig.from_pretrained(tmp_path)
+    (record,) = caplog.records
+    assert "smoothing_sigmas is not a field and has no effect; did you mean smoothing_sigma?" in record.getMessage()

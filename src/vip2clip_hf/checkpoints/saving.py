@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from ..models.vip2clip.modeling_vip2clip import ViP2ClipForAnomalyDetection
 from ..models.vip2clip.pretrained_vip2clip import CUSTOM_PIPELINES
 from ..models.vip2clip.provenance_vip2clip import BackboneReference, Provenance
 from ..models.vip2clip.reference_files_vip2clip import FEATURES_NAME, REFERENCES_NAME
-from ..utils.files import apply_umask, umask
+from ..utils.files import apply_umask, temporary_folder, umask
 from ..utils.light_imports import without_sharded_tensors
 from ..utils.text import encodable
 from .card import is_generated, model_card
@@ -122,7 +121,7 @@ def write_staged(folder: str | os.PathLike, write: Callable[[Path], None]) -> Pa
     folder.parent.mkdir(parents=True, exist_ok=True)
     # Next to a new folder or inside an existing one, so that files are moved by renaming them on the same disk.
     exists = folder.exists()
-    staged = Path(tempfile.mkdtemp(prefix=".vip2clip-", dir=folder if exists else folder.parent))
+    staged = temporary_folder(folder if exists else folder.parent, folder)
     try:
         write(staged)
         card = folder / "README.md"
@@ -210,7 +209,7 @@ def _replace(folder: Path, staged: Path, names: list[str]) -> None:
         for path in folder.iterdir()
         if path.name not in names and (WEIGHT_FILE.fullmatch(path.name) or path.name in known)
     ]
-    previous = Path(tempfile.mkdtemp(prefix=".vip2clip-", dir=folder))
+    previous = temporary_folder(folder, folder)
     try:
         for name in (*stale, *names):
             if (folder / name).exists():

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from ..checkpoints.card import is_generated
 from ..checkpoints.saving import CODE_FILES, FILE_NAMES, WEIGHT_FILE, write_checkpoint
 from ..models.vip2clip.image_processing_vip2clip import ViP2ClipImageProcessor
 from ..models.vip2clip.modeling_vip2clip import ViP2ClipForAnomalyDetection
-from ..utils.files import new_folder, umask, write_atomically
+from ..utils.files import new_folder, temporary_folder, umask, write_atomically
 
 
 REPORT_NAME = "report.html"
@@ -32,7 +31,7 @@ def replaced_folder(target: Path) -> Iterator[Path]:
         OSError: if the folder cannot be replaced.
     """
     target = target.resolve()
-    staged = Path(tempfile.mkdtemp(prefix=".vip2clip-", dir=target.parent))
+    staged = temporary_folder(target.parent, target)
     previous = staged.with_name(f"{staged.name}-previous")
     try:
         yield staged

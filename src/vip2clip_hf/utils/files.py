@@ -68,7 +68,7 @@ def new_folder(target: str | os.PathLike) -> Iterator[Path]:
     check_new_folder(target)
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    staged = Path(tempfile.mkdtemp(prefix=".vip2clip-", dir=target.parent))
+    staged = temporary_folder(target.parent, target)
     try:
         yield staged
         staged.chmod(0o777 & ~umask())  # mkdtemp creates private folders
@@ -77,6 +77,28 @@ def new_folder(target: str | os.PathLike) -> Iterator[Path]:
         staged.rename(target)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
+
+
+def temporary_folder(parent: Path, target: Path) -> Path:
+    """
+    Create a folder for files that are renamed to `target` when they are complete.
+
+    Args:
+        parent (`pathlib.Path`): existing folder, on the disk of `target`.
+        target (`pathlib.Path`): the folder that the user knows, for the message of an error.
+
+    Returns:
+        `pathlib.Path`: the new folder, readable by this user only.
+
+    Raises:
+        OSError: if it cannot be created. The message names `target`.
+    """
+    try:
+        return Path(tempfile.mkdtemp(prefix=".vip2clip-", dir=parent))
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(target)) from error
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -129,4 +151,12 @@ def file_names(names: Sequence[str]) -> dict[str, str]:
     return chosen
 
 
-__all__ = ["apply_umask", "check_new_folder", "file_names", "new_folder", "umask", "write_atomically"]
+__all__ = [
+    "apply_umask",
+    "check_new_folder",
+    "file_names",
+    "new_folder",
+    "temporary_folder",
+    "umask",
+    "write_atomically",
+]

@@ -3,11 +3,12 @@
 import copy
 import difflib
 import math
+import os
 from collections.abc import Iterable
 from typing import Any, Literal, TypeVar
 
 from huggingface_hub.dataclasses import strict
-from huggingface_hub.errors import StrictDataclassClassValidationError
+from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDataclassError
 from transformers import CLIPConfig, CLIPTextConfig, CLIPVisionConfig, PreTrainedConfig
 
 from .configuration_tables_vip2clip import (
@@ -18,9 +19,11 @@ from .configuration_tables_vip2clip import (
     check_moved,
     clip_vit_large_patch14_336,
 )
+from .logging_vip2clip import get_logger
 from .state_words_vip2clip import STATE_WORD_TOKEN_IDS, check_token_ids, known_token_ids
 
 
+logger = get_logger(__name__)
 _Value = TypeVar("_Value")
 
 
@@ -258,9 +261,29 @@ class ViP2ClipConfig(PreTrainedConfig):
             # A word and its ids belong together. Overriding one replaces both.
             if {f"{kind}_word", f"{kind}_token_ids"} & set(overrides):
                 overrides = {f"{kind}_word": None, f"{kind}_token_ids": None, **overrides}
-        output: Any = super().from_dict({**config_dict, **overrides}, **kwargs)
-        (output[0] if isinstance(output, tuple) else output).check_values()
+        place = kwargs.get("name_or_path") or config_dict.get("_name_or_path") or ""
+        cls._warn_of_misspelled(config_dict, place)
+        try:
+            output: Any = super().from_dict({**config_dict, **overrides}, **kwargs)
+            (output[0] if isinstance(output, tuple) else output).check_values()
+        except StrictDataclassError as error:
+            if place:
+                error.args = (f"config.json of {os.fspath(place)!r}: {error.__cause__ or error}",)
+            raise
         return output
+
+    @classmethod
+    def _warn_of_misspelled(cls, names: Iterable[str], place: str | os.PathLike) -> None:
+        """The library keeps entries of `config.json` that are not fields. One with nearly the name of a field is not
+        read by any other program either."""
+        fields = [name for name in cls.__dataclass_fields__ if name not in PreTrainedConfig.__dataclass_fields__]
+        for name in names:
+            nearest = difflib.get_close_matches(name, fields, n=1, cutoff=0.8)
+            if nearest and name not in cls.__dataclass_fields__:
+                logger.warning_once(
+                    "config.json%s: %s is not a field and has no effect; did you mean %s?",
+                    f" of {os.fspath(place)!r}" if place else "", name, nearest[0],
+                )  # fmt: skip
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> CLIPTextConfig:
         """Return the configuration of the text tower, as the library expects, for example to resize embeddings."""
