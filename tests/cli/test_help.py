@@ -305,3 +305,11 @@ def test_settings():
     for text in ("image_size", "=518", " =518"):
         with pytest.raises(typer.BadParameter, match="expected NAME=VALUE, such as image_size=518"):
             options.parse_settings([text])
+
+
+def test_a_missing_package_of_the_installation_is_explained():
+    """In an environment for the runtime without torch."""
+    text = explain(ModuleNotFoundError("No module named 'transformers.utils'", name="transformers.utils"))
+    assert "transformers.utils is not installed" in text
+    assert "--runtime onnx" in text
+    assert explain(ModuleNotFoundError("No module named 'other'", name="other")) == "No module named 'other'"

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 
 # Environment variable that shows tracebacks.
 TRACEBACK = "VIP2CLIP_TRACEBACK"
+# Packages that are always installed, except for the runtime without torch.
+_REQUIRED = ("huggingface_hub", "safetensors", "tokenizers", "torch", "tqdm", "transformers", "yaml")
 
 
 def explain(error: BaseException) -> str:
@@ -38,6 +40,11 @@ def explain(error: BaseException) -> str:
     if isinstance(error, UnicodeDecodeError):
         return (
             f"A file is not valid {error.encoding} text ({error.reason} at position {error.start}); save it as UTF-8."
+        )
+    if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in _REQUIRED:
+        return (
+            f"{error.name} is not installed. Install the package with its dependencies, or, to run an exported "
+            "checkpoint without them: vip2clip predict PHOTOS --runtime onnx --model EXPORTED."
         )
     if isinstance(error, damaged):
         return f"A file is damaged ({text or type(error).__name__}); remove it or create it again."

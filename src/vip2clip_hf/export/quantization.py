@@ -1,5 +1,7 @@
 """Convert the linear layers of the vision tower of an exported graph to 8-bit integers."""
 
+import contextlib
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -120,17 +122,18 @@ def quantize_vision(folder: Path, widths: tuple[int, int], values: np.ndarray) -
     layers = [name for name in layers if name not in massive]
     smooth_layers(path, layers, values)
     is_large = (folder / "model.onnx.data").is_file()
-    quantize_static(
-        str(path),
-        str(staged),
-        Values(),
-        quant_format=QuantFormat.QDQ,
-        nodes_to_quantize=layers,
-        per_channel=True,
-        activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
-        use_external_data_format=is_large,
-    )
+    with _without_advice():
+        quantize_static(
+            str(path),
+            str(staged),
+            Values(),
+            quant_format=QuantFormat.QDQ,
+            nodes_to_quantize=layers,
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            use_external_data_format=is_large,
+        )
     os.replace(staged, path)
     if is_large:  # a fourth of the size, so that one file is enough
         graph = onnx.load(path)
@@ -148,6 +151,21 @@ def quantize_vision(folder: Path, widths: tuple[int, int], values: np.ndarray) -
             name: {"largest": float(one.max()), "mean": float(one.mean())} for name, one in differences.items()
         },
     }
+
+
+@contextlib.contextmanager
+def _without_advice() -> Iterator[None]:
+    """Hide the advice of onnxruntime to pre-process the graph, which has no effect on linear layers."""
+
+    def keep(record: logging.LogRecord) -> bool:
+        return "pre-processing before quantization" not in record.getMessage()
+
+    logger = logging.getLogger()
+    logger.addFilter(keep)
+    try:
+        yield
+    finally:
+        logger.removeFilter(keep)
 
 
 def _linear_layers(graph: Any, widths: tuple[int, int]) -> list[str]:
