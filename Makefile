@@ -13,7 +13,7 @@ else
 BIN := $(VENV)/bin
 endif
 
-.PHONY: install demo test test-all test-upstream pytest docs lint types format clean
+.PHONY: install demo test test-all test-upstream pytest docs lint style types format clean
 
 install: $(VENV)/.installed
 
@@ -27,10 +27,12 @@ $(VENV)/.installed: pyproject.toml
 demo: $(VENV)/.installed
 	$(BIN)/python training/demo.py
 
-test: lint
+# mypy is one of the tests of these targets, so that it runs beside the others.
+test test-all: export CHECK_TYPES = 1
+test: style
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m "not slow"
 
-test-all: lint
+test-all: style
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --durations=10
 
 # The common tests of transformers on the model, see tests/upstream. UPSTREAM=FOLDER uses a checkout of transformers.
@@ -45,10 +47,11 @@ pytest: $(VENV)/.installed
 docs: $(VENV)/.installed
 	$(BIN)/python -m mkdocs build --strict --site-dir site
 
-lint: $(VENV)/.installed
+lint: style types
+
+style: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
 
 types: $(VENV)/.installed
 	$(BIN)/mypy

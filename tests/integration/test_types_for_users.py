@@ -1,6 +1,7 @@
-"""Type checkers accept a script as users write it, and report mistakes in it."""
+"""Type checkers accept the package and a script as users write it, and report mistakes in it."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -61,6 +62,12 @@ def examples_of_the_readme() -> str:
     """All Python blocks of the README, as one script."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     return "\n".join(re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL))
+
+
+@pytest.mark.skipif(not os.environ.get("CHECK_TYPES"), reason="make test and make types check the types")
+def test_types_of_the_package():
+    done = subprocess.run([sys.executable, "-m", "mypy"], cwd=ROOT, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.slow
