@@ -121,11 +121,11 @@ import time
 from vip2clip_hf.inference import prediction, writer
 
 if sys.argv[2] == "slow":
-    save = writer.draw_heatmap
+    save = writer.heatmap_of
     def draw(*arguments):
         time.sleep(0.2)
         return save(*arguments)
-    writer.draw_heatmap = draw
+    writer.heatmap_of = draw
 prediction.predict_checkpoint({str(checkpoint)!r}, {str(photos)!r}, sys.argv[1], device="cpu", batch_size=2,
     chunk_size=3, num_workers=1, heatmaps=True)
 """
