@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -32,6 +33,8 @@ from vip2clip_hf.models.vip2clip.fingerprint_vip2clip import model_fingerprint
 from vip2clip_hf.models.vip2clip.interpolation_vip2clip import interpolation_weights, resize_map
 from vip2clip_hf.models.vip2clip.mask_regions_vip2clip import label_regions
 from vip2clip_hf.models.vip2clip.pipeline_steps_vip2clip import score_settings
+from vip2clip_hf.reporting.csv_files import read_csv
+from vip2clip_hf.reporting.reading import read_predictions
 from vip2clip_hf.runtime import OnnxDetector
 
 
@@ -205,6 +208,44 @@ def test_command_without_torch(by_hand, tmp_path):
     assert record["anomalous_pixels"] == int(result["mask"].sum())
     with Image.open(heatmap) as drawn:
         assert drawn.size == result["mask"].shape[::-1]
+
+
+def test_tables_without_torch(by_hand, tmp_path):
+    """A table with its settings, photos sorted into folders, and a table that only grows with the same export."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    shutil.copy(PHOTO, photos / "a.jpg")
+    (photos / "damaged.png").write_bytes(b"no image")
+    table, folders = tmp_path / "table.csv", tmp_path / "sorted"
+    program = (
+        "from _vip2clip_command import main\nsys.argv[0] = 'vip2clip'\n"
+        "try:\n    main()\nexcept SystemExit as stop:\n    assert stop.code == 3"  # a photo could not be read
+    )
+    command = ["predict", str(photos), "--runtime", "onnx", "--model", str(by_hand), "--csv", str(table)]
+    run_without(program, *command, "--sort", str(folders))
+    result = OnnxDetector(by_hand)(PHOTO)
+    rows, settings = read_csv(table)
+    good = {row.id: row for row in rows}["a.jpg"]
+    assert (good.score, good.p_value) == pytest.approx((result["score"], result["p_value"]), abs=1e-6)
+    assert (good.label, good.anomalous_area) == (result["label"], pytest.approx(result["mask"].mean(), abs=1e-6))
+    assert {row.id for row in rows if row.error} == {"damaged.png"}
+    assert settings["runtime"] == "onnxruntime"
+    assert sorted(settings["versions"]) == ["onnxruntime", "python", "vip2clip_hf"]
+    assert list(folders.rglob("a.jpg"))
+    assert len(read_predictions(table).rows) == 2
+    shutil.copy(PHOTO, photos / "b.jpg")
+    done = CliRunner().invoke(app, [*command, "--append"])
+    assert "1 row before" in done.output or "2 rows before" in done.output, done.output
+    assert {row.id for row in read_csv(table)[0]} == {"a.jpg", "b.jpg", "damaged.png"}
+    other = tmp_path / "other"
+    shutil.copytree(by_hand, other)
+    change = json.loads((other / "preprocessor_config.json").read_text())
+    (other / "preprocessor_config.json").write_text(json.dumps({**change, "image_mean": [0.4, 0.4, 0.4]}))
+    for arguments in (["--model", str(other)], ["--threshold", "0.3"]):
+        done = CliRunner().invoke(app, [*command, *arguments, "--append"])
+        assert done.exit_code == 1
+        assert "was created with a different" in str(done.exception)
+    assert len(read_csv(table)[0]) == 3
 
 
 @pytest.mark.parametrize(

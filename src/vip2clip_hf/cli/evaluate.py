@@ -149,8 +149,8 @@ def evaluate(
     from ..evaluation.reports import settings_lines
     from ..evaluation.runner import evaluate_checkpoint
     from ..evaluation.tables import category_table, comparison_tables, notes
-    from ..models.loading import name_of
     from ..utils.distributed import world
+    from ..utils.files import name_of
     from ..utils.outputs import check_output
     from ..utils.serialization import without_nan
 

@@ -124,7 +124,7 @@ class PhotoTable:
         Raises:
             OSError: if they differ.
         """
-        from ..inference.settings import explain_differences
+        from ..inference.differences import explain_differences
         from ..utils.serialization import to_json
 
         free = ("heatmaps_folder", "source")
@@ -189,8 +189,8 @@ def table_settings(
     Collect the settings of a table of photos, as in `settings.json` of `predict --output`.
 
     Args:
-        detector ([`AnomalyDetectionPipeline`]): the pipeline.
-        model (`str`): checkpoint folder or Hub id.
+        detector ([`AnomalyDetectionPipeline`] or [`OnnxDetector`]): the pipeline.
+        model (`str`): checkpoint folder, Hub id, or folder of an export.
         options (`dict[str, Any]`): arguments that the pipeline was created with.
         root (`str`, *optional*): folder of the photos.
         heatmaps (`str`, *optional*): folder of the heatmaps.
@@ -201,20 +201,28 @@ def table_settings(
     Raises:
         RuntimeError: if the model cannot be identified.
     """
-    from ..inference.settings import calibrated_with, scoring_settings
-    from ..models.loading import name_of
+    from ..inference.differences import calibrated_with
     from ..models.vip2clip.arguments_vip2clip import threshold_pair
+    from ..utils.files import name_of
     from ..utils.versions import versions
 
     decision = detector.decision
     pair = threshold_pair(options.get("threshold"), (decision.image_threshold, decision.pixel_threshold))
+    if hasattr(detector, "scoring_settings"):  # an exported model
+        settings = detector.scoring_settings(pair)
+        packages = [settings["runtime"]]
+    else:
+        from ..inference.settings import scoring_settings
+
+        settings = scoring_settings(detector, pair)
+        packages = ["torch", "transformers"]
     return {
         "kind": "prediction",
-        **scoring_settings(detector, pair),
+        **settings,
         "source": {"folder": root},
         "heatmaps_folder": heatmaps,
         "model": name_of(model),
-        "versions": versions(),
+        "versions": versions(*packages),
         "calibrated_with": calibrated_with(decision),
     }
 

@@ -22,7 +22,6 @@ from .options import (
     TileOverlap,
     TileSize,
     checkpoint_or_bundled,
-    usage_error,
 )
 from .predict_arguments import check_arguments, path_or_url
 from .result_files import ResultFiles
@@ -173,8 +172,6 @@ def predict(
         bulk=bulk,
     )
     check_runtime(runtime, model, output, backbone, references, dtype)
-    if runtime is not None and files.wanted:
-        raise usage_error("--csv, --xlsx and --sort cannot be used with --runtime; omit them, or omit --runtime.")
     limit_pixels(max_pixels)
     if output is not None:
         require("data", "Prediction with --output", "accelerate", "datasets", "pyarrow")

@@ -167,7 +167,12 @@ def only_writer(file: Path | None) -> Iterator[None]:
     if file is None:
         yield
         return
-    from filelock import FileLock, Timeout
+    try:
+        from filelock import FileLock, Timeout
+    except ModuleNotFoundError as error:  # torch installs it
+        raise ImportError(
+            "Adding rows to a table needs filelock, which is not installed: pip install filelock."
+        ) from error
 
     file.parent.mkdir(parents=True, exist_ok=True)
     path = file.with_name(f".{file.name}.vip2clip-lock")
@@ -254,12 +259,15 @@ def sort_into_folders(
     Raises:
         OSError: see [`sort_photos`].
     """
-    from tqdm.auto import tqdm
-
     from ..reporting.sorting import sort_photos
     from ..reporting.unsure import folders_of
+    from ..utils.extras import is_installed
 
     folders: dict[int, Any] = folders_of(found, rule)
+    if not is_installed("tqdm"):  # with the runtime without torch
+        return sort_photos(found, output, folders, link=link)
+    from tqdm.auto import tqdm
+
     with tqdm(total=len(folders), desc="sorting", unit="photo", disable=not shows_progress()) as bar:
         return sort_photos(found, output, folders, link=link, on_photo=lambda: bar.update())
 

@@ -103,8 +103,9 @@ def watch(
     stop = StopSignals()
     model = checkpoint_or_bundled(model)
     limit_pixels(max_pixels)
-    from ..models.loading import check_dtype, name_of
+    from ..models.loading import check_dtype
     from ..models.vip2clip import AnomalyDetectionPipeline
+    from ..utils.files import name_of
     from ..watching.running import watch_folder
 
     options = detector_options(

@@ -12,8 +12,9 @@ from ..baselines.methods import METHODS, find_method
 from ..baselines.tokenizing import find_tokenizer
 from ..checkpoints.bundled import BUNDLED, bundled_backbone, bundled_checkpoint
 from ..evaluation.subjects import DetectorSubject, ModelSubject, Subject
-from ..models.loading import load_checkpoint, name_of
+from ..models.loading import load_checkpoint
 from ..models.vip2clip.backbone_vip2clip import load_clip
+from ..utils.files import name_of
 
 
 OWN, OWN_NAME = "vip2clip", "ViP²-CLIP"

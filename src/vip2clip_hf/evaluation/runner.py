@@ -12,13 +12,13 @@ from transformers.utils import logging
 
 from ..data.provenance import find_training_overlap
 from ..data.sources import DataSource
-from ..models.loading import load_checkpoint, name_of
+from ..models.loading import load_checkpoint
 from ..models.vip2clip.image_processing_vip2clip import ViP2ClipImageProcessor
 from ..models.vip2clip.modeling_vip2clip import ViP2ClipForAnomalyDetection
 from ..utils.contents import decoding
 from ..utils.distributed import from_all, on_first, world
 from ..utils.extras import require
-from ..utils.files import write_atomically
+from ..utils.files import name_of, write_atomically
 from ..utils.serialization import to_json, without_nan
 from ..utils.versions import merge_versions
 from .detector import Detector

@@ -22,6 +22,7 @@ from ..utils.file_state import UNREADABLE, FileState
 from ..utils.files import write_atomically
 from ..utils.run_folder import MANIFEST_FILE, PROGRESS_FOLDER, RunFolder, files_below
 from ..utils.serialization import to_json
+from .differences import explain_differences
 from .earlier import (
     PART,
     RESULTS,
@@ -42,7 +43,6 @@ from .growing import GrowingFolder
 from .image_files import IMAGE_FOLDERS, check_foreign_files, old_targets, rows_if_complete, targets_of
 from .images import DatasetImages, FolderImages, Images
 from .names import Names, as_text, checksum, packed
-from .settings import explain_differences
 
 
 with extra("data", "Predicting a folder of images"):

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..models.loading import load_checkpoint, name_of
+from ..models.loading import load_checkpoint
 from ..models.vip2clip.arguments_vip2clip import call_arguments, threshold_pair
 from ..models.vip2clip.heif_vip2clip import register_heif
 from ..models.vip2clip.image_processing_vip2clip import ViP2ClipImageProcessor
@@ -17,14 +17,16 @@ from ..models.vip2clip.pipeline_anomaly_detection import AnomalyDetectionPipelin
 from ..models.vip2clip.pipeline_steps_vip2clip import as_bank
 from ..utils.contents import decoding
 from ..utils.distributed import from_all, from_first, on_first, world
+from ..utils.files import name_of
 from ..utils.urls import is_remote, local_path
 from ..utils.versions import versions
+from .differences import calibrated_with
 from .folder import PredictionFolder
 from .growing import growing
 from .image_files import check_room
 from .images import as_images
 from .loop import predict_chunks
-from .settings import calibrated_with, scoring_settings
+from .settings import scoring_settings
 
 
 ENGINES = ("accelerate", "ray")

@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -132,20 +131,6 @@ def _align(model: torch.nn.Module) -> None:
             weight.data = weight.data.clone()
 
 
-def name_of(checkpoint: str | os.PathLike) -> str:
-    """
-    Return the default name of a checkpoint in results.
-
-    Args:
-        checkpoint (`str` or `os.PathLike`): folder or Hub id.
-
-    Returns:
-        `str`: name of the folder without its parents, or the Hub id.
-    """
-    path = Path(checkpoint)
-    return path.resolve().name if path.exists() else str(checkpoint)
-
-
 def check_model(model: object) -> None:
     """
     Check that a model is one of this package, and not wrapped or another one.
@@ -245,7 +230,6 @@ __all__ = [
     "device_of_process",
     "load_checkpoint",
     "model_checksum",
-    "name_of",
     "place_model",
     "processor_settings",
     "weights_digest",

@@ -29,7 +29,7 @@ from ..models.vip2clip.pipeline_steps_vip2clip import (
 from ..models.vip2clip.results_vip2clip import AnomalyDetectionResult
 from ..models.vip2clip.tensors_vip2clip import is_torch_dataset
 from .engines import open_engine
-from .exported import read_export
+from .exported import checksum_of_export, read_export
 
 
 class OnnxDetector(ReadsPhotos):
@@ -82,10 +82,11 @@ class OnnxDetector(ReadsPhotos):
         batch_size: int = 1,
         **options: Any,
     ) -> None:
-        path, self.model, self.preparation = read_export(folder)
+        self._path, self.model, self.preparation = read_export(folder)
         self._options = self._checked(options)
         self._batch_size: int = loading_arguments({"batch_size": batch_size})["batch_size"]
-        self.engine = open_engine(path, engine, device, threads)
+        self._engine_name = engine
+        self.engine = open_engine(self._path, engine, device, threads)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({type(self.engine).__name__}, image_size={self.model.config.image_size})"
@@ -133,6 +134,30 @@ class OnnxDetector(ReadsPhotos):
             `references` (their checksum).
         """
         return self._score_settings(self._options)
+
+    def scoring_settings(self, threshold: tuple[float, float]) -> dict[str, Any]:
+        """
+        Collect everything that the row of an image depends on, except for the image, as for a checkpoint. Reads the
+        whole graph.
+
+        Args:
+            threshold (`tuple[float, float]`): image and pixel threshold in use.
+
+        Returns:
+            `dict[str, Any]`: JSON-serializable settings.
+        """
+        decision = self.decision
+        return {
+            "runtime": self._engine_name,
+            "export_sha256": checksum_of_export(self._path),
+            "labels": label_names(self.model.config.id2label),
+            "image_threshold": threshold[0],
+            "pixel_threshold": threshold[1],
+            "min_region_area": decision.min_region_area,
+            "calibration": decision.checksum() if decision.calibration is not None else None,
+            **self.score_settings(),
+            **chosen_reading(self._photo_options()),
+        }
 
     # Steps
 

@@ -1,5 +1,6 @@
 """Read the folder of an export: what the pipeline reads from a checkpoint, without torch."""
 
+import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -173,6 +174,31 @@ def read_export(folder: str | os.PathLike) -> tuple[Path, ExportedModel, ImagePr
         ) from error
 
 
+def checksum_of_export(graph: Path) -> str:
+    """
+    Compute the SHA-256 of what the scores of an export depend on: the graph with its weights, and the preparation of
+    images.
+
+    Args:
+        graph (`pathlib.Path`): path of `model.onnx`.
+
+    Returns:
+        `str`: 64 hexadecimal digits.
+
+    Raises:
+        OSError: if a file cannot be read.
+    """
+    found = hashlib.sha256()
+    for name in (graph.name, f"{graph.name}.data", "preprocessor_config.json"):
+        path = graph.with_name(name)
+        if path.exists():
+            with open(path, "rb") as file:
+                while block := file.read(1 << 20):
+                    found.update(block)
+        found.update(b"\0")
+    return found.hexdigest()
+
+
 def _references(found: Mapping[str, Any] | None, fingerprint: Mapping[str, Any]) -> ExportedReferences | None:
     if found is None:
         return None
@@ -192,4 +218,4 @@ def _preparation(found: Mapping[str, Any]) -> ImagePreparation:
     return ImagePreparation(size, int(found["resample"]), scaling, reading_arguments(reading))
 
 
-__all__ = ["RUNTIME_VERSION", "ExportedModel", "ImagePreparation", "read_export"]
+__all__ = ["RUNTIME_VERSION", "ExportedModel", "ImagePreparation", "checksum_of_export", "read_export"]

@@ -12,12 +12,11 @@ from ..checkpoints.bundled import BUNDLED, bundled_backbone, bundled_checkpoint
 from ..checkpoints.saving import check_target
 from ..data.provenance import describe_training_set, find_training_overlap
 from ..data.sources import DataSource, concatenate
-from ..models.loading import name_of
 from ..models.small_text_tower import state_word_tokenizer
 from ..models.vip2clip.image_processing_vip2clip import ViP2ClipImageProcessor
 from ..models.vip2clip.mask_options_vip2clip import MaskOptions
 from ..models.vip2clip.modeling_vip2clip import ViP2ClipForAnomalyDetection
-from ..utils.files import write_atomically
+from ..utils.files import name_of, write_atomically
 from ..utils.serialization import to_json, without_nan
 from ..utils.settings import read_settings
 from ..utils.versions import versions

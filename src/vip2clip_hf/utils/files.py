@@ -101,6 +101,20 @@ def temporary_folder(parent: Path, target: Path) -> Path:
         raise OSError(error.errno, error.strerror, str(target)) from error
 
 
+def name_of(checkpoint: str | os.PathLike) -> str:
+    """
+    Return the default name of a checkpoint in results.
+
+    Args:
+        checkpoint (`str` or `os.PathLike`): folder or Hub id.
+
+    Returns:
+        `str`: name of the folder without its parents, or the Hub id.
+    """
+    path = Path(checkpoint)
+    return path.resolve().name if path.exists() else str(checkpoint)
+
+
 def write_atomically(path: Path, content: str | bytes) -> None:
     """
     Write a file that is complete or not changed at all, also after a power failure.
@@ -155,6 +169,7 @@ __all__ = [
     "apply_umask",
     "check_new_folder",
     "file_names",
+    "name_of",
     "new_folder",
     "temporary_folder",
     "umask",

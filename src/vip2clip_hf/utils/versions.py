@@ -1,5 +1,6 @@
 """Versions of packages, recorded with results."""
 
+import importlib
 import platform
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,22 +8,18 @@ from typing import Any
 from .._version import __version__
 
 
-def versions() -> dict[str, str]:
+def versions(*packages: str) -> dict[str, str]:
     """
-    Get the versions of this package, torch, transformers and Python.
+    Get the versions of this package, Python and other packages.
+
+    Args:
+        packages (`str`): names of installed packages. Defaults to torch and transformers.
 
     Returns:
         `dict[str, str]`: version by name.
     """
-    import torch
-    import transformers
-
-    return {
-        "vip2clip_hf": __version__,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "python": platform.python_version(),
-    }
+    found = {name: str(importlib.import_module(name).__version__) for name in packages or ("torch", "transformers")}
+    return {"vip2clip_hf": __version__, **found, "python": platform.python_version()}
 
 
 def merge_versions(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from ..inference.settings import explain_differences
+from ..inference.differences import explain_differences
 from ..utils.files import write_atomically
 from ..utils.outputs import is_inside
 from ..utils.run_folder import PROGRESS_FOLDER, RunFolder

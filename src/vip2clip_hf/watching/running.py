@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ..inference.settings import calibrated_with, scoring_settings
+from ..inference.differences import calibrated_with
+from ..inference.settings import scoring_settings
 from ..models.vip2clip.arguments_vip2clip import is_finite
 from ..models.vip2clip.pipeline_anomaly_detection import AnomalyDetectionPipeline
 from ..utils.versions import versions
