@@ -58,6 +58,21 @@ def check_runtime(
             raise usage_error(f"{name} cannot be used with --runtime; omit it, or omit --runtime.")
 
 
+def runtime_options(options: dict[str, Any]) -> dict[str, Any]:
+    """
+    Convert the options of a command to arguments of [`OnnxDetector`].
+
+    Args:
+        options (`dict[str, Any]`): options as for [`AnomalyDetectionPipeline.from_pretrained`], see [`check_runtime`].
+
+    Returns:
+        `dict[str, Any]`: the arguments.
+    """
+    # check_runtime has refused other values of these.
+    kept = {name: value for name, value in options.items() if name not in ("dtype", "backbone", "runtime")}
+    return {**kept, "device": kept.get("device") or "cpu"}
+
+
 def open_runtime(folder: str, runtime: str, options: dict[str, Any]) -> Any:
     """
     Load an exported model.
@@ -77,12 +92,9 @@ def open_runtime(folder: str, runtime: str, options: dict[str, Any]) -> Any:
     """
     from ..runtime.detector import OnnxDetector
 
-    # check_runtime has refused other values of these.
-    options = {name: value for name, value in options.items() if name not in ("dtype", "backbone", "runtime")}
-    device = options.pop("device", None) or "cpu"
-    detector = OnnxDetector(folder, engine=ENGINES[runtime], device=device, **options)
+    detector = OnnxDetector(folder, engine=ENGINES[runtime], **runtime_options(options))
     detector.score_settings()  # an error of settings is not one of a photo
     return detector
 
 
-__all__ = ["ENGINES", "Runtime", "check_runtime", "open_runtime"]
+__all__ = ["ENGINES", "Runtime", "check_runtime", "open_runtime", "runtime_options"]

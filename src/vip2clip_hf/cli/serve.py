@@ -23,6 +23,7 @@ from .options import (
     shows_progress,
     usage_error,
 )
+from .runtimes import ENGINES, Runtime, check_runtime, runtime_options
 
 
 def serve(
@@ -34,6 +35,7 @@ def serve(
         ),
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to bind; 0 for a free one.")] = 8000,
+    runtime: Runtime = None,
     device: Device = None,
     dtype: Dtype = "float32",
     backbone: Backbone = None,
@@ -104,13 +106,16 @@ def serve(
     Examples:
       vip2clip serve --model org/vip2clip
       curl -F images=@photo.jpg http://127.0.0.1:8000/predict
+      vip2clip serve --model exported --runtime onnx  # without torch
       VIP2CLIP_API_KEY=... vip2clip serve --host 0.0.0.0 --port 8443 --tls-cert cert.pem --tls-key key.pem
     """
     check_references(references, no_references)
     if (tls_cert is None) != (tls_key is None):
         raise usage_error("--tls-cert and --tls-key belong together; pass both.")
-    check_model("serve", model)
-    require("serve", "The server", "fastapi", "uvicorn", "prometheus_client", "python_multipart", "scipy", load=False)
+    check_runtime(runtime, model, None, backbone, references, dtype)
+    if runtime is None:
+        check_model("serve", model)
+    require("serve", "The server", "fastapi", "uvicorn", "prometheus_client", "python_multipart", load=False)
     from ..serving.keys import api_key_from_environment
     from ..serving.settings import ExposureError, ServerSettings
 
@@ -143,6 +148,8 @@ def serve(
         list_images(references)
     model = checkpoint_or_bundled(model)
     shows_progress()
+    if runtime is not None:
+        options = runtime_options(options)
     from ..serving.running import serve_detector
 
     try:
@@ -152,6 +159,7 @@ def serve(
             host=host,
             port=port,
             allow_anonymous=allow_anonymous,
+            runtime=None if runtime is None else ENGINES[runtime],
             tls=None if tls_cert is None or tls_key is None else (str(tls_cert), str(tls_key)),
             **options,
         )

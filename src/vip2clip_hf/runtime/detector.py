@@ -1,7 +1,7 @@
 """`OnnxDetector`: the anomaly detection pipeline on an exported graph, without torch."""
 
 import os
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,7 @@ from ..models.vip2clip.pipeline_steps_vip2clip import (
 )
 from ..models.vip2clip.results_vip2clip import AnomalyDetectionResult
 from ..models.vip2clip.tensors_vip2clip import is_torch_dataset
+from ..models.vip2clip.tiling_vip2clip import Box
 from .engines import open_engine
 from .exported import checksum_of_export, read_export
 
@@ -159,7 +160,66 @@ class OnnxDetector(ReadsPhotos):
             **chosen_reading(self._photo_options()),
         }
 
-    # Steps
+    @property
+    def options(self) -> dict[str, Any]:
+        """Call arguments that the detector was created with."""
+        return dict(self._options)
+
+    # Steps of a call, for programs that collect batches themselves
+
+    def read(self, item: Any) -> tuple[Image.Image, list[Box]]:
+        """
+        Read an image.
+
+        Args:
+            item: an image, see [`AnomalyDetectionPipeline.__call__`].
+
+        Returns:
+            `tuple`: the image in mode RGB, and its tiles as `(left, top, right, bottom)`, empty without tiling.
+
+        Raises:
+            OSError: if the image cannot be read.
+            ValueError: if it cannot be read without more information, or has too many tiles.
+        """
+        return self._read(item, self._options)
+
+    def forward(self, photos: Sequence[tuple[Image.Image, list[Box]]]) -> list[tuple[float, np.ndarray]]:
+        """
+        Compute the scores and maps of a batch.
+
+        Args:
+            photos (`Sequence[tuple]`): results of [`OnnxDetector.read`].
+
+        Returns:
+            `list[tuple[float, np.ndarray]]`: score in [0, 1] and float32 map of each photo, of shape `(image_size,
+            image_size)`, or `(height, width)` of a photo with tiles.
+        """
+        return list(self._forward(photos, self._options))
+
+    def decide(
+        self,
+        image: Image.Image,
+        score: float,
+        anomaly_map: np.ndarray,
+        *,
+        heatmap: bool = False,
+        regions: bool = False,
+    ) -> AnomalyDetectionResult:
+        """
+        Make the result of an image.
+
+        Args:
+            image (`PIL.Image.Image`): the image.
+            score (`float`), anomaly_map (`np.ndarray`): result of [`OnnxDetector.forward`].
+            heatmap, regions (`bool`, default to `False`): see [`OnnxDetector`].
+
+        Returns:
+            [`AnomalyDetectionResult`]: the result.
+
+        Raises:
+            ValueError: if the score or the map is not finite.
+        """
+        return self._decide(image, score, anomaly_map, {**self._options, "heatmap": heatmap, "regions": regions})
 
     def _photo_options(self) -> dict[str, Any]:
         return {**self.preparation.reading, **self._options}
@@ -194,18 +254,26 @@ class OnnxDetector(ReadsPhotos):
             yield from self._batch(batch, options)
 
     def _batch(self, items: list[Any], options: dict[str, Any]) -> Iterator[AnomalyDetectionResult]:
+        loaded = [self._read(item, options) for item in items]
+        for (image, _), (score, anomaly_map) in zip(loaded, self._forward(loaded, options)):
+            yield self._decide(image, score, anomaly_map, options)
+
+    def _read(self, item: Any, options: dict[str, Any]) -> tuple[Image.Image, list[Box]]:
         timeout = options.get("timeout", DEFAULT_TIMEOUT)
         reading = chosen_reading({**self.preparation.reading, **options})
-        settings = zero_shot_settings(self.model, options)
-        loaded = [load_with_tiles(item, timeout, reading, settings) for item in items]
-        whole = [image for image, boxes in loaded if not boxes]
+        return load_with_tiles(item, timeout, reading, zero_shot_settings(self.model, options))
+
+    def _forward(
+        self, photos: Sequence[tuple[Image.Image, list[Box]]], options: dict[str, Any]
+    ) -> Iterator[tuple[float, np.ndarray]]:
+        whole = [image for image, boxes in photos if not boxes]
         scores, maps = self._run(whole, options) if whole else ((), ())
         computed = zip(scores, maps)
-        for image, boxes in loaded:
+        for image, boxes in photos:
             score, anomaly_map = (
                 forward_tiles(lambda crops: self._run(crops, options), image, boxes) if boxes else next(computed)
             )
-            yield self._decided(image, float(score), anomaly_map, options)
+            yield float(score), anomaly_map
 
     def _run(self, images: list[Image.Image], options: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
         """Compute scores and maps of images."""
@@ -215,7 +283,7 @@ class OnnxDetector(ReadsPhotos):
         warn_about_references(outputs)
         return outputs["scores"], outputs["anomaly_maps"]
 
-    def _decided(
+    def _decide(
         self, image: Image.Image, score: float, anomaly_map: np.ndarray, options: dict[str, Any]
     ) -> AnomalyDetectionResult:
         if not (np.isfinite(score) and np.isfinite(anomaly_map).all()):

@@ -26,10 +26,11 @@ from .settings import ServerSettings
 
 if TYPE_CHECKING:
     from ..models.vip2clip.pipeline_anomaly_detection import AnomalyDetectionPipeline
+    from ..runtime.detector import OnnxDetector
 
 
 def create_server_app(
-    detector: "AnomalyDetectionPipeline | Callable[[], AnomalyDetectionPipeline]",
+    detector: "AnomalyDetectionPipeline | OnnxDetector | Callable[[], AnomalyDetectionPipeline | OnnxDetector]",
     settings: ServerSettings | None = None,
     *,
     name: str = "model",
@@ -43,9 +44,9 @@ def create_server_app(
     `PIL.Image.MAX_IMAGE_PIXELS` is `settings.max_pixels`.
 
     Args:
-        detector ([`AnomalyDetectionPipeline`] or `Callable`):
-            The pipeline, or a function that loads it. The function runs in a thread when the application starts; until
-            it returns, `/ready` and `/predict` answer with status 503.
+        detector ([`AnomalyDetectionPipeline`], [`OnnxDetector`] or `Callable`):
+            The pipeline or the exported model, or a function that loads it. The function runs in a thread when the
+            application starts; until it returns, `/ready` and `/predict` answer with status 503.
         settings ([`ServerSettings`], *optional*):
             Limits and security; defaults to those of `ServerSettings()`.
         name (`str`, defaults to `"model"`):
@@ -72,10 +73,10 @@ def create_server_app(
         warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
         loading: asyncio.Task[None] | None = None
         try:
-            if callable(getattr(detector, "preprocess", None)):
+            if hasattr(detector, "score_settings"):
                 _start(service, detector)
             else:
-                loading = asyncio.create_task(_load(service, detector, failed))  # type: ignore[arg-type]
+                loading = asyncio.create_task(_load(service, detector, failed))
             yield
         finally:
             if loading is not None:
@@ -101,10 +102,10 @@ def create_server_app(
 
 
 def _start(service: Service, detector: Any) -> None:
-    from .engine import Engine
+    from .engine import engine_of, warm_up
 
-    engine = Engine(detector)
-    engine.warm_up()
+    engine = engine_of(detector)
+    warm_up(engine)
     service.start(engine)
 
 

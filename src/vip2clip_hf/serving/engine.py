@@ -1,18 +1,13 @@
-"""The steps of the pipeline for single photos, so that photos of many requests share a batch."""
+"""What the server needs of a model: the steps of a prediction for single photos, so that photos share a batch."""
 
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-import torch
 from PIL import Image
 
-from ..models.vip2clip.arguments_vip2clip import label_names, threshold_pair
-from ..models.vip2clip.fingerprint_vip2clip import is_calibrated
-from ..models.vip2clip.image_notices_vip2clip import collect_notices
-from ..models.vip2clip.pipeline_anomaly_detection import AnomalyDetectionPipeline
 from ..utils.pictures import png_bytes
 
 
@@ -32,7 +27,7 @@ class Prepared:
     A photo that is ready for the model.
 
     Args:
-        inputs (`dict[str, Any]`): result of `preprocess` of the pipeline.
+        inputs (`dict[str, Any]`): what the engine keeps of it.
         notices (`list[str]`): what was converted or guessed when the photo was read.
     """
 
@@ -40,20 +35,8 @@ class Prepared:
     notices: list[str] = field(default_factory=list)
 
 
-class Engine:
-    """
-    Run a pipeline step by step: `prepare` and `finish` for one photo, in any thread, and `forward` for a batch.
-
-    Args:
-        detector ([`AnomalyDetectionPipeline`]): the pipeline. Its default arguments are used.
-
-    Raises:
-        ValueError: if the references of the pipeline were read with other tiles.
-    """
-
-    def __init__(self, detector: AnomalyDetectionPipeline) -> None:
-        detector.score_settings()  # raises if the references were read with other tiles
-        self.detector = detector
+class Engine(Protocol):
+    """Steps of a prediction: `prepare` and `finish` for one photo, in any thread, and `forward` for a batch."""
 
     def prepare(self, content: bytes, name: str, heatmap: bool) -> Prepared:
         """
@@ -71,52 +54,29 @@ class Engine:
             OSError: if the photo cannot be read.
             ValueError: if it cannot be read without more information, or has too many tiles.
         """
-        options = {**self.detector._preprocess_params, "heatmap": heatmap}
-        with collect_notices() as notices:
-            inputs = self.detector.preprocess({"bytes": content, "path": name}, **options)
-        return Prepared(inputs, list(dict.fromkeys(notices)))
 
     def forward(self, photos: Sequence[Prepared]) -> list[dict[str, Any]]:
         """
-        Run the model on a batch, as the pipeline does.
+        Run the model on a batch.
 
         Args:
             photos (`Sequence[Prepared]`): the photos.
 
         Returns:
-            `list[dict[str, Any]]`: for each photo, the argument of [`Engine.finish`], on the CPU.
+            `list[dict[str, Any]]`: for each photo, the argument of `finish`, on the CPU.
         """
-        inputs = [photo.inputs for photo in photos]
-        batch = {
-            "pixel_values": torch.cat([one["pixel_values"] for one in inputs]),
-            "target_size": [one["target_size"] for one in inputs],
-            "tiles": [one["tiles"] for one in inputs],
-            "image": [None] * len(inputs),
-        }
-        outputs = self.detector.forward(batch, **self.detector._forward_params)
-        scores = outputs["scores"].reshape(-1)
-        return [
-            {
-                "scores": scores[position : position + 1],
-                "anomaly_maps": outputs["anomaly_maps"][position][None],
-                "target_size": one["target_size"],
-                "image": one["image"],
-            }
-            for position, one in enumerate(inputs)
-        ]
 
     def finish(self, outputs: dict[str, Any], regions: bool) -> "AnomalyDetectionResult":
         """
         Convert the outputs of the model for one photo to the result of the pipeline.
 
         Args:
-            outputs (`dict[str, Any]`): an item of [`Engine.forward`].
+            outputs (`dict[str, Any]`): an item of the result of `forward`.
             regions (`bool`): whether to list the regions of the mask.
 
         Returns:
-            [`AnomalyDetectionResult`]: result of the pipeline.
+            [`AnomalyDetectionResult`]: the result.
         """
-        return self.detector.postprocess(outputs, **{**self.detector._postprocess_params, "regions": regions})
 
     def describe(self) -> dict[str, Any]:
         """
@@ -126,26 +86,43 @@ class Engine:
             `dict[str, Any]`: `image_size`, `labels`, `image_threshold`, `pixel_threshold`, `calibrated`, `references`
             (number of photos) and `tile_size`.
         """
-        detector, settings = self.detector, self.detector.score_settings()
-        decision, references = detector.decision, detector.references
-        thresholds = threshold_pair(
-            detector._postprocess_params.get("threshold"), (decision.image_threshold, decision.pixel_threshold)
-        )
-        return {
-            "image_size": detector.model.config.image_size,
-            "labels": list(label_names(detector.model.config.id2label)),
-            "image_threshold": thresholds[0],
-            "pixel_threshold": thresholds[1],
-            "calibrated": is_calibrated(detector.model, settings, decision),
-            "references": 0 if references is None else len(references),
-            "tile_size": settings["tile_size"],
-        }
 
-    def warm_up(self) -> None:
-        """Run the model once, so that the first request is not slower than others."""
-        side = self.detector.model.config.image_size
-        content = png_bytes(Image.new("RGB", (side, side), (128, 128, 128)))
-        self.finish(self.forward([self.prepare(content, "warm-up", heatmap=True)])[0], regions=True)
+
+def engine_of(detector: Any) -> Engine:
+    """
+    Choose the engine of a detector.
+
+    Args:
+        detector ([`AnomalyDetectionPipeline`] or [`OnnxDetector`]): the detector. Its default arguments are used.
+
+    Returns:
+        [`Engine`]: the engine.
+
+    Raises:
+        ValueError: if the references of the detector were read with other tiles.
+    """
+    from ..runtime.detector import OnnxDetector
+
+    detector.score_settings()  # raises if the references were read with other tiles
+    if isinstance(detector, OnnxDetector):
+        from .exported_engine import ExportedEngine
+
+        return ExportedEngine(detector)
+    from .pipeline_engine import PipelineEngine
+
+    return PipelineEngine(detector)
+
+
+def warm_up(engine: Engine) -> None:
+    """
+    Run the model once, so that the first request is not slower than others.
+
+    Args:
+        engine ([`Engine`]): the engine.
+    """
+    side = engine.describe()["image_size"]
+    content = png_bytes(Image.new("RGB", (side, side), (128, 128, 128)))
+    engine.finish(engine.forward([engine.prepare(content, "warm-up", heatmap=True)])[0], regions=True)
 
 
 def measure_photo(content: bytes, max_pixels: int) -> int:
@@ -183,4 +160,4 @@ def measure_photo(content: bytes, max_pixels: int) -> int:
         return max_pixels if getattr(image, "is_animated", False) else image.width * image.height
 
 
-__all__ = ["FORMATS", "Engine", "Prepared", "measure_photo"]
+__all__ = ["FORMATS", "Engine", "Prepared", "engine_of", "measure_photo", "warm_up"]

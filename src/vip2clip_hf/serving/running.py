@@ -31,17 +31,19 @@ def serve_detector(
     port: int = 8000,
     allow_anonymous: bool = False,
     tls: tuple[str, str] | None = None,
+    runtime: str | None = None,
     **options: Any,
 ) -> None:
     """
-    Serve a checkpoint until the process is stopped with SIGTERM or Ctrl+C. What was accepted before is answered.
+    Serve a checkpoint or an export until the process is stopped with SIGTERM or Ctrl+C. What was accepted before is
+    answered.
 
     The address is bound first. `/health` answers at once, `/ready` with status 200 when the model is loaded. Prints
     the address to the standard output, and then one line of JSON for each request.
 
     Args:
         model (`str` or `os.PathLike`):
-            Checkpoint folder or Hub id.
+            Checkpoint folder or Hub id, or folder of an export with `runtime`.
         settings ([`ServerSettings`], *optional*):
             Limits and security.
         host (`str`, defaults to `"127.0.0.1"`):
@@ -52,8 +54,11 @@ def serve_detector(
             Whether others may use the server without a key. Prints a warning.
         tls (`tuple[str, str]`, *optional*):
             Files with the certificate chain and the private key, in PEM format.
+        runtime (`"onnxruntime"` or `"openvino"`, *optional*):
+            Engine of an exported model, which needs neither torch nor transformers. By default, `model` is a
+            checkpoint.
         options:
-            Arguments of [`AnomalyDetectionPipeline.from_pretrained`].
+            Arguments of [`AnomalyDetectionPipeline.from_pretrained`], or of [`OnnxDetector`] with `runtime`.
 
     Raises:
         OSError: if the address cannot be bound, the checkpoint cannot be read, or the certificate is not valid.
@@ -67,7 +72,7 @@ def serve_detector(
         warning = check_exposure(address[0], settings, allow_anonymous)
         if warning is not None:
             print(warning, file=sys.stderr, flush=True)
-        _serve(listener, model, settings, tls, options)
+        _serve(listener, model, settings, tls, runtime, options)
     finally:
         listener.close()
 
@@ -77,9 +82,16 @@ def _serve(
     model: str | os.PathLike,
     settings: ServerSettings,
     tls: tuple[str, str] | None,
+    runtime: str | None,
     options: dict[str, Any],
 ) -> None:
     def load() -> Any:
+        if runtime is not None:
+            from ..runtime.detector import OnnxDetector
+
+            exported = OnnxDetector(model, engine=runtime, **options)
+            print(f"The model is loaded in {runtime}.", file=sys.stderr, flush=True)
+            return exported
         from ..models.vip2clip.pipeline_anomaly_detection import AnomalyDetectionPipeline
 
         found = AnomalyDetectionPipeline.from_pretrained(model, **options)

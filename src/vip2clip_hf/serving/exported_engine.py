@@ -1,0 +1,60 @@
+"""The steps of an exported model for the server, without torch."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..models.vip2clip.arguments_vip2clip import label_names, threshold_pair
+from ..models.vip2clip.image_notices_vip2clip import collect_notices
+from ..models.vip2clip.pipeline_steps_vip2clip import bank_of, decision_of
+from ..runtime.detector import OnnxDetector
+from .engine import Prepared
+
+
+if TYPE_CHECKING:
+    from ..models.vip2clip.results_vip2clip import AnomalyDetectionResult
+
+
+class ExportedEngine:
+    """
+    Run an exported model step by step, see [`Engine`].
+
+    Args:
+        detector ([`OnnxDetector`]): the detector. Its default arguments are used.
+    """
+
+    def __init__(self, detector: OnnxDetector) -> None:
+        self.detector = detector
+
+    def prepare(self, content: bytes, name: str, heatmap: bool) -> Prepared:
+        with collect_notices() as notices:
+            image, boxes = self.detector.read({"bytes": content, "path": name})
+        return Prepared({"image": image, "boxes": boxes, "heatmap": heatmap}, list(dict.fromkeys(notices)))
+
+    def forward(self, photos: Sequence[Prepared]) -> list[dict[str, Any]]:
+        found = self.detector.forward([(photo.inputs["image"], photo.inputs["boxes"]) for photo in photos])
+        return [
+            {**photo.inputs, "score": score, "anomaly_map": anomaly_map}
+            for photo, (score, anomaly_map) in zip(photos, found)
+        ]
+
+    def finish(self, outputs: dict[str, Any], regions: bool) -> "AnomalyDetectionResult":
+        image, score, anomaly_map = outputs["image"], outputs["score"], outputs["anomaly_map"]
+        return self.detector.decide(image, score, anomaly_map, heatmap=outputs["heatmap"], regions=regions)
+
+    def describe(self) -> dict[str, Any]:
+        detector, options = self.detector, self.detector.options
+        decision, calibrated = decision_of(detector.model, options)
+        thresholds = threshold_pair(options.get("threshold"), (decision.image_threshold, decision.pixel_threshold))
+        references = bank_of(detector.model, options)
+        return {
+            "image_size": detector.model.config.image_size,
+            "labels": list(label_names(detector.model.config.id2label)),
+            "image_threshold": thresholds[0],
+            "pixel_threshold": thresholds[1],
+            "calibrated": calibrated,
+            "references": 0 if references is None else len(references),
+            "tile_size": detector.score_settings()["tile_size"],
+        }
+
+
+__all__ = ["ExportedEngine"]
