@@ -43,8 +43,8 @@ def explain(error: BaseException) -> str:
         )
     if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in _REQUIRED:
         return (
-            f"{error.name} is not installed. Install the package with its dependencies, or, to run an exported "
-            "checkpoint without them: vip2clip predict PHOTOS --runtime onnx --model EXPORTED."
+            f"{error.name} is not installed. Install the package with its dependencies. predict and serve need none of "
+            "them with --runtime onnx --model EXPORTED, the folder of an exported checkpoint."
         )
     if isinstance(error, damaged):
         return f"A file is damaged ({text or type(error).__name__}); remove it or create it again."
