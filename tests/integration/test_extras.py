@@ -18,7 +18,7 @@ from vip2clip_hf.data.synthetic import write_dataset
 
 
 pytestmark = pytest.mark.slow
-EXTRAS = ("data", "train", "app", "export", "report", "serve", "watch", "heic", "runtime")
+EXTRAS = ("data", "train", "app", "export", "report", "serve", "watch", "heic", "runtime", "openvino")
 # Commands, and the extras that enable them. The error message names the first one; an empty tuple means no extra.
 COMMANDS: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "version": (["--version"], ()),
@@ -39,6 +39,7 @@ COMMANDS: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "evaluate help": (["evaluate", "--help"], ()),
     "onnx": (["export", "--output", "onnx"], ("export",)),
     "runtime": (["predict", "PHOTO", "--runtime", "onnx", "--model", "EXPORTED"], ("runtime", "export")),
+    "openvino": (["predict", "PHOTO", "--runtime", "openvino", "--model", "EXPORTED"], ("openvino",)),
     "heic": (["predict", "HEIC", "--device", "cpu"], ("heic",)),
     "serve": (["serve", "--port", "0", "--device", "cpu"], ("serve",)),
     "watch": (["watch", "NORMAL", "--output", "watched", "--settle", "0.1", "--device", "cpu"], ("watch",)),

@@ -196,9 +196,13 @@ def test_an_export(detector, bank, photos, expected, name, tmp_path):
     assert report["references"]["num_photos"] == 5
     assert report["references"]["checksum"] == bank.checksum()
     run = load(tmp_path / "exported")
+    zero_shot = detector(photos, references=None)
     pixel_values = detector.image_processor(photos, return_tensors="np")["pixel_values"]
     for batch in (slice(0, 6), slice(0, 1), slice(2, 6)):
-        scores, maps = run(np.ascontiguousarray(pixel_values[batch]))
+        scores, maps, _, zero_shot_scores, zero_shot_maps = run(np.ascontiguousarray(pixel_values[batch]))
+        np.testing.assert_allclose(zero_shot_scores, [one["score"] for one in zero_shot[batch]], atol=1e-5)
+        for found, one in zip(zero_shot_maps, zero_shot[batch], strict=True):
+            np.testing.assert_allclose(found, one["anomaly_map"], atol=1e-5)
         check(scores, maps, (expected[0][batch], expected[1][batch]), EXPORTED)
 
 
