@@ -43,7 +43,7 @@ def explain(error: BaseException) -> str:
         )
     if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in _REQUIRED:
         return (
-            f"{error.name} is not installed. Install the package with its dependencies. predict and serve need none of "
+            f"{error.name} is not installed. Install the package with its dependencies. predict and serve do not need "
             "them with --runtime onnx --model EXPORTED, the folder of an exported checkpoint."
         )
     if isinstance(error, damaged):
