@@ -102,7 +102,8 @@ def create_server_app(
 
 
 def _start(service: Service, detector: Any) -> None:
-    from .engine import engine_of, warm_up
+    from .engine import warm_up
+    from .engines import engine_of
 
     engine = engine_of(detector)
     warm_up(engine)

@@ -88,31 +88,6 @@ class Engine(Protocol):
         """
 
 
-def engine_of(detector: Any) -> Engine:
-    """
-    Choose the engine of a detector.
-
-    Args:
-        detector ([`AnomalyDetectionPipeline`] or [`OnnxDetector`]): the detector. Its default arguments are used.
-
-    Returns:
-        [`Engine`]: the engine.
-
-    Raises:
-        ValueError: if the references of the detector were read with other tiles.
-    """
-    from ..runtime.detector import OnnxDetector
-
-    detector.score_settings()  # raises if the references were read with other tiles
-    if isinstance(detector, OnnxDetector):
-        from .exported_engine import ExportedEngine
-
-        return ExportedEngine(detector)
-    from .pipeline_engine import PipelineEngine
-
-    return PipelineEngine(detector)
-
-
 def warm_up(engine: Engine) -> None:
     """
     Run the model once, so that the first request is not slower than others.
@@ -160,4 +135,4 @@ def measure_photo(content: bytes, max_pixels: int) -> int:
         return max_pixels if getattr(image, "is_animated", False) else image.width * image.height
 
 
-__all__ = ["FORMATS", "Engine", "Prepared", "engine_of", "measure_photo", "warm_up"]
+__all__ = ["FORMATS", "Engine", "Prepared", "measure_photo", "warm_up"]
