@@ -475,6 +475,7 @@ def s3(tmp_path_factory):
         yield fs
 
 
+@pytest.mark.slow
 def test_s3(detector, s3, photos, expected, tmp_path):
     upload(s3, photos, "photos/set")
     found = predict_to_folder(*detector, "s3://photos/set", "s3://results/run", **OPTIONS)

@@ -110,6 +110,7 @@ def test_kinds_of_files(heic, phone_photo, tmp_path):
     assert not is_heif(b"\x00\x00\x00\x18ftypisom\x00\x00\x02\x00isomiso2")  # a video
 
 
+@pytest.mark.slow
 def test_without_pillow_heif(heic):
     path = heic()
     code = f"""
