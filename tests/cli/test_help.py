@@ -307,9 +307,13 @@ def test_settings():
             options.parse_settings([text])
 
 
-def test_a_missing_package_of_the_installation_is_explained():
+def test_a_missing_package_of_the_installation_is_explained(monkeypatch):
     """In an environment for the runtime without torch."""
-    text = explain(ModuleNotFoundError("No module named 'transformers.utils'", name="transformers.utils"))
-    assert "transformers.utils is not installed" in text
+    error = ModuleNotFoundError("No module named 'transformers.no_such'", name="transformers.no_such")
+    assert explain(error) == "No module named 'transformers.no_such'"  # installed, in another version
+    monkeypatch.setattr("vip2clip_hf.cli.errors.find_spec", lambda name: None)
+    monkeypatch.delitem(sys.modules, "transformers")
+    text = explain(error)
+    assert text.startswith("transformers is not installed.")
     assert "--runtime onnx" in text
     assert explain(ModuleNotFoundError("No module named 'other'", name="other")) == "No module named 'other'"

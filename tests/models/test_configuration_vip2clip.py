@@ -212,6 +212,16 @@ def test_errors_name_the_checkpoint(tmp_path, entry, message):
     with pytest.raises(StrictDataclassError, match=message) as found:
         AutoConfig.from_pretrained(tmp_path)
     assert str(found.value).startswith(f"config.json of {str(tmp_path)!r}: ")
+    with pytest.raises(StrictDataclassError, match=message) as found:
+        ViP2ClipConfig.from_pretrained(tmp_path)
+    assert str(found.value).startswith(f"config.json of {str(tmp_path)!r}: ")
+
+
+def test_errors_of_arguments_do_not_blame_the_file(tmp_path):
+    ViP2ClipConfig().save_pretrained(tmp_path)
+    with pytest.raises(StrictDataclassError, match="image_size is 321") as found:
+        AutoConfig.from_pretrained(tmp_path, image_size=321)
+    assert "config.json" not in str(found.value)
 
 
 def test_misspelled_entries_are_named(tmp_path, caplog):

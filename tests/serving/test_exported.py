@@ -5,14 +5,19 @@ import json
 import os
 import subprocess
 import sys
+from io import BytesIO
 
 import httpx
 import pytest
+from PIL import Image
+from typer.testing import CliRunner
 
-from helpers.exports import export_by_hand
+from helpers.exports import build, export_by_hand
 from helpers.servers import as_png, random_photo
-from helpers.tiny import ROOT
+from helpers.tiny import ROOT, TINY
 from serving.test_predict import EVERYTHING, files, same_result
+from vip2clip_hf import ReferenceBank, ViP2ClipImageProcessor, bundled_checkpoint
+from vip2clip_hf.cli import app as command
 from vip2clip_hf.runtime import OnnxDetector
 from vip2clip_hf.serving import ServerSettings, create_server_app
 
@@ -60,6 +65,42 @@ def test_many_requests(folder):
     assert [one.status_code for one in answers] == [200] * len(photos)
     found = [one.json()["results"][0]["score"] for one in answers]
     assert found == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_an_export_with_references(start, photos, tmp_path, engine):
+    """A real graph, with and without its references."""
+    pytest.importorskip("onnxscript", reason="extra `export` is not installed")
+    pytest.importorskip(engine, reason=f"extra `{engine}` is not installed")
+    from vip2clip_hf.export.exporting import export_onnx
+
+    model, image_processor = build(), ViP2ClipImageProcessor(size=TINY["image_size"])
+    images = [Image.open(BytesIO(photo)).convert("RGB") for photo in photos]
+    bank = ReferenceBank.from_images(model, image_processor, images[:3])
+    export_onnx(model, image_processor, tmp_path / "export", references=bank)
+    found = {}
+    for options in ({}, {"references": None}):
+        detector = OnnxDetector(tmp_path / "export", engine=engine, threads=1, **options)
+        expected = [detector({"bytes": photo}, regions=True, heatmap=True) for photo in photos]
+        client = start(detector, max_batch=5, max_wait=60_000)
+        results = client.post("/predict", files=files(photos), params=EVERYTHING).json()["results"]
+        for record, result in zip(results, expected, strict=True):
+            same_result(record, result, 1e-5, detector.decision.pixel_threshold)
+        found[client.get("/info").json()["references"]] = [record["score"] for record in results]
+    assert sorted(found) == [0, 3]
+    assert found[0] != found[3]
+
+
+def test_mistakes_are_found_before_the_address_is_printed(folder, tmp_path):
+    for arguments, message in (
+        (["--model", str(tmp_path / "absent")], "is not an export"),
+        (["--model", str(bundled_checkpoint())], "is a checkpoint; expected a folder with export.json"),
+    ):
+        done = CliRunner().invoke(command, ["serve", "--runtime", "onnx", *arguments, "--port", "0"])
+        assert done.exit_code == 1
+        assert message in str(done.exception)
+        assert "Serving on" not in done.output
 
 
 PROGRAM = """

@@ -14,6 +14,7 @@ from PIL import Image
 
 from helpers.servers import as_png, multipart, nothing_is_kept, random_photo
 from vip2clip_hf import AnomalyDetectionPipeline, DecisionConfig, ReferenceBank
+from vip2clip_hf.models.vip2clip.heif_vip2clip import register_heif
 from vip2clip_hf.models.vip2clip.results_vip2clip import decode_result
 
 
@@ -465,3 +466,17 @@ def test_base64_of_pictures(start, photos):
     mask = Image.open(BytesIO(base64.b64decode(record["mask"]["png"])))
     assert (mask.mode, mask.size) == ("L", (40, 30))
     assert Image.open(BytesIO(base64.b64decode(record["heatmap"]["png"]))).size == (40, 30)
+
+
+def test_heic_photos(start):
+    """Also if nothing else has read a HEIC photo before."""
+    heif = pytest.importorskip("pillow_heif")
+    stream = BytesIO()
+    heif.from_pillow(random_photo(0, (40, 30))).save(stream)
+    register_heif.cache_clear()
+    heif_openers = {name: Image.OPEN.pop(name) for name in ("HEIF",) if name in Image.OPEN}
+    try:
+        answer = start().post("/predict", files=[("images", ("a.heic", stream.getvalue()))])
+        assert answer.status_code == 200, answer.text
+    finally:
+        Image.OPEN.update(heif_openers)

@@ -6,6 +6,7 @@ import sys
 import zipfile
 import zlib
 from collections.abc import Iterator
+from importlib.util import find_spec
 
 
 # Environment variable that shows tracebacks.
@@ -41,9 +42,10 @@ def explain(error: BaseException) -> str:
         return (
             f"A file is not valid {error.encoding} text ({error.reason} at position {error.start}); save it as UTF-8."
         )
-    if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in _REQUIRED:
+    package = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+    if package in _REQUIRED and package not in sys.modules and find_spec(package) is None:
         return (
-            f"{error.name} is not installed. Install the package with its dependencies. predict and serve do not need "
+            f"{package} is not installed. Install the package with its dependencies. predict and serve do not need "
             "them with --runtime onnx --model EXPORTED, the folder of an exported checkpoint."
         )
     if isinstance(error, damaged):

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..utils.extras import require
 from .options import usage_error
 
 
@@ -73,6 +74,29 @@ def runtime_options(options: dict[str, Any]) -> dict[str, Any]:
     return {**kept, "device": kept.get("device") or "cpu"}
 
 
+def check_export(folder: str, runtime: str, options: dict[str, Any]) -> dict[str, Any]:
+    """
+    Check an export and its engine before the graph is loaded.
+
+    Args:
+        folder (`str`): folder of the export.
+        runtime (`str`): value of `--runtime`.
+        options (`dict[str, Any]`): see [`runtime_options`].
+
+    Returns:
+        `dict[str, Any]`: arguments of [`OnnxDetector`].
+
+    Raises:
+        ImportError: if the package of the engine is not installed.
+        OSError: if the folder is not an export.
+    """
+    from ..runtime.exported import read_export
+
+    require("runtime" if runtime == "onnx" else runtime, f"--runtime {runtime}", ENGINES[runtime], load=False)
+    read_export(folder)
+    return runtime_options(options)
+
+
 def open_runtime(folder: str, runtime: str, options: dict[str, Any]) -> Any:
     """
     Load an exported model.
@@ -97,4 +121,4 @@ def open_runtime(folder: str, runtime: str, options: dict[str, Any]) -> Any:
     return detector
 
 
-__all__ = ["ENGINES", "Runtime", "check_runtime", "open_runtime", "runtime_options"]
+__all__ = ["ENGINES", "Runtime", "check_export", "check_runtime", "open_runtime", "runtime_options"]

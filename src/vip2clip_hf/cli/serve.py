@@ -23,7 +23,7 @@ from .options import (
     shows_progress,
     usage_error,
 )
-from .runtimes import ENGINES, Runtime, check_runtime, runtime_options
+from .runtimes import ENGINES, Runtime, check_export, check_runtime
 
 
 def serve(
@@ -146,10 +146,10 @@ def serve(
         from ..models.vip2clip.image_listing_vip2clip import list_images
 
         list_images(references)
+    if runtime is not None and model is not None:
+        options = check_export(model, runtime, options)
     model = checkpoint_or_bundled(model)
     shows_progress()
-    if runtime is not None:
-        options = runtime_options(options)
     from ..serving.running import serve_detector
 
     try:

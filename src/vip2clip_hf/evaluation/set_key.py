@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..models.loading import SCORING_VERSION
 from ..utils.contents import digest_of_all, image_digests
 from ..utils.serialization import to_json
+from ..utils.versions import SCORING_VERSION
 from .parts import read_parts
 
 

@@ -13,7 +13,7 @@ CALIBRATED_WITH = ("method", "false_alarm_rate", "recall", "num_images", "num_an
 # How an error message refers to a setting; by default, "KEY setting".
 _TITLES = {
     "model_checksum": "model", "image_processor": "image processor", "dtype": "dtype", "source": "source",
-    "references": "bank of references",
+    "references": "bank of references", "export_sha256": "exported model", "runtime": "engine",
 }  # fmt: skip
 
 

@@ -2,9 +2,10 @@
 
 from typing import Any
 
-from ..models.loading import SCORING_VERSION, model_checksum, processor_settings
+from ..models.loading import model_checksum, processor_settings
 from ..models.vip2clip.arguments_vip2clip import label_names
 from ..models.vip2clip.pipeline_anomaly_detection import AnomalyDetectionPipeline
+from ..utils.versions import SCORING_VERSION
 
 
 def scoring_settings(detector: AnomalyDetectionPipeline, threshold: tuple[float, float]) -> dict[str, Any]:

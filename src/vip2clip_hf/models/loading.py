@@ -15,8 +15,6 @@ from .vip2clip.image_processing_vip2clip import ViP2ClipImageProcessor, check_im
 from .vip2clip.modeling_vip2clip import ViP2ClipForAnomalyDetection
 
 
-# Raise it with each change of the code that changes scores or maps of the same inputs.
-SCORING_VERSION = 1
 DTYPES = ("float32", "bfloat16", "float16")
 # Processes that finish first wait for the slowest one, which can be on another machine.
 TIMEOUT = timedelta(days=7)
@@ -224,7 +222,6 @@ def processor_settings(image_processor: ViP2ClipImageProcessor) -> dict[str, Any
 
 __all__ = [
     "DTYPES",
-    "SCORING_VERSION",
     "check_dtype",
     "check_model",
     "device_of_process",

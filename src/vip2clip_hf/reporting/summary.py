@@ -25,7 +25,8 @@ def settings_lines(found: Predictions) -> list[tuple[str, str]]:
     lines: list[tuple[str, Any]] = [
         ("Photos", found.photos.root or source.get("data")),
         ("Model", settings.get("model")),
-        ("Checksum of the model", settings.get("model_checksum")),
+        ("Checksum of the model", settings.get("model_checksum") or settings.get("export_sha256")),
+        ("Engine", settings.get("runtime")),
         ("Image threshold", _number(settings.get("image_threshold"))),
         ("Pixel threshold", _number(settings.get("pixel_threshold"))),
         ("Calibration", calibration_text(settings) if settings else None),

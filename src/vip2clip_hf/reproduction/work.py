@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..evaluation.comparison import differences, metric_differences, triple
-from ..models.loading import SCORING_VERSION
+from ..utils.versions import SCORING_VERSION
 from .datasets import PlanDatasets
 from .measured import LEVELS, CellKey, Measured
 from .plan_types import Plan

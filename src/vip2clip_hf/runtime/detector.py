@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -29,8 +30,27 @@ from ..models.vip2clip.pipeline_steps_vip2clip import (
 from ..models.vip2clip.results_vip2clip import AnomalyDetectionResult
 from ..models.vip2clip.tensors_vip2clip import is_torch_dataset
 from ..models.vip2clip.tiling_vip2clip import Box
+from ..utils.versions import SCORING_VERSION
 from .engines import open_engine
 from .exported import checksum_of_export, read_export
+
+
+@dataclass(frozen=True)
+class PreparedPhoto:
+    """
+    An image that is ready for the graph.
+
+    Args:
+        size (`tuple[int, int]`): height and width of the image.
+        image (`PIL.Image.Image`, *optional*): the image in mode RGB, if it has tiles or for a heatmap.
+        boxes (`list[tuple[int, int, int, int]]`): tiles as `(left, top, right, bottom)`, empty without tiling.
+        values (`np.ndarray` of shape `(1, 3, image_size, image_size)`, *optional*): float32, without tiling.
+    """
+
+    size: tuple[int, int]
+    image: Image.Image | None
+    boxes: list[Box]
+    values: np.ndarray | None
 
 
 class OnnxDetector(ReadsPhotos):
@@ -149,6 +169,7 @@ class OnnxDetector(ReadsPhotos):
         """
         decision = self.decision
         return {
+            "scoring_version": SCORING_VERSION,
             "runtime": self._engine_name,
             "export_sha256": checksum_of_export(self._path),
             "labels": label_names(self.model.config.id2label),
@@ -167,28 +188,29 @@ class OnnxDetector(ReadsPhotos):
 
     # Steps of a call, for programs that collect batches themselves
 
-    def read(self, item: Any) -> tuple[Image.Image, list[Box]]:
+    def prepare(self, item: Any, *, heatmap: bool = False) -> PreparedPhoto:
         """
-        Read an image.
+        Read an image and prepare it for the graph. Can run in several threads.
 
         Args:
             item: an image, see [`AnomalyDetectionPipeline.__call__`].
+            heatmap (`bool`, defaults to `False`): whether a heatmap will be drawn, for which the image is kept.
 
         Returns:
-            `tuple`: the image in mode RGB, and its tiles as `(left, top, right, bottom)`, empty without tiling.
+            [`PreparedPhoto`]: the image, ready for [`OnnxDetector.forward`].
 
         Raises:
             OSError: if the image cannot be read.
             ValueError: if it cannot be read without more information, or has too many tiles.
         """
-        return self._read(item, self._options)
+        return self._prepare(item, {**self._options, "heatmap": heatmap})
 
-    def forward(self, photos: Sequence[tuple[Image.Image, list[Box]]]) -> list[tuple[float, np.ndarray]]:
+    def forward(self, photos: Sequence[PreparedPhoto]) -> list[tuple[float, np.ndarray]]:
         """
         Compute the scores and maps of a batch.
 
         Args:
-            photos (`Sequence[tuple]`): results of [`OnnxDetector.read`].
+            photos (`Sequence[PreparedPhoto]`): results of [`OnnxDetector.prepare`].
 
         Returns:
             `list[tuple[float, np.ndarray]]`: score in [0, 1] and float32 map of each photo, of shape `(image_size,
@@ -198,7 +220,7 @@ class OnnxDetector(ReadsPhotos):
 
     def decide(
         self,
-        image: Image.Image,
+        photo: PreparedPhoto,
         score: float,
         anomaly_map: np.ndarray,
         *,
@@ -206,10 +228,10 @@ class OnnxDetector(ReadsPhotos):
         regions: bool = False,
     ) -> AnomalyDetectionResult:
         """
-        Make the result of an image.
+        Make the result of an image. Can run in several threads.
 
         Args:
-            image (`PIL.Image.Image`): the image.
+            photo ([`PreparedPhoto`]): result of [`OnnxDetector.prepare`].
             score (`float`), anomaly_map (`np.ndarray`): result of [`OnnxDetector.forward`].
             heatmap, regions (`bool`, default to `False`): see [`OnnxDetector`].
 
@@ -217,9 +239,9 @@ class OnnxDetector(ReadsPhotos):
             [`AnomalyDetectionResult`]: the result.
 
         Raises:
-            ValueError: if the score or the map is not finite.
+            ValueError: if the score or the map is not finite, or a heatmap is wanted and the image was not kept.
         """
-        return self._decide(image, score, anomaly_map, {**self._options, "heatmap": heatmap, "regions": regions})
+        return self._decide(photo, score, anomaly_map, {**self._options, "heatmap": heatmap, "regions": regions})
 
     def _photo_options(self) -> dict[str, Any]:
         return {**self.preparation.reading, **self._options}
@@ -254,49 +276,55 @@ class OnnxDetector(ReadsPhotos):
             yield from self._batch(batch, options)
 
     def _batch(self, items: list[Any], options: dict[str, Any]) -> Iterator[AnomalyDetectionResult]:
-        loaded = [self._read(item, options) for item in items]
-        for (image, _), (score, anomaly_map) in zip(loaded, self._forward(loaded, options)):
-            yield self._decide(image, score, anomaly_map, options)
+        photos = [self._prepare(item, options) for item in items]
+        for photo, (score, anomaly_map) in zip(photos, self._forward(photos, options)):
+            yield self._decide(photo, score, anomaly_map, options)
 
-    def _read(self, item: Any, options: dict[str, Any]) -> tuple[Image.Image, list[Box]]:
+    def _prepare(self, item: Any, options: dict[str, Any]) -> PreparedPhoto:
         timeout = options.get("timeout", DEFAULT_TIMEOUT)
         reading = chosen_reading({**self.preparation.reading, **options})
-        return load_with_tiles(item, timeout, reading, zero_shot_settings(self.model, options))
+        image, boxes = load_with_tiles(item, timeout, reading, zero_shot_settings(self.model, options))
+        values = None if boxes else self.preparation.pixel_values([image])
+        kept = image if boxes or options.get("heatmap") else None
+        return PreparedPhoto((image.height, image.width), kept, boxes, values)
 
-    def _forward(
-        self, photos: Sequence[tuple[Image.Image, list[Box]]], options: dict[str, Any]
-    ) -> Iterator[tuple[float, np.ndarray]]:
-        whole = [image for image, boxes in photos if not boxes]
-        scores, maps = self._run(whole, options) if whole else ((), ())
+    def _forward(self, photos: Sequence[PreparedPhoto], options: dict[str, Any]) -> Iterator[tuple[float, np.ndarray]]:
+        def run(crops: list[Image.Image]) -> tuple[np.ndarray, np.ndarray]:
+            return self._run(self.preparation.pixel_values(crops), options)
+
+        whole = [photo.values for photo in photos if photo.values is not None]
+        scores, maps = self._run(np.concatenate(whole), options) if whole else ((), ())
         computed = zip(scores, maps)
-        for image, boxes in photos:
-            score, anomaly_map = (
-                forward_tiles(lambda crops: self._run(crops, options), image, boxes) if boxes else next(computed)
-            )
+        for photo in photos:
+            if photo.image is not None and photo.boxes:
+                score, anomaly_map = forward_tiles(run, photo.image, photo.boxes)
+            else:
+                score, anomaly_map = next(computed)
             yield float(score), anomaly_map
 
-    def _run(self, images: list[Image.Image], options: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-        """Compute scores and maps of images."""
-        outputs = self.engine.run(self.preparation.pixel_values(images))
+    def _run(self, values: np.ndarray, options: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+        """Compute scores and maps of prepared images."""
+        outputs = self.engine.run(values)
         if self.model.references is not None and bank_of(self.model, options) is None:
             return outputs["zero_shot_scores"], outputs["zero_shot_maps"]
         warn_about_references(outputs)
         return outputs["scores"], outputs["anomaly_maps"]
 
     def _decide(
-        self, image: Image.Image, score: float, anomaly_map: np.ndarray, options: dict[str, Any]
+        self, photo: PreparedPhoto, score: float, anomaly_map: np.ndarray, options: dict[str, Any]
     ) -> AnomalyDetectionResult:
         if not (np.isfinite(score) and np.isfinite(anomaly_map).all()):
             raise ValueError(f"The score ({score}) or the map of an image is not finite. Check the exported graph.")
         decision, calibrated = decision_of(self.model, options)
         threshold = threshold_pair(options.get("threshold"), (decision.image_threshold, decision.pixel_threshold))
-        size = (image.height, image.width)
-        found = decide(score, anomaly_map, decision, size=size, threshold=threshold, calibrated=calibrated)
+        found = decide(score, anomaly_map, decision, size=photo.size, threshold=threshold, calibrated=calibrated)
         result = AnomalyDetectionResult(as_result(score, found, label_names(self.model.config.id2label), decision))
         if options.get("regions"):
             result["regions"] = find_regions(found.anomaly_map, found.mask)
         if options.get("heatmap"):
-            result["heatmap"] = draw_heatmap(image, found.anomaly_map)
+            if photo.image is None:
+                raise ValueError("The image was prepared without heatmap=True, so its heatmap cannot be drawn.")
+            result["heatmap"] = draw_heatmap(photo.image, found.anomaly_map)
         return result
 
 
@@ -308,4 +336,4 @@ def _items(inputs: Any) -> Iterator[Any]:
         yield inputs[position]
 
 
-__all__ = ["OnnxDetector"]
+__all__ = ["OnnxDetector", "PreparedPhoto"]

@@ -73,7 +73,7 @@ def create_server_app(
         warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
         loading: asyncio.Task[None] | None = None
         try:
-            if hasattr(detector, "score_settings"):
+            if hasattr(detector, "score_settings") or hasattr(detector, "preprocess"):
                 _start(service, detector)
             else:
                 loading = asyncio.create_task(_load(service, detector, failed))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from PIL import Image
 
+from ..models.vip2clip.heif_vip2clip import check_heif
 from ..utils.pictures import png_bytes
 
 
@@ -117,6 +118,7 @@ def measure_photo(content: bytes, max_pixels: int) -> int:
     """
     if not content:
         raise OSError("The file is empty; expected an image file.")
+    check_heif(content[:64], "The file")
     try:
         image = Image.open(BytesIO(content))
     except Image.DecompressionBombError as error:

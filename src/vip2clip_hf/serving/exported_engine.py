@@ -27,19 +27,19 @@ class ExportedEngine:
 
     def prepare(self, content: bytes, name: str, heatmap: bool) -> Prepared:
         with collect_notices() as notices:
-            image, boxes = self.detector.read({"bytes": content, "path": name})
-        return Prepared({"image": image, "boxes": boxes, "heatmap": heatmap}, list(dict.fromkeys(notices)))
+            photo = self.detector.prepare({"bytes": content, "path": name}, heatmap=heatmap)
+        return Prepared({"photo": photo, "heatmap": heatmap}, list(dict.fromkeys(notices)))
 
     def forward(self, photos: Sequence[Prepared]) -> list[dict[str, Any]]:
-        found = self.detector.forward([(photo.inputs["image"], photo.inputs["boxes"]) for photo in photos])
+        found = self.detector.forward([one.inputs["photo"] for one in photos])
         return [
-            {**photo.inputs, "score": score, "anomaly_map": anomaly_map}
-            for photo, (score, anomaly_map) in zip(photos, found)
+            {**one.inputs, "score": score, "anomaly_map": anomaly_map}
+            for one, (score, anomaly_map) in zip(photos, found)
         ]
 
     def finish(self, outputs: dict[str, Any], regions: bool) -> "AnomalyDetectionResult":
-        image, score, anomaly_map = outputs["image"], outputs["score"], outputs["anomaly_map"]
-        return self.detector.decide(image, score, anomaly_map, heatmap=outputs["heatmap"], regions=regions)
+        photo, score, anomaly_map = outputs["photo"], outputs["score"], outputs["anomaly_map"]
+        return self.detector.decide(photo, score, anomaly_map, heatmap=outputs["heatmap"], regions=regions)
 
     def describe(self) -> dict[str, Any]:
         detector, options = self.detector, self.detector.options

@@ -8,6 +8,10 @@ from typing import Any
 from .._version import __version__
 
 
+# Raise it with each change of the code that changes scores or maps of the same inputs.
+SCORING_VERSION = 1
+
+
 def versions(*packages: str) -> dict[str, str]:
     """
     Get the versions of this package, Python and other packages.
@@ -42,4 +46,4 @@ def merge_versions(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return merged
 
 
-__all__ = ["merge_versions", "versions"]
+__all__ = ["SCORING_VERSION", "merge_versions", "versions"]

@@ -231,6 +231,14 @@ class ViP2ClipConfig(PreTrainedConfig):
                 raise ValueError(f"{name!r} is not a field of ViP2ClipConfig{hint}")
 
     @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any
+    ) -> "ViP2ClipConfig":
+        """Load the configuration of a checkpoint, as `PreTrainedConfig.from_pretrained` does. Errors name it."""
+        kwargs.setdefault("name_or_path", str(pretrained_model_name_or_path))
+        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+
+    @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "ViP2ClipConfig":
         """
         Create a configuration from a dict, as `from_pretrained` does.
@@ -267,7 +275,7 @@ class ViP2ClipConfig(PreTrainedConfig):
             output: Any = super().from_dict({**config_dict, **overrides}, **kwargs)
             (output[0] if isinstance(output, tuple) else output).check_values()
         except StrictDataclassError as error:
-            if place:
+            if place and not overrides:  # otherwise an argument can be wrong
                 error.args = (f"config.json of {os.fspath(place)!r}: {error.__cause__ or error}",)
             raise
         return output
