@@ -193,7 +193,7 @@ class OnnxDetector(ReadsPhotos):
         Read an image and prepare it for the graph. Can run in several threads.
 
         Args:
-            item: an image, see [`AnomalyDetectionPipeline.__call__`].
+            item: an image, as in a call of the detector.
             heatmap (`bool`, defaults to `False`): whether a heatmap will be drawn, for which the image is kept.
 
         Returns:
