@@ -208,21 +208,20 @@ def table_settings(
 
     decision = detector.decision
     pair = threshold_pair(options.get("threshold"), (decision.image_threshold, decision.pixel_threshold))
-    if hasattr(detector, "scoring_settings"):  # an exported model
+    exported = hasattr(detector, "scoring_settings")
+    if exported:
         settings = detector.scoring_settings(pair)
-        packages = [settings["runtime"]]
     else:
         from ..inference.settings import scoring_settings
 
         settings = scoring_settings(detector, pair)
-        packages = ["torch", "transformers"]
     return {
         "kind": "prediction",
         **settings,
         "source": {"folder": root},
         "heatmaps_folder": heatmaps,
         "model": name_of(model),
-        "versions": versions(*packages),
+        "versions": versions(settings["runtime"]) if exported else versions(),
         "calibrated_with": calibrated_with(decision),
     }
 

@@ -74,17 +74,13 @@ def runtime_options(options: dict[str, Any]) -> dict[str, Any]:
     return {**kept, "device": kept.get("device") or "cpu"}
 
 
-def check_export(folder: str, runtime: str, options: dict[str, Any]) -> dict[str, Any]:
+def check_export(folder: str, runtime: str) -> None:
     """
     Check an export and its engine before the graph is loaded.
 
     Args:
         folder (`str`): folder of the export.
         runtime (`str`): value of `--runtime`.
-        options (`dict[str, Any]`): see [`runtime_options`].
-
-    Returns:
-        `dict[str, Any]`: arguments of [`OnnxDetector`].
 
     Raises:
         ImportError: if the package of the engine is not installed.
@@ -94,7 +90,6 @@ def check_export(folder: str, runtime: str, options: dict[str, Any]) -> dict[str
 
     require("runtime" if runtime == "onnx" else runtime, f"--runtime {runtime}", ENGINES[runtime], load=False)
     read_export(folder)
-    return runtime_options(options)
 
 
 def open_runtime(folder: str, runtime: str, options: dict[str, Any]) -> Any:

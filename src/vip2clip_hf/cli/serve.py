@@ -23,7 +23,7 @@ from .options import (
     shows_progress,
     usage_error,
 )
-from .runtimes import ENGINES, Runtime, check_export, check_runtime
+from .runtimes import ENGINES, Runtime, check_export, check_runtime, runtime_options
 
 
 def serve(
@@ -147,7 +147,8 @@ def serve(
 
         list_images(references)
     if runtime is not None and model is not None:
-        options = check_export(model, runtime, options)
+        check_export(model, runtime)
+        options = runtime_options(options)
     model = checkpoint_or_bundled(model)
     shows_progress()
     from ..serving.running import serve_detector

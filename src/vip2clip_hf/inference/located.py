@@ -37,7 +37,7 @@ class LocatedImages:
     def is_unchanged(self, position: int, name: bytes, state: FileState) -> bool:
         """
         Check whether the contents of an image are those of an earlier prediction. It is read only if its version
-        differs, or if there are no versions.
+        differs, or if its version is not known.
 
         Args:
             position (`int`): position of the image.

@@ -178,7 +178,7 @@ class OnnxDetector(ReadsPhotos):
             "min_region_area": decision.min_region_area,
             "calibration": decision.checksum() if decision.calibration is not None else None,
             **self.score_settings(),
-            **chosen_reading(self._photo_options()),
+            **self.reading_options(),
         }
 
     @property

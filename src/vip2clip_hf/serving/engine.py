@@ -1,13 +1,14 @@
 """What the server needs of a model: the steps of a prediction for single photos, so that photos share a batch."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass, field
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, Protocol
 
 from PIL import Image
 
+from ..models.vip2clip.arguments_vip2clip import label_names, threshold_pair
 from ..models.vip2clip.heif_vip2clip import check_heif
 from ..utils.pictures import png_bytes
 
@@ -89,6 +90,32 @@ class Engine(Protocol):
         """
 
 
+def description(detector: Any, threshold: Any, calibrated: bool, references: Sized | None) -> dict[str, Any]:
+    """
+    Describe a detector, see [`Engine.describe`].
+
+    Args:
+        detector ([`AnomalyDetectionPipeline`] or [`OnnxDetector`]): the detector.
+        threshold (`float` or `tuple`, *optional*): value of its call argument.
+        calibrated (`bool`): whether the calibration belongs to its scores.
+        references (`Sized`, *optional*): references in use.
+
+    Returns:
+        `dict[str, Any]`: the description.
+    """
+    config, decision = detector.model.config, detector.decision
+    image_threshold, pixel_threshold = threshold_pair(threshold, (decision.image_threshold, decision.pixel_threshold))
+    return {
+        "image_size": config.image_size,
+        "labels": list(label_names(config.id2label)),
+        "image_threshold": image_threshold,
+        "pixel_threshold": pixel_threshold,
+        "calibrated": calibrated,
+        "references": 0 if references is None else len(references),
+        "tile_size": detector.score_settings()["tile_size"],
+    }
+
+
 def warm_up(engine: Engine) -> None:
     """
     Run the model once, so that the first request is not slower than others.
@@ -137,4 +164,4 @@ def measure_photo(content: bytes, max_pixels: int) -> int:
         return max_pixels if getattr(image, "is_animated", False) else image.width * image.height
 
 
-__all__ = ["FORMATS", "Engine", "Prepared", "measure_photo", "warm_up"]
+__all__ = ["FORMATS", "Engine", "Prepared", "description", "measure_photo", "warm_up"]

@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..models.vip2clip.arguments_vip2clip import label_names, threshold_pair
 from ..models.vip2clip.image_notices_vip2clip import collect_notices
 from ..models.vip2clip.pipeline_steps_vip2clip import bank_of, decision_of
 from ..runtime.detector import OnnxDetector
-from .engine import Prepared
+from .engine import Prepared, description
 
 
 if TYPE_CHECKING:
@@ -42,19 +41,9 @@ class ExportedEngine:
         return self.detector.decide(photo, score, anomaly_map, heatmap=outputs["heatmap"], regions=regions)
 
     def describe(self) -> dict[str, Any]:
-        detector, options = self.detector, self.detector.options
-        decision, calibrated = decision_of(detector.model, options)
-        thresholds = threshold_pair(options.get("threshold"), (decision.image_threshold, decision.pixel_threshold))
-        references = bank_of(detector.model, options)
-        return {
-            "image_size": detector.model.config.image_size,
-            "labels": list(label_names(detector.model.config.id2label)),
-            "image_threshold": thresholds[0],
-            "pixel_threshold": thresholds[1],
-            "calibrated": calibrated,
-            "references": 0 if references is None else len(references),
-            "tile_size": detector.score_settings()["tile_size"],
-        }
+        model, options = self.detector.model, self.detector.options
+        calibrated = decision_of(model, options)[1]
+        return description(self.detector, options.get("threshold"), calibrated, bank_of(model, options))
 
 
 __all__ = ["ExportedEngine"]

@@ -5,11 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..models.vip2clip.arguments_vip2clip import label_names, threshold_pair
 from ..models.vip2clip.fingerprint_vip2clip import is_calibrated
 from ..models.vip2clip.image_notices_vip2clip import collect_notices
 from ..models.vip2clip.pipeline_anomaly_detection import AnomalyDetectionPipeline
-from .engine import Prepared
+from .engine import Prepared, description
 
 
 if TYPE_CHECKING:
@@ -57,20 +56,9 @@ class PipelineEngine:
         return self.detector.postprocess(outputs, **{**self.detector._postprocess_params, "regions": regions})
 
     def describe(self) -> dict[str, Any]:
-        detector, settings = self.detector, self.detector.score_settings()
-        decision, references = detector.decision, detector.references
-        thresholds = threshold_pair(
-            detector._postprocess_params.get("threshold"), (decision.image_threshold, decision.pixel_threshold)
-        )
-        return {
-            "image_size": detector.model.config.image_size,
-            "labels": list(label_names(detector.model.config.id2label)),
-            "image_threshold": thresholds[0],
-            "pixel_threshold": thresholds[1],
-            "calibrated": is_calibrated(detector.model, settings, decision),
-            "references": 0 if references is None else len(references),
-            "tile_size": settings["tile_size"],
-        }
+        detector = self.detector
+        calibrated = is_calibrated(detector.model, detector.score_settings(), detector.decision)
+        return description(detector, detector._postprocess_params.get("threshold"), calibrated, detector.references)
 
 
 __all__ = ["PipelineEngine"]
