@@ -141,6 +141,8 @@ def read_export(folder: str | os.PathLike) -> tuple[Path, ExportedModel, ImagePr
     folder = Path(folder)
     if not (folder / "export.json").is_file():
         kind = "a checkpoint" if (folder / "config.json").is_file() else "not an export"
+        if not folder.exists():
+            kind = "not an export (there is no such folder)"
         raise OSError(f"{str(folder)!r} is {kind}; expected a folder with export.json, as written by vip2clip export.")
     report = read_json(folder / "export.json")
     if report.get("format") != "onnx":
